@@ -1,0 +1,1 @@
+"""One BERT for a whole pipeline."""

@@ -1,0 +1,415 @@
+"""The component that owns the encoder: the latest batch of states, and the training step."""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.language import Language
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples
+from spacy.vocab import Vocab
+from thinc.api import Config, Model, Optimizer
+
+from ..types import Encoded, Ints1d, MeanLoss
+from .listener import BertListener
+from .model import EncoderModel, prepare, shim_of
+from .shim import AdamSettings, adam_settings
+
+DEFAULT_CONFIG = """
+[model]
+@architectures = "spacy_bert_heads.BertEncoder.v1"
+name = "bert-base-uncased"
+window = 256
+stride = 192
+max_batch_tokens = 4096
+precision = "auto"
+frozen_layers = 0
+layer_decay = 1.0
+"""
+DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
+
+# Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
+# 5e-5); spaCy's own default is 1e-3.
+HIGH_LEARN_RATE = 5e-4
+
+
+@Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
+def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEncoder":
+    """Create the encoder component. It annotates nothing: the heads after it read its states.
+
+    nlp (Language): The pipeline.
+    name (str): The component's name.
+    model (Model[List[Doc], Encoded]): The encoder.
+    """
+    return BertEncoder(nlp.vocab, model, name)
+
+
+class BertEncoder(TrainablePipe):
+    """Serve the states of one BERT to every head that listens.
+
+    Nothing happens until a head asks. The latest batch is kept, so that the heads of a pipeline
+    share one pass; in training, so that their gradients add up to one backward pass.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[List[Doc], Encoded]): The encoder.
+    name (str): The component's name.
+    """
+
+    def __init__(self, vocab: Vocab, model: EncoderModel, name: str = "bert_encoder") -> None:
+        self.vocab = vocab
+        self.model = model
+        self.name = name
+        self.cfg: dict[str, Any] = {}
+        self.listener_map: dict[str, list[BertListener]] = {}
+        self._latest = _Latest()
+        self._step: _Step | None = None
+        self._warned = False
+
+    # --- spaCy's protocol for shared layers (spacy.ty.ListenedToComponent)
+
+    @property
+    def listeners(self) -> list[BertListener]:
+        """RETURNS (List[BertListener]): The listeners of all heads."""
+        return [listener for group in self.listener_map.values() for listener in group]
+
+    @property
+    def listening_components(self) -> list[str]:
+        """RETURNS (List[str]): The names of the heads."""
+        return list(self.listener_map)
+
+    def add_listener(self, listener: BertListener, component_name: str) -> None:
+        """Link a head's listener.
+
+        listener (BertListener): The layer.
+        component_name (str): The head's name.
+        """
+        if listener.upstream is not None and listener.upstream is not self:
+            listener.upstream.remove_listener(listener, component_name)
+        group = self.listener_map.setdefault(component_name, [])
+        if not any(one is listener for one in group):
+            group.append(listener)
+        listener.link(self, component_name)
+
+    def remove_listener(self, listener: BertListener, component_name: str) -> bool:
+        """Unlink a head's listener.
+
+        listener (BertListener): The layer.
+        component_name (str): The head's name.
+        RETURNS (bool): Whether it was linked.
+        """
+        group = self.listener_map.get(component_name, [])
+        rest = [one for one in group if one is not listener]
+        if len(rest) == len(group):
+            return False
+        if rest:
+            self.listener_map[component_name] = rest
+        else:
+            del self.listener_map[component_name]
+        listener.upstream = None
+        return True
+
+    def find_listeners(self, component: Any) -> None:
+        """Link the listeners inside a component that name this encoder, or "*".
+
+        component (Any): A component that stands behind this one.
+        """
+        if isinstance(getattr(component, "model", None), Model):
+            for node in component.model.walk():
+                if isinstance(node, BertListener) and node.upstream_name in ("*", self.name):
+                    self.add_listener(node, component.name)
+
+    # --- predicting
+
+    def __call__(self, doc: Doc) -> Doc:
+        """Do nothing: the heads ask for what they need."""
+        return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Do nothing: the heads ask for what they need."""
+        yield from stream
+
+    def predict(self, docs: Sequence[Doc]) -> Encoded:
+        """Encode a batch, or find it encoded. A training step that is open is finished first,
+        but for a prediction on the step's own Docs (of an annotating component).
+
+        docs (Sequence[Doc]): The Docs.
+        RETURNS (Encoded): Their states, without a graph.
+        """
+        if self._step is not None and not self._step.has(docs):
+            self._close_step()
+        version = shim_of(self.model).version
+        encoded = self._latest.find(docs, version)
+        if encoded is None:
+            self._latest.drop()  # before the next batch is made, so that only one is alive
+            encoded = self.model.predict(list(docs))
+            self._latest.keep(docs, version, encoded)
+        return encoded
+
+    def set_annotations(self, docs: Sequence[Doc], encoded: Encoded) -> None:
+        """Do nothing: states never stay on a Doc."""
+
+    def read(
+        self, docs: Sequence[Doc], listener: BertListener | None
+    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        """Answer a listener.
+
+        docs (Sequence[Doc]): The Docs it asks for.
+        listener (Optional[BertListener]): The listener, if it is training. Outside of a step
+            (this encoder is frozen) it gets states without a graph, and its gradient is dropped.
+        RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
+            gradient (n_slots, width).
+        """
+        if listener is None or self._step is None or not self._step.has(docs):
+            return self.predict(docs), lambda gradient: None
+        step = self._step
+        encoded, answer = step.read(docs, self.model)
+
+        def backprop(gradient: torch.Tensor) -> None:
+            answer(gradient)
+            step.answered.add(listener.id)
+            if step is self._step and step.answered >= {one.id for one in self.listeners}:
+                self._close_step()
+
+        return encoded, backprop
+
+    # --- training
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Open a training step: the heads after this read the batch with a graph, and their
+        gradients add up. The backward pass follows the last head's answer, or comes before
+        whatever needs its result: the next `update`, `finish_update`, a prediction, a save.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Not used: dropout is the checkpoint's own.
+        sgd (Optional[Optimizer]): An optimizer to step with after the backward pass.
+        losses (Optional[Dict[str, float]]): Gets this component's entry: the norm of the
+            gradient by the states, a mean over updates.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        examples = list(examples)
+        validate_examples(examples, "BertEncoder.update")
+        self._close_step()
+        self._latest.drop()
+        losses.setdefault(self.name, MeanLoss())
+        self._step = _Step([eg.predicted for eg in examples], losses)
+        if sgd not in (None, False):
+            self.finish_update(sgd)
+        return losses
+
+    def finish_update(self, sgd: Optimizer) -> None:
+        """Step the weights. While no head has answered yet (`nlp.update(…, sgd=…)` calls this
+        before the heads), the optimizer's settings are only noted: AdamW must not touch weights
+        that an open graph still needs.
+
+        sgd (Optimizer): The thinc optimizer.
+        RAISES (ValueError): If it averages parameters.
+        """
+        if sgd.learn_rate > HIGH_LEARN_RATE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"A learning rate of {sgd.learn_rate:g} makes a pretrained encoder forget what it "
+                "knows. Use 1e-5 to 1e-4 in [training.optimizer.learn_rate], as the config of "
+                "`python -m spacy bert init-config` does.",
+                stacklevel=2,
+            )
+        if self._step is not None and not self._step.answered:
+            # The schedules may move on before the step is taken.
+            self._step.finish = (sgd, adam_settings(sgd))
+            return
+        self._close_step()
+        shim_of(self.model).finish_update(sgd)
+
+    def _close_step(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            step.backward(self.name)
+            if step.finish is not None:
+                shim_of(self.model).finish_update(*step.finish)
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+    ) -> None:
+        """Load the checkpoint that the config names, from the hub or a folder.
+
+        get_examples (Callable): Not used.
+        nlp (Optional[Language]): Not used.
+        RAISES (ValueError): If it can't be loaded or doesn't go with the settings.
+        """
+        self.model.initialize()
+        for name, group in self.listener_map.items():
+            for listener in group:
+                listener.link(self, name)
+
+    # --- files: the folder is a Hugging Face checkpoint
+
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
+        """Save the encoder as a Hugging Face folder, `path/model`.
+
+        path (str / Path): A folder.
+        exclude (Iterable[str]): Names of fields to leave out.
+        """
+        self._close_step()
+        folder = Path(path) / "model"
+        folder.mkdir(parents=True, exist_ok=True)
+        if "model" not in exclude:
+            for name, content in shim_of(self.model).to_files().items():
+                (folder / name).write_bytes(content)
+
+    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":
+        """Load what `to_disk` saved. Needs no network.
+
+        path (str / Path): The folder.
+        exclude (Iterable[str]): Names of fields to leave out.
+        RETURNS (BertEncoder): This component.
+        RAISES (ValueError): If a file is missing or damaged.
+        """
+        if "model" not in exclude:
+            folder = Path(path) / "model"
+            self._load({file.name: file.read_bytes() for file in folder.iterdir()})
+        return self
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """RETURNS (bytes): The component, packed by msgpack."""
+        self._close_step()
+        return super().to_bytes(exclude=tuple(exclude))
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertEncoder":
+        """bytes_data (bytes): What `to_bytes` gave.
+        RETURNS (BertEncoder): This component.
+        """
+        super().from_bytes(bytes_data, exclude=tuple(exclude))
+        self._load({})
+        return self
+
+    def _load(self, files: dict[str, bytes]) -> None:
+        shim = shim_of(self.model).from_files(files)
+        if shim.has_module:
+            prepare(self.model)
+            for name, group in self.listener_map.items():
+                for listener in group:
+                    listener.link(self, name)
+
+    def __reduce__(self) -> tuple:
+        self._close_step()
+        return BertEncoder, (self.vocab, self.model, self.name), self.listener_map
+
+    def __setstate__(self, listener_map: dict[str, list[BertListener]]) -> None:
+        self.listener_map = listener_map
+
+
+class _Latest(threading.local):
+    """The latest batch of states, one for every thread. The Docs are held weakly."""
+
+    def __init__(self) -> None:
+        self.drop()
+
+    def __reduce__(self) -> tuple:
+        return _Latest, ()
+
+    def drop(self) -> None:
+        self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
+        self.version = -1
+        self.encoded: Encoded | None = None
+
+    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded) -> None:
+        self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
+        self.version, self.encoded = version, encoded
+
+    def find(self, docs: Sequence[Doc], version: int) -> Encoded | None:
+        if self.encoded is None or self.version != version:
+            return None
+        found = []
+        for doc in docs:
+            place, ref = self.places.get(id(doc), (-1, None))
+            # A component between two heads may have merged tokens.
+            if ref is None or ref() is not doc or self.encoded.sequences.tokens[place] != len(doc):
+                return None
+            found.append(place)
+        return _slice(self.encoded, np.asarray(found, dtype=np.int64))[0]
+
+
+class _Step:
+    """One training step: the Docs, what was read of them with a graph, who has answered."""
+
+    def __init__(self, docs: list[Doc], losses: dict[str, float]) -> None:
+        self.docs = {id(doc): doc for doc in docs}
+        self.losses = losses
+        self.reads: list[_Read] = []
+        self.answered: set[int] = set()
+        self.finish: tuple[Optimizer, AdamSettings | None] | None = None
+
+    def has(self, docs: Sequence[Doc]) -> bool:
+        return all(id(doc) in self.docs for doc in docs)
+
+    def read(
+        self, docs: Sequence[Doc], model: EncoderModel
+    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        for read in self.reads:
+            places = read.find(docs)
+            if places is not None:
+                break
+        else:
+            read = _Read(docs, model)
+            places = np.arange(len(docs), dtype=np.int64)
+            self.reads.append(read)
+        encoded, slots = _slice(read.encoded, places)
+        return encoded, lambda gradient: read.add(gradient, slots)
+
+    def backward(self, name: str) -> None:
+        while self.reads:
+            read = self.reads.pop()
+            if read.gradient is not None:
+                read.backprop(read.gradient)
+                self.losses[name] += float(read.gradient.norm())
+
+
+class _Read:
+    """One forward pass with a graph, and the gradient that gathers for it."""
+
+    def __init__(self, docs: Sequence[Doc], model: EncoderModel) -> None:
+        self.places = {id(doc): i for i, doc in enumerate(docs)}
+        self.encoded, self.backprop = model.begin_update(list(docs))
+        self.gradient: torch.Tensor | None = None
+
+    def find(self, docs: Sequence[Doc]) -> Ints1d | None:
+        tokens = self.encoded.sequences.tokens
+        places = [self.places.get(id(doc), -1) for doc in docs]
+        if any(
+            place < 0 or tokens[place] != len(doc)
+            for place, doc in zip(places, docs, strict=True)
+        ):
+            return None
+        return np.asarray(places, dtype=np.int64)
+
+    def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
+        if slots is not None:
+            whole = torch.zeros_like(self.encoded.states)
+            gradient = whole.index_add_(0, slots, gradient)
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+
+
+def _slice(encoded: Encoded, places: Ints1d) -> tuple[Encoded, torch.Tensor | None]:
+    """The states of some Docs of a batch, and their rows; None if it is the whole batch."""
+    sequences = encoded.sequences
+    if np.array_equal(places, np.arange(len(sequences.tokens))):
+        return encoded, None
+    taken, slots = sequences.take(places)
+    rows = torch.from_numpy(slots).to(encoded.states.device)
+    return Encoded(encoded.states.index_select(0, rows), taken), rows

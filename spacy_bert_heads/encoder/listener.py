@@ -1,0 +1,87 @@
+"""The layer that a head holds instead of an encoder of its own."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from spacy.tokens import Doc
+from thinc.api import Model
+
+from ..types import Encoded
+from .loading import Bert
+from .shim import TorchShim
+
+if TYPE_CHECKING:
+    from .component import BertEncoder
+
+
+class BertListener(Model[list[Doc], Encoded]):
+    """Ask the pipeline's encoder for the states of a batch.
+
+    upstream_name (str): The encoder component's name, or "*" for the nearest one before.
+    """
+
+    def __init__(self, upstream_name: str) -> None:
+        super().__init__("bert_listener", forward, dims={"nO": None})
+        self.upstream_name = upstream_name
+        self.component_name = "this component"  # the head's name, set with the link
+        self.upstream: "BertEncoder | None" = None
+
+    def link(self, upstream: "BertEncoder", component_name: str) -> None:
+        """Connect to an encoder.
+
+        upstream (BertEncoder): The encoder component.
+        component_name (str): The name of the component that holds this layer.
+        """
+        self.upstream, self.component_name = upstream, component_name
+        if upstream.model.has_dim("nO"):
+            self.set_dim("nO", upstream.model.get_dim("nO"), force=True)
+
+    @property
+    def encoder(self) -> "BertEncoder":
+        """RETURNS (BertEncoder): The encoder component.
+        RAISES (ValueError): If there is none.
+        """
+        if self.upstream is None:
+            wanted = "bert_encoder" if self.upstream_name == "*" else self.upstream_name
+            raise ValueError(
+                f"{self.component_name} reads the states of an encoder, but no '{wanted}' stands "
+                f"before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', first=True), "
+                "or load the pipeline without excluding it."
+            )
+        return self.upstream
+
+
+def build_bert_listener(upstream: str = "*") -> BertListener:
+    """Build a listener.
+
+    upstream (str): The encoder component's name, or "*" for the nearest one before.
+    RETURNS (Model[List[Doc], Encoded]): The layer.
+    """
+    return BertListener(upstream)
+
+
+def forward(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[Encoded, Callable[[torch.Tensor], Any]]:
+    """Pull the states of a batch from the encoder.
+
+    docs (List[Doc]): The Docs.
+    is_train (bool): Whether the caller will answer with a gradient.
+    RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
+    """
+    assert isinstance(model, BertListener)
+    return model.encoder.read(docs, model if is_train else None)
+
+
+def checkpoint_behind(tok2vec: Model) -> Bert | None:
+    """The checkpoint whose states a layer gives, for a head that begins like Hugging Face's.
+
+    tok2vec (Model): A listener, an encoder model, or any other token-to-vector layer.
+    RETURNS (Optional[Bert]): The checkpoint, or None behind any other layer.
+    """
+    model = tok2vec.encoder.model if isinstance(tok2vec, BertListener) else tok2vec
+    for shim in model.shims:
+        if isinstance(shim, TorchShim) and isinstance(shim.module, Bert):
+            return shim.module
+    return None

@@ -1,0 +1,197 @@
+"""Checkpoints: from the hub or a folder when training starts, from named files ever after.
+
+transformers is imported inside the functions: it takes seconds, and a pipeline without BERT
+must not wait for it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..wordpieces import Wordpieces
+from .shim import Files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Tokenizer files are kept for those who take the folder back to Hugging Face; ours reads
+# tokenizer.json alone.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class Bert(nn.Module):
+    """A checkpoint: the encoder and its tokenizer, as one module.
+
+    encoder (PreTrainedModel): What `AutoModel` loads.
+    wordpieces (Wordpieces): The tokenizer.
+    tokenizer_files (Files): The tokenizer as Hugging Face saves it.
+    """
+
+    def __init__(
+        self, encoder: PreTrainedModel, wordpieces: Wordpieces, tokenizer_files: Files
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.wordpieces = wordpieces
+        self.tokenizer_files = tokenizer_files
+
+    @property
+    def config(self) -> Any:
+        """RETURNS (PretrainedConfig): The checkpoint's configuration."""
+        return self.encoder.config
+
+    @property
+    def width(self) -> int:
+        """RETURNS (int): The width of its states."""
+        return int(self.config.hidden_size)
+
+    @property
+    def max_window(self) -> int:
+        """RETURNS (int): The longest sequence that it has positions for."""
+        positions = getattr(self.config, "max_position_embeddings", None) or 10**9
+        # RoBERTa and its kin count positions from behind the padding id.
+        embeddings = getattr(self.encoder, "embeddings", None)
+        offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return int(positions) - (0 if offset is None else int(offset) + 1)
+
+    def forward(
+        self, ids: torch.Tensor, type_ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Run a bucket of sequences.
+
+        ids (Tensor): (n_sequences, length).
+        type_ids (Tensor): (n_sequences, length); not used by families without them.
+        mask (Tensor): 1 for a piece, 0 for padding, (n_sequences, length).
+        RETURNS (Tensor): The last layer's states (n_sequences, length, width).
+        """
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if getattr(self.config, "type_vocab_size", 0):
+            inputs["token_type_ids"] = type_ids
+        return self.encoder(**inputs).last_hidden_state
+
+
+def load_checkpoint(name: str) -> Bert:
+    """Load a checkpoint of the BERT family by its hub name or from a folder.
+
+    name (str): A name on the Hugging Face hub, or a folder.
+    RETURNS (Bert): The encoder, in fp32, and its tokenizer.
+    RAISES (ValueError): If it can't be found or read, lacks weights or a fast tokenizer, or has
+        another shape than BERT's.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or folder.exists()):
+        raise ValueError(f"There is no checkpoint folder '{name}'. Check the path.")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        where = "folder" if folder.is_dir() else "hub name, and no folder of that name,"
+        raise ValueError(
+            f"Can't read a checkpoint from the {where} '{name}': {error}\n"
+            "It needs config.json, weights and tokenizer files as Hugging Face's "
+            "save_pretrained writes them; a hub name needs access to the hub or its cache."
+        ) from error
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+        raise ValueError(
+            f"'{name}' is a '{config.model_type}' model, not an encoder of BERT's shape. "
+            "Use BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, XLM-R or the like."
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer of '{name}' has no fast version, so it gives no character offsets. "
+            "Add a tokenizer.json: AutoTokenizer.from_pretrained(…, use_fast=True)"
+            ".save_pretrained(…), with `pip install sentencepiece tiktoken` if it asks for them."
+        )
+    encoder = _load_encoder(source)
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        files = _read_files(Path(saved), TOKENIZER_FILES)
+    return Bert(encoder, _wordpieces(files, config), files)
+
+
+def _load_encoder(source: str) -> PreTrainedModel:
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    unreadable = (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError)
+    try:
+        encoder, info = AutoModel.from_pretrained(
+            source, output_loading_info=True, weights_only=True
+        )
+    except unreadable as error:
+        raise ValueError(
+            f"Can't load the weights of '{source}': {error}\n"
+            "If the file is damaged, download it again; save a .bin again as safetensors."
+        ) from error
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler")]
+    if missing:
+        raise ValueError(
+            f"The weights of '{source}' lack {len(missing)} of the encoder's parameters "
+            f"({', '.join(sorted(missing)[:3])}, …). Does config.json belong to them?"
+        )
+    if len(missing) < len(info["missing_keys"]):
+        # Random weights must not pass for a pretrained pooler.
+        encoder.pooler = None
+    return encoder.float()
+
+
+def _wordpieces(files: Files, config: Any) -> Wordpieces:
+    from tokenizers import Tokenizer
+
+    pad_id = getattr(config, "pad_token_id", None)
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf8"))
+    return Wordpieces(tokenizer, pad_id=pad_id or 0)
+
+
+def _read_files(folder: Path, names: tuple[str, ...]) -> Files:
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def checkpoint_to_files(bert: nn.Module) -> Files:
+    """Turn a checkpoint into the files of a Hugging Face folder.
+
+    bert (Bert): The checkpoint.
+    RETURNS (Files): config.json, model.safetensors and the tokenizer's files.
+    """
+    assert isinstance(bert, Bert)
+    with tempfile.TemporaryDirectory() as folder:
+        bert.encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+        files = _read_files(Path(folder), ("config.json", "model.safetensors"))
+    return {**files, **bert.tokenizer_files}
+
+
+def checkpoint_from_files(files: Files) -> Bert:
+    """Build a checkpoint from what `checkpoint_to_files` gave. Needs no network.
+
+    files (Files): The named files.
+    RETURNS (Bert): The checkpoint.
+    RAISES (ValueError): If a file is missing or damaged.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if name not in files:
+            raise ValueError(
+                f"The saved encoder has no {name}. Copy or download the pipeline again."
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("config.json", "model.safetensors"):
+            (Path(folder) / name).write_bytes(files[name])
+        encoder = _load_encoder(folder)
+    tokenizer_files = {name: files[name] for name in TOKENIZER_FILES if name in files}
+    return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)

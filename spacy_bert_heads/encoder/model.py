@@ -1,0 +1,237 @@
+"""The encoder as a thinc model: Docs in, packed states out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+from thinc.api import Model
+from torch.utils.checkpoint import checkpoint
+
+from ..sequences import make_buckets, make_sequences
+from ..types import Encoded, Ints1d, Sequences
+from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
+from .shim import TorchShim, find_layers
+
+EncoderModel = Model[list[Doc], Encoded]
+
+
+def build_bert_encoder(
+    name: str,
+    *,
+    window: int = 256,
+    stride: int = 192,
+    max_batch_tokens: int = 4096,
+    precision: str = "auto",
+    frozen_layers: int = 0,
+    layer_decay: float = 1.0,
+) -> EncoderModel:
+    """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
+
+    name (str): A checkpoint of the BERT family: a Hugging Face hub name or a folder.
+    window (int): The longest sequence that is run at once, in wordpieces, special tokens
+        included. Longer Docs are read in overlapping windows.
+    stride (int): The step from one window to the next, in wordpieces.
+    max_batch_tokens (int): Sequences are grouped by length under this budget of wordpieces,
+        padding included. A training batch above it is checkpointed (half the memory, a third
+        more time; Chen et al. 2016).
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
+    frozen_layers (int): The embeddings and this many of the lowest layers don't learn.
+    layer_decay (float): Each layer learns at this times the rate of the layer above it
+        (Howard & Ruder 2018, section 3.2).
+    RETURNS (Model[List[Doc], Encoded]): The model.
+    RAISES (ValueError): If a setting makes no sense.
+    """
+    if not 0 < stride <= window:
+        raise ValueError(f"stride is {stride}; it must be between 1 and the window, {window}.")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; it must be above 0, 1 at the most.")
+    shim = TorchShim(
+        to_files=checkpoint_to_files,
+        from_files=checkpoint_from_files,
+        precision=precision,
+        layer_decay=layer_decay,
+    )
+    return Model(
+        "bert_encoder",
+        forward,
+        init=init,
+        dims={"nO": None},
+        shims=[shim],
+        attrs={
+            "name": name,
+            "window": window,
+            "stride": stride,
+            "max_batch_tokens": max_batch_tokens,
+            "frozen_layers": frozen_layers,
+        },
+    )
+
+
+def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
+    """Load the checkpoint, unless there are weights already (in a pipeline trained further)."""
+    shim = shim_of(model)
+    if not shim.has_module:
+        shim.module = load_checkpoint(model.attrs["name"])
+    prepare(model)
+    return model
+
+
+def prepare(model: EncoderModel) -> None:
+    """Fit the model's settings to the checkpoint that it has got.
+
+    model (EncoderModel): A model with weights.
+    RAISES (ValueError): If the two don't go together.
+    """
+    bert = bert_of(model)
+    model.set_dim("nO", bert.width, force=True)
+    window, room = model.attrs["window"], model.attrs["window"] - bert.wordpieces.n_special
+    if window > bert.max_window:
+        raise ValueError(
+            f"window is {window}, but '{model.attrs['name']}' has positions for "
+            f"{bert.max_window}. Set window = {bert.max_window} or less in the encoder's model."
+        )
+    if not model.attrs["stride"] <= room:
+        raise ValueError(
+            f"stride is {model.attrs['stride']}, but a window of {window} has room for {room} "
+            f"wordpieces beside the special tokens. Set stride to {room} or less."
+        )
+    freeze_lowest(bert, model.attrs["frozen_layers"])
+
+
+def freeze_lowest(bert: Bert, n_layers: int) -> None:
+    """Freeze the embeddings and the lowest layers.
+
+    bert (Bert): The checkpoint.
+    n_layers (int): How many layers; 0 frees all.
+    RAISES (ValueError): If there are not so many, or they are not apart.
+    """
+    stack = find_layers(bert)
+    depth = 0 if stack is None else len(stack)
+    if not 0 <= n_layers <= depth:
+        raise ValueError(
+            f"frozen_layers is {n_layers}, but a '{bert.config.model_type}' checkpoint has "
+            f"{depth} layers that can be frozen one by one. To freeze the whole encoder, put "
+            "its name into [training] frozen_components."
+        )
+    bert.requires_grad_(True)
+    if stack is not None and n_layers:
+        free = {id(p) for layer in stack[n_layers:] for p in layer.parameters()}
+        pooler = getattr(bert.encoder, "pooler", None)
+        free.update(id(p) for p in pooler.parameters()) if pooler is not None else None
+        for parameter in bert.parameters():
+            parameter.requires_grad_(id(parameter) in free)
+
+
+def shim_of(model: Model) -> TorchShim:
+    """RETURNS (TorchShim): The torch side of a model."""
+    shim = model.shims[0]
+    assert isinstance(shim, TorchShim)
+    return shim
+
+
+def bert_of(model: Model) -> Bert:
+    """RETURNS (Bert): The checkpoint of an encoder model.
+    RAISES (ValueError): If it has none yet.
+    """
+    bert = shim_of(model).module
+    assert isinstance(bert, Bert)
+    return bert
+
+
+def forward(
+    model: EncoderModel, docs: list[Doc], is_train: bool
+) -> tuple[Encoded, Callable[[torch.Tensor], list[Doc]]]:
+    """Encode a batch of Docs.
+
+    docs (List[Doc]): The Docs.
+    is_train (bool): Whether to use dropout and keep the graph.
+    RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient
+        (n_slots, width).
+    """
+    bert, shim, attrs = bert_of(model), shim_of(model), model.attrs
+    sequences = make_sequences(
+        docs, bert.wordpieces, window=attrs["window"], stride=attrs["stride"]
+    )
+    if is_train:
+        with shim.training(), shim.autocast():
+            states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=True)
+
+        def backprop(gradient: torch.Tensor) -> list[Doc]:
+            shim.backward(states, gradient)
+            return docs
+
+        return Encoded(states.detach(), sequences), backprop
+
+    with torch.no_grad(), shim.autocast():
+        states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=False)
+    return Encoded(states, sequences), lambda gradient: docs
+
+
+def run(
+    bert: Bert, sequences: Sequences, max_batch_tokens: int, *, keep_graph: bool
+) -> torch.Tensor:
+    """Run the sequences bucket by bucket, and pack their states.
+
+    bert (Bert): The checkpoint.
+    sequences (Sequences): The sequences.
+    max_batch_tokens (int): The budget of a bucket, in slots.
+    keep_graph (bool): Whether gradients will be asked for.
+    RETURNS (Tensor): The states in the order of the slots (n_slots, width), float32.
+    """
+    device = next(bert.parameters()).device
+    lengths = sequences.lengths
+    starts = np.cumsum(lengths) - lengths
+    buckets = make_buckets(lengths, max_tokens=max_batch_tokens)
+    over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
+    packed = torch.empty(0 if keep_graph else len(sequences.ids), bert.width, device=device)
+    parts, slots = [], []
+    for bucket in buckets:
+        inputs, at, present = pad(sequences, starts[bucket], lengths[bucket], bert, device)
+        if over_budget:
+            states = checkpoint(bert, *inputs, use_reentrant=False)
+        else:
+            states = bert(*inputs)
+        states = states.reshape(-1, states.shape[-1])
+        if present is not None:
+            states = states.index_select(0, present)
+        if keep_graph:
+            parts.append(states.float())
+            slots.append(at)
+        else:
+            packed[torch.from_numpy(at).to(device)] = states.float()
+    if not keep_graph:
+        return packed
+    order = np.empty(len(sequences.ids), dtype=np.int64)
+    order[np.concatenate(slots)] = np.arange(len(order))
+    return torch.cat(parts).index_select(0, torch.from_numpy(order).to(device))
+
+
+def pad(
+    sequences: Sequences, starts: Ints1d, lengths: Ints1d, bert: Bert, device: torch.device
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Ints1d, torch.Tensor | None]:
+    """Lay a bucket's sequences side by side.
+
+    sequences (Sequences): All sequences of the batch.
+    starts (Ints1d): First slots of the bucket's sequences.
+    lengths (Ints1d): Their lengths.
+    bert (Bert): The checkpoint, which knows what fills a short row.
+    device (torch.device): Where to.
+    RETURNS: The ids, type ids and mask (n_sequences, longest); the slots that stand in them,
+        row after row; and their flat positions, or None if every position is one.
+    """
+    longest = int(lengths.max())
+    column = np.arange(longest)
+    mask = column < lengths[:, None]
+    slots = (starts[:, None] + column)[mask]
+    ids = np.full(mask.shape, bert.wordpieces.pad_id, dtype=np.int64)
+    type_ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask], type_ids[mask] = sequences.ids[slots], sequences.type_ids[slots]
+    inputs = tuple(
+        torch.from_numpy(array).to(device) for array in (ids, type_ids, mask.astype(np.int64))
+    )
+    present = None
+    if not mask.all():
+        present = torch.from_numpy(np.flatnonzero(mask)).to(device)
+    return (inputs[0], inputs[1], inputs[2]), slots, present

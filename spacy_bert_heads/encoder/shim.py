@@ -1,0 +1,308 @@
+"""The torch side of a thinc model: precision, gradients, AdamW and weights on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import srsly
+import torch
+from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
+from thinc.shims import Shim
+from torch import nn
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Files = dict[str, bytes]
+
+
+class AdamSettings(NamedTuple):
+    """The values that a thinc optimizer's schedules have at one moment."""
+
+    learn_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float
+
+
+def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
+    """Read the settings off thinc's `Adam.v1`.
+
+    optimizer (Optimizer): A thinc optimizer.
+    RETURNS (Optional[AdamSettings]): None if it is another one.
+    """
+    o = optimizer
+    is_adam = not o.use_radam and o.b1 > 0 and o.b2 > 0 and (o.L2_is_weight_decay or not o.L2)
+    if not is_adam:
+        return None
+    return AdamSettings(o.learn_rate, (o.b1, o.b2), o.eps, o.L2, o.grad_clip)
+
+
+class TorchShim(Shim):
+    """Hold a torch module inside a thinc model, and train it with torch's own means.
+
+    The module rests in eval mode, so that a thread that predicts never meets dropout.
+
+    to_files (Callable[[nn.Module], Files]): Turn the module into named files.
+    from_files (Callable[[Files], nn.Module]): Build the module again from those.
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. Below fp32,
+        matrix products run in that type (autocast) and weights stay in fp32; fp16 gradients
+        are scaled.
+    layer_decay (float): Each layer learns at this times the rate of the layer above it.
+    """
+
+    def __init__(
+        self,
+        *,
+        to_files: Callable[[nn.Module], Files],
+        from_files: Callable[[Files], nn.Module],
+        precision: str = "fp32",
+        layer_decay: float = 1.0,
+    ) -> None:
+        if precision != "auto" and precision not in PRECISIONS:
+            options = ", ".join(["auto", *PRECISIONS])
+            raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+        super().__init__(None)
+        self._to_files, self._from_files = to_files, from_files
+        self._precision = precision
+        self._layer_decay = layer_decay
+        # Counts the changes of the weights: states computed from older ones are stale.
+        self.version = 0
+        self._forget_training()
+
+    def _forget_training(self) -> None:
+        self._adam: torch.optim.AdamW | None = None
+        self._driver: Optimizer | None = None
+        self._scaler: torch.amp.GradScaler | None = None
+
+    @property
+    def has_module(self) -> bool:
+        """RETURNS (bool): Whether there are weights yet."""
+        return self._model is not None
+
+    @property
+    def module(self) -> nn.Module:
+        """RETURNS (nn.Module): The torch module, in eval mode.
+        RAISES (ValueError): If there is none yet.
+        """
+        if self._model is None:
+            raise ValueError(
+                "This component has no weights yet. Call nlp.initialize() to make them, "
+                "or load a trained pipeline with spacy.load()."
+            )
+        return self._model
+
+    @module.setter
+    def module(self, module: nn.Module) -> None:
+        self._model = module.to(get_torch_default_device()).eval()
+        self.version += 1
+        self._forget_training()
+
+    @property
+    def device(self) -> torch.device:
+        """RETURNS (torch.device): Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        """RETURNS (str): The precision in force on the module's device."""
+        if self._precision != "auto":
+            return self._precision
+        return "bf16" if self.device.type == "cuda" else "fp32"
+
+    def autocast(self) -> torch.autocast:
+        """RETURNS (torch.autocast): The context in which the module computes."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Switch dropout on; to be held around the forward pass, and around a backward pass
+        that computes checkpointed parts again."""
+        self.module.train()
+        try:
+            yield
+        finally:
+            self.module.eval()
+
+    # --- gradients and updates
+
+    def backward(self, outputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add to the gradients of the weights (and of leaf inputs).
+
+        outputs (torch.Tensor): What the module computed in training.
+        gradient (torch.Tensor): The gradient of the loss by it, of the same shape.
+        """
+        if outputs.requires_grad:  # not if every layer is frozen
+            with self.training():
+                torch.autograd.backward(outputs, self._scale(gradient))
+
+    def _scale(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self.precision != "fp16":
+            return gradient
+        if self._scaler is None:
+            self._scaler = torch.amp.GradScaler(self.device.type)
+        # The scale changes only in `step`, so all gradients that add up share it.
+        return self._scaler.scale(gradient)
+
+    def finish_update(self, optimizer: Optimizer, settings: AdamSettings | None = None) -> None:
+        """Step the weights: with torch's AdamW if the optimizer is thinc's `Adam.v1`, with the
+        optimizer itself if it is another. Without any gradient this does nothing.
+
+        optimizer (Optimizer): The thinc optimizer; with another one the moments start anew.
+        settings (Optional[AdamSettings]): The rates and so on to use instead of its present ones.
+        RAISES (ValueError): If it averages parameters, or if fp16 meets another than Adam.
+        """
+        if optimizer.averages is not None:
+            raise ValueError(
+                "The optimizer averages parameters, which does not reach torch's. "
+                "Set use_averages = false in [training.optimizer]."
+            )
+        if all(parameter.grad is None for parameter in self.module.parameters()):
+            return
+        settings = settings or adam_settings(optimizer)
+        if settings is not None:
+            self._step_adam(optimizer, settings)
+        else:
+            self._step_thinc(optimizer)
+        self.module.zero_grad(set_to_none=True)
+        self.version += 1
+
+    def _step_adam(self, optimizer: Optimizer, settings: AdamSettings) -> None:
+        if self._adam is None or self._driver is not optimizer:
+            self._adam, self._driver = self._make_adam(), optimizer
+        for group in self._adam.param_groups:
+            group["lr"] = settings.learn_rate * group["rate_scale"]
+            group["betas"], group["eps"] = settings.betas, settings.eps
+            group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
+        if self._scaler is not None:
+            self._scaler.unscale_(self._adam)
+        if settings.grad_clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
+        if self._scaler is not None:
+            self._scaler.step(self._adam)
+            self._scaler.update()
+        else:
+            self._adam.step()
+
+    def _step_thinc(self, optimizer: Optimizer) -> None:
+        if self.precision == "fp16":
+            raise ValueError(
+                'precision = "fp16" needs the Adam.v1 optimizer. Use that one, or "bf16".'
+            )
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None:
+                weights, _ = optimizer(
+                    (self.id, name), torch2xp(parameter.data), torch2xp(parameter.grad)
+                )
+                parameter.data = xp2torch(weights, device=parameter.device)
+
+    def _make_adam(self) -> torch.optim.AdamW:
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        depths = layer_depths(self.module)
+        top = max(depths.values(), default=0)
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                # Vectors are biases and LayerNorms: no weight decay (BERT, optimization.py).
+                scale = self._layer_decay ** (top - depths[name])
+                groups.setdefault((parameter.ndim > 1, scale), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": parameters, "decays": decays, "rate_scale": scale}
+                for (decays, scale), parameters in groups.items()
+            ],
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+    # --- devices, copies and files
+
+    def to_device(self, device_type: str, device_id: int) -> None:
+        """Move the module, as thinc asks when a pipeline moves.
+
+        device_type (str): "cpu" or "gpu".
+        device_id (int): The GPU's number.
+        """
+        if self.has_module:
+            device = "cpu" if device_type == "cpu" else f"cuda:{device_id}"
+            self._model.to(device)
+            self.version += 1
+            self._forget_training()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_adam=None, _driver=None, _scaler=None)
+        return state
+
+    def copy(self) -> TorchShim:
+        """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer
+        keeps the two apart."""
+        copied = copy.deepcopy(self)
+        with Shim.global_id_lock:
+            Shim.global_id += 1
+            copied.id = Shim.global_id
+        return copied
+
+    def to_files(self) -> Files:
+        """RETURNS (Files): The module as named files; none if there is no module yet."""
+        return self._to_files(self._model) if self.has_module else {}
+
+    def from_files(self, files: Files) -> TorchShim:
+        """Build the module from what `to_files` gave.
+
+        files (Files): The named files.
+        RETURNS (TorchShim): This shim.
+        """
+        if files:
+            self.module = self._from_files(files)
+        return self
+
+    def to_bytes(self) -> bytes:
+        """RETURNS (bytes): The module's files, packed by msgpack."""
+        return srsly.msgpack_dumps(self.to_files())
+
+    def from_bytes(self, data: bytes) -> TorchShim:
+        """data (bytes): What `to_bytes` gave.
+        RETURNS (TorchShim): This shim.
+        """
+        return self.from_files(srsly.msgpack_loads(data))
+
+
+def find_layers(module: nn.Module) -> nn.ModuleList | None:
+    """Find the stack of a transformer's layers, whatever its family calls it.
+
+    module (nn.Module): A Hugging Face model with a `config`.
+    RETURNS (Optional[nn.ModuleList]): The layers from the bottom up, or None for a module
+        without such a stack (ALBERT's layers are one and the same).
+    """
+    config = getattr(module, "config", None)
+    if config is None or config.model_type == "albert":
+        return None
+    depth = config.num_hidden_layers
+    stacks = (m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    return next(stacks, None)
+
+
+def layer_depths(module: nn.Module) -> dict[str, int]:
+    """How far from the input each parameter stands: 0 for embeddings, 1 for the lowest layer.
+
+    module (nn.Module): Any module.
+    RETURNS (Dict[str, int]): Depths by parameter name; all 0 for a module without layers.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    stack = find_layers(module)
+    if stack is None:
+        return dict.fromkeys(names, 0)
+    prefix = next(name for name, m in module.named_modules() if m is stack) + "."
+    before_stack = True
+    depths = {}
+    for name in names:
+        inside = name.startswith(prefix)
+        before_stack = before_stack and not inside
+        if inside:
+            depths[name] = int(name[len(prefix) :].split(".")[0]) + 1
+        else:
+            depths[name] = 0 if before_stack else len(stack)
+    return depths
+

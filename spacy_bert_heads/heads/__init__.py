@@ -1,0 +1,1 @@
+"""What a pipeline learns from the encoder's states."""

@@ -1,0 +1,256 @@
+"""What all heads share beyond spaCy's TrainablePipe: retry, readable losses, labels."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import minibatch
+from spacy.vocab import Vocab
+from thinc.api import Model, Optimizer, get_array_module
+
+from ..types import Ints1d, MeanLoss
+
+
+class BertHead(TrainablePipe):
+    """The base of the heads. A head says what it learns (`has_gold`, `labels_of`, `get_loss`)
+    and what it writes (`set_annotations`).
+
+    vocab (Vocab): The vocabulary.
+    model (Model): The head, with its listener.
+    name (str): The component's name.
+    scorer (Optional[Callable]): Scores examples.
+    cfg (Any): Settings to keep with the labels, by name.
+    """
+
+    def __init__(
+        self, vocab: Vocab, model: Model, name: str, *, scorer: Callable | None, **cfg: Any
+    ) -> None:
+        self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
+        self.cfg: dict[str, Any] = {"labels": [], **cfg}
+        self._unknown: set[str] = set()
+        for node in model.walk():  # an error before the first link can name the component
+            if hasattr(node, "component_name"):
+                node.component_name = name
+
+    # --- what a head says
+
+    @property
+    def n_classes(self) -> int:
+        """RETURNS (int): The classes that the model tells apart."""
+        return len(self.labels)
+
+    def has_gold(self, example: Example) -> bool:
+        """example (Example): An example.
+        RETURNS (bool): Whether its reference teaches this head anything.
+        """
+        raise NotImplementedError
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        """example (Example): An example.
+        RETURNS (Iterable[str]): The labels in its reference.
+        """
+        raise NotImplementedError
+
+    # --- labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """RETURNS (Tuple[str, ...]): The labels."""
+        return tuple(self.cfg["labels"])
+
+    @property
+    def label_data(self) -> list[str]:
+        """RETURNS (List[str]): What `initialize` takes as `labels`."""
+        return list(self.labels)
+
+    def add_label(self, label: str) -> int:
+        """Add a label before the first training.
+
+        label (str): The label.
+        RETURNS (int): 0 if it is there already, else 1.
+        RAISES (ValueError): If it is no string, or if the head has weights for its labels.
+        """
+        if not isinstance(label, str) or not label:
+            raise ValueError(f"A label must be a string, not {label!r}.")
+        if label in self.labels:
+            return 0
+        if self.model.has_dim("nO"):
+            raise ValueError(
+                f"{self.name} is trained for {', '.join(self.labels)}; '{label}' can't be added. "
+                "Add labels before nlp.initialize(), or train a new head with all of them."
+            )
+        self.cfg["labels"].append(label)
+        self.vocab.strings.add(label)
+        return 1
+
+    def label_index(self, names: Iterable[str]) -> dict[str, int]:
+        """names (Iterable[str]): Class names in order.
+        RETURNS (Dict[str, int]): Their numbers.
+        """
+        return {name: i for i, name in enumerate(names)}
+
+    def warn_unknown(self, label: str) -> None:
+        """Say once that a label of the training data is not among this head's.
+
+        label (str): The label.
+        """
+        if label not in self._unknown:
+            self._unknown.add(label)
+            warnings.warn(
+                f"{self.name} has no label '{label}' and does not learn from it. Its labels are "
+                f"{', '.join(self.labels)}: to learn it too, name it under "
+                f"[initialize.components.{self.name}.labels] and train anew.",
+                stacklevel=2,
+            )
+
+    # --- training
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Collect the labels and make the weights.
+
+        get_examples (Callable): Returns examples; all are looked at if labels are not given.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them.
+        RAISES (ValueError): If there is no label, or no encoder.
+        """
+        validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
+        self.model.set_dim("nO", None, force=True)
+        if labels is None:
+            found = {label for eg in get_examples() for label in self.labels_of(eg)}
+            labels = sorted(found - set(self.labels))
+        for label in labels:
+            self.add_label(label)
+        self._check_labels()
+        self.model.set_dim("nO", self.n_classes)
+        docs = [eg.x for eg in islice(get_examples(), 10)]
+        self.model.initialize(X=docs or None)
+
+    def _check_labels(self) -> None:
+        if not self.labels:
+            raise ValueError(
+                f"{self.name} has no labels: the training data has none for it, or none was given. "
+                f"Annotate the data, name labels under [initialize.components.{self.name}.labels], "
+                f"or call nlp.get_pipe('{self.name}').add_label(…) before nlp.initialize()."
+            )
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Learn from a batch. If no reference in it is annotated for this head, nothing is run.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Not used: the head's dropout is set in its model.
+        sgd (Optional[Optimizer]): An optimizer to step with.
+        losses (Optional[Dict[str, float]]): Gets this component's entry: the mean cross-entropy
+            in nats, a mean over updates.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        examples = list(examples)
+        validate_examples(examples, f"{type(self).__name__}.update")
+        losses.setdefault(self.name, MeanLoss())
+        if any(self.has_gold(eg) for eg in examples):
+            scores, backprop = self.model.begin_update([eg.predicted for eg in examples])
+            loss, gradient = self.get_loss(examples, scores)
+            backprop(gradient)
+            losses[self.name] += loss
+        if sgd not in (None, False):
+            self.finish_update(sgd)
+        return losses
+
+    # --- predicting
+
+    def predict(self, docs: Iterable[Doc]) -> Any:
+        """docs (Iterable[Doc]): The Docs.
+        RETURNS: The model's scores for the batch.
+        """
+        return self.model.predict(list(docs))
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Annotate a stream. Of a batch that fails, each Doc is tried by itself, and those that
+        fail again go to the error handler; the order is kept.
+
+        stream (Iterable[Doc]): The Docs.
+        batch_size (int): How many to predict at once.
+        YIELDS (Doc): The Docs, in order.
+        """
+        handle_error = self.get_error_handler()
+        for docs in minibatch(stream, size=batch_size):
+            try:
+                self.set_annotations(docs, self.predict(docs))
+            except Exception as error:  # whatever it is, spaCy's handler decides
+                if len(docs) == 1:
+                    handle_error(self.name, self, docs, error)
+                else:
+                    yield from self._one_by_one(docs, handle_error)
+                continue
+            yield from docs
+
+    def _one_by_one(self, docs: list[Doc], handle_error: Callable) -> Iterator[Doc]:
+        for doc in docs:
+            try:
+                self.set_annotations([doc], self.predict([doc]))
+            except Exception as error:
+                handle_error(self.name, self, [doc], error)
+            else:
+                yield doc
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Score the examples that are annotated for this head.
+
+        examples (Iterable[Example]): The examples.
+        RETURNS (Dict[str, Any]): The scores.
+        """
+        if self.scorer is None:
+            return {}
+        annotated = [eg for eg in examples if self.has_gold(eg)]
+        return self.scorer(annotated, **{**self.scorer_settings(), **kwargs})
+
+    def scorer_settings(self) -> dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What the scorer needs to know of this head."""
+        return {}
+
+
+def cross_entropy(logits: Any, classes: Ints1d, *, weights: Any = None) -> tuple[float, Any]:
+    """Softmax cross-entropy, averaged over the rows that are annotated, as torch does.
+
+    logits (Floats2d): (n, n_classes).
+    classes (Ints1d): The class of each row, -1 where it is not annotated (n,).
+    weights (Optional[Floats1d]): A weight for each class.
+    RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
+    """
+    xp = get_array_module(logits)
+    gradient = xp.zeros_like(logits)
+    rows = np.flatnonzero(classes >= 0)
+    if not len(rows):
+        return 0.0, gradient
+    rows, targets = xp.asarray(rows), xp.asarray(classes[rows])
+    chosen = logits[rows]
+    chosen = chosen - chosen.max(axis=1, keepdims=True)
+    log_p = chosen - xp.log(xp.exp(chosen).sum(axis=1, keepdims=True))
+    share = xp.ones(len(rows), dtype=logits.dtype) if weights is None else weights[targets]
+    share = share / share.sum()
+    at = xp.arange(len(rows))
+    loss = -(share * log_p[at, targets]).sum()
+    d_chosen = xp.exp(log_p)
+    d_chosen[at, targets] -= 1
+    gradient[rows] = d_chosen * share[:, None]
+    return float(loss), gradient
+

@@ -1,0 +1,304 @@
+"""The heads' torch modules, and the thinc models around them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import srsly
+import torch
+from spacy.tokens import Doc
+from thinc.api import Model, torch2xp, xp2torch
+from thinc.types import Floats2d
+from torch import nn
+
+from ..encoder.listener import checkpoint_behind
+from ..encoder.loading import Bert
+from ..encoder.model import shim_of
+from ..encoder.shim import Files, TorchShim
+from ..types import Encoded, Ints1d, Sequences, TokenScores
+
+POOLINGS = ("cls", "pooler", "mean")
+
+
+def build_token_head(
+    tok2vec: Model[list[Doc], Any], *, dropout: float | None = None, nO: int | None = None
+) -> Model[list[Doc], TokenScores]:
+    """Build a head that classifies every token (BERT, section 5.3).
+
+    tok2vec (Model[List[Doc], Encoded]): A listener; or any layer that gives one Floats2d a Doc.
+    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    nO (Optional[int]): The number of classes, known after initialization.
+    RETURNS (Model[List[Doc], TokenScores]): Logits for every token of the batch.
+    """
+    return _build("token_head", forward_tokens, TokenClassifier, tok2vec, {"dropout": dropout}, nO)
+
+
+def build_sequence_head(
+    tok2vec: Model[list[Doc], Encoded],
+    *,
+    pooling: str = "pooler",
+    dropout: float | None = None,
+    nO: int | None = None,
+) -> Model[list[Doc], Floats2d]:
+    """Build a head that classifies every Doc (BERT, section 4.1). The logits of a long Doc's
+    windows are averaged.
+
+    tok2vec (Model[List[Doc], Encoded]): A listener.
+    pooling (str): The vector of a window: "cls", its first state; "pooler", that through a
+        dense layer and tanh, which begin as the checkpoint's pooler where it has one; "mean",
+        the mean of its states.
+    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    nO (Optional[int]): The number of classes, known after initialization.
+    RETURNS (Model[List[Doc], Floats2d]): Logits (n_docs, n_classes).
+    RAISES (ValueError): If there is no such pooling.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"Unknown pooling '{pooling}'. Choose one of: {', '.join(POOLINGS)}.")
+    settings = {"dropout": dropout, "pooling": pooling}
+    return _build("sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+
+
+class TokenClassifier(nn.Module):
+    """Dropout and a linear layer over the state of each token's first piece.
+
+    width (int): The width of the states.
+    n_classes (int): The number of classes.
+    dropout (float): The rate.
+    """
+
+    def __init__(self, width: int, n_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.settings = {"width": width, "n_classes": n_classes, "dropout": dropout}
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, n_classes)
+
+    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """states (Tensor): (n_slots, width).
+        sequences (Sequences): What they are states of.
+        RETURNS (Tensor): Logits (n_tokens, n_classes); of a token without pieces, those of zeros.
+        """
+        rows = _to(sequences.first_rows(), states)
+        known = (rows >= 0).unsqueeze(1)
+        states = states.index_select(0, rows.clamp(min=0)) * known
+        return self.classifier(self.dropout(states))
+
+
+class SequenceClassifier(nn.Module):
+    """Pooling, dropout and a linear layer over the windows of each Doc.
+
+    width (int): The width of the states.
+    n_classes (int): The number of classes.
+    dropout (float): The rate.
+    pooling (str): "cls", "pooler" or "mean".
+    """
+
+    def __init__(self, width: int, n_classes: int, *, dropout: float, pooling: str) -> None:
+        super().__init__()
+        self.settings = {
+            "width": width,
+            "n_classes": n_classes,
+            "dropout": dropout,
+            "pooling": pooling,
+        }
+        self.pooling = pooling
+        self.dense = nn.Linear(width, width) if pooling == "pooler" else None
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, n_classes)
+
+    def start_from(self, bert: Bert) -> None:
+        """Begin with the checkpoint's pooler, if it has one and this pools so.
+
+        bert (Bert): The checkpoint.
+        """
+        pooler = getattr(bert.encoder, "pooler", None)
+        dense = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
+        if self.dense is not None and isinstance(dense, nn.Linear):
+            self.dense.load_state_dict(dense.state_dict())
+
+    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """states (Tensor): (n_slots, width).
+        sequences (Sequences): What they are states of.
+        RETURNS (Tensor): Logits (n_docs, n_classes).
+        """
+        if self.pooling == "mean":
+            vectors = mean_by_group(states, sequences.lengths)
+        else:
+            first = np.cumsum(sequences.lengths) - sequences.lengths
+            vectors = states.index_select(0, _to(first, states))
+        if self.dense is not None:
+            vectors = torch.tanh(self.dense(vectors))
+        return mean_by_group(self.classifier(self.dropout(vectors)), sequences.windows)
+
+
+def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:
+    """Average rows that stand together.
+
+    rows (Tensor): (sum(sizes), width).
+    sizes (Ints1d): Rows of each group, at least one (n_groups,).
+    RETURNS (Tensor): (n_groups, width).
+    """
+    if (sizes == 1).all():
+        return rows
+    groups = _to(np.repeat(np.arange(len(sizes)), sizes), rows)
+    sums = torch.zeros(len(sizes), rows.shape[1], device=rows.device, dtype=rows.dtype)
+    return sums.index_add(0, groups, rows) / _to(sizes, rows).unsqueeze(1)
+
+
+def _to(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(array).to(like.device)
+
+
+def _build(
+    name: str,
+    forward: Callable,
+    module_class: type[nn.Module],
+    tok2vec: Model,
+    settings: dict[str, Any],
+    nO: int | None,
+) -> Model:
+    shim = TorchShim(to_files=head_to_files, from_files=partial(head_from_files, module_class))
+    return Model(
+        name,
+        forward,
+        init=partial(init_head, module_class),
+        dims={"nO": nO},
+        layers=[tok2vec],
+        refs={"tok2vec": tok2vec},
+        shims=[shim],
+        attrs=settings,
+    )
+
+
+def init_head(module_class: type[nn.Module], model: Model, X: Any = None, Y: Any = None) -> Model:
+    """Make the head's module, initialised as Hugging Face's heads are.
+
+    module_class (Type[nn.Module]): The module.
+    model (Model): The head, whose nO is known.
+    X (Optional[List[Doc]]): Docs, for layers that must see some to know their width.
+    RETURNS (Model): The head.
+    """
+    tok2vec = model.layers[0]
+    bert = checkpoint_behind(tok2vec)
+    if bert is None:
+        tok2vec.initialize(X=X)
+    settings, std = dict(model.attrs), 0.02
+    if bert is not None:
+        std = getattr(bert.config, "initializer_range", std)
+    if settings["dropout"] is None:
+        settings["dropout"] = classifier_dropout(bert)
+    module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+    if isinstance(module, SequenceClassifier) and bert is not None:
+        module.start_from(bert)
+    shim_of(model).module = module
+    return model
+
+
+def classifier_dropout(bert: Bert | None) -> float:
+    """The rate that Hugging Face's heads use on a checkpoint.
+
+    bert (Optional[Bert]): The checkpoint.
+    RETURNS (float): The rate; 0.1 without a checkpoint.
+    """
+    for name in ("classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "dropout"):
+        rate = getattr(bert.config, name, None) if bert is not None else None
+        if rate is not None:
+            return float(rate)
+    return 0.1
+
+
+def head_to_files(module: nn.Module) -> Files:
+    """module (nn.Module): A head's module.
+    RETURNS (Files): Its settings and weights.
+    """
+    from safetensors.torch import save
+
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    settings = srsly.json_dumps(module.settings).encode("utf8")
+    return {"config.json": settings, "model.safetensors": save(weights)}
+
+
+def head_from_files(module_class: type[nn.Module], files: Files) -> nn.Module:
+    """module_class (Type[nn.Module]): The class of the module.
+    files (Files): What `head_to_files` gave.
+    RETURNS (nn.Module): The module.
+    """
+    from safetensors.torch import load
+
+    module = module_class(**srsly.json_loads(files["config.json"]))
+    module.load_state_dict(load(files["model.safetensors"]))
+    return module
+
+
+def forward_tokens(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[TokenScores, Callable[[Floats2d], list[Doc]]]:
+    """docs (List[Doc]): The Docs.
+    is_train (bool): Whether to use dropout and keep the graph.
+    RETURNS (Tuple[TokenScores, Callable]): The logits, and the callback that takes their gradient.
+    """
+    logits, sequences, backprop = _classify(model, docs, is_train)
+    return TokenScores(logits, sequences.pieces > 0, sequences.tokens), backprop
+
+
+def forward_sequences(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[Floats2d, Callable[[Floats2d], list[Doc]]]:
+    """docs (List[Doc]): The Docs.
+    is_train (bool): Whether to use dropout and keep the graph.
+    RETURNS (Tuple[Floats2d, Callable]): The logits, and the callback that takes their gradient.
+    """
+    logits, _, backprop = _classify(model, docs, is_train)
+    return logits, backprop
+
+
+def _classify(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[Floats2d, Sequences, Callable[[Floats2d], list[Doc]]]:
+    output, backprop_tok2vec = model.layers[0](docs, is_train)
+    foreign = not isinstance(output, Encoded)
+    encoded = pack_vectors(output) if foreign else output
+    shim = shim_of(model)
+    if not is_train:
+        with torch.no_grad():
+            logits = shim.module(encoded.states, encoded.sequences)
+        return cast(Floats2d, torch2xp(logits)), encoded.sequences, lambda gradient: docs
+
+    states = encoded.states.detach().requires_grad_()
+    with shim.training():
+        logits = shim.module(states, encoded.sequences)
+
+    def backprop(gradient: Floats2d) -> list[Doc]:
+        shim.backward(logits, xp2torch(gradient, device=logits.device))
+        d_states = cast(torch.Tensor, states.grad)
+        backprop_tok2vec(unpack_gradient(d_states, output) if foreign else d_states)
+        return docs
+
+    return cast(Floats2d, torch2xp(logits.detach())), encoded.sequences, backprop
+
+
+def pack_vectors(vectors: list[Floats2d]) -> Encoded:
+    """Take the token vectors of any tok2vec layer for states: one row for each token.
+
+    vectors (List[Floats2d]): (n_tokens, width) for each Doc.
+    RETURNS (Encoded): The same, packed.
+    """
+    tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
+    states = torch.cat([xp2torch(rows) for rows in vectors])
+    n_tokens = int(tokens.sum())
+    none, one = np.zeros(n_tokens, dtype=np.int64), np.ones(n_tokens, dtype=np.int64)
+    rows = np.arange(n_tokens, dtype=np.int64)
+    return Encoded(states, Sequences(none, none, tokens, np.ones_like(tokens), tokens, one, rows))
+
+
+def unpack_gradient(gradient: torch.Tensor, vectors: list[Floats2d]) -> list[Floats2d]:
+    """gradient (Tensor): The gradient by packed token vectors (n_tokens, width).
+    vectors (List[Floats2d]): The vectors of each Doc.
+    RETURNS (List[Floats2d]): Their gradients.
+    """
+    parts = gradient.split([len(rows) for rows in vectors])
+    return [cast(Floats2d, torch2xp(part)) for part in parts]

@@ -1,0 +1,300 @@
+"""Named entities: a tag for each token, decoded into entities that fit together."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from spacy.language import Language
+from spacy.tokens import Doc, Span
+from spacy.training import Example
+from spacy.vocab import Vocab
+from thinc.api import Config, Model, get_array_module
+
+from ..types import Bools1d, Ints1d, TokenScores
+from .head import BertHead, cross_entropy
+
+DEFAULT_CONFIG = """
+[model]
+@architectures = "spacy_bert_heads.TokenHead.v1"
+dropout = null
+
+[model.tok2vec]
+@architectures = "spacy_bert_heads.BertListener.v1"
+upstream = "*"
+"""
+DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
+
+SCHEMES = {"BIO": ("B", "I"), "BILOU": ("B", "I", "L", "U")}
+# spaCy's aligned gold tags are BILUO; this is what they are called in BIO.
+TO_BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
+TO_BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
+
+
+@Language.factory(
+    "bert_ner",
+    assigns=["doc.ents", "token.ent_iob", "token.ent_type", "doc.spans"],
+    default_config={
+        "model": DEFAULT_MODEL,
+        "scheme": "BIO",
+        "threshold": 0.0,
+        "spans_key": "ents",
+        "scorer": {"@scorers": "spacy.ner_scorer.v1"},
+    },
+    default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+)
+def make_bert_ner(
+    nlp: Language,
+    name: str,
+    model: Model[list[Doc], TokenScores],
+    scheme: str,
+    threshold: float,
+    spans_key: str | None,
+    scorer: Callable | None,
+) -> "BertNER":
+    """Create a named entity recognizer.
+
+    nlp (Language): The pipeline.
+    name (str): The component's name.
+    model (Model[List[Doc], TokenScores]): The token head.
+    scheme (str): The tags to learn: "BIO" or "BILOU".
+    threshold (float): Entities less probable than this are left out, 0 to 1.
+    spans_key (Optional[str]): Where the entities go with their probabilities:
+        `doc.spans[spans_key].attrs["scores"]`; None for nowhere.
+    scorer (Optional[Callable]): The scorer.
+    """
+    return BertNER(
+        nlp.vocab,
+        model,
+        name,
+        scheme=scheme,
+        threshold=threshold,
+        spans_key=spans_key,
+        scorer=scorer,
+    )
+
+
+class BertNER(BertHead):
+    """Recognize named entities. They are written to `doc.ents` beside those that are there
+    already, which win where they overlap, and with their probabilities to `doc.spans`.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[List[Doc], TokenScores]): The token head.
+    name (str): The component's name.
+    scheme (str): "BIO" or "BILOU".
+    threshold (float): Entities less probable than this are left out.
+    spans_key (Optional[str]): The span group for entities and probabilities.
+    scorer (Optional[Callable]): The scorer.
+    RAISES (ValueError): If there is no such scheme, or the threshold is no probability.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        model: Model[list[Doc], TokenScores],
+        name: str = "bert_ner",
+        *,
+        scheme: str = "BIO",
+        threshold: float = 0.0,
+        spans_key: str | None = "ents",
+        scorer: Callable | None = None,
+    ) -> None:
+        if scheme not in SCHEMES:
+            raise ValueError(f"Unknown scheme '{scheme}'. Choose one of: {', '.join(SCHEMES)}.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        super().__init__(
+            vocab,
+            model,
+            name,
+            scorer=scorer,
+            scheme=scheme,
+            threshold=threshold,
+            spans_key=spans_key,
+        )
+
+    @property
+    def tags(self) -> list[str]:
+        """RETURNS (List[str]): The model's classes in order: "O", then each label's."""
+        prefixes = SCHEMES[self.cfg["scheme"]]
+        return ["O", *(f"{prefix}-{label}" for label in self.labels for prefix in prefixes)]
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.tags)
+
+    def has_gold(self, example: Example) -> bool:
+        return example.reference.has_annotation("ENT_IOB")
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return (ent.label_ for ent in example.reference.ents)
+
+    def get_loss(self, examples: Iterable[Example], scores: TokenScores) -> tuple[float, Any]:
+        """Cross-entropy over the tokens that are annotated and have a wordpiece.
+
+        examples (Iterable[Example]): The batch.
+        scores (TokenScores): The model's answer.
+        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
+        """
+        number = self.label_index(self.tags)
+        rename = TO_BIO if self.cfg["scheme"] == "BIO" else TO_BILOU
+        classes: list[int] = []
+        for example in examples:
+            if not self.has_gold(example):
+                classes.extend([-1] * len(example.predicted))
+                continue
+            for tag in example.get_aligned_ner():
+                if tag is None or tag[0] in "-":
+                    classes.append(-1)
+                elif tag == "O":
+                    classes.append(0)
+                else:
+                    prefix, _, label = tag.partition("-")
+                    classes.append(number.get(f"{rename[prefix]}-{label}", -1))
+                    if classes[-1] < 0:
+                        self.warn_unknown(label)
+        known = np.where(scores.known, np.asarray(classes, dtype=np.int64), -1)
+        return cross_entropy(scores.logits, known)
+
+    def set_annotations(self, docs: Sequence[Doc], scores: TokenScores) -> None:
+        """Write the entities.
+
+        docs (Sequence[Doc]): The Docs.
+        scores (TokenScores): The model's answer.
+        """
+        spans = decode(scores, self.tags, threshold=self.cfg["threshold"])
+        bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1))
+        labels = [self.vocab.strings.add(label) for label in self.labels]
+        columns = (spans.start.tolist(), spans.end.tolist(), spans.label.tolist())
+        probabilities = spans.score.tolist()
+        for i, doc in enumerate(docs):
+            found, kept = [], []
+            # Earlier components' entities stay: a second recognizer adds to the first.
+            taken = {token for ent in doc.ents for token in range(ent.start, ent.end)}
+            for j in range(bounds[i], bounds[i + 1]):
+                start, end, label = (column[j] for column in columns)
+                if taken.isdisjoint(range(start, end)):
+                    found.append(Span(doc, start, end, label=labels[label]))
+                    kept.append(probabilities[j])
+            doc.set_ents([*doc.ents, *found], default="outside")
+            if self.cfg["spans_key"] is not None:
+                doc.spans[self.cfg["spans_key"]] = found
+                doc.spans[self.cfg["spans_key"]].attrs["scores"] = kept
+
+
+class Spans(NamedTuple):
+    """The entities of a batch, in the order of the text."""
+
+    doc: Ints1d  # (n_spans,)
+    start: Ints1d  # (n_spans,) first token
+    end: Ints1d  # (n_spans,) the token after the last
+    label: Ints1d  # (n_spans,)
+    score: NDArray[np.float64]  # (n_spans,)
+
+
+def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) -> "Spans":
+    """Find the most probable entities that fit together.
+
+    scores (TokenScores): The model's answer.
+    tags (Sequence[str]): The model's classes.
+    threshold (float): Leave out entities less probable than this.
+    RETURNS (Spans): The entities. One's probability is that of its tags in a row, and in BIO
+        also that the next token doesn't go on: the model's own, tokens being independent in it.
+    """
+    xp = get_array_module(scores.logits)
+    logits = scores.logits - scores.logits.max(axis=1, keepdims=True)
+    log_p = logits - xp.log(xp.exp(logits).sum(axis=1, keepdims=True))
+    log_p = (log_p if xp is np else xp.asnumpy(log_p)).astype(np.float64)
+
+    # Tokens without a wordpiece are passed over, as if they were not there.
+    token = np.flatnonzero(scores.known)
+    log_p = log_p[token]
+    doc = np.repeat(np.arange(len(scores.lengths)), scores.lengths)[token]
+    in_doc = token - np.repeat(np.cumsum(scores.lengths) - scores.lengths, scores.lengths)[token]
+    path = viterbi(log_p, np.bincount(doc, minlength=len(scores.lengths)), tags)
+
+    opens = np.asarray([tag[0] in "BU" for tag in tags])
+    goes_on = np.asarray([tag[0] in "IL" for tag in tags])
+    first = np.flatnonzero(opens[path])
+    stops = np.append(np.flatnonzero(~goes_on[path]), len(path))
+    after = stops[np.searchsorted(stops, first, side="right")]
+
+    sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
+    score = sums[after] - sums[first]
+    inside = {tag: i for i, tag in enumerate(tags)}
+    if not any(tag[0] == "L" for tag in tags):
+        going_on = np.asarray([inside.get(f"I-{tag[2:]}", 0) for tag in tags])[path[first]]
+        follows = (after < len(path)) & (doc[np.minimum(after, len(path) - 1)] == doc[first])
+        at = np.flatnonzero(follows)
+        p_on = np.exp(log_p[after[at], going_on[at]])
+        score[at] += np.log1p(-np.minimum(p_on, 1 - 1e-12))
+    score = np.exp(score)
+
+    labels = list(dict.fromkeys(tag[2:] for tag in tags if tag != "O"))
+    label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
+    keep = score >= threshold
+    first, after = first[keep], after[keep]
+    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label_of[path[first]], score[keep])
+
+
+def allowed_transitions(tags: Sequence[str]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:
+    """Which tag may follow which, begin a text, end a text.
+
+    tags (Sequence[str]): The tags.
+    RETURNS (Tuple[Bools2d, Bools1d, Bools1d]): (from, to), (first), (last).
+    """
+    bilou = any(tag[0] in "LU" for tag in tags)
+    open_after = {"B", "I"} if bilou else set()
+    follow = np.zeros((len(tags), len(tags)), dtype=bool)
+    for i, before in enumerate(tags):
+        for j, tag in enumerate(tags):
+            if tag[0] in "IL":
+                follow[i, j] = before[0] in "BI" and before[2:] == tag[2:]
+            else:
+                follow[i, j] = before[0] not in open_after
+    first = np.asarray([tag[0] not in "IL" for tag in tags])
+    last = np.asarray([tag[0] not in open_after for tag in tags])
+    return follow, first, last
+
+
+def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
+    """Find the most probable allowed tags of every text (Viterbi 1967), the batch at once.
+
+    log_p (Floats2d): Log-probabilities, text after text (n_tokens, n_tags).
+    lengths (Ints1d): Tokens of each text (n_texts,).
+    tags (Sequence[str]): The tags.
+    RETURNS (Ints1d): A tag for each token (n_tokens,).
+    """
+    follow, first, last = allowed_transitions(tags)
+    path = log_p.argmax(axis=1) if len(log_p) else np.zeros(0, dtype=np.int64)
+
+    # Where the best tags by themselves are allowed already, they are the best path.
+    starts = np.cumsum(lengths) - lengths
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    bad = np.zeros(len(lengths), dtype=bool)
+    inner = text[1:] == text[:-1]
+    np.logical_or.at(bad, text[1:][inner], ~follow[path[:-1], path[1:]][inner])
+    full = np.flatnonzero(lengths)
+    bad[full] |= ~first[path[starts[full]]] | ~last[path[(starts + lengths)[full] - 1]]
+    wrong = np.flatnonzero(bad)
+    if not len(wrong):
+        return path
+
+    # The others step by step, longest first, so that those still running are the first rows.
+    wrong = wrong[np.argsort(-lengths[wrong], kind="stable")]
+    start, length = starts[wrong], lengths[wrong]
+    steps = int(length[0])
+    barred = np.where(follow, 0.0, -np.inf)
+    back = np.zeros((steps, len(wrong), len(tags)), dtype=np.int64)
+    best = np.where(first, log_p[start], -np.inf)
+    for t in range(1, steps):
+        n = int(np.searchsorted(-length, -t, side="left"))  # texts longer than t
+        ways = best[:n, :, None] + barred
+        back[t, :n] = ways.argmax(axis=1)
+        best[:n] = ways.max(axis=1) + log_p[start[:n] + t]
+    tag = np.where(last, best, -np.inf).argmax(axis=1)
+    for t in range(steps - 1, -1, -1):
+        n = int(np.searchsorted(-length, -t, side="left"))
+        path[start[:n] + t] = tag[:n]
+        tag[:n] = back[t, np.arange(n), tag[:n]]
+    return path

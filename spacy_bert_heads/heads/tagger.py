@@ -1,0 +1,135 @@
+"""One class for each token: fine-grained tags or coarse parts of speech."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.vocab import Vocab
+from thinc.api import Model
+
+from ..types import TokenScores
+from .head import BertHead, cross_entropy
+from .ner import DEFAULT_MODEL
+
+ATTRS = ("tag", "pos")
+SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
+
+
+@Language.factory(
+    "bert_tagger",
+    assigns=["token.tag", "token.pos"],
+    default_config={
+        "model": DEFAULT_MODEL,
+        "attr": "tag",
+        "scorer": {"@scorers": "spacy_bert_heads.tagger_scorer.v1"},
+    },
+    default_score_weights={"tag_acc": 1.0, "pos_acc": None},
+)
+def make_bert_tagger(
+    nlp: Language,
+    name: str,
+    model: Model[list[Doc], TokenScores],
+    attr: str,
+    scorer: Callable | None,
+) -> "BertTagger":
+    """Create a tagger.
+
+    nlp (Language): The pipeline.
+    name (str): The component's name.
+    model (Model[List[Doc], TokenScores]): The token head.
+    attr (str): What to learn and write: "tag" for `token.tag_`, "pos" for `token.pos_`.
+    scorer (Optional[Callable]): The scorer.
+    """
+    return BertTagger(nlp.vocab, model, name, attr=attr, scorer=scorer)
+
+
+def tagger_score(
+    examples: Iterable[Example], *, attr: str = "tag", **kwargs: Any
+) -> dict[str, Any]:
+    """Score one attribute of the tokens by spaCy's own `Scorer.score_token_attr`.
+
+    examples (Iterable[Example]): The examples.
+    attr (str): "tag" or "pos".
+    RETURNS (Dict[str, Any]): `tag_acc` or `pos_acc`.
+    """
+    return Scorer.score_token_attr(examples, attr, **kwargs)
+
+
+def make_tagger_scorer() -> Callable:
+    """RETURNS (Callable): The scorer."""
+    return tagger_score
+
+
+class BertTagger(BertHead):
+    """Tag tokens. A token without a wordpiece keeps what it has; white space is tagged as spaCy
+    does, if the training data had such a tag.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[List[Doc], TokenScores]): The token head.
+    name (str): The component's name.
+    attr (str): "tag" or "pos".
+    scorer (Optional[Callable]): The scorer.
+    RAISES (ValueError): If there is no such attribute.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        model: Model[list[Doc], TokenScores],
+        name: str = "bert_tagger",
+        *,
+        attr: str = "tag",
+        scorer: Callable | None = None,
+    ) -> None:
+        if attr not in ATTRS:
+            raise ValueError(f"attr is '{attr}'. Choose one of: {', '.join(ATTRS)}.")
+        super().__init__(vocab, model, name, scorer=scorer, attr=attr)
+
+    def has_gold(self, example: Example) -> bool:
+        return example.reference.has_annotation(self.cfg["attr"].upper())
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        attr = self.cfg["attr"] + "_"
+        return (getattr(token, attr) for token in example.reference if getattr(token, attr))
+
+    def scorer_settings(self) -> dict[str, Any]:
+        return {"attr": self.cfg["attr"]}
+
+    def get_loss(self, examples: Iterable[Example], scores: TokenScores) -> tuple[float, Any]:
+        """Cross-entropy over the tokens that are annotated and have a wordpiece.
+
+        examples (Iterable[Example]): The batch.
+        scores (TokenScores): The model's answer.
+        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
+        """
+        number = self.label_index(self.labels)
+        classes: list[int] = []
+        for example in examples:
+            for label in example.get_aligned(self.cfg["attr"].upper(), as_string=True):
+                classes.append(number.get(label, -1) if label else -1)
+                if label and classes[-1] < 0:
+                    self.warn_unknown(label)
+        known = np.where(scores.known, np.asarray(classes, dtype=np.int64), -1)
+        return cross_entropy(scores.logits, known)
+
+    def set_annotations(self, docs: Sequence[Doc], scores: TokenScores) -> None:
+        """Write the tags.
+
+        docs (Sequence[Doc]): The Docs.
+        scores (TokenScores): The model's answer.
+        """
+        attr = self.cfg["attr"] + "_"
+        space = SPACE_TAGS[self.cfg["attr"]]
+        labels = self.labels
+        best = iter(zip(scores.logits.argmax(axis=1).tolist(), scores.known.tolist(), strict=True))
+        for doc in docs:
+            for token in doc:
+                label, known = next(best)
+                if known:
+                    setattr(token, attr, labels[label])
+                elif token.is_space and space in labels:
+                    setattr(token, attr, space)

@@ -1,0 +1,116 @@
+"""A config that trains well, from a few words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import spacy
+from spacy.language import CONFIG_SECTION_ORDER
+from spacy.tokens import DocBin
+from spacy.util import load_model_from_config
+from thinc.api import Config
+
+HEADS = ("ner", "tagger", "textcat", "textcat_multilabel")
+BATCH_SIZE = 32
+EPOCHS = 5
+DEFAULT_STEPS = 2000
+
+
+def init_config(
+    heads: Sequence[str],
+    *,
+    name: str = "bert-base-uncased",
+    lang: str = "en",
+    gpu: bool = False,
+    train: Path | None = None,
+    dev: Path | None = None,
+) -> Config:
+    """Make a complete training config for one encoder and some heads.
+
+    heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel".
+    name (str): The checkpoint: a Hugging Face hub name or a folder.
+    lang (str): The language of spaCy's tokenizer.
+    gpu (bool): Whether it will be trained on a GPU.
+    train (Optional[Path]): The training data; the number of steps is then fitted to its size.
+    dev (Optional[Path]): The data to evaluate on while training.
+    RETURNS (Config): The config, with every default filled in.
+    RAISES (ValueError): If there is no such head, or none is named.
+    """
+    unknown = [head for head in heads if head not in HEADS]
+    if unknown or not heads:
+        what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
+        raise ValueError(f"{what} Choose from: {', '.join(HEADS)}; several with commas.")
+    nlp = spacy.blank(lang)
+    encoder: dict[str, Any] = {"name": name}
+    if gpu:
+        encoder["max_batch_tokens"] = 32768
+    nlp.add_pipe("bert_encoder", config={"model": encoder})
+    for head in heads:
+        nlp.add_pipe(f"bert_{head}")
+
+    steps = DEFAULT_STEPS if train is None else EPOCHS * math.ceil(count_docs(train) / BATCH_SIZE)
+    recipe = {
+        "paths": {"train": _str(train), "dev": _str(dev)},
+        "system": {"gpu_allocator": "pytorch" if gpu else None},
+        "nlp": {"batch_size": 128},
+        "corpora": {
+            part: {
+                "@readers": "spacy_bert_heads.Corpus.v1",
+                "path": f"${{paths.{part}}}",
+                "max_length": 0,
+                "limit": 0,
+                "gold_preproc": False,
+            }
+            for part in ("train", "dev")
+        },
+        "training": {
+            "max_steps": steps,
+            "patience": 0,
+            "eval_frequency": max(10, min(200, steps // 10)),
+            "batcher": {
+                "@batchers": "spacy.batch_by_sequence.v1",
+                "size": BATCH_SIZE,
+                "get_length": None,
+            },
+            "optimizer": {
+                "@optimizers": "Adam.v1",
+                "learn_rate": {
+                    "@schedules": "warmup_linear.v1",
+                    "initial_rate": 5e-5,
+                    "warmup_steps": steps // 10,
+                    "total_steps": "${training.max_steps}",
+                },
+                "L2": 0.01,
+                "L2_is_weight_decay": True,
+                "grad_clip": 1.0,
+                "use_averages": False,
+                "eps": 1e-8,
+            },
+        },
+    }
+    config = Config(nlp.config)
+    del config["corpora"], config["training"]["batcher"], config["training"]["optimizer"]
+    # As text and back: the sections take spaCy's order, and references to others stay references.
+    text = config.merge(recipe).to_str()
+    config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
+    return load_model_from_config(config, auto_fill=True).config
+
+
+def count_docs(path: Path) -> int:
+    """path (Path): A `.spacy` file, or a folder of them.
+    RETURNS (int): The number of Docs.
+    RAISES (ValueError): If there is no such path.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"There is no '{path}'. Make it first: python -m spacy bert convert SOURCE {path}"
+        )
+    files = sorted(path.glob("**/*.spacy")) if path.is_dir() else [path]
+    return sum(len(DocBin().from_disk(file)) for file in files)
+
+
+def _str(path: Path | None) -> str | None:
+    return None if path is None else str(path)
