@@ -27,13 +27,13 @@ from spacy.tokens import Doc, DocBin, Span
 
 MAX_SAMPLES = 5
 SNIFFED_LINES = 200
-MAX_SENTENCE = 100_000  # tokens; more means that a file has no blank lines
+MAX_SENTENCE = 100_000  # tokens; with more, a file just has no blank lines
 EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".iob", ".iob2", ".ner"), "conll"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     ".csv": "csv",
 }
-# What columns are often called where a default name is missing.
+# What a column is often called where its default name is missing.
 COMMON_NAMES = {
     "text": ("sentence", "content", "review"),
     "label": ("category", "class", "sentiment"),
@@ -45,7 +45,7 @@ FASTTEXT = "__label__"
 
 
 class Refused(NamedTuple):
-    """What could not be read. In a reason, details of the record follow a colon."""
+    """What could not be read. Details of the record follow the reason's first colon."""
 
     line: int
     reason: str
@@ -53,8 +53,8 @@ class Refused(NamedTuple):
 
 @dataclass
 class Settings:
-    """What readers need to know. `labels` are the categories of the file: a reader adds to them what
-    it meets in records it can read."""
+    """What a reader needs to know. To `labels`, the categories of its file, it adds those of every
+    record it can read."""
 
     nlp: Language
     text_column: str = "text"
@@ -64,8 +64,8 @@ class Settings:
 
 @dataclass
 class ConversionReport:
-    """What was read, kept and refused. `reasons` lack the details, the first `samples` have them;
-    `labels` counts entities and positive categories."""
+    """What was read, kept and refused. Reasons are counted without their details; `labels` counts
+    entities and positive categories."""
 
     format: str = ""
     read: int = 0
@@ -86,8 +86,8 @@ def convert(
     label_column: str = "label",
     max_docs: int = 10_000,
 ) -> ConversionReport:
-    """Convert a file, or all files of a folder, to spaCy's binary format. The output appears when all
-    is read, and replaces that of an earlier conversion.
+    """Convert a file, or all files of a folder, to spaCy's binary format. The output appears when
+    all is read, and replaces that of an earlier conversion.
 
     source (Path): A file, or a folder whose hidden and `.spacy` files are passed over.
     output (Path): One file if it ends in `.spacy`, held in memory as a whole, else a folder for
@@ -119,7 +119,7 @@ def convert(
         shards = write_shards(docs, Path(folder), max_docs=None if one_file else max_docs)
         if not shards:
             faults = "\n".join(report.samples) or "There are no records."
-            formats = f"Formats: {', '.join(READERS)}; if the wrong one was found, name the right one."
+            formats = f"Formats: {', '.join(READERS)}. Name one if the wrong one was found."
             raise ValueError(f"Nothing in {source} could be kept.\n{faults}\n{formats}")
         if one_file:
             shards[0].replace(output)
@@ -143,16 +143,30 @@ def list_files(source: Path) -> list[Path]:
     return [source / path for path in paths if path not in hidden and path.suffix != ".spacy"]
 
 
+def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> list[Path]:
+    """Write Docs to numbered files of at most `max_docs`, or all to one if that is None."""
+    shards: list[Path] = []
+    for number in count(1):
+        doc_bin = DocBin(docs=islice(docs, max_docs))
+        if len(doc_bin) == 0:
+            break
+        shards.append(folder / f"shard-{number:05}.spacy")
+        doc_bin.to_disk(shards[-1])
+    return shards
+
+
 def read_files(
     paths: list[Path], settings: Settings, *, format: str | None, report: ConversionReport
 ) -> Iterator[Doc]:
     """Read one file after the other and enter in the report what becomes of each record."""
-    formats: dict[str | None, None] = {}  # an ordered set
+    formats: dict[str, None] = {}  # an ordered set
     for path in paths:
-        name = format or find_format(path, settings)
-        formats[name] = None
-        report.format = ", ".join(filter(None, formats))
-        for record in read_file(path, name, settings):
+        records: Iterable[Doc | Refused] = [Refused(1, "empty file or unknown format")]
+        if name := format or find_format(path, settings):
+            formats[name] = None
+            records = read_file(path, name, settings)
+        report.format = ", ".join(formats)
+        for record in records:
             report.read += 1
             if isinstance(record, Refused):
                 report.refused += 1
@@ -167,27 +181,27 @@ def read_files(
                 yield record
 
 
-def read_file(path: Path, name: str | None, settings: Settings) -> Iterator[Doc | Refused]:
+def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refused]:
     """Read one file in the format of that name."""
-    if name is None:
-        return iter([Refused(1, "empty file or unknown format")])
     settings = replace(settings, labels=set())
-    if name in ("labelled", "csv", "tsv", "jsonl"):
-        # The cats of a Doc name all categories of its file. Once read, `settings.labels` has them.
+    if name != "conll":
+        # A Doc's cats name all categories of its file: read it once to have them in `settings`.
         deque(READERS[name](read_lines(path), settings), maxlen=0)
     return READERS[name](read_lines(path), settings)
 
 
-def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> list[Path]:
-    """Write Docs to numbered files of at most `max_docs`, or all to one if that is None."""
-    shards: list[Path] = []
-    for number in count(1):
-        doc_bin = DocBin(docs=islice(docs, max_docs))
-        if len(doc_bin) == 0:
-            break
-        shards.append(folder / f"shard-{number:05}.spacy")
-        doc_bin.to_disk(shards[-1])
-    return shards
+def read_lines(path: Path) -> Iterator[str]:
+    """Read a file, unpacked if it ends in `.gz`, as lines with their endings. Only newlines end one:
+    Unicode's other separators are text. Undecodable bytes become what `is_utf8` finds."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file_:
+            for number, line in enumerate(file_):
+                if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{path} is UTF-16: save it as UTF-8.")
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+                yield line.decode("utf8", errors="surrogateescape")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked, fetch it again: {error}") from error
 
 
 def find_format(path: Path, settings: Settings) -> str | None:
@@ -198,45 +212,22 @@ def find_format(path: Path, settings: Settings) -> str | None:
     head = [line.strip() for line in islice(read_lines(path), SNIFFED_LINES) if line.strip()]
     if not head:
         return None
-    if most(line.startswith("{") and line.endswith("}") for line in head):
+    if sum(line.startswith("{") and line.endswith("}") for line in head) > len(head) / 2:
         return "jsonl"
     rows = [split_columns(line) for line in head]
-    if most(2 <= len(row) <= 4 and TAG.fullmatch(row[-1]) is not None for row in rows):
+    if sum(len(row) in (2, 3, 4) and bool(TAG.fullmatch(row[-1])) for row in rows) > len(head) / 2:
         return "conll"
     for name, delimiter in (("tsv", "\t"), ("csv", ",")):
         header = [column.strip('"') for column in head[0].split(delimiter)]
         if min(find_columns(header, settings)) >= 0 or extension == f".{name}":
             return name
-    # The lines of plain text begin with many words, and other lists with punctuation.
+    # Not plain text, whose lines begin with many words, nor another list, with its punctuation.
     labels = {line.split()[0] for line in head}
     few = max(len(head) // 4, 2 if all(label.isdecimal() for label in labels) else 0)
-    if len(labels) <= few and all(label[-1].isalnum() for label in labels):
+    marked = all(label.startswith(FASTTEXT) for label in labels)
+    if marked or len(labels) <= few and all(label[-1].isalnum() for label in labels):
         return "labelled"
-    return "labelled" if most(line.startswith(FASTTEXT) for line in head) else None
-
-
-def most(votes: Iterable[bool]) -> bool:
-    """Tell whether more than half are true."""
-    counts = Counter(votes)
-    return counts[True] > counts[False]
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Read a file, unpacked if it ends in `.gz`, line by line.
-
-    YIELDS (str): A line with its ending, split at newlines only: Unicode's other separators are
-        text. Bytes that are not UTF-8 become lone surrogates, which `check_utf8` finds.
-    RAISES (ValueError): If the file cannot be unpacked or is UTF-16.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file_:
-            for number, line in enumerate(file_):
-                if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise ValueError(f"{path} is UTF-16: save it as UTF-8.")
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
-                yield line.decode("utf8", errors="surrogateescape")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked, fetch it again: {error}") from error
+    return None
 
 
 def read_conll(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
@@ -250,9 +241,9 @@ def read_conll(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refus
             if not COMMENT.match(line) and len(rows) <= MAX_SENTENCE:
                 rows.append((number, split_columns(line)))
         elif rows:
-            fault = find_fault(rows, width)
-            yield fault or make_sentence([row for _, row in rows], settings)
-            width = width if fault else len(rows[0][1])
+            record = read_sentence(rows, width or len(rows[0][1]), settings)
+            width = width if isinstance(record, Refused) else len(rows[0][1])
+            yield record
             rows = []
 
 
@@ -261,28 +252,25 @@ def split_columns(line: str) -> list[str]:
     return line.split("\t") if "\t" in line else re.split(" +", line)
 
 
-def find_fault(rows: list[tuple[int, list[str]]], width: int) -> Refused | None:
-    """Find the first row of a sentence that cannot be read. A width of 0 is not known yet."""
+def read_sentence(
+    rows: list[tuple[int, list[str]]], width: int, settings: Settings
+) -> Doc | Refused:
+    """Make a Doc of a sentence's numbered rows, or refuse it for the first one at fault."""
     if len(rows) > MAX_SENTENCE:
         return Refused(rows[0][0], f"no blank line for {MAX_SENTENCE} lines")
-    width = width or len(rows[0][1])
     for line, row in rows:
         if not is_utf8("".join(row)):
             return Refused(line, "not UTF-8")
-        if len(row) != width or not 2 <= width <= 4:
-            return Refused(line, f"wrong number of columns: {len(row)} of {min(max(width, 2), 4)}")
+        if len(row) != width or width not in (2, 3, 4):
+            wanted = min(max(width, 2), 4)
+            return Refused(line, f"wrong number of columns: {len(row)} instead of {wanted}")
         if not row[0]:
             return Refused(line, "empty token")
         if not TAG.fullmatch(row[-1]):
             return Refused(line, f"not a tag of BIO or BILOU: {row[-1]!r}")
-    return None
-
-
-def make_sentence(rows: list[list[str]], settings: Settings) -> Doc:
-    """Make a Doc of a sentence's tokens and tags."""
-    words = [row[0] for row in rows]
+    words = [row[0] for _, row in rows]
     doc = Doc(settings.nlp.vocab, words=words, spaces=[True] * (len(words) - 1) + [False])
-    entities = tags_to_entities([row[-1] for row in rows])
+    entities = tags_to_entities([row[-1] for _, row in rows])
     doc.ents = [Span(doc, start, end, label=label) for start, end, label in entities]
     return doc
 
@@ -310,21 +298,14 @@ def read_labelled(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Re
     """Read a label and a text in each line, or fastText's `__label__a __label__b text`."""
     fasttext = False
     for number, line in enumerate(lines, 1):
+        labels: list[str] = []
         text = line.strip()
-        if text:
-            fasttext = fasttext or text.startswith(FASTTEXT)
-            yield attempt(number, read_labelled_line, text, settings, fasttext=fasttext)
-
-
-def read_labelled_line(text: str, settings: Settings, *, fasttext: bool) -> Doc:
-    """Make a Doc of one line. In fastText's format, all labels bear its mark."""
-    labels: list[str] = []
-    while text.startswith(FASTTEXT) if fasttext else not labels:
-        label, text = [*text.split(maxsplit=1), ""][:2]
-        labels.append(label.removeprefix(FASTTEXT))
-    if not labels:
-        raise ValueError(f"no {FASTTEXT}")
-    return make_doc(text, settings, labels=labels)
+        fasttext = fasttext or text.startswith(FASTTEXT)
+        while text.startswith(FASTTEXT) if fasttext else text and not labels:
+            label, text = [*text.split(maxsplit=1), ""][:2]
+            labels.append(label.removeprefix(FASTTEXT))
+        if labels or text:
+            yield attempt(number, make_doc, text, settings, labels=labels or "")
 
 
 def read_csv(
@@ -343,21 +324,19 @@ def read_csv(
         except csv.Error as error:
             yield Refused(number, f"broken quotes: {error}, in line {table.line_num}")
             continue
-        if header and row:
-            yield attempt(number, read_csv_row, row, settings, header=header)
-        elif row:
+        if not row:
+            continue
+        if not header:
             header = row
-            if min(find_columns(header, settings)) < 0:
+            text, label = find_columns(header, settings)
+            if min(text, label) < 0:
                 yield Refused(number, f"no columns for text and label: {header}")
                 return
-
-
-def read_csv_row(row: list[str], settings: Settings, *, header: list[str]) -> Doc:
-    """Make a Doc of one row."""
-    if len(row) != len(header):
-        raise ValueError(f"wrong number of columns: {len(row)} of {len(header)}")
-    text, label = (row[column] for column in find_columns(header, settings))
-    return make_doc(text, settings, labels=[label])
+        elif len(row) != len(header):
+            wanted = len(header)
+            yield Refused(number, f"wrong number of columns: {len(row)} instead of {wanted}")
+        else:
+            yield attempt(number, make_doc, row[text], settings, labels=row[label])
 
 
 def find_columns(header: list[str], settings: Settings) -> list[int]:
@@ -365,24 +344,25 @@ def find_columns(header: list[str], settings: Settings) -> list[int]:
     common one. A column is -1 unless there is exactly one."""
     columns = []
     for name in (settings.text_column, settings.label_column):
-        names = (name, *COMMON_NAMES.get(name, ()))
-        found = [i for i, column in enumerate(header) if column == name] or [
-            i for i, column in enumerate(header) if column.strip().lower() in names
-        ]
+        common = (name, *COMMON_NAMES.get(name, ()))
+        exact = [i for i, column in enumerate(header) if column == name]
+        similar = [i for i, column in enumerate(header) if column.strip().lower() in common]
+        found = exact or similar
         columns.append(found[0] if len(found) == 1 else -1)
     return columns
 
 
 def read_jsonl(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read one object a line: a text; `label`, `labels`, `cats` or none of these; `spans`, `entities`
-    or neither. Without them its entities stay unannotated, an empty list says there are none."""
+    """Read one object a line: a text, and perhaps categories (`label`, `labels` or `cats`) and
+    entities (`spans` or `entities`). Without the latter, entities stay unannotated; an empty list
+    says that there are none. Other keys are left to other tasks."""
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield attempt(number, read_jsonl_line, line, settings)
+            yield attempt(number, read_object, line, settings)
 
 
-def read_jsonl_line(line: str, settings: Settings) -> Doc:
-    """Make a Doc of one object. Keys that are not ours are left to other tasks."""
+def read_object(line: str, settings: Settings) -> Doc:
+    """Make a Doc of one line of JSONL."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -391,50 +371,45 @@ def read_jsonl_line(line: str, settings: Settings) -> Doc:
         raise ValueError("not a JSON object in UTF-8")
     if record.get("answer") in ("reject", "ignore"):
         raise ValueError("rejected or ignored in Prodigy")
-    label_key = only_key(record, settings.label_column, "labels", "cats")
-    spans = record.get(only_key(record, "spans", "entities"))
-    labels = None if label_key == "cats" else record.get(label_key)
-    if labels is not None and not isinstance(labels, list):
-        labels = [labels]
-    doc = make_doc(record.get(settings.text_column), settings, labels=labels, spans=spans)
-    if label_key == "cats":
-        doc.cats = check_cats(record["cats"])
-    return doc
+    labels = only_one(record, settings.label_column, "labels", "cats")
+    spans = only_one(record, "spans", "entities")
+    return make_doc(record.get(settings.text_column), settings, labels=labels, spans=spans)
 
 
-def only_key(record: dict[str, Any], *keys: str) -> str | None:
-    """Find out which one of several keys a record has. Null is as good as absent."""
-    present = [key for key in dict.fromkeys(keys) if record.get(key) is not None]
-    if len(present) > 1:
+def only_one(record: dict[str, Any], *keys: str) -> Any:
+    """Get the value of whichever key is there. Null is as good as absent."""
+    values = [record[key] for key in dict.fromkeys(keys) if record.get(key) is not None]
+    if len(values) > 1:
         raise ValueError(f"more than one of {', '.join(keys)}")
-    return present[0] if present else None
+    return values[0] if values else None
 
 
-def make_doc(
-    text: Any, settings: Settings, *, labels: list[Any] | None = None, spans: Any = None
-) -> Doc:
+def make_doc(text: Any, settings: Settings, *, labels: Any, spans: Any = None) -> Doc:
     """Tokenize a text and annotate what is not None.
 
     text (str): The text.
-    settings (Settings): Says how, and learns the labels unless the record is refused.
-    labels (list[str]): The positive categories. All others of the file are negative.
-    spans (list): The entities, as `read_spans` takes them.
+    settings (Settings): Learns the labels, unless something is refused.
+    labels (str | list[str] | dict[str, float]): The positive categories, the file's others being
+        negative, or cats as they are.
+    spans (list): What `read_spans` takes.
     RETURNS (Doc): The Doc.
     RAISES (ValueError): If something is not what it should be.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("no text")
-    if not is_utf8(text):
-        raise ValueError("not UTF-8")
+    text = check_text("text", text)
     if len(text) > settings.nlp.max_length:
         raise ValueError(f"too long for spaCy: {len(text)} characters")
     doc = settings.nlp.make_doc(text)
     if spans is not None:
         doc.ents = read_spans(spans, doc)
-    if labels is not None:
-        labels = [check_label(label) for label in labels]
-        settings.labels.update(labels)
-        doc.cats = {label: float(label in labels) for label in sorted(settings.labels)}
+    if isinstance(labels, dict):
+        doc.cats = {check_text("label", label): value for label, value in labels.items()}
+        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in labels.values()):
+            raise ValueError(f"cats are not between 0 and 1: {labels}")
+    elif labels is not None:
+        labels = labels if isinstance(labels, list) else [labels]
+        positive = {check_text("label", label).strip() for label in labels}
+        settings.labels.update(positive)
+        doc.cats = {label: float(label in positive) for label in sorted(settings.labels)}
     return doc
 
 
@@ -449,7 +424,7 @@ def read_spans(values: Any, doc: Doc) -> list[Span]:
                 | {"start_offset": int(start), "end_offset": int(end), "label": label}
                 | [int(start), int(end), label]
             ) if 0 <= start < end <= len(doc.text):
-                span = doc.char_span(start, end, label=check_label(label))
+                span = doc.char_span(start, end, label=check_text("label", label).strip())
             case _:
                 raise ValueError(f"not a span of the text with a label: {value!r}")
         if span is None:
@@ -462,29 +437,18 @@ def read_spans(values: Any, doc: Doc) -> list[Span]:
     return spans
 
 
-def check_cats(cats: Any) -> dict[str, float]:
-    """Make sure of `{"X": 0.5}`."""
-    if not isinstance(cats, dict):
-        raise ValueError(f"cats are not an object: {cats!r}")
-    for label, value in cats.items():
-        check_label(label)
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ValueError(f"cats are not between 0 and 1: {value!r}")
-    return cats
-
-
-def check_label(label: Any) -> str:
-    """Make sure of a label: a text, or an integer, which becomes one."""
-    if isinstance(label, bool) or not isinstance(label, (str, int)):
-        raise ValueError(f"label is not a text: {label!r}")
-    label = str(label).strip()
-    if not label or not is_utf8(label):
-        raise ValueError("label is empty or not UTF-8")
-    return label
+def check_text(kind: str, value: Any) -> str:
+    """Make sure of a text or label. A whole number is taken as it is written."""
+    text = str(value) if type(value) is int else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"no {kind}: {value!r}")
+    if not is_utf8(text):
+        raise ValueError(f"{kind} is not UTF-8: {value!r}")
+    return text
 
 
 def is_utf8(text: str) -> bool:
-    """Look for lone surrogates: undecodable bytes, or JSON's own escapes."""
+    """Find lone surrogates: they stand for undecodable bytes, and JSON can write them out."""
     try:
         text.encode("utf8")
     except UnicodeEncodeError:

@@ -21,9 +21,13 @@ class BertCorpus(Corpus):
         vocab (Vocab): The vocabulary.
         locs (Iterable[str / Path]): The files.
         YIELDS (Doc): The Docs that have tokens.
-        RAISES (ValueError): If a file can't be read to its end.
+        RAISES (ValueError): If a file is missing or can't be read to its end.
         """
         for file in locs:
+            if not Path(file).exists():
+                raise ValueError(
+                    f"There is no '{file}'. Make it: python -m spacy bert convert SOURCE {file}"
+                )
             try:
                 docs = list(super().read_docbin(vocab, [file]))
             except DAMAGE as error:
@@ -44,12 +48,8 @@ def make_corpus(
     limit (int): Read so many at the most; 0 for all.
     gold_preproc (bool): Predict on the reference's own sentences and tokens.
     RETURNS (Callable[[Language], Iterator[Example]]): The reader.
-    RAISES (ValueError): If there is no such path.
+    RAISES (ValueError): If no path is given.
     """
     if path is None:
         raise ValueError("No data is named. Add: --paths.train FILE.spacy --paths.dev FILE.spacy")
-    if not Path(path).exists():
-        raise ValueError(
-            f"There is no '{path}'. Make it: python -m spacy bert convert SOURCE {path}"
-        )
     return BertCorpus(path, max_length=max_length, limit=limit, gold_preproc=gold_preproc)

