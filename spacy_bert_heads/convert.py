@@ -191,8 +191,8 @@ def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refus
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Read a file, unpacked if it ends in `.gz`, as lines with their endings. Only newlines end one:
-    Unicode's other separators are text. Undecodable bytes become what `is_utf8` finds."""
+    """Read a file, unpacked if it ends in `.gz`, as lines with their endings. Unicode's other line
+    separators are text. Undecodable bytes become what `is_utf8` finds."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file_:
             for number, line in enumerate(file_):
@@ -212,22 +212,22 @@ def find_format(path: Path, settings: Settings) -> str | None:
     head = [line.strip() for line in islice(read_lines(path), SNIFFED_LINES) if line.strip()]
     if not head:
         return None
-    if sum(line.startswith("{") and line.endswith("}") for line in head) > len(head) / 2:
+    half = len(head) / 2  # a bad line or two must not hide the format of the rest
+    if sum(line.startswith("{") and line.endswith("}") for line in head) > half:
         return "jsonl"
     rows = [split_columns(line) for line in head]
-    if sum(len(row) in (2, 3, 4) and bool(TAG.fullmatch(row[-1])) for row in rows) > len(head) / 2:
+    if sum(len(row) in (2, 3, 4) and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
         return "conll"
     for name, delimiter in (("tsv", "\t"), ("csv", ",")):
         header = [column.strip('"') for column in head[0].split(delimiter)]
         if min(find_columns(header, settings)) >= 0 or extension == f".{name}":
             return name
+    if sum(line.startswith(FASTTEXT) for line in head) > half:
+        return "labelled"
     # Not plain text, whose lines begin with many words, nor another list, with its punctuation.
     labels = {line.split()[0] for line in head}
     few = max(len(head) // 4, 2 if all(label.isdecimal() for label in labels) else 0)
-    marked = all(label.startswith(FASTTEXT) for label in labels)
-    if marked or len(labels) <= few and all(label[-1].isalnum() for label in labels):
-        return "labelled"
-    return None
+    return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
 
 
 def read_conll(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
@@ -269,7 +269,8 @@ def read_sentence(
         if not TAG.fullmatch(row[-1]):
             return Refused(line, f"not a tag of BIO or BILOU: {row[-1]!r}")
     words = [row[0] for _, row in rows]
-    doc = Doc(settings.nlp.vocab, words=words, spaces=[True] * (len(words) - 1) + [False])
+    # Without spaces: the file doesn't tell them, and readers then predict on these same tokens.
+    doc = Doc(settings.nlp.vocab, words=words)
     entities = tags_to_entities([row[-1] for _, row in rows])
     doc.ents = [Span(doc, start, end, label=label) for start, end, label in entities]
     return doc

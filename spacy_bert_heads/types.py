@@ -60,8 +60,11 @@ class Sequences:
         slots = _select(windows, self.lengths)
         tokens = _select(docs, self.tokens)
         pieces = _select(tokens, self.pieces)
-        moved = np.empty(len(self.ids), dtype=np.int64)
-        moved[slots] = np.arange(len(slots))
+        # The rows of each Doc move together, from where its slots began to where they begin now.
+        doc_slots = _sums(self.lengths, self.windows)
+        began = (np.cumsum(doc_slots) - doc_slots)[docs]
+        begin = np.cumsum(doc_slots[docs]) - doc_slots[docs]
+        moved = np.repeat(begin - began, _sums(self.pieces, self.tokens)[docs])
         taken = Sequences(
             ids=self.ids[slots],
             type_ids=self.type_ids[slots],
@@ -69,7 +72,7 @@ class Sequences:
             windows=self.windows[docs],
             tokens=self.tokens[docs],
             pieces=self.pieces[tokens],
-            rows=moved[self.rows[pieces]],
+            rows=self.rows[pieces] + moved,
         )
         return taken, slots
 
@@ -86,6 +89,12 @@ def ranges(starts: Ints1d, lengths: Ints1d) -> Ints1d:
 def _select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
     """The member indices of some groups, where group i has sizes[i] members in a row."""
     return ranges((np.cumsum(sizes) - sizes)[groups], sizes[groups])
+
+
+def _sums(values: Ints1d, sizes: Ints1d) -> Ints1d:
+    """The sum of each group's values, where group i has sizes[i] values in a row."""
+    total, ends = np.append(0, np.cumsum(values)), np.cumsum(sizes)
+    return total[ends] - total[ends - sizes]
 
 
 @dataclass

@@ -1,0 +1,314 @@
+"""Training through spaCy gives the parameters of a plain torch loop."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from conftest import make_examples
+from spacy.training.loop import subdivide_batch, train_while_improving
+from thinc.api import Adam, warmup_linear
+
+from spacy_bert_heads.encoder.model import bert_of, shim_of
+
+DATA = [
+    ("Anna left Skagen", {"entities": [(0, 4, "VESSEL"), (10, 16, "PLACE")], "cats": {"a": 1, "b": 0}}),
+    ("It burned in Hull", {"entities": [(13, 17, "PLACE")], "cats": {"a": 0, "b": 1}}),
+    ("A pump on the Anna broke off Skagen", {"entities": [(14, 18, "VESSEL")], "cats": {"a": 1, "b": 0}}),
+    ("Nobody saw the fire", {"entities": [], "cats": {"a": 0, "b": 1}}),
+    ("The crew left by lifeboat", {"entities": []}),
+    ("She was carrying timber", {"cats": {"a": 1, "b": 0}}),
+    ("Hull lost Anna", {"entities": [(0, 4, "PLACE"), (10, 14, "VESSEL")]}),
+    ("Off Skagen she lost a pump", {"entities": [(4, 10, "PLACE")]}),
+]
+BATCHES = [[0, 1, 2, 3], [4, 5, 6, 7], [0, 2, 5, 7], [4, 6]]  # the last one has no categories
+STEPS = 20
+HEADS = ("bert_ner", "bert_textcat")
+
+
+def make_optimizer():
+    # A large epsilon: gradients that are zero but for rounding must not be blown up to full steps.
+    return Adam(
+        warmup_linear(1e-3, 4, 40), L2=0.01, eps=1e-4, grad_clip=1.0, use_averages=False
+    )
+
+
+def parameters(nlp) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value.detach().clone()
+        for name in ("bert_encoder", *HEADS)
+        for key, value in shim_of(nlp.get_pipe(name).model).module.named_parameters()
+    }
+
+
+class TorchLoop:
+    """The same model and data in torch alone."""
+
+    def __init__(self, nlp, checkpoint: str, frozen: tuple[str, ...] = ()) -> None:
+        self.encoder = transformers.AutoModel.from_pretrained(checkpoint)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        self.heads = {
+            name: copy.deepcopy(shim_of(nlp.get_pipe(name).model).module) for name in HEADS
+        }
+        self.tags = nlp.get_pipe("bert_ner").tags
+        self.cats = nlp.get_pipe("bert_textcat").labels
+        modules = {"bert_encoder": self.encoder, **self.heads}
+        self.optimizers = {}
+        for name, module in modules.items():
+            if name not in frozen:
+                groups = [
+                    {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.01},
+                    {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
+                ]
+                self.optimizers[name] = torch.optim.AdamW(groups, eps=1e-4)
+        self.frozen = frozen
+        self.rates = warmup_linear(1e-3, 4, 40)
+
+    def backward(self, examples) -> None:
+        texts = [eg.reference.text for eg in examples]
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True)
+        states = self.encoder(**batch).last_hidden_state
+        losses = []
+        if "bert_ner" not in self.frozen:
+            losses.append(self.ner_loss(examples, batch, states))
+        if "bert_textcat" not in self.frozen:
+            losses.append(self.textcat_loss(examples, states))
+        losses = [loss for loss in losses if loss is not None]
+        if losses:
+            sum(losses).backward()
+
+    def ner_loss(self, examples, batch, states):
+        rows, targets = [], []
+        for i, eg in enumerate(examples):
+            if not eg.reference.has_annotation("ENT_IOB"):
+                continue
+            for token in eg.reference:
+                rows.append(states[i, batch.char_to_token(i, token.idx)])
+                tag = "O" if token.ent_iob_ == "O" else f"{token.ent_iob_}-{token.ent_type_}"
+                targets.append(self.tags.index(tag))
+        if not rows:
+            return None
+        logits = self.heads["bert_ner"].classifier(torch.stack(rows))
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(targets))
+
+    def textcat_loss(self, examples, states):
+        rows = [i for i, eg in enumerate(examples) if eg.reference.cats]
+        if not rows:
+            return None
+        head = self.heads["bert_textcat"]
+        logits = head.classifier(torch.tanh(head.dense(states[rows, 0])))
+        gold = [
+            max(range(len(self.cats)), key=lambda c: examples[i].reference.cats[self.cats[c]])
+            for i in rows
+        ]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(gold))
+
+    def step(self) -> None:
+        rate = next(self.rates)
+        for optimizer in self.optimizers.values():
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+        for module in (self.encoder, *self.heads.values()):
+            module.zero_grad()
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        modules = {"bert_encoder.encoder": self.encoder, **self.heads}
+        return {
+            f"{name}.{key}": value
+            for name, module in modules.items()
+            for key, value in module.named_parameters()
+        }
+
+
+def batches(nlp):
+    examples = make_examples(nlp, DATA)
+    return [[examples[i] for i in BATCHES[step % len(BATCHES)]] for step in range(STEPS)]
+
+
+def assert_equal(nlp, loop: TorchLoop, start: dict[str, torch.Tensor]) -> None:
+    mine, theirs = parameters(nlp), loop.parameters()
+    assert mine.keys() == theirs.keys()
+    moved = 0
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], atol=2e-5, rtol=1e-4, msg=name)
+        moved += not torch.equal(value, start[name])
+    assert moved > len(mine) // 2
+
+
+@pytest.fixture
+def trained(make_nlp, checkpoint):
+    def make(*, frozen=()):
+        nlp = make_nlp("ner", "textcat", initialize=False)
+        torch.manual_seed(0)
+        nlp.initialize(lambda: make_examples(nlp, DATA))
+        return nlp, TorchLoop(nlp, checkpoint, frozen), parameters(nlp)
+
+    return make
+
+
+@pytest.mark.parametrize("frozen", [(), ("bert_textcat",), ("bert_ner",)])
+def test_update_by_hand_equals_torch(trained, frozen):
+    nlp, loop, start = trained(frozen=frozen)
+    optimizer = make_optimizer()
+    for examples in batches(nlp):
+        nlp.update(examples, sgd=optimizer, exclude=frozen)
+        optimizer.step_schedules()
+        loop.backward(examples)
+        loop.step()
+    nlp("The last step is taken before a prediction.")
+    assert_equal(nlp, loop, start)
+
+
+@pytest.mark.parametrize("annotating", [[], ["bert_ner"]])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("frozen", [(), ("bert_textcat",), ("bert_ner",)])
+def test_spacy_train_equals_torch(trained, frozen, accumulate, annotating):
+    nlp, loop, start = trained(frozen=frozen)
+    for _ in train_while_improving(
+        nlp,
+        make_optimizer(),
+        ((0, examples) for examples in batches(nlp)),
+        lambda: (0.0, {}),
+        dropout=0.1,  # ours comes from the checkpoint, where it is 0
+        eval_frequency=1000,
+        accumulate_gradient=accumulate,
+        patience=0,
+        max_steps=0,
+        exclude=list(frozen),
+        annotating_components=annotating,
+        before_update=None,
+    ):
+        pass
+    for examples in batches(nlp):
+        for part in subdivide_batch(examples, accumulate):
+            loop.backward(part)
+        loop.step()
+    assert_equal(nlp, loop, start)
+
+
+def test_frozen_encoder_keeps_no_graph_and_heads_learn(trained):
+    nlp, _, start = trained()
+    optimizer = make_optimizer()
+    encoder = nlp.get_pipe("bert_encoder")
+    seen = []
+    read = encoder.read
+    encoder.read = lambda docs, listener: seen.append(read(docs, listener)) or seen[-1]
+    for examples in batches(nlp)[:4]:
+        nlp.update(examples, sgd=optimizer, exclude=["bert_encoder"])
+        optimizer.step_schedules()
+    assert len(seen) == 7  # of 2 heads and 4 batches; the last batch has no categories
+    assert not any(encoded.states.requires_grad for encoded, _ in seen)
+    assert all(p.grad is None for p in bert_of(encoder.model).parameters())
+    for name, value in parameters(nlp).items():
+        assert torch.equal(value, start[name]) == name.startswith("bert_encoder"), name
+
+
+@pytest.mark.parametrize("n_frozen", [0, 1, 2])
+def test_lowest_layers_frozen(make_nlp, n_frozen):
+    nlp = make_nlp("ner", frozen_layers=n_frozen)
+    module = bert_of(nlp.get_pipe("bert_encoder").model)
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = Adam(1e-3, use_averages=False)
+    with pytest.warns(UserWarning, match="learning rate"):
+        nlp.update(make_examples(nlp), sgd=optimizer)
+    moved = {
+        name for name, p in module.named_parameters() if not torch.equal(p, start[name])
+    }
+    for layer in range(2):
+        learns = any(f"layer.{layer}." in name for name in moved)
+        assert learns == (layer >= n_frozen)
+    assert any("embeddings" in name for name in moved) == (n_frozen == 0)
+
+
+def test_layer_decay(make_nlp):
+    nlp = make_nlp("ner", layer_decay=0.5)
+    nlp.update(make_examples(nlp), sgd=Adam(1e-4, L2=0.01, use_averages=False))
+    shim = shim_of(nlp.get_pipe("bert_encoder").model)
+    scale = {id(p): g["rate_scale"] for g in shim._adam.param_groups for p in g["params"]}
+    decays = {id(p): g["weight_decay"] for g in shim._adam.param_groups for p in g["params"]}
+    for name, p in shim.module.named_parameters():
+        expected = 1.0 if "layer.1." in name or "pooler" in name else 0.5
+        assert scale[id(p)] == (0.25 if "embeddings" in name else expected), name
+        assert decays[id(p)] == (0.0 if "bias" in name or "LayerNorm" in name else 0.01), name
+
+
+def test_other_optimizers_take_thincs_path(make_nlp):
+    from thinc.api import SGD
+
+    nlp = make_nlp("textcat")
+    head = shim_of(nlp.get_pipe("bert_textcat").model).module
+    before = head.classifier.weight.detach().clone()
+    states = nlp.get_pipe("bert_encoder").predict([eg.predicted for eg in make_examples(nlp)])
+    logits = head(states.states, states.sequences)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0]))  # labels: fire, voyage
+    (gradient,) = torch.autograd.grad(loss, head.classifier.weight)
+    nlp.update(make_examples(nlp), sgd=SGD(1e-4, grad_clip=0.0, use_averages=False))
+    torch.testing.assert_close(head.classifier.weight.detach(), before - 1e-4 * gradient)
+
+
+def test_fp16_scaling_under_accumulation(make_nlp):
+    """Gradients of several parts add up under one scale, and are unscaled once."""
+    gradients, moved = {}, {}
+    for precision in ("fp32", "fp16"):
+        nlp = make_nlp("ner", initialize=False, precision=precision)
+        torch.manual_seed(0)
+        nlp.initialize(lambda nlp=nlp: make_examples(nlp, DATA))
+        encoder = nlp.get_pipe("bert_encoder")
+        if precision == "fp16":  # a scale at which nothing overflows, so that a step is taken
+            shim_of(encoder.model)._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for part in range(4):
+            nlp.update(make_examples(nlp, DATA[2 * part : 2 * part + 2]), sgd=False)
+        module = bert_of(encoder.model)
+        start = torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+        gradients[precision] = torch.cat(
+            [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+        )
+        # Adam's first step is the sign of the gradient, so an epsilon that lets its size through.
+        encoder.finish_update(Adam(1e-4, eps=1.0, grad_clip=0.0, use_averages=False))
+        moved[precision] = torch.cat([p.detach().flatten() for p in module.parameters()]) - start
+    scale = shim_of(encoder.model)._scaler.get_scale()
+    assert scale == 1024
+    for exact, half in (
+        (gradients["fp32"], gradients["fp16"] / scale),
+        (moved["fp32"], moved["fp16"]),
+    ):
+        torch.testing.assert_close(half, exact, atol=0.01 * float(exact.abs().max()), rtol=0.0)
+
+
+def test_fp16_overflow_skips_the_step(make_nlp):
+    nlp = make_nlp("ner", precision="fp16")
+    optimizer = Adam(1e-4, use_averages=False)
+    shim = shim_of(nlp.get_pipe("bert_encoder").model)
+    nlp.update(make_examples(nlp), sgd=False)
+    next(shim.module.parameters()).grad.fill_(float("inf"))
+    start = [p.detach().clone() for p in shim.module.parameters()]
+    nlp.get_pipe("bert_encoder").finish_update(optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(start, shim.module.parameters(), strict=True))
+    assert shim._scaler.get_scale() == 32768
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close(make_nlp, precision):
+    exact, half = make_nlp("textcat"), make_nlp("textcat", precision=precision)
+    half.get_pipe("bert_textcat").model.from_bytes(exact.get_pipe("bert_textcat").model.to_bytes())
+    text = "Anna Grete left Skagen"
+    for label, p in exact(text).cats.items():
+        assert half(text).cats[label] == pytest.approx(p, abs=0.05)
+    states = half.get_pipe("bert_encoder").predict([half.make_doc(text)]).states
+    truth = exact.get_pipe("bert_encoder").predict([exact.make_doc(text)]).states
+    assert states.dtype == torch.float32
+    assert 0 < float((states - truth).abs().max()) < 0.2  # it did run in another precision
+
+
+def test_loss_is_the_mean_per_update(make_nlp):
+    nlp = make_nlp("ner", "textcat")
+    examples = make_examples(nlp)
+    losses, single = {}, []
+    for _ in range(3):
+        single.append(nlp.update(examples, sgd=False, losses={})["bert_ner"])
+        nlp.update(examples, sgd=False, losses=losses)
+    assert losses["bert_ner"] == pytest.approx(sum(single) / 3)
+    assert losses["bert_encoder"] > 0
