@@ -1,7 +1,7 @@
 """Scores after fine-tuning: `spacy train` with our components against a plain Hugging Face loop.
 
 Both sides get the same checkpoint, data, seeds, epochs, rates, batches, precision and number of
-threads, one after the other in one run. Needs the data sets WNUT17 (CoNLL) and SST-2 (`label text`).
+threads, one after the other in one run. Needs the data sets WNUT17 and SST-2.
 
     python benchmarks/quality.py DATA ENCODER --seeds 0,1 --precision bf16 --json quality.json
 """
@@ -190,7 +190,10 @@ def hf_sst2(data: Path, encoder: str, seed: int, epochs: int, rate: float, preci
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder, train, _, test = FILES["sst2"]
-    train_data, test_data = read_labelled(data / folder / train), read_labelled(data / folder / test)
+    train_data, test_data = (
+        read_labelled(data / folder / train),
+        read_labelled(data / folder / test),
+    )
     tokenizer = AutoTokenizer.from_pretrained(encoder)
 
     def encode(items: list) -> dict:

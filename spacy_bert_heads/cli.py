@@ -25,7 +25,9 @@ def convert_command(
     output: Annotated[Path, typer.Argument(help="A .spacy file, or a folder for several")],
     format: Annotated[
         str | None,
-        typer.Option("--format", "-f", help="conll, labelled, csv, tsv or jsonl; found if left out"),
+        typer.Option(
+            "--format", "-f", help="conll, labelled, csv, tsv or jsonl; found if left out"
+        ),
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     text_column: Annotated[str, typer.Option(help="The text's column in CSV and TSV")] = "text",

@@ -53,9 +53,7 @@ def make_sequences(
     )
 
 
-def cut_windows(
-    lengths: Ints1d, *, capacity: int, stride: int
-) -> tuple[Ints1d, Ints1d, Ints1d]:
+def cut_windows(lengths: Ints1d, *, capacity: int, stride: int) -> tuple[Ints1d, Ints1d, Ints1d]:
     """Cut texts into overlapping windows, until their last piece is covered.
 
     pieces    0 1 2 3 4 5 6 7 8 9      capacity 4, stride 3
@@ -124,5 +122,3 @@ def make_buckets(lengths: Ints1d, *, max_tokens: int) -> list[Ints1d]:
 
 # What a bucket costs by itself (kernel launches, small matrices), in slots of padding.
 BUCKET_OVERHEAD = 256
-
-

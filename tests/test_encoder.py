@@ -167,7 +167,9 @@ def test_states_equal_hugging_face(family, tmp_path):
     name = make_checkpoint(tmp_path / family, family=family)
     nlp = spacy.blank("en")
     settings = {"name": name, "max_batch_tokens": 100}
-    encoder = nlp.add_pipe("bert_encoder", config={"model": {**settings, "window": 128, "stride": 64}})
+    encoder = nlp.add_pipe(
+        "bert_encoder", config={"model": {**settings, "window": 128, "stride": 64}}
+    )
     nlp.initialize()
     theirs = transformers.AutoModel.from_pretrained(name).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -238,7 +240,9 @@ def test_gradients_through_overlapping_windows(make_nlp, max_batch_tokens):
     """Also when the batch is over the budget, and its buckets are checkpointed."""
     nlp = make_nlp("ner", window=12, stride=4, max_batch_tokens=max_batch_tokens)
     encoder = nlp.get_pipe("bert_encoder")
-    doc = nlp.make_doc("Anna Grete left Skagen on Tuesday and the crew saw a fire in the engine room")
+    doc = nlp.make_doc(
+        "Anna Grete left Skagen on Tuesday and the crew saw a fire in the engine room"
+    )
     torch.manual_seed(1)
     weight = torch.randn(len(doc), 32)
     expected = window_gradients(nlp, doc, weight)

@@ -12,9 +12,15 @@ from thinc.api import Adam, warmup_linear
 from spacy_bert_heads.encoder.model import bert_of, shim_of
 
 DATA = [
-    ("Anna left Skagen", {"entities": [(0, 4, "VESSEL"), (10, 16, "PLACE")], "cats": {"a": 1, "b": 0}}),
+    (
+        "Anna left Skagen",
+        {"entities": [(0, 4, "VESSEL"), (10, 16, "PLACE")], "cats": {"a": 1, "b": 0}},
+    ),
     ("It burned in Hull", {"entities": [(13, 17, "PLACE")], "cats": {"a": 0, "b": 1}}),
-    ("A pump on the Anna broke off Skagen", {"entities": [(14, 18, "VESSEL")], "cats": {"a": 1, "b": 0}}),
+    (
+        "A pump on the Anna broke off Skagen",
+        {"entities": [(14, 18, "VESSEL")], "cats": {"a": 1, "b": 0}},
+    ),
     ("Nobody saw the fire", {"entities": [], "cats": {"a": 0, "b": 1}}),
     ("The crew left by lifeboat", {"entities": []}),
     ("She was carrying timber", {"cats": {"a": 1, "b": 0}}),
@@ -28,9 +34,7 @@ HEADS = ("bert_ner", "bert_textcat")
 
 def make_optimizer():
     # A large epsilon: gradients that are zero but for rounding must not be blown up to full steps.
-    return Adam(
-        warmup_linear(1e-3, 4, 40), L2=0.01, eps=1e-4, grad_clip=1.0, use_averages=False
-    )
+    return Adam(warmup_linear(1e-3, 4, 40), L2=0.01, eps=1e-4, grad_clip=1.0, use_averages=False)
 
 
 def parameters(nlp) -> dict[str, torch.Tensor]:
@@ -57,7 +61,10 @@ class TorchLoop:
         for name, module in modules.items():
             if name not in frozen:
                 groups = [
-                    {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.01},
+                    {
+                        "params": [p for p in module.parameters() if p.ndim > 1],
+                        "weight_decay": 0.01,
+                    },
                     {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
                 ]
                 self.optimizers[name] = torch.optim.AdamW(groups, eps=1e-4)
@@ -214,9 +221,7 @@ def test_lowest_layers_frozen(make_nlp, n_frozen):
     optimizer = Adam(1e-3, use_averages=False)
     with pytest.warns(UserWarning, match="learning rate"):
         nlp.update(make_examples(nlp), sgd=optimizer)
-    moved = {
-        name for name, p in module.named_parameters() if not torch.equal(p, start[name])
-    }
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, start[name])}
     for layer in range(2):
         learns = any(f"layer.{layer}." in name for name in moved)
         assert learns == (layer >= n_frozen)

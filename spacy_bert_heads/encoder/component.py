@@ -1,13 +1,11 @@
 """The component that owns the encoder: the latest batch of states, and the training step."""
 
-import threading
+import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
@@ -16,10 +14,11 @@ from spacy.training import Example, validate_examples
 from spacy.vocab import Vocab
 from thinc.api import Config, Model, Optimizer
 
-from ..types import Encoded, Ints1d, MeanLoss
+from ..types import Encoded, MeanLoss
 from .listener import BertListener
 from .model import EncoderModel, prepare, shim_of
-from .shim import AdamSettings, adam_settings
+from .shim import adam_settings
+from .states import LatestBatch, TrainingStep
 
 DEFAULT_CONFIG = """
 [model]
@@ -37,6 +36,11 @@ DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
 # Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
 # 5e-5); spaCy's own default is 1e-3.
 HIGH_LEARN_RATE = 5e-4
+
+# A forked worker of nlp.pipe(…, n_process=2) inherits torch's thread pool without its threads, and
+# would wait for them for ever. One thread needs no pool, and the workers share the cores anyway.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
@@ -67,8 +71,8 @@ class BertEncoder(TrainablePipe):
         self.name = name
         self.cfg: dict[str, Any] = {}
         self.listener_map: dict[str, list[BertListener]] = {}
-        self._latest = _Latest()
-        self._step: _Step | None = None
+        self._latest = LatestBatch()
+        self._step: TrainingStep | None = None
         self._warned = False
 
     # --- spaCy's protocol for shared layers (spacy.ty.ListenedToComponent)
@@ -205,7 +209,7 @@ class BertEncoder(TrainablePipe):
         self._close_step()
         self._latest.drop()
         losses.setdefault(self.name, MeanLoss())
-        self._step = _Step([eg.predicted for eg in examples], losses)
+        self._step = TrainingStep([eg.predicted for eg in examples], losses)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
@@ -252,6 +256,7 @@ class BertEncoder(TrainablePipe):
         nlp (Optional[Language]): Not used.
         RAISES (ValueError): If it can't be loaded or doesn't go with the settings.
         """
+        shim_of(self.model).clear()
         self.model.initialize()
         for name, group in self.listener_map.items():
             for listener in group:
@@ -312,104 +317,3 @@ class BertEncoder(TrainablePipe):
 
     def __setstate__(self, listener_map: dict[str, list[BertListener]]) -> None:
         self.listener_map = listener_map
-
-
-class _Latest(threading.local):
-    """The latest batch of states, one for every thread. The Docs are held weakly."""
-
-    def __init__(self) -> None:
-        self.drop()
-
-    def __reduce__(self) -> tuple:
-        return _Latest, ()
-
-    def drop(self) -> None:
-        self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
-        self.version = -1
-        self.encoded: Encoded | None = None
-
-    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded) -> None:
-        self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
-        self.version, self.encoded = version, encoded
-
-    def find(self, docs: Sequence[Doc], version: int) -> Encoded | None:
-        if self.encoded is None or self.version != version:
-            return None
-        found = []
-        for doc in docs:
-            place, ref = self.places.get(id(doc), (-1, None))
-            # A component between two heads may have merged tokens.
-            if ref is None or ref() is not doc or self.encoded.sequences.tokens[place] != len(doc):
-                return None
-            found.append(place)
-        return _slice(self.encoded, np.asarray(found, dtype=np.int64))[0]
-
-
-class _Step:
-    """One training step: the Docs, what was read of them with a graph, who has answered."""
-
-    def __init__(self, docs: list[Doc], losses: dict[str, float]) -> None:
-        self.docs = {id(doc): doc for doc in docs}
-        self.losses = losses
-        self.reads: list[_Read] = []
-        self.answered: set[int] = set()
-        self.finish: tuple[Optimizer, AdamSettings | None] | None = None
-
-    def has(self, docs: Sequence[Doc]) -> bool:
-        return all(id(doc) in self.docs for doc in docs)
-
-    def read(
-        self, docs: Sequence[Doc], model: EncoderModel
-    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
-        for read in self.reads:
-            places = read.find(docs)
-            if places is not None:
-                break
-        else:
-            read = _Read(docs, model)
-            places = np.arange(len(docs), dtype=np.int64)
-            self.reads.append(read)
-        encoded, slots = _slice(read.encoded, places)
-        return encoded, lambda gradient: read.add(gradient, slots)
-
-    def backward(self, name: str) -> None:
-        while self.reads:
-            read = self.reads.pop()
-            if read.gradient is not None:
-                read.backprop(read.gradient)
-                self.losses[name] += float(read.gradient.norm())
-
-
-class _Read:
-    """One forward pass with a graph, and the gradient that gathers for it."""
-
-    def __init__(self, docs: Sequence[Doc], model: EncoderModel) -> None:
-        self.places = {id(doc): i for i, doc in enumerate(docs)}
-        self.encoded, self.backprop = model.begin_update(list(docs))
-        self.gradient: torch.Tensor | None = None
-
-    def find(self, docs: Sequence[Doc]) -> Ints1d | None:
-        tokens = self.encoded.sequences.tokens
-        places = [self.places.get(id(doc), -1) for doc in docs]
-        if any(
-            place < 0 or tokens[place] != len(doc)
-            for place, doc in zip(places, docs, strict=True)
-        ):
-            return None
-        return np.asarray(places, dtype=np.int64)
-
-    def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
-        if slots is not None:
-            whole = torch.zeros_like(self.encoded.states)
-            gradient = whole.index_add_(0, slots, gradient)
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
-
-
-def _slice(encoded: Encoded, places: Ints1d) -> tuple[Encoded, torch.Tensor | None]:
-    """The states of some Docs of a batch, and their rows; None if it is the whole batch."""
-    sequences = encoded.sequences
-    if np.array_equal(places, np.arange(len(sequences.tokens))):
-        return encoded, None
-    taken, slots = sequences.take(places)
-    rows = torch.from_numpy(slots).to(encoded.states.device)
-    return Encoded(encoded.states.index_select(0, rows), taken), rows

@@ -25,7 +25,7 @@ class BertListener(Model[list[Doc], Encoded]):
         super().__init__("bert_listener", forward, dims={"nO": None})
         self.upstream_name = upstream_name
         self.component_name = "this component"  # the head's name, set with the link
-        self.upstream: "BertEncoder | None" = None
+        self.upstream: BertEncoder | None = None
 
     def link(self, upstream: "BertEncoder", component_name: str) -> None:
         """Connect to an encoder.

@@ -100,6 +100,10 @@ class TorchShim(Shim):
         self.version += 1
         self._forget_training()
 
+    def clear(self) -> None:
+        """Forget the module, so that initialization makes a new one."""
+        self._model = None
+
     @property
     def device(self) -> torch.device:
         """RETURNS (torch.device): Where the weights are."""
@@ -194,9 +198,8 @@ class TorchShim(Shim):
             )
         for name, parameter in self.module.named_parameters():
             if parameter.grad is not None:
-                weights, _ = optimizer(
-                    (self.id, name), torch2xp(parameter.data), torch2xp(parameter.grad)
-                )
+                arrays: list[Any] = [torch2xp(parameter.data), torch2xp(parameter.grad)]
+                weights, _ = optimizer((self.id, name), *arrays)
                 parameter.data = xp2torch(weights, device=parameter.device)
 
     def _make_adam(self) -> torch.optim.AdamW:
@@ -305,4 +308,3 @@ def layer_depths(module: nn.Module) -> dict[str, int]:
         else:
             depths[name] = 0 if before_stack else len(stack)
     return depths
-

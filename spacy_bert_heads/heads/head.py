@@ -14,6 +14,7 @@ from spacy.util import minibatch
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer, get_array_module
 
+from ..encoder.model import shim_of
 from ..types import Ints1d, MeanLoss
 
 
@@ -80,7 +81,7 @@ class BertHead(TrainablePipe):
             raise ValueError(f"A label must be a string, not {label!r}.")
         if label in self.labels:
             return 0
-        if self.model.has_dim("nO"):
+        if shim_of(self.model).has_module:
             raise ValueError(
                 f"{self.name} is trained for {', '.join(self.labels)}; '{label}' can't be added. "
                 "Add labels before nlp.initialize(), or train a new head with all of them."
@@ -126,14 +127,13 @@ class BertHead(TrainablePipe):
         RAISES (ValueError): If there is no label, or no encoder.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
-        self.model.set_dim("nO", None, force=True)
+        shim_of(self.model).clear()
         if labels is None:
-            found = {label for eg in get_examples() for label in self.labels_of(eg)}
-            labels = sorted(found - set(self.labels))
+            labels = sorted({label for eg in get_examples() for label in self.labels_of(eg)})
         for label in labels:
             self.add_label(label)
         self._check_labels()
-        self.model.set_dim("nO", self.n_classes)
+        self.model.set_dim("nO", self.n_classes, force=True)
         docs = [eg.x for eg in islice(get_examples(), 10)]
         self.model.initialize(X=docs or None)
 
@@ -253,4 +253,3 @@ def cross_entropy(logits: Any, classes: Ints1d, *, weights: Any = None) -> tuple
     d_chosen[at, targets] -= 1
     gradient[rows] = d_chosen * share[:, None]
     return float(loss), gradient
-

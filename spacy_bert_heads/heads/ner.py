@@ -201,8 +201,9 @@ def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) 
     RETURNS (Spans): The entities. One's probability is that of its tags in a row, and in BIO
         also that the next token doesn't go on: the model's own, tokens being independent in it.
     """
-    xp = get_array_module(scores.logits)
-    logits = scores.logits - scores.logits.max(axis=1, keepdims=True)
+    logits: Any = scores.logits
+    xp = get_array_module(logits)
+    logits = logits - logits.max(axis=1, keepdims=True)
     log_p = logits - xp.log(xp.exp(logits).sum(axis=1, keepdims=True))
     log_p = (log_p if xp is np else xp.asnumpy(log_p)).astype(np.float64)
 
@@ -234,7 +235,9 @@ def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) 
     label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
     keep = score >= threshold
     first, after = first[keep], after[keep]
-    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label_of[path[first]], score[keep])
+    return Spans(
+        doc[first], in_doc[first], in_doc[after - 1] + 1, label_of[path[first]], score[keep]
+    )
 
 
 def allowed_transitions(tags: Sequence[str]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:

@@ -183,7 +183,7 @@ class BertTextCat(BertHead):
         classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
         return cross_entropy(scores, classes, weights=self._weights(scores))
 
-    def _probabilities(self, logits: Floats2d) -> Any:
+    def _probabilities(self, logits: Any) -> Any:
         xp = get_array_module(logits)
         exps = xp.exp(logits - logits.max(axis=1, keepdims=True))
         return exps / exps.sum(axis=1, keepdims=True)
@@ -227,6 +227,6 @@ class BertTextCatMultilabel(BertTextCat):
         losses = xp.maximum(scores, 0) - scores * gold + xp.log1p(xp.exp(-xp.abs(scores)))
         return float((share * losses).sum()), share * (self._probabilities(scores) - gold)
 
-    def _probabilities(self, logits: Floats2d) -> Any:
+    def _probabilities(self, logits: Any) -> Any:
         xp = get_array_module(logits)
         return 1 / (1 + xp.exp(-xp.clip(logits, -80, 80)))

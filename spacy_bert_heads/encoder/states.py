@@ -1,0 +1,161 @@
+"""Whose states are alive: the latest batch, and the training step that is open."""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+from thinc.api import Optimizer
+
+from ..types import Encoded, Ints1d
+from .model import EncoderModel
+from .shim import AdamSettings
+
+
+class LatestBatch(threading.local):
+    """The latest batch of states, one for every thread. The Docs are held weakly."""
+
+    def __init__(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the batch."""
+        self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
+        self.version = -1
+        self.encoded: Encoded | None = None
+
+    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded) -> None:
+        """Hold a batch instead of the one before.
+
+        docs (Sequence[Doc]): The Docs.
+        version (int): The version of the weights.
+        encoded (Encoded): The states of the Docs.
+        """
+        self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
+        self.version, self.encoded = version, encoded
+
+    def find(self, docs: Sequence[Doc], version: int) -> Encoded | None:
+        """Find the states of some of the batch's Docs.
+
+        docs (Sequence[Doc]): The Docs, in any order.
+        version (int): The version of the weights.
+        RETURNS (Optional[Encoded]): None if a Doc is not in the batch or has other tokens now,
+            or if the weights have changed.
+        """
+        if self.encoded is None or self.version != version:
+            return None
+        found = []
+        for doc in docs:
+            place, ref = self.places.get(id(doc), (-1, None))
+            # A component between two heads may have merged tokens.
+            if ref is None or ref() is not doc or self.encoded.sequences.tokens[place] != len(doc):
+                return None
+            found.append(place)
+        return take_docs(self.encoded, np.asarray(found, dtype=np.int64))[0]
+
+
+class TrainingStep:
+    """One training step: the Docs, what was read of them with a graph, who has answered.
+
+    docs (List[Doc]): The batch.
+    losses (Dict[str, float]): Where the norm of the gradient goes.
+    """
+
+    def __init__(self, docs: list[Doc], losses: dict[str, float]) -> None:
+        self.docs = {id(doc): doc for doc in docs}
+        self.losses = losses
+        self.reads: list[Read] = []
+        self.answered: set[int] = set()
+        self.finish: tuple[Optimizer, AdamSettings | None] | None = None
+
+    def has(self, docs: Sequence[Doc]) -> bool:
+        """RETURNS (bool): Whether the Docs belong to this step."""
+        return all(id(doc) in self.docs for doc in docs)
+
+    def read(
+        self, docs: Sequence[Doc], model: EncoderModel
+    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        """Encode Docs with a graph, unless a listener has made one already.
+
+        docs (Sequence[Doc]): Docs of the batch.
+        model (Model[List[Doc], Encoded]): The encoder.
+        RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
+            gradient (n_slots, width).
+        """
+        for read in self.reads:
+            places = read.find(docs)
+            if places is not None:
+                break
+        else:
+            read = Read(docs, model)
+            places = np.arange(len(docs), dtype=np.int64)
+            self.reads.append(read)
+        encoded, slots = take_docs(read.encoded, places)
+        return encoded, lambda gradient: read.add(gradient, slots)
+
+    def backward(self, name: str) -> None:
+        """Send the gathered gradients through the encoder.
+
+        name (str): The encoder's name, for the losses.
+        """
+        while self.reads:
+            read = self.reads.pop()
+            if read.gradient is not None:
+                read.backprop(read.gradient)
+                self.losses[name] += float(read.gradient.norm())
+
+
+class Read:
+    """One forward pass with a graph, and the gradient that gathers for it.
+
+    docs (Sequence[Doc]): The Docs.
+    model (Model[List[Doc], Encoded]): The encoder.
+    """
+
+    def __init__(self, docs: Sequence[Doc], model: EncoderModel) -> None:
+        self.places = {id(doc): i for i, doc in enumerate(docs)}
+        self.encoded: Encoded
+        self.backprop: Callable[[Any], Any]
+        self.encoded, self.backprop = model.begin_update(list(docs))
+        self.gradient: torch.Tensor | None = None
+
+    def find(self, docs: Sequence[Doc]) -> Ints1d | None:
+        """RETURNS (Optional[Ints1d]): The places of the Docs; None if one is missing or has
+        other tokens now."""
+        tokens = self.encoded.sequences.tokens
+        places = [self.places.get(id(doc), -1) for doc in docs]
+        if any(
+            place < 0 or tokens[place] != len(doc) for place, doc in zip(places, docs, strict=True)
+        ):
+            return None
+        return np.asarray(places, dtype=np.int64)
+
+    def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
+        """Take a listener's gradient.
+
+        gradient (Tensor): (n_slots, width).
+        slots (Optional[Tensor]): Which rows it is for; None for all.
+        """
+        if slots is not None:
+            whole = torch.zeros_like(self.encoded.states)
+            gradient = whole.index_add_(0, slots, gradient)
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+
+
+def take_docs(encoded: Encoded, places: Ints1d) -> tuple[Encoded, torch.Tensor | None]:
+    """Slice a batch.
+
+    encoded (Encoded): The batch.
+    places (Ints1d): Which Docs, in which order.
+    RETURNS (Tuple[Encoded, Optional[Tensor]]): Their states, and the rows these come from; None
+        for the rows if it is the whole batch as it is.
+    """
+    sequences = encoded.sequences
+    if np.array_equal(places, np.arange(len(sequences.tokens))):
+        return encoded, None
+    taken, slots = sequences.take(places)
+    rows = torch.from_numpy(slots).to(encoded.states.device)
+    return Encoded(encoded.states.index_select(0, rows), taken), rows
