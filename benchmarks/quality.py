@@ -75,6 +75,27 @@ def main(
                     print(row, flush=True)
                 if json_file:
                     json_file.write_text(json.dumps(rows, indent=1))
+        if {"ours", "joint"} <= set(systems.split(",")):
+            compare_speed(Path(work), tasks.split(","))
+
+
+def compare_speed(work: Path, tasks: list[str]) -> None:
+    """Text to annotated Docs through `nlp.pipe`: each pipeline by itself, and the joint one, in
+    turns, over the test texts of all tasks."""
+    names = [*tasks, "-".join(tasks)]
+    pipelines = {name: spacy.load(work / f"run-{name}" / "out" / "model-last") for name in names}
+    vocab = spacy.blank("en").vocab
+    files = [work / task / "test.spacy" for task in tasks]
+    texts = [doc.text for file in files for doc in DocBin().from_disk(file).get_docs(vocab)]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(5):
+        for name, nlp in pipelines.items():
+            start = time.perf_counter()
+            words = sum(len(doc) for doc in nlp.pipe(texts))
+            seconds[name].append(time.perf_counter() - start)
+    for name, times in seconds.items():
+        rates = sorted(words / t for t in times)
+        print(f"{name}: {rates[2]:,.0f} words/s (from {rates[0]:,.0f} to {rates[-1]:,.0f})")
 
 
 # --- ours

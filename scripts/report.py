@@ -49,7 +49,7 @@ def main(
         row = [file.stem, heads, percent(scores, "ents_f"), percent(scores, "cats_micro_f")]
         rows.append([*row, f"{words_per_second(nlp, texts):,.0f}"])
     header = ["pipeline", "heads", "entities F", "categories acc.", "words/s"]
-    print(table(rows, header=header, divider=True, aligns="llrrr"))
+    print(table(rows, header=header, divider=True, aligns=list("llrrr")))
 
     vocab = spacy.blank("en").vocab
     predicted = list(DocBin().from_disk(predictions).get_docs(vocab))

@@ -79,9 +79,9 @@ def init_config(
                 "@optimizers": "Adam.v1",
                 "learn_rate": {
                     "@schedules": "warmup_linear.v1",
-                    "initial_rate": 5e-5,
+                    "initial_rate": 1e-4,
                     "warmup_steps": steps // 10,
-                    "total_steps": "${training.max_steps}",
+                    "total_steps": steps,
                 },
                 "L2": 0.01,
                 "L2_is_weight_decay": True,

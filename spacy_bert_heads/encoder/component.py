@@ -287,6 +287,8 @@ class BertEncoder(TrainablePipe):
         """
         if "model" not in exclude:
             folder = Path(path) / "model"
+            if not folder.is_dir():
+                raise ValueError(f"There is no '{folder}'. Copy or download the pipeline again.")
             self._load({file.name: file.read_bytes() for file in folder.iterdir()})
         return self
 

@@ -6,6 +6,7 @@ must not wait for it.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,16 +98,17 @@ def load_checkpoint(name: str) -> Bert:
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or folder.exists()):
         raise ValueError(f"There is no checkpoint folder '{name}'. Check the path.")
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # nothing less: the tokenizers library raises Exception itself
         where = "folder" if folder.is_dir() else "hub name, and no folder of that name,"
         raise ValueError(
             f"Can't read a checkpoint from the {where} '{name}': {error}\n"
             "It needs config.json, weights and tokenizer files as Hugging Face's "
             "save_pretrained writes them; a hub name needs access to the hub or its cache."
         ) from error
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+    has_shape = hasattr(config, "hidden_size") and hasattr(config, "vocab_size")
+    if getattr(config, "is_encoder_decoder", False) or not has_shape:
         raise ValueError(
             f"'{name}' is a '{config.model_type}' model, not an encoder of BERT's shape. "
             "Use BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, XLM-R or the like."
@@ -117,6 +119,11 @@ def load_checkpoint(name: str) -> Bert:
             "Add a tokenizer.json: AutoTokenizer.from_pretrained(…, use_fast=True)"
             ".save_pretrained(…), with `pip install sentencepiece tiktoken` if it asks for them."
         )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of '{name}' has {len(tokenizer)} pieces, its encoder embeds "
+            f"{config.vocab_size}. Do the tokenizer files belong to the checkpoint?"
+        )
     encoder = _load_encoder(source)
     with tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
@@ -125,17 +132,13 @@ def load_checkpoint(name: str) -> Bert:
 
 
 def _load_encoder(source: str) -> PreTrainedModel:
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
     from transformers import AutoModel
 
-    unreadable = (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError)
     try:
         encoder, info = AutoModel.from_pretrained(
-            source, output_loading_info=True, weights_only=True
+            source, output_loading_info=True, weights_only=True, trust_remote_code=False
         )
-    except unreadable as error:
+    except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
         raise ValueError(
             f"Can't load the weights of '{source}': {error}\n"
             "If the file is damaged, download it again; save a .bin again as safetensors."
@@ -145,6 +148,12 @@ def _load_encoder(source: str) -> PreTrainedModel:
         raise ValueError(
             f"The weights of '{source}' lack {len(missing)} of the encoder's parameters "
             f"({', '.join(sorted(missing)[:3])}, …). Does config.json belong to them?"
+        )
+    beyond = [key for key in info["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)]
+    if beyond:
+        raise ValueError(
+            f"The weights of '{source}' have {len(beyond)} parameters of layers that config.json "
+            f"doesn't count ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
         )
     if len(missing) < len(info["missing_keys"]):
         # Random weights must not pass for a pretrained pooler.
@@ -184,14 +193,16 @@ def checkpoint_from_files(files: Files) -> Bert:
     RETURNS (Bert): The checkpoint.
     RAISES (ValueError): If a file is missing or damaged.
     """
+    again = "Copy or download the pipeline again."
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if name not in files:
-            raise ValueError(
-                f"The saved encoder has no {name}. Copy or download the pipeline again."
-            )
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", "model.safetensors"):
-            (Path(folder) / name).write_bytes(files[name])
-        encoder = _load_encoder(folder)
+            raise ValueError(f"The saved encoder has no {name}. {again}")
     tokenizer_files = {name: files[name] for name in TOKENIZER_FILES if name in files}
-    return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "model.safetensors"):
+                (Path(folder) / name).write_bytes(files[name])
+            encoder = _load_encoder(folder)
+        return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
+    except Exception as error:  # as above
+        raise ValueError(f"The saved encoder is damaged: {error}\n{again}") from error

@@ -92,6 +92,11 @@ def prepare(model: EncoderModel) -> None:
             f"window is {window}, but '{model.attrs['name']}' has positions for "
             f"{bert.max_window}. Set window = {bert.max_window} or less in the encoder's model."
         )
+    if room < 1:
+        raise ValueError(
+            f"window is {window}, but {bert.wordpieces.n_special} of it are special tokens. "
+            "Set window to 16 or more."
+        )
     if not model.attrs["stride"] <= room:
         raise ValueError(
             f"stride is {model.attrs['stride']}, but a window of {window} has room for {room} "

@@ -14,7 +14,7 @@ from spacy.util import minibatch
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer, get_array_module
 
-from ..encoder.model import shim_of
+from ..encoder.model import prepare, shim_of
 from ..types import Ints1d, MeanLoss
 
 
@@ -174,6 +174,31 @@ class BertHead(TrainablePipe):
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    # --- files
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "BertHead":
+        """path (str / Path): The folder that `to_disk` wrote.
+        exclude (Iterable[str]): Names of fields to leave out.
+        RETURNS (BertHead): This component.
+        """
+        super().from_disk(path, exclude=tuple(exclude))
+        return self._settle()
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertHead":
+        """bytes_data (bytes): What `to_bytes` gave.
+        exclude (Iterable[str]): Names of fields to leave out.
+        RETURNS (BertHead): This component.
+        """
+        super().from_bytes(bytes_data, exclude=tuple(exclude))
+        return self._settle()
+
+    def _settle(self) -> "BertHead":
+        """Fit an encoder of this head's own (`replace_listeners`) to its settings."""
+        for node in self.model.walk():
+            if node.name == "bert_encoder" and shim_of(node).has_module:
+                prepare(node)
+        return self
 
     # --- predicting
 

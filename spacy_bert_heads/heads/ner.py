@@ -167,19 +167,23 @@ class BertNER(BertHead):
         labels = [self.vocab.strings.add(label) for label in self.labels]
         columns = (spans.start.tolist(), spans.end.tolist(), spans.label.tolist())
         probabilities = spans.score.tolist()
+        key = self.cfg["spans_key"]
         for i, doc in enumerate(docs):
             found, kept = [], []
-            # Earlier components' entities stay: a second recognizer adds to the first.
-            taken = {token for ent in doc.ents for token in range(ent.start, ent.end)}
+            # Earlier components' entities stay: a second recognizer adds to the first. What this
+            # one found when it read the Doc before does not.
+            own = {(span.start, span.end, span.label) for span in doc.spans.get(key, ())}
+            others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
+            taken = {token for ent in others for token in range(ent.start, ent.end)}
             for j in range(bounds[i], bounds[i + 1]):
                 start, end, label = (column[j] for column in columns)
                 if taken.isdisjoint(range(start, end)):
                     found.append(Span(doc, start, end, label=labels[label]))
                     kept.append(probabilities[j])
-            doc.set_ents([*doc.ents, *found], default="outside")
-            if self.cfg["spans_key"] is not None:
-                doc.spans[self.cfg["spans_key"]] = found
-                doc.spans[self.cfg["spans_key"]].attrs["scores"] = kept
+            doc.set_ents([*others, *found], default="outside")
+            if key is not None:
+                doc.spans[key] = found
+                doc.spans[key].attrs["scores"] = kept
 
 
 class Spans(NamedTuple):

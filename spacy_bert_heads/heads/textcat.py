@@ -180,6 +180,11 @@ class BertTextCat(BertHead):
         RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
         """
         gold = np.nan_to_num(self._gold(examples), nan=0.0)
+        if ((gold > 0.5).sum(axis=1) > 1).any():
+            raise ValueError(
+                f"{self.name} chooses one category, but a training Doc has several. Mend the data, "
+                "or use bert_textcat_multilabel."
+            )
         classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
         return cross_entropy(scores, classes, weights=self._weights(scores))
 
