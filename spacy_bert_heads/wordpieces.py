@@ -73,7 +73,7 @@ def _trim_spaces(text: str, offsets: np.ndarray) -> None:
     # no-break space, or above U+1680: most pieces are ruled out without a look at the text.
     first = codes[np.minimum(starts, len(codes) - 1)]
     for i in np.flatnonzero((first <= 32) | (first == 0xA0) | (first == 0x85) | (first >= 0x1680)):
-        start = SPACE.match(text, starts[i]).end()  # type: ignore[union-attr]
+        start = SPACE.match(text, starts[i], offsets[i, 1]).end()  # type: ignore[union-attr]
         if start < offsets[i, 1]:
             starts[i] = start
 
@@ -119,6 +119,6 @@ def align(
     if len(piece_starts):
         covering = np.maximum(np.searchsorted(piece_starts, starts, side="right") - 1, 0)
         covered = (piece_starts[covering] <= starts) & (starts < piece_ends[covering])
-        use = (count == 0) & covered & (ends > starts)
+        use = (count == 0) & covered
         first, count = np.where(use, covering, first), np.where(use, 1, count)
     return first, count, tokens

@@ -62,9 +62,7 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=special, unk_token="<unk>"
-        )
+        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>")
         cls, sep, pad, unk, mask = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
     tokenizer.train_from_iterator(TEXTS * 4, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]

@@ -23,6 +23,7 @@ from thinc.api import Adam
 from spacy_bert_heads.corpora import make_corpus
 from spacy_bert_heads.encoder.loading import load_checkpoint
 
+LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -60,7 +61,7 @@ def saved(checkpoint, tmp_path_factory) -> Path:
 
 
 def build(checkpoint: str, *heads: str, data=TRAIN_DATA, settings=None, **encoder):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     encoder = {"name": checkpoint, "window": 64, "stride": 48, **encoder}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
@@ -189,9 +190,7 @@ def test_weights_of_more_layers(copied):
 def test_bin_weights_are_loaded(copied, zipped):
     expected = load_checkpoint(str(copied)).encoder.state_dict()
     (copied / "model.safetensors").unlink()
-    torch.save(
-        expected, copied / "pytorch_model.bin", _use_new_zipfile_serialization=zipped
-    )
+    torch.save(expected, copied / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     loaded = load_checkpoint(str(copied)).encoder.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
@@ -411,7 +410,7 @@ def test_albert_has_no_layers_to_freeze(make_nlp, tmp_path):
     ],
 )
 def test_head_settings(head, settings, match):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     with pytest.raises(ValueError, match=match):
         nlp.add_pipe(f"bert_{head}", config=settings)
 
@@ -507,14 +506,14 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_head_without_encoder(use):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     nlp.add_pipe("bert_ner")
     with pytest.raises(ValueError, match=NO_ENCODER):
         USES[use](nlp)
 
 
 def test_encoder_behind_the_head(checkpoint):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     nlp.add_pipe("bert_ner")
     nlp.add_pipe("bert_encoder", config={"model": {"name": checkpoint, "window": 64, "stride": 48}})
     with pytest.raises(ValueError, match=NO_ENCODER):
@@ -718,7 +717,7 @@ def test_by_default_the_original_error_is_raised(failing):
 
 @pytest.fixture
 def data_file(tmp_path) -> Path:
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     file = tmp_path / "train.spacy"
     DocBin(docs=[eg.reference for eg in make_examples(nlp) * 20]).to_disk(file)
     return file
@@ -726,7 +725,7 @@ def data_file(tmp_path) -> Path:
 
 @pytest.mark.parametrize("content", ["half", "without its end", "one byte", "empty", "text"])
 def test_data_file_is_damaged(data_file, content):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     assert len(list(make_corpus(data_file)(nlp))) == 40
     whole = data_file.read_bytes()
     damaged = {
@@ -745,11 +744,11 @@ def test_one_of_several_data_files_is_damaged(data_file):
     shutil.copy(data_file, data_file.with_name("more.spacy"))
     cut_in_half(data_file.with_name("more.spacy"))
     with pytest.raises(ValueError, match=r"more\.spacy is damaged"):
-        list(make_corpus(data_file.parent)(spacy.blank("en")))
+        list(make_corpus(data_file.parent)(spacy.blank(LANG)))
 
 
 def test_no_such_data_file(tmp_path):
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(LANG)
     with pytest.raises(ValueError, match=r"no '.*none\.spacy'. Make it: python -m spacy bert"):
         list(make_corpus(tmp_path / "none.spacy")(nlp))
     with pytest.warns(UserWarning, match=r"W090.*nothing-here"):

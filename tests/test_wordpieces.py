@@ -143,6 +143,12 @@ CASES = {
         ["0:1", "2:3", "4:5"],
     ),
     "tab": (["a", "\t", "b"], ["0:1", "", "2:3"], ["0:1", "1:2", "2:3"], ["0:1", "1:2", "2:3"]),
+    "next line": (
+        ["a", "\x85", "x"],
+        ["0:3", "0:3", "0:3"],  # a control character: the word is ax
+        ["0:1", "1:2 1:2", "2:3"],
+        ["0:1", "", "2:3"],  # unknown characters in a row, trimmed
+    ),
     "no-break space": (
         ["a", NBSP, "b"],
         ["0:1", "", "2:3"],
@@ -318,6 +324,8 @@ def test_token_offsets():
 def test_a_token_never_gets_a_piece_of_the_doc_before():
     docs = [make_doc("cannot"), make_doc(ZWSP, "can", "not"), make_doc(), make_doc(ZWSP)]
     assert aligned(by_hand("wordpiece"), docs) == [[[0]], [[], [0], [0]], [], [[]]]
+    # The space behind b is a piece of its own, at the very end of the text.
+    assert aligned(by_hand("bytes"), [make_doc("b␣"), make_doc("b")]) == [[[0]], [[0]]]
 
 
 def test_docs_without_any_piece():
@@ -330,7 +338,7 @@ def test_docs_without_any_piece():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_much_white_space_is_quick(kind):
-    text = "a" + "\n" * 40_000 + " " * 40_000 + "b"
+    text = "a" + "\n" * 60_000 + " " * 60_000 + "b"
     wordpieces = by_hand(kind)
     start = time.perf_counter()
     wordpieces.tokenizer.encode_batch([text])
@@ -338,7 +346,7 @@ def test_much_white_space_is_quick(kind):
     pieces = wordpieces([text])
     # A scan of all the white space behind each piece would take a hundred times as long.
     assert time.perf_counter() - start - by_itself < 10 * by_itself + 1
-    assert (pieces.starts[0], pieces.ends[-1]) == (0, 80_002)
+    assert (pieces.starts[0], pieces.ends[-1]) == (0, 120_002)
 
 
 # --- against a slow reference

@@ -271,6 +271,8 @@ def cross_entropy(logits: Any, classes: Ints1d, *, weights: Any = None) -> tuple
     chosen = chosen - chosen.max(axis=1, keepdims=True)
     log_p = chosen - xp.log(xp.exp(chosen).sum(axis=1, keepdims=True))
     share = xp.ones(len(rows), dtype=logits.dtype) if weights is None else weights[targets]
+    if not share.sum():  # the classes of all rows weigh nothing
+        return 0.0, gradient
     share = share / share.sum()
     at = xp.arange(len(rows))
     loss = -(share * log_p[at, targets]).sum()

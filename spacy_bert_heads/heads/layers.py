@@ -186,7 +186,7 @@ def init_head(module_class: type[nn.Module], model: Model, X: Any = None, Y: Any
     if bert is not None:
         std = getattr(bert.config, "initializer_range", std)
     if settings["dropout"] is None:
-        settings["dropout"] = classifier_dropout(bert)
+        settings["dropout"] = classifier_dropout(bert, module_class)
     module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -198,13 +198,17 @@ def init_head(module_class: type[nn.Module], model: Model, X: Any = None, Y: Any
     return model
 
 
-def classifier_dropout(bert: Bert | None) -> float:
+def classifier_dropout(bert: Bert | None, module_class: type[nn.Module]) -> float:
     """The rate that Hugging Face's heads use on a checkpoint.
 
     bert (Optional[Bert]): The checkpoint.
+    module_class (Type[nn.Module]): The head's module.
     RETURNS (float): The rate; 0.1 without a checkpoint.
     """
-    for name in ("classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "dropout"):
+    names = ["classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "dropout"]
+    if module_class is SequenceClassifier:
+        names.insert(0, "seq_classif_dropout")  # DistilBERT's
+    for name in names:
         rate = getattr(bert.config, name, None) if bert is not None else None
         if rate is not None:
             return float(rate)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from spacy.attrs import ENT_IOB, ENT_TYPE
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
@@ -175,15 +176,27 @@ class BertNER(BertHead):
             own = {(span.start, span.end, span.label) for span in doc.spans.get(key, ())}
             others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
             taken = {token for ent in others for token in range(ent.start, ent.end)}
+            blocked = blocked_tokens(doc)
+            taken.update(blocked)
             for j in range(bounds[i], bounds[i + 1]):
                 start, end, label = (column[j] for column in columns)
                 if taken.isdisjoint(range(start, end)):
                     found.append(Span(doc, start, end, label=labels[label]))
                     kept.append(probabilities[j])
-            doc.set_ents([*others, *found], default="outside")
+            doc.set_ents(
+                [*others, *found], blocked=[doc[i : i + 1] for i in blocked], default="outside"
+            )
             if key is not None:
                 doc.spans[key] = found
                 doc.spans[key].attrs["scores"] = kept
+
+
+def blocked_tokens(doc: Doc) -> list[int]:
+    """RETURNS (List[int]): The tokens that `doc.set_ents(…, blocked=…)` keeps out of entities."""
+    if not doc.has_annotation("ENT_IOB"):
+        return []
+    iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).T
+    return np.flatnonzero((iob == 3) & (label == 0)).tolist()
 
 
 class Spans(NamedTuple):

@@ -225,8 +225,8 @@ class BertTextCatMultilabel(BertTextCat):
         """
         xp = get_array_module(scores)
         gold = xp.asarray(self._gold(examples))
-        share = ~xp.isnan(gold) * self._weights(scores)
-        share = share / xp.maximum((~xp.isnan(gold)).sum(), 1)
+        known = ~xp.isnan(gold)
+        share = known * self._weights(scores) / max(int(known.sum()), 1)
         gold = xp.nan_to_num(gold)
         # log(1 + e^x) - x·gold, in a form that can't overflow
         losses = xp.maximum(scores, 0) - scores * gold + xp.log1p(xp.exp(-xp.abs(scores)))
