@@ -157,13 +157,7 @@ def test_weights_are_damaged(copied, damage):
         ("vocab_size", 500),
         ("intermediate_size", 128),
         ("max_position_embeddings", 64),
-        pytest.param(
-            "hidden_size",
-            "32",
-            marks=pytest.mark.xfail(
-                strict=True, raises=TypeError, reason="torch's TypeError is passed on as it is"
-            ),
-        ),
+        ("hidden_size", "32"),
     ],
 )
 def test_weights_of_another_shape(copied, key, value):
@@ -179,10 +173,10 @@ def test_weights_of_fewer_layers(copied):
         load_checkpoint(str(copied))
 
 
-@pytest.mark.xfail(strict=True, reason="layers that config.json doesn't count are left out")
 def test_weights_of_more_layers(copied):
     edit_config(copied, num_hidden_layers=1)
-    with pytest.raises(ValueError, match="Does config.json belong"):
+    match = rf"weights of '{copied}' have 16 .* doesn't count .*layer\.1.*Does config.json belong"
+    with pytest.raises(ValueError, match=match):
         load_checkpoint(str(copied))
 
 
@@ -243,7 +237,6 @@ class CustomTokenizer(PreTrainedTokenizerFast):
 
 
 @pytest.mark.parametrize("where", ["model", "tokenizer"])
-@pytest.mark.xfail(strict=True, reason="transformers asks on the terminal, and 'y' runs the code")
 def test_code_in_a_checkpoint_is_never_run(copied, tmp_path, monkeypatch, where):
     taken = tmp_path / "taken"
     (copied / "custom.py").write_text(CUSTOM_CODE.format(taken=str(taken)))
@@ -263,18 +256,12 @@ def test_code_in_a_checkpoint_is_never_run(copied, tmp_path, monkeypatch, where)
     assert not taken.exists()
 
 
-# Where transformers tries its slow classes next, what is missing for those is all it tells.
-import_error = pytest.mark.xfail(
-    strict=True, raises=ImportError, reason="transformers' ImportError is passed on as it is"
-)
-
-
 @pytest.mark.parametrize(
     "file, content",
     [
-        pytest.param("tokenizer.json", None, marks=import_error),
-        pytest.param("tokenizer.json", "{", marks=import_error),
-        pytest.param("tokenizer.json", "{}", marks=import_error),
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
         ("tokenizer_config.json", "{"),
     ],
 )
@@ -297,12 +284,12 @@ def test_tokenizer_has_no_fast_version(copied):
         load_checkpoint(str(copied))
 
 
-@pytest.mark.xfail(strict=True, reason="an IndexError, at the first text with such a piece")
 def test_tokenizer_of_another_checkpoint(copied):
     tokenizer = transformers.AutoTokenizer.from_pretrained(copied)
     tokenizer.add_tokens(["zzz"])
     tokenizer.save_pretrained(copied)
-    with pytest.raises(ValueError, match="tokenizer"):
+    match = f"tokenizer of '{copied}' has 225 pieces, its encoder embeds 224. Do the tokenizer"
+    with pytest.raises(ValueError, match=match):
         load_checkpoint(str(copied))
 
 
@@ -311,10 +298,7 @@ def test_tokenizer_of_another_checkpoint(copied):
     [
         transformers.T5Config(d_model=32, d_ff=64, d_kv=16, num_layers=1, num_heads=2),
         transformers.BartConfig(d_model=32, encoder_layers=1, decoder_layers=1),
-        pytest.param(
-            transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2),
-            marks=pytest.mark.xfail(strict=True, reason="a model of images is accepted"),
-        ),
+        transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2),
     ],
     ids=lambda config: config.model_type,
 )
@@ -337,20 +321,19 @@ def test_saved_encoder_lacks_a_file(saved, tmp_path, name):
         spacy.load(tmp_path / "copy")
 
 
-@pytest.mark.xfail(strict=True, reason="the error names a temporary folder, or is a bare Exception")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_saved_encoder_is_damaged(saved, tmp_path, name):
     shutil.copytree(saved, tmp_path / "copy")
     cut_in_half(tmp_path / "copy" / "bert_encoder" / "model" / name)
-    with pytest.raises(ValueError, match="saved encoder(.|\n)*Copy or download the pipeline again"):
+    with pytest.raises(ValueError, match=r"saved encoder is damaged(.|\n)*Copy or download"):
         spacy.load(tmp_path / "copy")
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="no ValueError, no remedy")
 def test_saved_encoder_is_missing(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "bert_encoder")
-    with pytest.raises(ValueError, match="Copy or download the pipeline again"):
+    match = f"no '{tmp_path}.*bert_encoder.*'. Copy or download the pipeline again"
+    with pytest.raises(ValueError, match=match):
         spacy.load(tmp_path / "copy")
 
 
@@ -371,11 +354,7 @@ def test_saved_encoder_is_missing(saved, tmp_path):
         ({"layer_decay": 1.5}, "layer_decay is 1.5; .* 1 at the most"),
         ({"frozen_layers": 3}, "frozen_layers is 3, .* 'bert' .* 2 layers .* frozen_components"),
         ({"frozen_layers": -1}, "frozen_layers is -1"),
-        pytest.param(
-            {"window": 2, "stride": 1},
-            "window is 2",
-            marks=pytest.mark.xfail(strict=True, reason="the error says: set stride to 0 or less"),
-        ),
+        ({"window": 2, "stride": 1}, "window is 2, .* special tokens. Set window to 16 or more"),
     ],
 )
 def test_encoder_settings(make_nlp, settings, match):
@@ -439,7 +418,6 @@ def test_class_weights_of_an_unknown_label(checkpoint, head):
         build(checkpoint, head, settings={"class_weights": {"fire": 2.0, "flood": 2.0}})
 
 
-@pytest.mark.xfail(strict=True, reason="the first of them is learned, silently")
 def test_two_categories_at_once_need_multilabel(make_nlp):
     nlp = make_nlp("textcat")
     both = make_examples(nlp, [("It burned", {"cats": {"fire": 1.0, "voyage": 1.0}})])
