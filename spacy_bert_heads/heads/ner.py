@@ -164,31 +164,47 @@ class BertNER(BertHead):
         scores (TokenScores): The model's answer.
         """
         spans = decode(scores, self.tags, threshold=self.cfg["threshold"])
-        bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1))
-        labels = [self.vocab.strings.add(label) for label in self.labels]
-        columns = (spans.start.tolist(), spans.end.tolist(), spans.label.tolist())
-        probabilities = spans.score.tolist()
-        key = self.cfg["spans_key"]
-        for i, doc in enumerate(docs):
-            found, kept = [], []
-            # Earlier components' entities stay: a second recognizer adds to the first. What this
-            # one found when it read the Doc before does not.
-            own = {(span.start, span.end, span.label) for span in doc.spans.get(key, ())}
-            others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
-            taken = {token for ent in others for token in range(ent.start, ent.end)}
-            blocked = blocked_tokens(doc)
-            taken.update(blocked)
-            for j in range(bounds[i], bounds[i + 1]):
-                start, end, label = (column[j] for column in columns)
-                if taken.isdisjoint(range(start, end)):
-                    found.append(Span(doc, start, end, label=labels[label]))
-                    kept.append(probabilities[j])
-            doc.set_ents(
-                [*others, *found], blocked=[doc[i : i + 1] for i in blocked], default="outside"
+        labels = np.asarray([self.vocab.strings.add(label) for label in self.labels], dtype="u8")
+        rows = list(
+            zip(
+                spans.start.tolist(),
+                spans.end.tolist(),
+                labels[spans.label].tolist(),
+                spans.score.tolist(),
+                strict=True,
             )
-            if key is not None:
-                doc.spans[key] = found
-                doc.spans[key].attrs["scores"] = kept
+        )
+        bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()
+        for i, doc in enumerate(docs):
+            self._write(doc, rows[bounds[i] : bounds[i + 1]])
+
+    def _write(self, doc: Doc, entities: list[tuple[int, int, int, float]]) -> None:
+        """Write one Doc's entities: (start, end, label, score). Those of earlier components stay,
+        so a second recognizer adds to the first; what this one found before gives way."""
+        key = self.cfg["spans_key"]
+        group, scores = [], []
+        if key in doc.spans:
+            group = list(doc.spans[key])
+            scores = doc.spans[key].attrs.get("scores", [1.0] * len(group))
+        own = {(s.start, s.end, s.label) for s in group if s.id_ == self.name}
+        others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
+        blocked = blocked_tokens(doc)
+        taken = {token for ent in others for token in range(ent.start, ent.end)}.union(blocked)
+        entities = [row for row in entities if taken.isdisjoint(range(row[0], row[1]))]
+
+        found = [Span(doc, start, end, label=label) for start, end, label, _ in entities]
+        blocks = [doc[token : token + 1] for token in blocked]
+        doc.set_ents([*others, *found], blocked=blocks, default="outside")
+        if key is not None:
+            # A span's id says who found it, in the group and not in doc.ents.
+            scored = [(s, p) for s, p in zip(group, scores, strict=True) if s.id_ != self.name]
+            scored += [
+                (Span(doc, start, end, label=label, span_id=self.name), score)
+                for start, end, label, score in entities
+            ]
+            scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
+            doc.spans[key] = [span for span, _ in scored]
+            doc.spans[key].attrs["scores"] = [score for _, score in scored]
 
 
 def blocked_tokens(doc: Doc) -> list[int]:
