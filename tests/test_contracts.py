@@ -567,10 +567,24 @@ print(json.dumps([alone, forked]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are not forked here")
-def test_workers_forked_after_a_prediction(trained, tmp_path):
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        None,
+        # Often set to be rid of the tokenizers library's warning about forks.
+        pytest.param(
+            "true", marks=pytest.mark.xfail(run=False, reason="the tokenizer's threads hang")
+        ),
+    ],
+)
+def test_workers_forked_after_a_prediction(trained, tmp_path, parallel):
+    env = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
+    if parallel is not None:
+        env["TOKENIZERS_PARALLELISM"] = parallel
     trained.to_disk(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-c", FORKED, str(tmp_path), json.dumps(TEXTS)],
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -702,7 +716,7 @@ def test_training_weighs_scores_that_there_are(checkpoint, head, settings):
 
 
 JOINT = [
-    ("Anna Grete left Skagen", {"entities": [(0, 10, "VESSEL"), (16, 22, "DATE")]}),
+    (TEXTS[0], {"entities": [(0, 10, "VESSEL"), (16, 22, "DATE")]}),  # not what it learned
     ("The boat left Hull", {"cats": {"fire": 0.0, "voyage": 1.0}}),
     ("It burned", {"cats": {"fire": 1.0, "voyage": 0.0}}),
 ]
@@ -713,7 +727,7 @@ def test_a_doc_scores_only_the_heads_it_is_annotated_for(trained):
         return trained.evaluate(make_examples(trained, data))
 
     both, ents, cats = scores(JOINT), scores(JOINT[:1]), scores(JOINT[1:])
-    assert both["ents_p"] == ents["ents_p"] and 0 < ents["ents_f"] < 1
+    assert (ents["ents_p"], ents["ents_r"]) == (1 / 3, 1 / 2)
     assert {key: both[key] for key in ENTS} == {key: ents[key] for key in ENTS}
     assert {key: both[key] for key in CATS} == {key: cats[key] for key in CATS}
     assert {cats[key] for key in ENTS} == {None}
