@@ -571,10 +571,7 @@ print(json.dumps([alone, forked]))
     "parallel",
     [
         None,
-        # Often set to be rid of the tokenizers library's warning about forks.
-        pytest.param(
-            "true", marks=pytest.mark.xfail(run=False, reason="the tokenizer's threads hang")
-        ),
+        "true",  # often set to be rid of the tokenizers library's warning about forks
     ],
 )
 def test_workers_forked_after_a_prediction(trained, tmp_path, parallel):

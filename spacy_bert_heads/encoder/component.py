@@ -37,10 +37,17 @@ DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
 # 5e-5); spaCy's own default is 1e-3.
 HIGH_LEARN_RATE = 5e-4
 
-# A forked worker of nlp.pipe(…, n_process=2) inherits torch's thread pool without its threads, and
-# would wait for them for ever. One thread needs no pool, and the workers share the cores anyway.
+
+def use_one_thread() -> None:
+    """A forked worker of nlp.pipe(…, n_process=2) inherits the thread pools of torch and of
+    tokenizers without their threads, and would wait for them for ever. One thread needs no pool,
+    and the workers share the cores anyway."""
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=use_one_thread)
 
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
@@ -289,7 +296,8 @@ class BertEncoder(TrainablePipe):
             folder = Path(path) / "model"
             if not folder.is_dir():
                 raise ValueError(f"There is no '{folder}'. Copy or download the pipeline again.")
-            self._load({file.name: file.read_bytes() for file in folder.iterdir()})
+            files = [file for file in folder.iterdir() if file.is_file()]
+            self._load({file.name: file.read_bytes() for file in files})
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
