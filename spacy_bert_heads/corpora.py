@@ -4,8 +4,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.training import Corpus
+from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
 # What reading half a DocBin can end in: its compression, its msgpack, its attributes.
@@ -15,19 +16,27 @@ DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
 class BertCorpus(Corpus):
     """Read `.spacy` files as `spacy.Corpus.v1` does, and say which one is damaged."""
 
+    def __call__(self, nlp: Language) -> Iterator[Example]:
+        """Yield the examples.
+
+        nlp (Language): The pipeline.
+        YIELDS (Example): The examples.
+        RAISES (ValueError): If there is no such file or folder, or one can't be read.
+        """
+        if not Path(self.path).exists():
+            make_it = f"python -m spacy bert convert SOURCE {self.path}"
+            raise ValueError(f"There is no '{self.path}'. Make it: {make_it}")
+        yield from super().__call__(nlp)
+
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
         """Yield the Docs of the files.
 
         vocab (Vocab): The vocabulary.
         locs (Iterable[str / Path]): The files.
         YIELDS (Doc): The Docs that have tokens.
-        RAISES (ValueError): If a file is missing or can't be read to its end.
+        RAISES (ValueError): If a file can't be read to its end.
         """
         for file in locs:
-            if not Path(file).exists():
-                raise ValueError(
-                    f"There is no '{file}'. Make it: python -m spacy bert convert SOURCE {file}"
-                )
             try:
                 docs = list(super().read_docbin(vocab, [file]))
             except DAMAGE as error:

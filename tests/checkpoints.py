@@ -1,5 +1,6 @@
 """Small random checkpoints of each family, built on the spot; and the real one, if installed."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,11 +42,10 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of a few hundred pieces: "wordpiece", "bytes" or "unigram"."""
     special = SPECIAL[kind]
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+        tokenizer = Tokenizer(models.WordPiece())
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
         cls, sep, pad, unk, mask = "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"
     elif kind == "bytes":
         tokenizer = Tokenizer(models.BPE())
@@ -64,7 +64,14 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>")
         cls, sep, pad, unk, mask = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
-    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    if kind == "wordpiece":  # the trainer's choice varies from run to run, this one doesn't
+        words = sorted({word for text in TEXTS for word in re.findall(r"\w+", text.lower())})
+        characters = sorted({character for text in TEXTS for character in text.lower()} - {" "})
+        pieces = [*special, *characters, *(f"##{c}" for c in characters), *words]
+        vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+        tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
+    else:
+        tokenizer.train_from_iterator(TEXTS * 4, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
     if kind == "bytes":
         tokenizer.post_processor = processors.RobertaProcessing(

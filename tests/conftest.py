@@ -1,4 +1,7 @@
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
+
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,6 @@ import torch
 from checkpoints import make_checkpoint, real_checkpoint
 from spacy.training import Example
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # for models this small a second thread costs more than it does
 
 # Two Docs that carry every kind of annotation.

@@ -736,8 +736,8 @@ def test_no_such_data_file(tmp_path):
     nlp = spacy.blank(LANG)
     with pytest.raises(ValueError, match=r"no '.*none\.spacy'. Make it: python -m spacy bert"):
         list(make_corpus(tmp_path / "none.spacy")(nlp))
-    with pytest.warns(UserWarning, match=r"W090.*nothing-here"):
-        assert list(make_corpus(tmp_path / "nothing-here")(nlp)) == []
+    with pytest.raises(ValueError, match="There is no '.*nothing-here'. Make it: .* bert convert"):
+        list(make_corpus(tmp_path / "nothing-here")(nlp))
     with pytest.raises(ValueError, match=r"No data is named. Add: --paths.train"):
         make_corpus(None)
 

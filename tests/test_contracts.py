@@ -425,6 +425,15 @@ def test_reading_a_doc_again_changes_nothing(trained):
     assert [annotations(trained(doc))] == close([before])
 
 
+def test_spans_appended_by_hand_stay(trained):
+    doc = trained(TEXTS[0])
+    before = len(doc.spans["ents"])
+    doc.spans["ents"].append(doc[0:1])
+    trained(doc)
+    assert len(doc.spans["ents"]) == len(doc.spans["ents"].attrs["scores"]) == before + 1
+    assert doc.spans["ents"].attrs["scores"].count(1.0) == 1
+
+
 def test_a_second_recognizer_adds_to_the_first(trained, tmp_path):
     """Also where it finds nothing."""
     nlp = through_disk(trained, tmp_path)

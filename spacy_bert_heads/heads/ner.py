@@ -185,7 +185,8 @@ class BertNER(BertHead):
         group, scores = [], []
         if key in doc.spans:
             group = list(doc.spans[key])
-            scores = doc.spans[key].attrs.get("scores", [1.0] * len(group))
+            # Spans that somebody appended by hand have no score: they are certain.
+            scores = [*doc.spans[key].attrs.get("scores", []), *[1.0] * len(group)]
         own = {(s.start, s.end, s.label) for s in group if s.id_ == self.name}
         others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
         blocked = blocked_tokens(doc)
@@ -197,7 +198,7 @@ class BertNER(BertHead):
         doc.set_ents([*others, *found], blocked=blocks, default="outside")
         if key is not None:
             # A span's id says who found it, in the group and not in doc.ents.
-            scored = [(s, p) for s, p in zip(group, scores, strict=True) if s.id_ != self.name]
+            scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != self.name]
             scored += [
                 (Span(doc, start, end, label=label, span_id=self.name), score)
                 for start, end, label, score in entities
