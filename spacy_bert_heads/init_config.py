@@ -15,7 +15,9 @@ from thinc.api import Config
 
 HEADS = ("ner", "tagger", "textcat", "textcat_multilabel")
 BATCH_SIZE = 32
+SMALL_BATCH_SIZE = 8
 EPOCHS = 5
+MIN_STEPS = 200
 DEFAULT_STEPS = 2000
 
 
@@ -51,7 +53,9 @@ def init_config(
     for head in heads:
         nlp.add_pipe(f"bert_{head}")
 
-    steps = DEFAULT_STEPS if train is None else EPOCHS * math.ceil(count_docs(train) / BATCH_SIZE)
+    steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
+    if train is not None:
+        steps, batch_size = fit_steps(count_docs(train))
     recipe = {
         "paths": {"train": _str(train), "dev": _str(dev)},
         "system": {"gpu_allocator": "pytorch" if gpu else None},
@@ -72,7 +76,7 @@ def init_config(
             "eval_frequency": max(10, min(200, steps // 10)),
             "batcher": {
                 "@batchers": "spacy.batch_by_sequence.v1",
-                "size": BATCH_SIZE,
+                "size": batch_size,
                 "get_length": None,
             },
             "optimizer": {
@@ -97,6 +101,20 @@ def init_config(
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
     return load_model_from_config(config, auto_fill=True).config
+
+
+def fit_steps(n_docs: int) -> tuple[int, int]:
+    """Choose how long to train: five epochs, or with little data longer and in small batches, for
+    no fewer than 200 steps.
+
+    n_docs (int): The number of training Docs.
+    RETURNS (Tuple[int, int]): Steps, and Docs in a batch.
+    """
+    for size in (BATCH_SIZE, SMALL_BATCH_SIZE):
+        steps = EPOCHS * math.ceil(n_docs / size)
+        if steps >= MIN_STEPS:
+            return steps, size
+    return MIN_STEPS, SMALL_BATCH_SIZE
 
 
 def count_docs(path: Path) -> int:

@@ -9,6 +9,7 @@ from spacy.vocab import Vocab
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
+from spacy_bert_heads.init_config import fit_steps
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
 
@@ -63,9 +64,16 @@ def test_init_config_fits_the_steps_to_the_data(tmp_path):
     result = run("init-config", "-", "--train", tmp_path / "a.spacy")
     assert result.exit_code == 0
     settings = dict(line.split(" = ") for line in result.output.splitlines() if " = " in line)
-    # 321 Docs are 11 batches of 32, and five epochs of them 55 steps.
-    assert (settings["max_steps"], settings["total_steps"]) == ("55", "55")
-    assert settings["warmup_steps"] == "5"
+    # 321 Docs are 41 batches of 8, and five epochs of them 205 steps.
+    assert (settings["max_steps"], settings["total_steps"]) == ("205", "205")
+    assert (settings["warmup_steps"], settings["size"]) == ("20", "8")
+
+
+@pytest.mark.parametrize(
+    "n_docs, expected", [(10, (200, 8)), (321, (205, 8)), (1281, (205, 32)), (6400, (1000, 32))]
+)
+def test_steps_for_a_number_of_docs(n_docs, expected):
+    assert fit_steps(n_docs) == expected
 
 
 def test_spacy_finds_the_commands():
