@@ -12,7 +12,7 @@ from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from spacy.vocab import Vocab
-from thinc.api import Config, Model, Optimizer
+from thinc.api import Model, Optimizer
 
 from ..types import Encoded, MeanLoss
 from .listener import BertListener
@@ -20,18 +20,16 @@ from .model import EncoderModel, prepare, shim_of
 from .shim import adam_settings
 from .states import LatestBatch, TrainingStep
 
-DEFAULT_CONFIG = """
-[model]
-@architectures = "spacy_bert_heads.BertEncoder.v1"
-name = "bert-base-uncased"
-window = 256
-stride = 192
-max_batch_tokens = 4096
-precision = "auto"
-frozen_layers = 0
-layer_decay = 1.0
-"""
-DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
+DEFAULT_MODEL = {
+    "@architectures": "spacy_bert_heads.BertEncoder.v1",
+    "name": "bert-base-uncased",
+    "window": 256,
+    "stride": 192,
+    "max_batch_tokens": 4096,
+    "precision": "auto",
+    "frozen_layers": 0,
+    "layer_decay": 1.0,
+}
 
 # Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
 # 5e-5); spaCy's own default is 1e-3.

@@ -10,21 +10,16 @@ from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.vocab import Vocab
-from thinc.api import Config, Model, get_array_module
+from thinc.api import Model, get_array_module
 
 from ..types import Bools1d, Ints1d, TokenScores
 from .head import BertHead, cross_entropy
 
-DEFAULT_CONFIG = """
-[model]
-@architectures = "spacy_bert_heads.TokenHead.v1"
-dropout = null
-
-[model.tok2vec]
-@architectures = "spacy_bert_heads.BertListener.v1"
-upstream = "*"
-"""
-DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
+DEFAULT_MODEL = {
+    "@architectures": "spacy_bert_heads.TokenHead.v1",
+    "dropout": None,
+    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+}
 
 SCHEMES = {"BIO": ("B", "I"), "BILOU": ("B", "I", "L", "U")}
 # spaCy's aligned gold tags are BILUO; this is what they are called in BIO.

@@ -8,22 +8,17 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
-from thinc.api import Config, Model, get_array_module
+from thinc.api import Model, get_array_module
 from thinc.types import Floats2d
 
 from .head import BertHead, cross_entropy
 
-DEFAULT_CONFIG = """
-[model]
-@architectures = "spacy_bert_heads.SequenceHead.v1"
-pooling = "pooler"
-dropout = null
-
-[model.tok2vec]
-@architectures = "spacy_bert_heads.BertListener.v1"
-upstream = "*"
-"""
-DEFAULT_MODEL = Config().from_str(DEFAULT_CONFIG)["model"]
+DEFAULT_MODEL = {
+    "@architectures": "spacy_bert_heads.SequenceHead.v1",
+    "pooling": "pooler",
+    "dropout": None,
+    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+}
 SCORES = {
     "cats_score": 1.0,
     "cats_score_desc": None,
