@@ -27,15 +27,6 @@ LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each tim
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices as small as these only lose by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def copied(checkpoint, tmp_path) -> Path:
     """A copy of the tiny checkpoint, to be damaged."""

@@ -263,9 +263,7 @@ class BertEncoder(TrainablePipe):
         """
         shim_of(self.model).clear()
         self.model.initialize()
-        for name, group in self.listener_map.items():
-            for listener in group:
-                listener.link(self, name)
+        self._tell_listeners()
 
     # --- files: the folder is a Hugging Face checkpoint
 
@@ -315,9 +313,13 @@ class BertEncoder(TrainablePipe):
         shim = shim_of(self.model).from_files(files)
         if shim.has_module:
             prepare(self.model)
-            for name, group in self.listener_map.items():
-                for listener in group:
-                    listener.link(self, name)
+            self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        """Link the listeners again, now that the width of the states is known."""
+        for name, group in self.listener_map.items():
+            for listener in group:
+                listener.link(self, name)
 
     def __reduce__(self) -> tuple:
         self._close_step()

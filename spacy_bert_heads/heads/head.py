@@ -90,12 +90,6 @@ class BertHead(TrainablePipe):
         self.vocab.strings.add(label)
         return 1
 
-    def label_index(self, names: Iterable[str]) -> dict[str, int]:
-        """names (Iterable[str]): Class names in order.
-        RETURNS (Dict[str, int]): Their numbers.
-        """
-        return {name: i for i, name in enumerate(names)}
-
     def warn_unknown(self, label: str) -> None:
         """Say once that a label of the training data is not among this head's.
 

@@ -132,7 +132,7 @@ class BertNER(BertHead):
         scores (TokenScores): The model's answer.
         RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
         """
-        number = self.label_index(self.tags)
+        number = {tag: i for i, tag in enumerate(self.tags)}
         rename = TO_BIO if self.cfg["scheme"] == "BIO" else TO_BILOU
         classes: list[int] = []
         for example in examples:

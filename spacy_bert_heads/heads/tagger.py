@@ -107,7 +107,7 @@ class BertTagger(BertHead):
         scores (TokenScores): The model's answer.
         RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
         """
-        number = self.label_index(self.labels)
+        number = {label: i for i, label in enumerate(self.labels)}
         classes: list[int] = []
         for example in examples:
             for label in example.get_aligned(self.cfg["attr"].upper(), as_string=True):
