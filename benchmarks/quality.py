@@ -1,13 +1,12 @@
 """Scores after fine-tuning: `spacy train` with our components against a plain Hugging Face loop.
 
 Both sides get the same checkpoint, data, seeds, epochs, rates, batches, precision and number of
-threads, one after the other in one run. Needs the data sets WNUT17 and SST-2.
+threads, one after the other in one run. Needs the data sets of the tasks.
 
     python benchmarks/quality.py DATA ENCODER --seeds 0,1 --precision bf16 --json quality.json
 """
 
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -15,27 +14,27 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import spacy
-import torch
 import typer
-from spacy.tokens import DocBin
-from spacy.training import Example
+from plain_loops import BATCH_SIZE, FILES, read_squad, run_plain
 
 from spacy_bert_heads.convert import convert
+from spacy_bert_heads.corpora import BertCorpus, make_corpus
 from spacy_bert_heads.init_config import init_config
+from spacy_bert_heads.pairs import INPUTS
 
-FILES = {
-    "wnut17": ("ner_wnut17", "train.conll", "dev.conll", "test.conll"),
-    "sst2": ("textcat_sst2", "train.txt", "dev.txt", "test.txt"),
+HEADS = {"wnut17": "ner", "sst2": "textcat", "sick": "nli", "xquad": "qa", "policyqa": "qa"}
+METRICS = {
+    "ner": {"score": "ents_f"},
+    "textcat": {"score": "cats_micro_f"},
+    "nli": {"score": "nli_acc"},
+    "qa": {"score": "qa_f1", "exact": "qa_exact", "f1": "qa_f1"},
 }
-HEADS = {"wnut17": "ner", "sst2": "textcat"}
-METRIC = {"wnut17": "ents_f", "sst2": "cats_micro_f"}
-BATCH_SIZE = 32
+HYPOTHESIS = "A person is named."
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="The folder with ner_wnut17 and textcat_sst2")],
+    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
     encoder: Annotated[str, typer.Argument(help="The checkpoint")],
     seeds: str = "0,1",
     epochs: int = 3,
@@ -48,54 +47,95 @@ def main(
 ) -> None:
     """Train, score on the test sets, print a row for each run."""
     rows = []
-    with tempfile.TemporaryDirectory() as work:
-        for task in tasks.split(","):
-            folder, *parts = FILES[task]
-            for part in parts:
-                convert(data / folder / part, Path(work) / task / f"{Path(part).stem}.spacy")
+    names, kinds = tasks.split(","), systems.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if {"ours", "joint"} & set(kinds):
+            for task in names:
+                convert_task(data, task, work / task)
         for seed in map(int, seeds.split(",")):
-            runs = []
-            if "joint" in systems.split(","):
-                runs.append(("joint", tasks.split(",")))
-            for task in tasks.split(","):
-                runs += [(system, [task]) for system in ("hf", "ours") if system in systems]
-            for system, names in runs:
-                start = time.perf_counter()
-                if system == "hf":
-                    scores = {names[0]: HF[names[0]](data, encoder, seed, epochs, rate, precision)}
-                    seconds = time.perf_counter() - start
+            runs = [("joint", names)] if "joint" in kinds else []
+            runs += [(kind, [task]) for task in names for kind in ("hf", "ours") if kind in kinds]
+            for kind, members in runs:
+                options = (encoder, seed, epochs, rate, precision)
+                if kind == "hf":
+                    scores, seconds, predict_seconds = run_plain(members[0], data, *options)
+                    results = {members[0]: (scores, predict_seconds)}
                 else:
-                    scores, seconds = train_ours(
-                        Path(work), names, encoder, seed, epochs, rate, precision, override or []
-                    )
-                for task, score in scores.items():
-                    row = {"task": task, "system": system, "seed": seed, "score": round(score, 4)}
+                    results, seconds = train_ours(work, members, *options, override or [])
+                for task, (scores, predict_seconds) in results.items():
+                    row = {"task": task, "system": kind, "seed": seed}
+                    row |= {name: round(value, 4) for name, value in scores.items()}
                     row |= {"epochs": epochs, "rate": rate, "seconds": round(seconds)}
+                    row |= {"predict_seconds": round(predict_seconds, 1)}
                     rows.append(row)
                     print(row, flush=True)
                 if json_file:
                     json_file.write_text(json.dumps(rows, indent=1))
-        if {"ours", "joint"} <= set(systems.split(",")):
-            compare_speed(Path(work), tasks.split(","))
+        if {"ours", "joint"} <= set(kinds):
+            compare_speed(work, names)
+
+
+def convert_task(data: Path, task: str, output: Path) -> None:
+    """Make train.spacy, dev.spacy and test.spacy."""
+    output.mkdir()
+    if task in FILES:
+        folder, *files = FILES[task]
+        sources = {
+            part: data / folder / file
+            for part, file in zip(("train", "dev", "test"), files, strict=True)
+        }
+    else:
+        parts = read_squad(data, task)
+        sources = {part: output / f"{part}.json" for part in parts}
+        for part, articles in parts.items():
+            squad = {"version": "1.1", "data": articles}
+            sources[part].write_text(json.dumps(squad), encoding="utf8")
+    for part, source in sources.items():
+        report = convert(source, output / f"{part}.spacy")
+        print(f"{task}, {part}: {report.kept} kept, {report.refused} refused {report.samples}")
+
+
+# --- speed
 
 
 def compare_speed(work: Path, tasks: list[str]) -> None:
-    """Text to annotated Docs through `nlp.pipe`: each pipeline by itself, and the joint one, in
-    turns, over the test texts of all tasks."""
-    names = [*tasks, "-".join(tasks)]
+    """The single pipelines one after the other against the joint one: each on the test texts of its
+    task and the joint one on all of them, then all on the same texts, asked everything."""
+    joint = "-".join(tasks)
+    names = [*tasks, joint]
     pipelines = {name: spacy.load(work / f"run-{name}" / "out" / "model-last") for name in names}
-    vocab = spacy.blank("en").vocab
-    files = [work / task / "test.spacy" for task in tasks]
-    texts = [doc.text for file in files for doc in DocBin().from_disk(file).get_docs(vocab)]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    own = {task: read_inputs(work / task / "test.spacy") for task in tasks}
+    own[joint] = [item for task in tasks for item in own[task]]
+    print("\nEach on the texts of its own task:")
+    time_pipelines(pipelines, own)
+    source = next((task for task in tasks if HEADS[task] == "qa"), joint)
+    same = [(text, {**asked, "hypotheses": [HYPOTHESIS]}) for text, asked in own[source]]
+    print(f"\nAll on the texts of {source}:")
+    time_pipelines(pipelines, dict.fromkeys(names, same))
+
+
+def read_inputs(path: Path) -> list[tuple[str, dict[str, list[str]]]]:
+    """Texts and what is asked of them, for `nlp.pipe(…, as_tuples=True)`."""
+    docs = [example.predicted for example in BertCorpus(path)(spacy.blank("en"))]
+    return [(doc.text, {name: doc._.get(name) for name in INPUTS}) for doc in docs]
+
+
+def time_pipelines(pipelines: dict[str, spacy.Language], inputs: dict[str, list]) -> None:
+    """Texts to annotated Docs, five rounds in turns. The joint pipeline is the last."""
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    words = {}
     for _ in range(5):
         for name, nlp in pipelines.items():
             start = time.perf_counter()
-            words = sum(len(doc) for doc in nlp.pipe(texts))
+            words[name] = sum(len(doc) for doc, _ in nlp.pipe(inputs[name], as_tuples=True))
             seconds[name].append(time.perf_counter() - start)
     for name, times in seconds.items():
-        rates = sorted(words / t for t in times)
-        print(f"{name}: {rates[2]:,.0f} words/s (from {rates[0]:,.0f} to {rates[-1]:,.0f})")
+        low, median, high = (words[name] / sorted(times)[i] for i in (-1, 2, 0))
+        spread = f"{median:,.0f} words/s (from {low:,.0f} to {high:,.0f})"
+        print(f"{name}: {words[name]:,} words in {sorted(times)[2]:.2f} s, {spread}")
+    *singles, joint = (sorted(times)[2] for times in seconds.values())
+    print(f"The joint one is {sum(singles) / joint:.2f} times as fast as one after the other.")
 
 
 # --- ours
@@ -110,23 +150,29 @@ def train_ours(
     rate: float,
     precision: str,
     overrides: list[str],
-) -> tuple[dict[str, float], float]:
-    """Run `spacy train`, then score its last model on the test data."""
+) -> tuple[dict[str, tuple[dict[str, float], float]], float]:
+    """Run `spacy train`, then score its last model on the test data; the scores and seconds of each
+    task, and the seconds of the training, with its start and evaluations."""
     run = work / f"run-{'-'.join(tasks)}"
     for part in ("train", "dev"):
         (run / part).mkdir(parents=True, exist_ok=True)
         for task in tasks:
             (run / part / f"{task}.spacy").write_bytes((work / task / f"{part}.spacy").read_bytes())
-    n_docs = sum(len(DocBin().from_disk(file)) for file in (run / "train").iterdir())
-    steps_per_epoch = -(-n_docs // BATCH_SIZE)
-    config = init_config([HEADS[task] for task in tasks], name=encoder)
-    config.to_disk(run / "config.cfg")
+    corpus = make_corpus(run / "train", max_pairs=1)  # so a batch is 32 pairs, as in the plain loop
+    n_examples = sum(1 for _ in corpus(spacy.blank("en")))
+    steps_per_epoch = -(-n_examples // BATCH_SIZE)
     steps = epochs * steps_per_epoch
+    config = init_config(list(dict.fromkeys(HEADS[task] for task in tasks)), name=encoder)
+    config["corpora"]["train"]["max_pairs"] = 1
+    if "bert_qa" in config["components"]:
+        config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
+    config.to_disk(run / "config.cfg")
     settings = {
         "paths.train": run / "train",
         "paths.dev": run / "dev",
         "system.seed": seed,
         "components.bert_encoder.model.precision": precision,
+        "training.batcher.size": BATCH_SIZE,
         "training.max_steps": steps - 1,  # spaCy counts from 0
         "training.eval_frequency": steps_per_epoch,
         "training.optimizer.learn_rate.initial_rate": rate,
@@ -141,149 +187,14 @@ def train_ours(
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
     nlp = spacy.load(run / "out" / "model-last")
-    scores = {}
+    results = {}
     for task in tasks:
-        docs = list(DocBin().from_disk(work / task / "test.spacy").get_docs(nlp.vocab))
-        examples = [Example(make_predicted(nlp, doc), doc) for doc in docs]
-        scores[task] = nlp.evaluate(examples)[METRIC[task]]
-    return scores, seconds
-
-
-def make_predicted(nlp: spacy.Language, reference: spacy.tokens.Doc) -> spacy.tokens.Doc:
-    """As spaCy's own reader: on the given tokens where there was no text, else on the text."""
-    if reference.has_unknown_spaces:
-        return spacy.tokens.Doc(nlp.vocab, words=[token.text for token in reference])
-    return nlp.make_doc(reference.text)
-
-
-# --- the plain loop
-
-
-def hf_wnut17(
-    data: Path, encoder: str, seed: int, epochs: int, rate: float, precision: str
-) -> float:
-    """Token classification on first pieces, scored by seqeval."""
-    from seqeval.metrics import f1_score
-    from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-    folder, train, _, test = FILES["wnut17"]
-    train_data, test_data = read_conll(data / folder / train), read_conll(data / folder / test)
-    labels = sorted({tag for _, tags in train_data + test_data for tag in tags})
-    number = {label: i for i, label in enumerate(labels)}
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-
-    def encode(items: list) -> dict:
-        batch = tokenizer(
-            [words for words, _ in items],
-            is_split_into_words=True,
-            truncation=True,
-            max_length=256,
-            padding=True,
-            return_tensors="pt",
-        )
-        target = torch.full(batch["input_ids"].shape, -100)
-        for row, (_, tags) in enumerate(items):
-            seen = set()
-            for column, word in enumerate(batch.word_ids(row)):
-                if word is not None and word not in seen:
-                    seen.add(word)
-                    target[row, column] = number[tags[word]]
-        return {**batch, "labels": target}
-
-    torch.manual_seed(seed)
-    model = AutoModelForTokenClassification.from_pretrained(encoder, num_labels=len(labels))
-    fit(model, train_data, encode, seed, epochs, rate, precision)
-    gold, predicted = [], []
-    for start in range(0, len(test_data), BATCH_SIZE):
-        batch = encode(test_data[start : start + BATCH_SIZE])
-        target = batch.pop("labels").numpy()
-        with torch.no_grad(), autocast(precision):
-            best = model(**batch).logits.argmax(-1).numpy()
-        for row in range(len(target)):
-            here = target[row] != -100
-            gold.append([labels[i] for i in target[row][here]])
-            predicted.append([labels[i] for i in best[row][here]])
-    return float(f1_score(gold, predicted))
-
-
-def hf_sst2(data: Path, encoder: str, seed: int, epochs: int, rate: float, precision: str) -> float:
-    """Sequence classification through the pooler; accuracy."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder, train, _, test = FILES["sst2"]
-    train_data, test_data = (
-        read_labelled(data / folder / train),
-        read_labelled(data / folder / test),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-
-    def encode(items: list) -> dict:
-        texts, labels = zip(*items, strict=True)
-        options = {"truncation": True, "max_length": 256, "padding": True, "return_tensors": "pt"}
-        return {**tokenizer(list(texts), **options), "labels": torch.tensor(labels)}
-
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
-    fit(model, train_data, encode, seed, epochs, rate, precision)
-    right = 0
-    for start in range(0, len(test_data), BATCH_SIZE):
-        batch = encode(test_data[start : start + BATCH_SIZE])
-        with torch.no_grad(), autocast(precision):
-            right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
-    return right / len(test_data)
-
-
-HF = {"wnut17": hf_wnut17, "sst2": hf_sst2}
-
-
-def fit(model, items, encode, seed, epochs, rate, precision) -> None:
-    """AdamW, weight decay off biases and LayerNorm, linear warm-up and decay, clipping at 1."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    steps = epochs * -(-len(items) // BATCH_SIZE)
-    warmup = steps // 10
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: i / max(1, warmup) if i < warmup else (steps - i) / max(1, steps - warmup),
-    )
-    order = random.Random(seed)
-    model.train()
-    for _ in range(epochs):
-        items = order.sample(items, len(items))
-        for start in range(0, len(items), BATCH_SIZE):
-            with autocast(precision):
-                loss = model(**encode(items[start : start + BATCH_SIZE])).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    model.eval()
-
-
-def autocast(precision: str) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-
-
-def read_conll(path: Path) -> list[tuple[list[str], list[str]]]:
-    sentences, rows = [], []
-    for line in [*path.read_text(encoding="utf8").splitlines(), ""]:
-        if line.strip():
-            rows.append(line.split("\t"))
-        elif rows:
-            sentences.append(([row[0] for row in rows], [row[-1] for row in rows]))
-            rows = []
-    return sentences
-
-
-def read_labelled(path: Path) -> list[tuple[str, int]]:
-    lines = [line.split(" ", 1) for line in path.read_text(encoding="utf8").splitlines() if line]
-    return [(text, int(label)) for label, text in lines]
+        start = time.perf_counter()
+        found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))
+        scores = {name: found[key] for name, key in METRICS[HEADS[task]].items()}
+        results[task] = scores, time.perf_counter() - start
+    return results, seconds
 
 
 if __name__ == "__main__":
-    np.random.seed(0)
     typer.run(main)

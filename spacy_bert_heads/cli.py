@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from spacy.cli._util import app
+from spacy.cli._util import app, import_code
 
-bert_app = typer.Typer(name="bert", help="Convert data and make configs for BERT pipelines.")
+bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
 app.add_typer(bert_app)
 
 
 @bert_app.callback()
 def main() -> None:
-    """Convert data and make configs for BERT pipelines (spacy_bert_heads)."""
+    """Convert data, make configs and score BERT pipelines (spacy_bert_heads)."""
 
 
 @bert_app.command("convert")
@@ -26,14 +26,23 @@ def convert_command(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", "-f", help="conll, labelled, csv, tsv or jsonl; found if left out"
+            "--format",
+            "-f",
+            help="conll, labelled, csv, tsv, jsonl, nli-jsonl, nli-tsv, nli-csv or squad; "
+            "found if left out",
         ),
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     text_column: Annotated[str, typer.Option(help="The text's column in CSV and TSV")] = "text",
     label_column: Annotated[str, typer.Option(help="The label's column in CSV and TSV")] = "label",
+    premise_column: Annotated[
+        str, typer.Option(help="The column of the first text in nli-… formats")
+    ] = "premise",
+    hypothesis_column: Annotated[
+        str, typer.Option(help="The column of the second text in nli-… formats")
+    ] = "hypothesis",
 ) -> None:
-    """Convert CoNLL, CSV, TSV, JSONL or `label text` files to .spacy."""
+    """Convert CoNLL, CSV, TSV, JSONL, `label text`, SNLI, GLUE or SQuAD files to .spacy."""
     from .convert import convert
 
     try:
@@ -44,6 +53,8 @@ def convert_command(
             lang=lang,
             text_column=text_column,
             label_column=label_column,
+            premise_column=premise_column,
+            hypothesis_column=hypothesis_column,
         )
     except (ValueError, OSError) as error:
         fail(error)
@@ -51,6 +62,12 @@ def convert_command(
     if report.labels:
         counts = ", ".join(f"{label} {count:,}" for label, count in report.labels.most_common())
         typer.echo(f"Labels: {counts}")
+    pairs = {"hypotheses": report.hypotheses, "questions": report.questions}
+    if any(pairs.values()):
+        counts = ", ".join(f"{count:,} {name}" for name, count in pairs.items() if count)
+        typer.echo(f"Pairs: {counts}")
+    if report.mended:
+        typer.echo(f"Offsets mended: {report.mended:,}")
     if report.refused:
         typer.secho(f"Refused: {report.refused:,}", fg="yellow")
         for reason, count in report.reasons.most_common():
@@ -63,7 +80,8 @@ def convert_command(
 def init_config_command(
     output: Annotated[Path, typer.Argument(help="The config file; - prints it", allow_dash=True)],
     heads: Annotated[
-        str, typer.Option(help="ner, tagger, textcat, textcat_multilabel; several with commas")
+        str,
+        typer.Option(help="ner, tagger, textcat, textcat_multilabel, nli, qa; several with commas"),
     ] = "ner",
     name: Annotated[
         str, typer.Option("--name", "-n", help="The checkpoint: a hub name or a folder")
@@ -96,6 +114,37 @@ def init_config_command(
     config.to_disk(output)
     data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
     typer.echo(f"{output}: now type\npython -m spacy train {output} --output training{data}")
+
+
+@bert_app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    data: Annotated[Path, typer.Argument(help="A .spacy file, or a folder of files")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A JSON file for all scores")
+    ] = None,
+    per_type: Annotated[
+        bool, typer.Option("--per-type", help="Show the scores of each label too")
+    ] = False,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[
+        Path | None, typer.Option("--code", "-c", help="A Python file to import first")
+    ] = None,
+) -> None:
+    """Score a pipeline as `spacy evaluate` does, with hypotheses and questions."""
+    import srsly
+
+    from .evaluate import evaluate, format_report
+
+    import_code(code)
+    try:
+        report = evaluate(model, data, gpu_id=gpu_id)
+        typer.echo(format_report(report, per_type=per_type))
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            srsly.write_json(output, report)
+    except (ValueError, OSError) as error:
+        fail(error)
 
 
 def fail(error: Exception) -> NoReturn:

@@ -2,70 +2,52 @@
 
     files ──lines──▶ reader ──Doc | Refused──▶ shards of Docs + a report
 
-A reader is a generator over lines and never holds a whole file. What it cannot read exactly it
-refuses, with the line and the reason, and it goes on with the rest.
+The readers are in `readers.py`; here are files, their formats, shards and the report.
 """
 
 import codecs
-import csv
 import gzip
 import json
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
 
 import spacy
-from spacy.language import Language
-from spacy.tokens import Doc, DocBin, Span
+from spacy.tokens import Doc, DocBin
+
+from .readers import (
+    FASTTEXT,
+    READERS,
+    TAG,
+    WITH_CATEGORIES,
+    Refused,
+    Settings,
+    find_columns,
+    holds_pairs,
+    split_columns,
+)
 
 MAX_SAMPLES = 5
 SNIFFED_LINES = 200
-MAX_SENTENCE = 100_000  # tokens; with more, a file just has no blank lines
 EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".iob", ".iob2", ".ner"), "conll"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
-    ".csv": "csv",
 }
-# What a column is often called where its default name is missing.
-COMMON_NAMES = {
-    "text": ("sentence", "content", "review"),
-    "label": ("category", "class", "sentiment"),
-}
-TAG = re.compile(r"O|[BILUES]-.+")
-# CoNLL-U's "# key = value" and MultiCoNER's "# id …<tab>domain=…". A "#" alone may be a token.
-COMMENT = re.compile(r"# .* = |# id .*\tdomain=")
-FASTTEXT = "__label__"
-
-
-class Refused(NamedTuple):
-    """What could not be read. Details of the record follow the reason's first colon."""
-
-    line: int
-    reason: str
-
-
-@dataclass
-class Settings:
-    """What a reader needs to know. To `labels`, the categories of its file, it adds those of every
-    record it can read."""
-
-    nlp: Language
-    text_column: str = "text"
-    label_column: str = "label"
-    labels: set[str] = field(default_factory=set)
+SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
 
 
 @dataclass
 class ConversionReport:
-    """What was read, kept and refused. Reasons are counted without their details; `labels` counts
-    entities and positive categories."""
+    """What was read, kept and refused. What is kept is a Doc, what is refused a record: a pair of
+    texts in formats of pairs, of which one Doc may hold several. Both together were read. Reasons
+    are counted without their details; `labels` counts entities, positive categories and verdicts.
+    `hypotheses` and `questions` count those of the Docs, and `mended` answers that were not at
+    their offset, but at one other place."""
 
     format: str = ""
     read: int = 0
@@ -74,6 +56,9 @@ class ConversionReport:
     reasons: Counter[str] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
+    hypotheses: int = 0
+    questions: int = 0
+    mended: int = 0
 
 
 def convert(
@@ -84,6 +69,8 @@ def convert(
     lang: str = "en",
     text_column: str = "text",
     label_column: str = "label",
+    premise_column: str = "premise",
+    hypothesis_column: str = "hypothesis",
     max_docs: int = 10_000,
 ) -> ConversionReport:
     """Convert a file, or all files of a folder, to spaCy's binary format. The output appears when
@@ -95,7 +82,9 @@ def convert(
     format (str): One of `READERS`, or None to find it for each file.
     lang (str): The language of the tokenizer, for formats that hold texts instead of tokens.
     text_column (str): The column (CSV, TSV) or key (JSONL) of the text.
-    label_column (str): The column or key of the category.
+    label_column (str): The column or key of the category, or of a pair's label.
+    premise_column (str): The column or key of the first text of a pair, which becomes the Doc.
+    hypothesis_column (str): The column or key of the second.
     max_docs (int): The most Docs in one shard.
     RETURNS (ConversionReport): What was read, kept and refused.
     RAISES (FileNotFoundError): If there is no such source.
@@ -110,7 +99,13 @@ def convert(
     one_file = output.suffix == ".spacy"
     if output.is_dir() if one_file else output.is_file():
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
-    settings = Settings(spacy.blank(lang), text_column=text_column, label_column=label_column)
+    settings = Settings(
+        spacy.blank(lang),
+        text_column=text_column,
+        label_column=label_column,
+        premise_column=premise_column,
+        hypothesis_column=hypothesis_column,
+    )
     report = ConversionReport()
     docs = read_files(paths, settings, format=format, report=report)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +142,7 @@ def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> 
     """Write Docs to numbered files of at most `max_docs`, or all to one if that is None."""
     shards: list[Path] = []
     for number in count(1):
-        doc_bin = DocBin(docs=islice(docs, max_docs))
+        doc_bin = DocBin(docs=islice(docs, max_docs), store_user_data=True)  # pairs are there
         if len(doc_bin) == 0:
             break
         shards.append(folder / f"shard-{number:05}.spacy")
@@ -161,6 +156,7 @@ def read_files(
     """Read one file after the other and enter in the report what becomes of each record."""
     formats: dict[str, None] = {}  # an ordered set
     for path in paths:
+        settings = replace(settings, labels=set(), mended=0)
         records: Iterable[Doc | Refused] = [Refused(1, "empty file or unknown format")]
         if name := format or find_format(path, settings):
             formats[name] = None
@@ -172,21 +168,32 @@ def read_files(
                 report.refused += 1
                 report.reasons[record.reason.partition(":")[0]] += 1
                 if len(report.samples) < MAX_SAMPLES:
-                    report.samples.append(f"{path}:{record.line}: {record.reason:.300}")
+                    where = f"{path}:{record.line}" if record.line else f"{path}"
+                    report.samples.append(f"{where}: {record.reason:.300}")
             else:
-                report.kept += 1
-                report.labels.update(ent.label_ for ent in record.ents)
-                for label, value in record.cats.items():
-                    report.labels[label] += value >= 0.5
+                count_annotations(record, report)
                 yield record
+        report.mended += settings.mended
+
+
+def count_annotations(doc: Doc, report: ConversionReport) -> None:
+    """Enter a kept Doc in the report."""
+    report.kept += 1
+    report.labels.update(ent.label_ for ent in doc.ents)
+    for label, value in doc.cats.items():
+        report.labels[label] += value >= 0.5
+    if doc.user_data:  # looking for pairs where there are none would leave empty lists
+        report.labels.update(verdict["label"] for verdict in doc._.nli if verdict is not None)
+        report.hypotheses += len(doc._.hypotheses)
+        report.questions += len(doc._.questions)
 
 
 def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refused]:
     """Read one file in the format of that name."""
-    settings = replace(settings, labels=set())
-    if name != "conll":
-        # A Doc's cats name all categories of its file: read it once to have them in `settings`.
-        deque(READERS[name](read_lines(path), settings), maxlen=0)
+    if name in WITH_CATEGORIES:
+        # A Doc's cats name all categories of its file: read it once to have them in `settings`,
+        # of which a copy shares the labels, but not what is counted.
+        deque(READERS[name](read_lines(path), replace(settings)), maxlen=0)
     return READERS[name](read_lines(path), settings)
 
 
@@ -207,20 +214,24 @@ def read_lines(path: Path) -> Iterator[str]:
 def find_format(path: Path, settings: Settings) -> str | None:
     """Find the format from the extension where that is clear, else from the first lines."""
     extension = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if extension in EXTENSIONS:
-        return EXTENSIONS[extension]
+    known = EXTENSIONS.get(extension)
     head = [line.strip() for line in islice(read_lines(path), SNIFFED_LINES) if line.strip()]
-    if not head:
-        return None
+    if known == "conll" or not head:
+        return known
+    if extension == ".json" and head[0].startswith("{") and SQUAD.search("\n".join(head)):
+        return "squad"
     half = len(head) / 2  # a bad line or two must not hide the format of the rest
-    if sum(line.startswith("{") and line.endswith("}") for line in head) > half:
-        return "jsonl"
+    if known or sum(line.startswith("{") and line.endswith("}") for line in head) > half:
+        n_pairs = sum(holds_pairs(list_keys(line), settings) for line in head)
+        return "nli-jsonl" if n_pairs > half else "jsonl"
     rows = [split_columns(line) for line in head]
     if sum(len(row) in (2, 3, 4) and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
         return "conll"
     for name, delimiter in (("tsv", "\t"), ("csv", ",")):
         header = [column.strip('"') for column in head[0].split(delimiter)]
-        if min(find_columns(header, settings)) >= 0 or extension == f".{name}":
+        if holds_pairs(header, settings):
+            return f"nli-{name}"
+        if min(find_columns(header, settings.text_names())) >= 0 or extension == f".{name}":
             return name
     if sum(line.startswith(FASTTEXT) for line in head) > half:
         return "labelled"
@@ -230,246 +241,10 @@ def find_format(path: Path, settings: Settings) -> str | None:
     return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
 
 
-def read_conll(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read tokens in columns, the tag last, and blank lines between sentences: a Doc each. All have
-    as many columns as the first that could be read."""
-    width = 0
-    rows: list[tuple[int, list[str]]] = []
-    for number, line in enumerate(chain(lines, [""]), 1):  # the last sentence may not be closed
-        line = line.rstrip(" \t\r\n")
-        if line and not line.startswith("-DOCSTART-"):
-            if not COMMENT.match(line) and len(rows) <= MAX_SENTENCE:
-                rows.append((number, split_columns(line)))
-        elif rows:
-            record = read_sentence(rows, width or len(rows[0][1]), settings)
-            width = width if isinstance(record, Refused) else len(rows[0][1])
-            yield record
-            rows = []
-
-
-def split_columns(line: str) -> list[str]:
-    """Split at tabs if there are any, else at spaces. A token between tabs may hold a space."""
-    return line.split("\t") if "\t" in line else re.split(" +", line)
-
-
-def read_sentence(
-    rows: list[tuple[int, list[str]]], width: int, settings: Settings
-) -> Doc | Refused:
-    """Make a Doc of a sentence's numbered rows, or refuse it for the first one at fault."""
-    if len(rows) > MAX_SENTENCE:
-        return Refused(rows[0][0], f"no blank line for {MAX_SENTENCE} lines")
-    for line, row in rows:
-        if not is_utf8("".join(row)):
-            return Refused(line, "not UTF-8")
-        if len(row) != width or width not in (2, 3, 4):
-            wanted = min(max(width, 2), 4)
-            return Refused(line, f"wrong number of columns: {len(row)} instead of {wanted}")
-        if not row[0]:
-            return Refused(line, "empty token")
-        if not TAG.fullmatch(row[-1]):
-            return Refused(line, f"not a tag of BIO or BILOU: {row[-1]!r}")
-    words = [row[0] for _, row in rows]
-    # Without spaces: the file doesn't tell them, and readers then predict on these same tokens.
-    doc = Doc(settings.nlp.vocab, words=words)
-    entities = tags_to_entities([row[-1] for _, row in rows])
-    doc.ents = [Span(doc, start, end, label=label) for start, end, label in entities]
-    return doc
-
-
-def tags_to_entities(tags: list[str]) -> list[tuple[int, int, str]]:
-    """Read BIO, IOB1, BILOU and BIOES by one rule: I, L and E go on with an open entity of their
-    label, every other tag but O begins one, and only B and I leave it open. So a stray I begins an
-    entity, as IOB1 means it and the CoNLL scorer takes it.
-
-    RETURNS (list[tuple[int, int, str]]): First token, the one after the last, and the label.
-    """
-    entities: list[tuple[int, int, str]] = []
-    open_label = None
-    for i, tag in enumerate(tags):
-        prefix, _, label = tag.partition("-")
-        if prefix in "ILE" and label == open_label:
-            entities[-1] = (entities[-1][0], i + 1, label)
-        elif prefix != "O":
-            entities.append((i, i + 1, label))
-        open_label = label if prefix in "BI" else None
-    return entities
-
-
-def read_labelled(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read a label and a text in each line, or fastText's `__label__a __label__b text`."""
-    fasttext = False
-    for number, line in enumerate(lines, 1):
-        labels: list[str] = []
-        text = line.strip()
-        fasttext = fasttext or text.startswith(FASTTEXT)
-        while text.startswith(FASTTEXT) if fasttext else text and not labels:
-            label, text = [*text.split(maxsplit=1), ""][:2]
-            labels.append(label.removeprefix(FASTTEXT))
-        if labels or text:
-            yield attempt(number, make_doc, text, settings, labels=labels or "")
-
-
-def read_csv(
-    lines: Iterable[str], settings: Settings, *, delimiter: str
-) -> Iterator[Doc | Refused]:
-    """Read a table with a header. A quoted field may hold newlines: a record goes by the number of
-    its first line."""
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        number = table.line_num + 1
-        try:
-            row = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Refused(number, f"broken quotes: {error}, in line {table.line_num}")
-            continue
-        if not row:
-            continue
-        if not header:
-            header = row
-            text, label = find_columns(header, settings)
-            if min(text, label) < 0:
-                yield Refused(number, f"no columns for text and label: {header}")
-                return
-        elif len(row) != len(header):
-            wanted = len(header)
-            yield Refused(number, f"wrong number of columns: {len(row)} instead of {wanted}")
-        else:
-            yield attempt(number, make_doc, row[text], settings, labels=row[label])
-
-
-def find_columns(header: list[str], settings: Settings) -> list[int]:
-    """Find the columns of text and label by their names, or, if a default name is missing, by a
-    common one. A column is -1 unless there is exactly one."""
-    columns = []
-    for name in (settings.text_column, settings.label_column):
-        common = (name, *COMMON_NAMES.get(name, ()))
-        exact = [i for i, column in enumerate(header) if column == name]
-        similar = [i for i, column in enumerate(header) if column.strip().lower() in common]
-        found = exact or similar
-        columns.append(found[0] if len(found) == 1 else -1)
-    return columns
-
-
-def read_jsonl(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read one object a line: a text, and perhaps categories (`label`, `labels` or `cats`) and
-    entities (`spans` or `entities`). Without the latter, entities stay unannotated; an empty list
-    says that there are none. Other keys are left to other tasks."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield attempt(number, read_object, line, settings)
-
-
-def read_object(line: str, settings: Settings) -> Doc:
-    """Make a Doc of one line of JSONL."""
+def list_keys(line: str) -> list[str]:
+    """List the keys of a line of JSONL, none if it is no object."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(record, dict) or not is_utf8(line):
-        raise ValueError("not a JSON object in UTF-8")
-    if record.get("answer") in ("reject", "ignore"):
-        raise ValueError("rejected or ignored in Prodigy")
-    labels = only_one(record, settings.label_column, "labels", "cats")
-    spans = only_one(record, "spans", "entities")
-    return make_doc(record.get(settings.text_column), settings, labels=labels, spans=spans)
-
-
-def only_one(record: dict[str, Any], *keys: str) -> Any:
-    """Get the value of whichever key is there. Null is as good as absent."""
-    values = [record[key] for key in dict.fromkeys(keys) if record.get(key) is not None]
-    if len(values) > 1:
-        raise ValueError(f"more than one of {', '.join(keys)}")
-    return values[0] if values else None
-
-
-def make_doc(text: Any, settings: Settings, *, labels: Any, spans: Any = None) -> Doc:
-    """Tokenize a text and annotate what is not None.
-
-    text (str): The text.
-    settings (Settings): Learns the labels, unless something is refused.
-    labels (str | list[str] | dict[str, float]): The positive categories, the file's others being
-        negative, or cats as they are.
-    spans (list): What `read_spans` takes.
-    RETURNS (Doc): The Doc.
-    RAISES (ValueError): If something is not what it should be.
-    """
-    text = check_text("text", text)
-    if len(text) > settings.nlp.max_length:
-        raise ValueError(f"too long for spaCy: {len(text)} characters")
-    doc = settings.nlp.make_doc(text)
-    if spans is not None:
-        doc.ents = read_spans(spans, doc)
-    if isinstance(labels, dict):
-        doc.cats = {check_text("label", label): value for label, value in labels.items()}
-        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in labels.values()):
-            raise ValueError(f"cats are not between 0 and 1: {labels}")
-    elif labels is not None:
-        labels = labels if isinstance(labels, list) else [labels]
-        positive = {check_text("label", label).strip() for label in labels}
-        settings.labels.update(positive)
-        doc.cats = {label: float(label in positive) for label in sorted(settings.labels)}
-    return doc
-
-
-def read_spans(values: Any, doc: Doc) -> list[Span]:
-    """Read `{"start": 0, "end": 4, "label": "X"}`, doccano's `start_offset` and `end_offset`, or
-    `[0, 4, "X"]`, in any order. Spans must hold whole tokens and not overlap."""
-    spans: list[Span] = []
-    for value in values if isinstance(values, list) else [values]:
-        match value:
-            case (
-                {"start": int(start), "end": int(end), "label": label}
-                | {"start_offset": int(start), "end_offset": int(end), "label": label}
-                | [int(start), int(end), label]
-            ) if 0 <= start < end <= len(doc.text):
-                span = doc.char_span(start, end, label=check_text("label", label).strip())
-            case _:
-                raise ValueError(f"not a span of the text with a label: {value!r}")
-        if span is None:
-            raise ValueError(f"span is not whole tokens: {doc.text[start:end]!r}")
-        spans.append(span)
-    spans.sort()
-    for left, right in zip(spans, spans[1:], strict=False):
-        if right.start < left.end:
-            raise ValueError(f"overlapping spans: {left.text!r} and {right.text!r}")
-    return spans
-
-
-def check_text(kind: str, value: Any) -> str:
-    """Make sure of a text or label. A whole number is taken as it is written."""
-    text = str(value) if type(value) is int else value
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"no {kind}: {value!r}")
-    if not is_utf8(text):
-        raise ValueError(f"{kind} is not UTF-8: {value!r}")
-    return text
-
-
-def is_utf8(text: str) -> bool:
-    """Find lone surrogates: they stand for undecodable bytes, and JSON can write them out."""
-    try:
-        text.encode("utf8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def attempt(line: int, make: Callable[..., Doc], *args: Any, **kwargs: Any) -> Doc | Refused:
-    """Make a Doc, or refuse what it would be made of."""
-    try:
-        return make(*args, **kwargs)
-    except ValueError as error:
-        return Refused(line, str(error))
-
-
-Reader = Callable[[Iterable[str], Settings], Iterator[Doc | Refused]]
-READERS: dict[str, Reader] = {
-    "conll": read_conll,
-    "labelled": read_labelled,
-    "csv": partial(read_csv, delimiter=","),
-    "tsv": partial(read_csv, delimiter="\t"),
-    "jsonl": read_jsonl,
-}
+    except (ValueError, RecursionError):
+        return []
+    return list(record) if isinstance(record, dict) else []

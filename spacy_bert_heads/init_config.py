@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import spacy
+import srsly
 from spacy.language import CONFIG_SECTION_ORDER
 from spacy.tokens import DocBin
 from spacy.util import load_model_from_config
 from thinc.api import Config
 
-HEADS = ("ner", "tagger", "textcat", "textcat_multilabel")
+from .pairs import INPUTS
+
+HEADS = ("ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa")
+# Heads that read pairs of texts.
+PAIR_HEADS = {"nli", "qa"}
+# An answer needs context on both sides, and the question takes its share of the window: as long a
+# one as in BERT's own SQuAD code, and overlaps of 128 as in Hugging Face's.
+QA_WINDOW = {"window": 384, "stride": 256}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
 EPOCHS = 5
@@ -32,7 +40,7 @@ def init_config(
 ) -> Config:
     """Make a complete training config for one encoder and some heads.
 
-    heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel".
+    heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa".
     name (str): The checkpoint: a Hugging Face hub name or a folder.
     lang (str): The language of spaCy's tokenizer.
     gpu (bool): Whether it will be trained on a GPU.
@@ -49,13 +57,19 @@ def init_config(
     encoder: dict[str, Any] = {"name": name}
     if gpu:
         encoder["max_batch_tokens"] = 32768
+    if "qa" in heads:
+        encoder |= QA_WINDOW
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
         nlp.add_pipe(f"bert_{head}")
 
     steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
+    # A batch of Docs would be a few contexts with many questions each, which are no independent
+    # samples. With one pair an example it is a batch of pairs, in which every head finds as many
+    # examples. The dev set is not split: scores don't depend on it, and Docs are read once.
+    max_pairs = {"train": 1 if PAIR_HEADS & set(heads) else 0, "dev": 0}
     if train is not None:
-        steps, batch_size = fit_steps(count_docs(train))
+        steps, batch_size = fit_steps(count_examples(train, max_pairs=max_pairs["train"]))
     recipe = {
         "paths": {"train": _str(train), "dev": _str(dev)},
         "system": {"gpu_allocator": "pytorch" if gpu else None},
@@ -67,6 +81,7 @@ def init_config(
                 "max_length": 0,
                 "limit": 0,
                 "gold_preproc": False,
+                "max_pairs": max_pairs[part],
             }
             for part in ("train", "dev")
         },
@@ -103,23 +118,26 @@ def init_config(
     return load_model_from_config(config, auto_fill=True).config
 
 
-def fit_steps(n_docs: int) -> tuple[int, int]:
+def fit_steps(n_examples: int) -> tuple[int, int]:
     """Choose how long to train: five epochs, or with little data longer and in small batches, for
     no fewer than 200 steps.
 
-    n_docs (int): The number of training Docs.
-    RETURNS (Tuple[int, int]): Steps, and Docs in a batch.
+    n_examples (int): The number of training examples: Docs, or pairs.
+    RETURNS (Tuple[int, int]): Steps, and examples in a batch.
     """
     for size in (BATCH_SIZE, SMALL_BATCH_SIZE):
-        steps = EPOCHS * math.ceil(n_docs / size)
+        steps = EPOCHS * math.ceil(n_examples / size)
         if steps >= MIN_STEPS:
             return steps, size
     return MIN_STEPS, SMALL_BATCH_SIZE
 
 
-def count_docs(path: Path) -> int:
-    """path (Path): A `.spacy` file, or a folder of them.
-    RETURNS (int): The number of Docs.
+def count_examples(path: Path, *, max_pairs: int = 0) -> int:
+    """Count what the reader makes of files.
+
+    path (Path): A `.spacy` file, or a folder of them.
+    max_pairs (int): The most second texts of an example, 0 for no limit.
+    RETURNS (int): The number of examples.
     RAISES (ValueError): If there is no such path.
     """
     if not path.exists():
@@ -127,7 +145,17 @@ def count_docs(path: Path) -> int:
             f"There is no '{path}'. Make it first: python -m spacy bert convert SOURCE {path}"
         )
     files = sorted(path.glob("**/*.spacy")) if path.is_dir() else [path]
-    return sum(len(DocBin().from_disk(file)) for file in files)
+    bins = [DocBin().from_disk(file) for file in files]
+    if not max_pairs:
+        return sum(map(len, bins))
+    pairs = [_count_pairs(user_data) for docs in bins for user_data in docs.user_data]
+    return sum(max(1, math.ceil(count / max_pairs)) for count in pairs)
+
+
+def _count_pairs(user_data: bytes | None) -> int:
+    """The second texts in a Doc's user data, as a DocBin has them, so that no Doc is built."""
+    data = {} if user_data is None else srsly.msgpack_loads(user_data, use_list=False)
+    return sum(len(data.get(("._.", name, None, None), ())) for name in INPUTS)
 
 
 def _str(path: Path | None) -> str | None:

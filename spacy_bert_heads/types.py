@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,10 @@ from thinc.types import Floats2d
 
 if TYPE_CHECKING:
     import torch
+    from spacy.tokens import Doc
 
 Ints1d = NDArray[np.int64]
+Ints2d = NDArray[np.int64]
 Bools1d = NDArray[np.bool_]
 
 
@@ -27,17 +30,94 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """What the encoder reads of a batch of Docs, and where each spaCy token stands in it.
+class Pairs:
+    """Docs, and the second texts to read beside each, pair after pair."""
 
-    A sequence is one window of one Doc with its special tokens; all sequences stand one after
-    the other, so a slot of `ids` and a row of the packed states are the same number.
+    docs: list[Doc]
+    texts: list[list[str]]  # of each Doc
+    doc_first: bool  # premise before hypothesis; else question before context
+    # In training on answers: where that of each pair stands, as characters (n_pairs, 2), equal
+    # ones for no answer. Windows are chosen by it.
+    answers: Ints2d | None = None
+
+    @property
+    def sizes(self) -> Ints1d:
+        """RETURNS (Ints1d): The pairs of each Doc (n_docs,)."""
+        return np.fromiter(map(len, self.texts), dtype=np.int64, count=len(self.texts))
+
+    def split(self, max_chars: int) -> Iterator[Pairs]:
+        """Cut into parts of about equal work. A pair is never cut.
+
+        max_chars (int): The most characters of a part, unless one pair has more.
+        YIELDS (Pairs): The parts, in order, without answers.
+        """
+        docs: list[Doc] = []
+        texts: list[list[str]] = []
+        room = max_chars
+        for doc, doc_texts in zip(self.docs, self.texts, strict=True):
+            size = doc[-1].idx + len(doc[-1]) if len(doc) else 0
+            for i, text in enumerate(doc_texts):
+                room -= size + len(text)
+                if room < 0 and docs:
+                    yield Pairs(docs, texts, self.doc_first)
+                    docs, texts, room = [], [], max_chars - size - len(text)
+                if i == 0 or not docs:
+                    docs.append(doc)
+                    texts.append([])
+                texts[-1].append(text)
+        if docs:
+            yield Pairs(docs, texts, self.doc_first)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the encoder reads.
+
+    A sequence is one window, with its special tokens; all sequences stand one after the other,
+    so a slot of `ids` and a row of the packed states are the same number.
     """
 
     ids: Ints1d  # (n_slots,) wordpiece ids, special tokens included
     type_ids: Ints1d  # (n_slots,)
     lengths: Ints1d  # (n_sequences,) slots of each sequence
-    windows: Ints1d  # (n_docs,) sequences of each Doc
+    windows: Ints1d  # (n_inputs,) sequences of each Doc, or of each pair
+
+
+@dataclass(frozen=True)
+class PairSequences(Sequences):
+    """Pairs of texts as sequences: the second text is in every window of the Doc."""
+
+    # Characters of the Doc's text, -1 where a slot is no piece of the Doc (n_slots,).
+    starts: Ints1d
+    ends: Ints1d
+    best: Bools1d  # (n_slots,) of the windows that hold a piece, the one with the most context
+    # In training on answers: the answer's first and last piece, counted from the window's first
+    # slot, which stands for "not here"; -1 where nothing can be learned (n_sequences, 2).
+    targets: Ints2d | None = None
+
+    def keep(self, chosen: Bools1d) -> PairSequences:
+        """Select some windows.
+
+        chosen (Bools1d): Which sequences (n_sequences,).
+        RETURNS (PairSequences): Those.
+        """
+        slots = np.repeat(chosen, self.lengths)
+        return PairSequences(
+            ids=self.ids[slots],
+            type_ids=self.type_ids[slots],
+            lengths=self.lengths[chosen],
+            windows=sums(chosen, self.windows),
+            starts=self.starts[slots],
+            ends=self.ends[slots],
+            best=self.best[slots],
+            targets=None if self.targets is None else self.targets[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class DocSequences(Sequences):
+    """Docs as sequences, and where each spaCy token stands in them."""
+
     tokens: Ints1d  # (n_docs,) spaCy tokens of each Doc
     pieces: Ints1d  # (n_tokens,) wordpieces of each spaCy token, 0 for zero-width ones
     rows: Ints1d  # (sum(pieces),) rows of those pieces, token after token
@@ -49,11 +129,11 @@ class Sequences:
         first[present] = self.rows[(np.cumsum(self.pieces) - self.pieces)[present]]
         return first
 
-    def take(self, docs: Ints1d) -> tuple[Sequences, Ints1d]:
+    def take(self, docs: Ints1d) -> tuple[DocSequences, Ints1d]:
         """Select some Docs, in the order given.
 
         docs (Ints1d): Indices of the Docs.
-        RETURNS (Tuple[Sequences, Ints1d]): Their sequences, and the rows of the packed states
+        RETURNS (Tuple[DocSequences, Ints1d]): Their sequences, and the rows of the packed states
             that belong to them.
         """
         windows = _select(docs, self.windows)
@@ -61,11 +141,11 @@ class Sequences:
         tokens = _select(docs, self.tokens)
         pieces = _select(tokens, self.pieces)
         # The rows of each Doc move together, from where its slots began to where they begin now.
-        doc_slots = _sums(self.lengths, self.windows)
+        doc_slots = sums(self.lengths, self.windows)
         began = (np.cumsum(doc_slots) - doc_slots)[docs]
         begin = np.cumsum(doc_slots[docs]) - doc_slots[docs]
-        moved = np.repeat(begin - began, _sums(self.pieces, self.tokens)[docs])
-        taken = Sequences(
+        moved = np.repeat(begin - began, sums(self.pieces, self.tokens)[docs])
+        taken = DocSequences(
             ids=self.ids[slots],
             type_ids=self.type_ids[slots],
             lengths=self.lengths[windows],
@@ -91,18 +171,21 @@ def _select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
     return ranges((np.cumsum(sizes) - sizes)[groups], sizes[groups])
 
 
-def _sums(values: Ints1d, sizes: Ints1d) -> Ints1d:
+def sums(values: Ints1d | Bools1d, sizes: Ints1d) -> Ints1d:
     """The sum of each group's values, where group i has sizes[i] values in a row."""
     total, ends = np.append(0, np.cumsum(values)), np.cumsum(sizes)
     return total[ends] - total[ends - sizes]
 
 
+Read = TypeVar("Read", bound=Sequences)
+
+
 @dataclass
-class Encoded:
+class Encoded(Generic[Read]):
     """The encoder's answer: packed states, and the sequences that they are states of."""
 
     states: torch.Tensor  # (n_slots, width), float32, on the encoder's device
-    sequences: Sequences
+    sequences: Read
 
 
 class TokenScores(NamedTuple):
@@ -111,6 +194,13 @@ class TokenScores(NamedTuple):
     logits: Floats2d  # (n_tokens, n_classes)
     known: Bools1d  # (n_tokens,) False where a token has no wordpiece: nothing is known of it
     lengths: Ints1d  # (n_docs,) tokens of each Doc
+
+
+class SpanScores(NamedTuple):
+    """A span head's answer for a batch of pairs."""
+
+    logits: Floats2d  # (n_slots, 2) for a span's first and last piece
+    sequences: PairSequences
 
 
 class MeanLoss(float):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from spacy.attrs import IDX, LENGTH
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE = re.compile(r"\s*")
+
+
+class PairTemplate(NamedTuple):
+    """What stands around two texts that are read together."""
+
+    prefix: Ints1d
+    middle: Ints1d
+    suffix: Ints1d
+    first_type: int  # the type id of the first text, and of what stands before it and after it
+    second_type: int
 
 
 class Wordpieces:
@@ -37,6 +47,7 @@ class Wordpieces:
         before, after = (text[0], text[-1] + 1) if text else (1, len(template.ids))
         self.prefix = np.asarray(template.ids[:before], dtype=np.int64)
         self.suffix = np.asarray(template.ids[after:], dtype=np.int64)
+        self.pair = _read_pair_template(tokenizer)
 
     @property
     def n_special(self) -> int:
@@ -63,6 +74,21 @@ class Wordpieces:
             offsets[start:end] = encoding.offsets
             _trim_spaces(text, offsets[start:end])
         return Pieces(ids, offsets[:, 0], offsets[:, 1], lengths)
+
+
+def _read_pair_template(tokenizer: Tokenizer) -> PairTemplate:
+    template = tokenizer.encode("a", "a")
+    first = [i for i, text in enumerate(template.sequence_ids) if text == 0]
+    second = [i for i, text in enumerate(template.sequence_ids) if text == 1]
+    ids = np.asarray(template.ids, dtype=np.int64)
+    types = template.type_ids
+    return PairTemplate(
+        prefix=ids[: first[0]],
+        middle=ids[first[-1] + 1 : second[0]],
+        suffix=ids[second[-1] + 1 :],
+        first_type=types[first[0]],
+        second_type=types[second[0]],
+    )
 
 
 def _trim_spaces(text: str, offsets: np.ndarray) -> None:

@@ -4,12 +4,17 @@ import subprocess
 import sys
 
 import pytest
+import spacy
+from spacy.schemas import ConfigSchemaTraining
 from spacy.tokens import DocBin
+from spacy.util import load_model_from_config, registry
 from spacy.vocab import Vocab
+from thinc.api import Config
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.init_config import fit_steps
+from spacy_bert_heads.corpora import make_corpus
+from spacy_bert_heads.init_config import count_examples, fit_steps, init_config
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
 
@@ -70,13 +75,63 @@ def test_init_config_fits_the_steps_to_the_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "n_docs, expected", [(10, (200, 8)), (321, (205, 8)), (1281, (205, 32)), (6400, (1000, 32))]
+    "n_examples, expected", [(10, (200, 8)), (321, (205, 8)), (1281, (205, 32)), (6400, (1000, 32))]
 )
-def test_steps_for_a_number_of_docs(n_docs, expected):
-    assert fit_steps(n_docs) == expected
+def test_steps_for_a_number_of_examples(n_examples, expected):
+    assert fit_steps(n_examples) == expected
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder of files, one of them without user data: 4 Docs, 7 pairs."""
+    nlp = spacy.blank("en")
+    docs = [nlp.make_doc(text) for text in ("Anna left", "Hull burned", "Skagen")]
+    docs[0]._.questions = ["A", "B", "C"]
+    docs[0]._.hypotheses = ["D"]
+    docs[1]._.hypotheses = ["E", "F", "G"]
+    docs[2].user_data = {"title": "not ours", 3: "nor this"}
+    (tmp_path / "pairs").mkdir()
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "pairs" / "a.spacy")
+    DocBin(docs=[nlp.make_doc("Anna")]).to_disk(tmp_path / "pairs" / "b.spacy")
+    return tmp_path / "pairs"
+
+
+@pytest.mark.parametrize("max_pairs, expected", [(0, 4), (1, 9), (2, 6), (3, 5), (4, 4)])
+def test_examples_are_counted_as_the_reader_makes_them(pairs, max_pairs, expected):
+    assert count_examples(pairs, max_pairs=max_pairs) == expected
+    corpus = make_corpus(pairs, max_pairs=max_pairs)
+    assert len(list(corpus(spacy.blank("en")))) == expected
+
+
+@pytest.mark.parametrize(
+    "heads, max_pairs, window",
+    [("ner,textcat", 0, None), ("nli", 1, None), ("qa", 1, 384), ("ner,textcat,nli,qa", 1, 384)],
+)
+def test_init_config_for_pairs(heads, max_pairs, window, checkpoint):
+    config = init_config(heads.split(","), name=checkpoint)
+    assert config["corpora"]["train"]["max_pairs"] == max_pairs
+    assert config["corpora"]["dev"]["max_pairs"] == 0
+    encoder = config["components"]["bert_encoder"]["model"]
+    expected = (window, 256) if window else (256, 192)
+    assert (encoder["window"], encoder["stride"]) == expected
+    assert config["training"]["batcher"]["size"] == 32
+    pipeline = ["bert_encoder", *(f"bert_{head}" for head in heads.split(","))]
+    # All of it is valid, and every name in it is registered.
+    nlp = load_model_from_config(Config(config), validate=True)
+    assert nlp.pipe_names == pipeline
+    registry.resolve(nlp.config.interpolate()["training"], schema=ConfigSchemaTraining)
+
+
+def test_init_config_fits_the_steps_to_the_pairs(tmp_path, checkpoint):
+    doc = spacy.blank("en").make_doc("Anna left")
+    doc._.questions = ["Who?"] * 100
+    DocBin(docs=[doc] * 20, store_user_data=True).to_disk(tmp_path / "a.spacy")
+    config = init_config(["qa"], name=checkpoint, train=tmp_path / "a.spacy")
+    # 2,000 pairs are 63 batches of 32, and five epochs of them 315 steps.
+    assert config["training"]["max_steps"] == 315
 
 
 def test_spacy_finds_the_commands():
     command = [sys.executable, "-m", "spacy", "bert", "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "convert" in output and "init-config" in output
+    assert all(command in output for command in ("convert", "init-config", "evaluate"))

@@ -23,7 +23,7 @@ from spacy_bert_heads.sequences import (
     make_buckets,
     make_sequences,
 )
-from spacy_bert_heads.types import Sequences, ranges
+from spacy_bert_heads.types import DocSequences, Sequences, ranges
 from spacy_bert_heads.wordpieces import Wordpieces
 
 NLP = spacy.blank("en")
@@ -52,7 +52,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def lists(sequences: Sequences) -> dict[str, list[int]]:
-    return {name: value.tolist() for name, value in vars(sequences).items()}
+    return {name: value.tolist() for name, value in vars(sequences).items() if value is not None}
 
 
 # --- index arithmetic
@@ -386,7 +386,7 @@ class Stub(torch.nn.Module):
 def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_graph):
     n_slots, none = sum(lengths), ints()
     ids, types = np.arange(n_slots) + 100, np.arange(n_slots) % 2
-    sequences = Sequences(ids, types, ints(*lengths), none, none, none, none)
+    sequences = DocSequences(ids, types, ints(*lengths), none, none, none, none)
     stub = Stub()
     with torch.set_grad_enabled(keep_graph):
         states = run(stub, sequences, max_tokens, keep_graph=keep_graph)

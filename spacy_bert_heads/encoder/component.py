@@ -14,7 +14,7 @@ from spacy.training import Example, validate_examples
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
-from ..types import Encoded, MeanLoss
+from ..types import Encoded, MeanLoss, Pairs
 from .listener import BertListener
 from .model import EncoderModel, prepare, shim_of
 from .shim import adam_settings
@@ -150,8 +150,7 @@ class BertEncoder(TrainablePipe):
         docs (Sequence[Doc]): The Docs.
         RETURNS (Encoded): Their states, without a graph.
         """
-        if self._step is not None and not self._step.has(docs):
-            self._close_step()
+        self._close_other_step(docs)
         version = shim_of(self.model).version
         encoded = self._latest.find(docs, version)
         if encoded is None:
@@ -164,20 +163,28 @@ class BertEncoder(TrainablePipe):
         """Do nothing: states never stay on a Doc."""
 
     def read(
-        self, docs: Sequence[Doc], listener: BertListener | None
+        self, inputs: Sequence[Doc] | Pairs, listener: BertListener | None
     ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
         """Answer a listener.
 
-        docs (Sequence[Doc]): The Docs it asks for.
+        inputs (Sequence[Doc] / Pairs): The Docs it asks for, or Docs with second texts. The
+            states of pairs are not kept, as no other head reads the same pairs.
         listener (Optional[BertListener]): The listener, if it is training. Outside of a step
             (this encoder is frozen) it gets states without a graph, and its gradient is dropped.
         RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
             gradient (n_slots, width).
         """
+        docs = inputs.docs if isinstance(inputs, Pairs) else inputs
         if listener is None or self._step is None or not self._step.has(docs):
-            return self.predict(docs), lambda gradient: None
+            if isinstance(inputs, Pairs):
+                self._close_other_step(docs)
+                return self.model.predict(inputs), lambda gradient: None
+            return self.predict(inputs), lambda gradient: None
         step = self._step
-        encoded, answer = step.read(docs, self.model)
+        if isinstance(inputs, Pairs):
+            encoded, answer = step.read_pairs(inputs, self.model)
+        else:
+            encoded, answer = step.read(inputs, self.model)
 
         def backprop(gradient: torch.Tensor) -> None:
             answer(gradient)
@@ -241,6 +248,10 @@ class BertEncoder(TrainablePipe):
             return
         self._close_step()
         shim_of(self.model).finish_update(sgd)
+
+    def _close_other_step(self, docs: Sequence[Doc]) -> None:
+        if self._step is not None and not self._step.has(docs):
+            self._close_step()
 
     def _close_step(self) -> None:
         step, self._step = self._step, None

@@ -7,7 +7,7 @@ import torch
 from spacy.tokens import Doc
 from thinc.api import Model
 
-from ..types import Encoded
+from ..types import Encoded, Pairs
 from .loading import Bert
 from .shim import TorchShim
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .component import BertEncoder
 
 
-class BertListener(Model[list[Doc], Encoded]):
+class BertListener(Model[list[Doc] | Pairs, Encoded]):
     """Ask the pipeline's encoder for the states of a batch.
 
     upstream_name (str): The encoder component's name, or "*" for the nearest one before.
@@ -62,16 +62,16 @@ def build_bert_listener(upstream: str = "*") -> BertListener:
 
 
 def forward(
-    model: Model, docs: list[Doc], is_train: bool
+    model: Model, inputs: list[Doc] | Pairs, is_train: bool
 ) -> tuple[Encoded, Callable[[torch.Tensor], Any]]:
     """Pull the states of a batch from the encoder.
 
-    docs (List[Doc]): The Docs.
+    inputs (List[Doc] / Pairs): The Docs, or Docs with second texts.
     is_train (bool): Whether the caller will answer with a gradient.
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
     """
     assert isinstance(model, BertListener)
-    return model.encoder.read(docs, model if is_train else None)
+    return model.encoder.read(inputs, model if is_train else None)
 
 
 def checkpoint_behind(tok2vec: Model) -> Bert | None:

@@ -91,6 +91,22 @@ def load_checkpoint(name: str) -> Bert:
     RAISES (ValueError): If it can't be found or read, lacks weights or a fast tokenizer, or has
         another shape than BERT's.
     """
+    source, config, files = _load_tokenizer(name)
+    return Bert(_load_encoder(source), _wordpieces(files, config), files)
+
+
+def load_wordpieces(name: str) -> Wordpieces:
+    """Load the tokenizer of a checkpoint alone.
+
+    name (str): A name on the Hugging Face hub, or a folder.
+    RETURNS (Wordpieces): The tokenizer.
+    RAISES (ValueError): As above, but for the weights, which are not looked at.
+    """
+    _, config, files = _load_tokenizer(name)
+    return _wordpieces(files, config)
+
+
+def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(name).expanduser()
@@ -124,11 +140,9 @@ def load_checkpoint(name: str) -> Bert:
             f"The tokenizer of '{name}' has {len(tokenizer)} pieces, its encoder embeds "
             f"{config.vocab_size}. Do the tokenizer files belong to the checkpoint?"
         )
-    encoder = _load_encoder(source)
     with tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
-        files = _read_files(Path(saved), TOKENIZER_FILES)
-    return Bert(encoder, _wordpieces(files, config), files)
+        return source, config, _read_files(Path(saved), TOKENIZER_FILES)
 
 
 def _load_encoder(source: str) -> PreTrainedModel:

@@ -9,12 +9,12 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from torch.utils.checkpoint import checkpoint
 
-from ..sequences import make_buckets, make_sequences
-from ..types import Encoded, Ints1d, Sequences
+from ..sequences import choose_windows, make_buckets, make_pair_sequences, make_sequences
+from ..types import Encoded, Ints1d, Pairs, Sequences
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
 from .shim import TorchShim, find_layers
 
-EncoderModel = Model[list[Doc], Encoded]
+EncoderModel = Model[list[Doc] | Pairs, Encoded]
 
 
 def build_bert_encoder(
@@ -146,32 +146,37 @@ def bert_of(model: Model) -> Bert:
 
 
 def forward(
-    model: EncoderModel, docs: list[Doc], is_train: bool
-) -> tuple[Encoded, Callable[[torch.Tensor], list[Doc]]]:
-    """Encode a batch of Docs.
+    model: EncoderModel, inputs: list[Doc] | Pairs, is_train: bool
+) -> tuple[Encoded, Callable[[torch.Tensor], list[Doc] | Pairs]]:
+    """Encode a batch of Docs, or of Docs with second texts.
 
-    docs (List[Doc]): The Docs.
+    inputs (List[Doc] / Pairs): The Docs or pairs.
     is_train (bool): Whether to use dropout and keep the graph.
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient
         (n_slots, width).
     """
     bert, shim, attrs = bert_of(model), shim_of(model), model.attrs
-    sequences = make_sequences(
-        docs, bert.wordpieces, window=attrs["window"], stride=attrs["stride"]
-    )
+    cut = {"window": attrs["window"], "stride": attrs["stride"]}
+    sequences: Sequences
+    if isinstance(inputs, Pairs):
+        sequences = make_pair_sequences(inputs, bert.wordpieces, **cut)
+        if inputs.answers is not None:
+            sequences = choose_windows(sequences, inputs.answers)
+    else:
+        sequences = make_sequences(inputs, bert.wordpieces, **cut)
     if is_train:
         with shim.training(), shim.autocast():
             states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=True)
 
-        def backprop(gradient: torch.Tensor) -> list[Doc]:
+        def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
             shim.backward(states, gradient)
-            return docs
+            return inputs
 
         return Encoded(states.detach(), sequences), backprop
 
     with torch.no_grad(), shim.autocast():
         states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=False)
-    return Encoded(states, sequences), lambda gradient: docs
+    return Encoded(states, sequences), lambda gradient: inputs
 
 
 def run(

@@ -10,7 +10,7 @@ import torch
 from spacy.tokens import Doc
 from thinc.api import Optimizer
 
-from ..types import Encoded, Ints1d
+from ..types import DocSequences, Encoded, Ints1d, Pairs
 from .model import EncoderModel
 from .shim import AdamSettings
 
@@ -25,9 +25,9 @@ class LatestBatch(threading.local):
         """Forget the batch."""
         self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
         self.version = -1
-        self.encoded: Encoded | None = None
+        self.encoded: Encoded[DocSequences] | None = None
 
-    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded) -> None:
+    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded[DocSequences]) -> None:
         """Hold a batch instead of the one before.
 
         docs (Sequence[Doc]): The Docs.
@@ -37,7 +37,7 @@ class LatestBatch(threading.local):
         self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
         self.version, self.encoded = version, encoded
 
-    def find(self, docs: Sequence[Doc], version: int) -> Encoded | None:
+    def find(self, docs: Sequence[Doc], version: int) -> Encoded[DocSequences] | None:
         """Find the states of some of the batch's Docs.
 
         docs (Sequence[Doc]): The Docs, in any order.
@@ -77,7 +77,7 @@ class TrainingStep:
 
     def read(
         self, docs: Sequence[Doc], model: EncoderModel
-    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
         """Encode Docs with a graph, unless a listener has made one already.
 
         docs (Sequence[Doc]): Docs of the batch.
@@ -90,11 +90,24 @@ class TrainingStep:
             if places is not None:
                 break
         else:
-            read = Read(docs, model)
+            read = Read(list(docs), model)
             places = np.arange(len(docs), dtype=np.int64)
             self.reads.append(read)
         encoded, slots = take_docs(read.encoded, places)
         return encoded, lambda gradient: read.add(gradient, slots)
+
+    def read_pairs(
+        self, pairs: Pairs, model: EncoderModel
+    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        """Encode pairs with a graph. No two heads read the same ones.
+
+        pairs (Pairs): Pairs with Docs of the batch.
+        model (Model[List[Doc], Encoded]): The encoder.
+        RETURNS (Tuple[Encoded, Callable]): As above.
+        """
+        read = Read(pairs, model)
+        self.reads.append(read)
+        return read.encoded, lambda gradient: read.add(gradient, None)
 
     def backward(self, name: str) -> None:
         """Send the gathered gradients through the encoder.
@@ -111,24 +124,25 @@ class TrainingStep:
 class Read:
     """One forward pass with a graph, and the gradient that gathers for it.
 
-    docs (Sequence[Doc]): The Docs.
+    inputs (List[Doc] / Pairs): What to read.
     model (Model[List[Doc], Encoded]): The encoder.
     """
 
-    def __init__(self, docs: Sequence[Doc], model: EncoderModel) -> None:
+    def __init__(self, inputs: list[Doc] | Pairs, model: EncoderModel) -> None:
+        docs = [] if isinstance(inputs, Pairs) else inputs
         self.places = {id(doc): i for i, doc in enumerate(docs)}
         self.encoded: Encoded
         self.backprop: Callable[[Any], Any]
-        self.encoded, self.backprop = model.begin_update(list(docs))
+        self.encoded, self.backprop = model.begin_update(inputs)
         self.gradient: torch.Tensor | None = None
 
     def find(self, docs: Sequence[Doc]) -> Ints1d | None:
         """RETURNS (Optional[Ints1d]): The places of the Docs; None if one is missing or has
         other tokens now."""
-        tokens = self.encoded.sequences.tokens
         places = [self.places.get(id(doc), -1) for doc in docs]
         if any(
-            place < 0 or tokens[place] != len(doc) for place, doc in zip(places, docs, strict=True)
+            place < 0 or self.encoded.sequences.tokens[place] != len(doc)
+            for place, doc in zip(places, docs, strict=True)
         ):
             return None
         return np.asarray(places, dtype=np.int64)
@@ -145,7 +159,9 @@ class Read:
         self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
 
-def take_docs(encoded: Encoded, places: Ints1d) -> tuple[Encoded, torch.Tensor | None]:
+def take_docs(
+    encoded: Encoded[DocSequences], places: Ints1d
+) -> tuple[Encoded[DocSequences], torch.Tensor | None]:
     """Slice a batch.
 
     encoded (Encoded): The batch.

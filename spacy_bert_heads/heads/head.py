@@ -26,12 +26,25 @@ class BertHead(TrainablePipe):
     model (Model): The head, with its listener.
     name (str): The component's name.
     scorer (Optional[Callable]): Scores examples.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     cfg (Any): Settings to keep with the labels, by name.
+    RAISES (ValueError): If a weight is negative.
     """
 
     def __init__(
-        self, vocab: Vocab, model: Model, name: str, *, scorer: Callable | None, **cfg: Any
+        self,
+        vocab: Vocab,
+        model: Model,
+        name: str,
+        *,
+        scorer: Callable | None,
+        class_weights: dict[str, float] | None = None,
+        **cfg: Any,
     ) -> None:
+        if class_weights:
+            if any(weight < 0 for weight in class_weights.values()):
+                raise ValueError(f"class_weights must not be negative: {class_weights}.")
+            cfg["class_weights"] = class_weights
         self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
         self.cfg: dict[str, Any] = {"labels": [], **cfg}
         self._unknown: set[str] = set()
@@ -138,6 +151,17 @@ class BertHead(TrainablePipe):
                 f"Annotate the data, name labels under [initialize.components.{self.name}.labels], "
                 f"or call nlp.get_pipe('{self.name}').add_label(…) before nlp.initialize()."
             )
+        unknown = sorted(set(self.cfg.get("class_weights", {})) - set(self.labels))
+        if unknown:
+            raise ValueError(
+                f"class_weights of {self.name} names '{unknown[0]}', which is not among its "
+                f"labels: {', '.join(self.labels)}."
+            )
+
+    def _weights(self, logits: Any) -> Any:
+        weights = self.cfg.get("class_weights", {})
+        xp = get_array_module(logits)
+        return xp.asarray([weights.get(label, 1.0) for label in self.labels], dtype=logits.dtype)
 
     def update(
         self,
@@ -160,14 +184,26 @@ class BertHead(TrainablePipe):
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.update")
         losses.setdefault(self.name, MeanLoss())
-        if any(self.has_gold(eg) for eg in examples):
-            scores, backprop = self.model.begin_update([eg.predicted for eg in examples])
+        step = self.begin_update(examples)
+        if step is not None:
+            scores, backprop = step
             loss, gradient = self.get_loss(examples, scores)
             backprop(gradient)
             losses[self.name] += loss
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
+        """Run the model with a graph.
+
+        examples (List[Example]): The batch.
+        RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
+            gradient; None if there is nothing to learn in the batch.
+        """
+        if not any(self.has_gold(eg) for eg in examples):
+            return None
+        return self.model.begin_update([eg.predicted for eg in examples])
 
     # --- files
 
@@ -245,6 +281,14 @@ class BertHead(TrainablePipe):
     def scorer_settings(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): What the scorer needs to know of this head."""
         return {}
+
+
+def softmax(logits: Any) -> Any:
+    """logits (Floats2d): (n, n_classes).
+    RETURNS (Floats2d): Probabilities.
+    """
+    exps = get_array_module(logits).exp(logits - logits.max(axis=1, keepdims=True))
+    return exps / exps.sum(axis=1, keepdims=True)
 
 
 def cross_entropy(logits: Any, classes: Ints1d, *, weights: Any = None) -> tuple[float, Any]:

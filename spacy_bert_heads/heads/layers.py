@@ -16,7 +16,16 @@ from ..encoder.listener import checkpoint_behind
 from ..encoder.loading import Bert
 from ..encoder.model import shim_of
 from ..encoder.shim import Files, TorchShim
-from ..types import Encoded, Ints1d, Sequences, TokenScores
+from ..types import (
+    DocSequences,
+    Encoded,
+    Ints1d,
+    Pairs,
+    PairSequences,
+    Sequences,
+    SpanScores,
+    TokenScores,
+)
 
 POOLINGS = ("cls", "pooler", "mean")
 
@@ -53,10 +62,52 @@ def build_sequence_head(
     RETURNS (Model[List[Doc], Floats2d]): Logits (n_docs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
+    settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
+    return _build("sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+
+
+def build_pair_head(
+    tok2vec: Model[Pairs, Encoded],
+    *,
+    pooling: str = "pooler",
+    dropout: float | None = None,
+    nO: int | None = None,
+) -> Model[Pairs, Floats2d]:
+    """Build a head that classifies pairs of texts (BERT, section 4.1). The logits of the windows
+    over a long Doc are averaged.
+
+    tok2vec (Model[Pairs, Encoded]): A listener.
+    pooling (str): As in `build_sequence_head`.
+    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    nO (Optional[int]): The number of classes, known after initialization.
+    RETURNS (Model[Pairs, Floats2d]): Logits (n_pairs, n_classes).
+    RAISES (ValueError): If there is no such pooling.
+    """
+    settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
+    return _build("pair_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+
+
+def build_span_head(
+    tok2vec: Model[Pairs, Encoded], *, dropout: float = 0.0, nO: int | None = None
+) -> Model[Pairs, SpanScores]:
+    """Build a head that finds where a span starts and ends (BERT, section 4.2).
+
+    tok2vec (Model[Pairs, Encoded]): A listener.
+    dropout (float): The rate before the classifier. BERT has none here.
+    nO (Optional[int]): 2, for the start and the end.
+    RETURNS (Model[Pairs, SpanScores]): Logits for every slot of the sequences (n_slots, 2).
+    """
+    return _build("span_head", forward_spans, SlotClassifier, tok2vec, {"dropout": dropout}, nO)
+
+
+def check_pooling(pooling: str) -> str:
+    """pooling (str): The vector of a window.
+    RETURNS (str): The same.
+    RAISES (ValueError): If there is none of that name.
+    """
     if pooling not in POOLINGS:
         raise ValueError(f"Unknown pooling '{pooling}'. Choose one of: {', '.join(POOLINGS)}.")
-    settings = {"dropout": dropout, "pooling": pooling}
-    return _build("sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+    return pooling
 
 
 class TokenClassifier(nn.Module):
@@ -73,9 +124,9 @@ class TokenClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, n_classes)
 
-    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, sequences: DocSequences) -> torch.Tensor:
         """states (Tensor): (n_slots, width).
-        sequences (Sequences): What they are states of.
+        sequences (DocSequences): What they are states of.
         RETURNS (Tensor): Logits (n_tokens, n_classes); of a token without pieces, those of zeros.
         """
         rows = _to(sequences.first_rows(), states)
@@ -84,8 +135,30 @@ class TokenClassifier(nn.Module):
         return self.classifier(self.dropout(states))
 
 
+class SlotClassifier(nn.Module):
+    """Dropout and a linear layer over every state.
+
+    width (int): The width of the states.
+    n_classes (int): The number of classes.
+    dropout (float): The rate.
+    """
+
+    def __init__(self, width: int, n_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.settings = {"width": width, "n_classes": n_classes, "dropout": dropout}
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, n_classes)
+
+    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """states (Tensor): (n_slots, width).
+        sequences (Sequences): Not used.
+        RETURNS (Tensor): Logits (n_slots, n_classes).
+        """
+        return self.classifier(self.dropout(states))
+
+
 class SequenceClassifier(nn.Module):
-    """Pooling, dropout and a linear layer over the windows of each Doc.
+    """Pooling, dropout and a linear layer over the windows of each Doc or pair.
 
     width (int): The width of the states.
     n_classes (int): The number of classes.
@@ -119,7 +192,7 @@ class SequenceClassifier(nn.Module):
     def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         """states (Tensor): (n_slots, width).
         sequences (Sequences): What they are states of.
-        RETURNS (Tensor): Logits (n_docs, n_classes).
+        RETURNS (Tensor): Logits (n_docs, n_classes), or (n_pairs, n_classes).
         """
         if self.pooling == "mean":
             vectors = mean_by_group(states, sequences.lengths)
@@ -246,41 +319,54 @@ def forward_tokens(
     RETURNS (Tuple[TokenScores, Callable]): The logits, and the callback that takes their gradient.
     """
     logits, sequences, backprop = _classify(model, docs, is_train)
+    assert isinstance(sequences, DocSequences)
     return TokenScores(logits, sequences.pieces > 0, sequences.tokens), backprop
 
 
 def forward_sequences(
-    model: Model, docs: list[Doc], is_train: bool
-) -> tuple[Floats2d, Callable[[Floats2d], list[Doc]]]:
-    """docs (List[Doc]): The Docs.
+    model: Model, inputs: list[Doc] | Pairs, is_train: bool
+) -> tuple[Floats2d, Callable[[Floats2d], Any]]:
+    """inputs (List[Doc] / Pairs): The Docs or pairs.
     is_train (bool): Whether to use dropout and keep the graph.
     RETURNS (Tuple[Floats2d, Callable]): The logits, and the callback that takes their gradient.
     """
-    logits, _, backprop = _classify(model, docs, is_train)
+    logits, _, backprop = _classify(model, inputs, is_train)
     return logits, backprop
 
 
+def forward_spans(
+    model: Model, pairs: Pairs, is_train: bool
+) -> tuple[SpanScores, Callable[[Floats2d], Any]]:
+    """pairs (Pairs): The pairs.
+    is_train (bool): Whether to use dropout and keep the graph.
+    RETURNS (Tuple[SpanScores, Callable]): The logits, and the callback that takes their gradient.
+    """
+    logits, sequences, backprop = _classify(model, pairs, is_train)
+    assert isinstance(sequences, PairSequences)
+    return SpanScores(logits, sequences), backprop
+
+
 def _classify(
-    model: Model, docs: list[Doc], is_train: bool
-) -> tuple[Floats2d, Sequences, Callable[[Floats2d], list[Doc]]]:
-    output, backprop_tok2vec = model.layers[0](docs, is_train)
+    model: Model, inputs: list[Doc] | Pairs, is_train: bool
+) -> tuple[Floats2d, Sequences, Callable[[Floats2d], Any]]:
+    output, backprop_tok2vec = model.layers[0](inputs, is_train)
     foreign = not isinstance(output, Encoded)
     encoded = pack_vectors(output) if foreign else output
     shim = shim_of(model)
     if not is_train:
         with torch.no_grad():
             logits = shim.module(encoded.states, encoded.sequences)
-        return cast(Floats2d, torch2xp(logits)), encoded.sequences, lambda gradient: docs
+        return cast(Floats2d, torch2xp(logits)), encoded.sequences, lambda gradient: inputs
 
     states = encoded.states.detach().requires_grad_()
     with shim.training():
         logits = shim.module(states, encoded.sequences)
 
-    def backprop(gradient: Floats2d) -> list[Doc]:
+    def backprop(gradient: Floats2d) -> Any:
         shim.backward(logits, xp2torch(gradient, device=logits.device))
         d_states = cast(torch.Tensor, states.grad)
         backprop_tok2vec(unpack_gradient(d_states, output) if foreign else d_states)
-        return docs
+        return inputs
 
     return cast(Floats2d, torch2xp(logits.detach())), encoded.sequences, backprop
 
@@ -296,7 +382,8 @@ def pack_vectors(vectors: list[Floats2d]) -> Encoded:
     n_tokens = int(tokens.sum())
     none, one = np.zeros(n_tokens, dtype=np.int64), np.ones(n_tokens, dtype=np.int64)
     rows = np.arange(n_tokens, dtype=np.int64)
-    return Encoded(states, Sequences(none, none, tokens, np.ones_like(tokens), tokens, one, rows))
+    ones = np.ones_like(tokens)
+    return Encoded(states, DocSequences(none, none, tokens, ones, tokens, one, rows))
 
 
 def unpack_gradient(gradient: torch.Tensor, vectors: list[Floats2d]) -> list[Floats2d]:

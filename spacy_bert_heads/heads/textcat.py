@@ -11,7 +11,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model, get_array_module
 from thinc.types import Floats2d
 
-from .head import BertHead, cross_entropy
+from .head import BertHead, cross_entropy, softmax
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -121,8 +121,6 @@ class BertTextCat(BertHead):
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
-        if any(weight < 0 for weight in (class_weights or {}).values()):
-            raise ValueError(f"class_weights must not be negative: {class_weights}.")
         super().__init__(
             vocab, model, name, scorer=scorer, class_weights=class_weights, threshold=threshold
         )
@@ -143,17 +141,6 @@ class BertTextCat(BertHead):
                 f"{self.name} chooses one of several categories, but has only "
                 f"'{self.labels[0]}'. Name two at least, or use bert_textcat_multilabel."
             )
-        unknown = sorted(set(self.cfg["class_weights"] or {}) - set(self.labels))
-        if unknown:
-            raise ValueError(
-                f"class_weights of {self.name} names '{unknown[0]}', which is not among its "
-                f"labels: {', '.join(self.labels)}."
-            )
-
-    def _weights(self, logits: Floats2d) -> Any:
-        weights = self.cfg["class_weights"] or {}
-        xp = get_array_module(logits)
-        return xp.asarray([weights.get(label, 1.0) for label in self.labels], dtype=logits.dtype)
 
     def _gold(self, examples: Iterable[Example]) -> np.ndarray:
         """The gold values (n_docs, n_labels), NaN where not annotated."""
@@ -184,9 +171,7 @@ class BertTextCat(BertHead):
         return cross_entropy(scores, classes, weights=self._weights(scores))
 
     def _probabilities(self, logits: Any) -> Any:
-        xp = get_array_module(logits)
-        exps = xp.exp(logits - logits.max(axis=1, keepdims=True))
-        return exps / exps.sum(axis=1, keepdims=True)
+        return softmax(logits)
 
     def set_annotations(self, docs: Sequence[Doc], scores: Floats2d) -> None:
         """Write the probabilities.

@@ -1,0 +1,83 @@
+"""Batches under a budget of wordpieces, second texts counted."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from itertools import repeat
+from typing import TypeVar
+
+import numpy as np
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.training.batchers import Sizing
+from spacy.util import minibatch
+
+from .encoder.loading import load_wordpieces
+from .pairs import INPUTS, inputs_of
+from .types import Ints1d, sums
+from .wordpieces import Wordpieces
+
+Item = TypeVar("Item", Doc, Example)
+
+# Items that are tokenized at once.
+CHUNK = 256
+
+
+def make_batch_by_pieces(
+    size: Sizing, name: str
+) -> Callable[[Iterable[Item]], Iterator[list[Item]]]:
+    """Create a batcher that counts wordpieces, as the encoder will read them.
+
+    size (int / Sequence[int]): The most wordpieces of a batch; a sequence or schedule has one for
+        each batch.
+    name (str): The checkpoint whose tokenizer counts: a hub name or a folder. It is loaded with
+        the first batch. spaCy reads [training] without [components], so a config that names it
+        once does so under [paths].
+    RETURNS (Callable[[Iterable[Item]], Iterator[List[Item]]]): The batcher, of Docs or Examples.
+    """
+    return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpieces, name)))
+
+
+def batch_by_pieces(
+    items: Iterable[Item], *, size: Sizing, load: Callable[[], Wordpieces]
+) -> Iterator[list[Item]]:
+    """Fill batches in the order of the items.
+
+    items (Iterable[Item]): Docs or Examples.
+    size (int / Sequence[int]): The most wordpieces of a batch. An item that has more by itself is
+        a batch by itself.
+    load (Callable[[], Wordpieces]): Gives the tokenizer.
+    YIELDS (List[Item]): The batches.
+    RAISES (ValueError): If the tokenizer can't be loaded, or second texts are not strings.
+    """
+    sizes = repeat(size) if isinstance(size, int) else iter(size)
+    batch: list[Item] = []
+    room = next(sizes)
+    for chunk in minibatch(items, CHUNK):
+        docs = [item.reference if isinstance(item, Example) else item for item in chunk]
+        for item, count in zip(chunk, count_pieces(docs, load()).tolist(), strict=True):
+            if batch and count > room:
+                yield batch
+                batch, room = [], next(sizes)
+            batch.append(item)
+            room -= count
+    if batch:
+        yield batch
+
+
+def count_pieces(docs: Sequence[Doc], wordpieces: Wordpieces) -> Ints1d:
+    """Count what the encoder reads of each Doc: once the Doc, and once more beside each of its
+    second texts, special tokens included. Overlaps of windows are not counted.
+
+    docs (Sequence[Doc]): The Docs.
+    wordpieces (Wordpieces): The tokenizer.
+    RETURNS (Ints1d): The wordpieces of each Doc (n_docs,).
+    RAISES (ValueError): If second texts are not strings.
+    """
+    texts = [[text for name in INPUTS for text in inputs_of(doc, name, [])] for doc in docs]
+    pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
+    # One call for all texts, so that the tokenizer can use all threads.
+    pieces = wordpieces([doc.text for doc in docs] + [text for some in texts for text in some])
+    own, second = pieces.lengths[: len(docs)], pieces.lengths[len(docs) :]
+    special = wordpieces.pair
+    n_special = len(special.prefix) + len(special.middle) + len(special.suffix)
+    return own + wordpieces.n_special + pairs * (own + n_special) + sums(second, pairs)

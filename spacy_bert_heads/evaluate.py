@@ -1,0 +1,172 @@
+"""What `spacy evaluate` does, for pairs of texts too: scores and speed of a pipeline on a data
+set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import spacy
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.training import Example
+from spacy.util import is_package
+from thinc.util import convert_recursive
+from wasabi import table
+
+from .corpora import BertCorpus
+from .pairs import INPUTS
+
+# Rows of the table, in its order. What has another name keeps it.
+TITLES = {
+    "token_acc": "tokens",
+    "tag_acc": "tags",
+    "pos_acc": "parts of speech",
+    "morph_acc": "morphology",
+    "lemma_acc": "lemmas",
+    "dep_uas": "dependencies, unlabelled",
+    "dep_las": "dependencies, labelled",
+    "sents_p": "sentences P",
+    "sents_r": "sentences R",
+    "sents_f": "sentences F",
+    "ents_p": "entities P",
+    "ents_r": "entities R",
+    "ents_f": "entities F",
+    "cats_score": "categories",
+    "nli_acc": "NLI accuracy",
+    "nli_macro_f": "NLI macro F",
+    "qa_exact": "QA exact",
+    "qa_f1": "QA F1",
+}
+PER_TYPE_TITLES = {
+    "ents_per_type": "entities",
+    "cats_f_per_type": "categories",
+    "cats_auc_per_type": "categories, ROC AUC",
+    "nli_f_per_type": "NLI",
+    "qa_per_type": "QA",
+    "dep_las_per_type": "dependencies, labelled",
+    "morph_per_feat": "morphology",
+}
+# Of these tasks only what TITLES names is shown, the rest says the same at greater length.
+SUMMED_UP = ("token_", "morph_", "cats_")
+SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
+
+
+def evaluate(model: str, data: Path, *, gpu_id: int = -1) -> dict[str, Any]:
+    """Score a pipeline.
+
+    model (str): A pipeline's folder, or the name of an installed one.
+    data (Path): A `.spacy` file, or a folder of them.
+    gpu_id (int): The GPU to use, -1 for the CPU.
+    RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
+        `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
+        and `pairs_speed` in pairs per second (None without pairs).
+    RAISES (ValueError): If there is no such pipeline or data, or nothing to score.
+    """
+    if not is_package(model) and not (Path(model) / "config.cfg").is_file():
+        raise ValueError(
+            f"There is no pipeline '{model}', neither a folder with a config.cfg nor an installed "
+            "package. Train one: python -m spacy train CONFIG --output FOLDER makes "
+            "FOLDER/model-best."
+        )
+    if gpu_id >= 0:
+        spacy.require_gpu(gpu_id)
+    nlp = spacy.load(model)
+    examples = list(BertCorpus(data)(nlp))
+    if not examples:
+        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
+    start = perf_counter()
+    for example in examples:  # for its time alone, as spaCy does: speed is from text to Docs
+        nlp.make_doc(example.reference.text)
+    docs = list(nlp.pipe(example.predicted for example in examples))
+    seconds = perf_counter() - start
+    for example, doc in zip(examples, docs, strict=True):
+        example.predicted = doc
+    scores = score(nlp, examples)
+    if all(key.startswith("token_") for key in scores):
+        raise ValueError(
+            f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
+            f"({', '.join(nlp.pipe_names) or 'no components'})."
+        )
+    pairs = sum(len(doc._.get(output)) for doc in docs for output in INPUTS.values())
+    return {
+        **scores,
+        "docs": len(docs),
+        "pairs": pairs,
+        "seconds": seconds,
+        "speed": sum(map(len, docs)) / seconds,
+        "pairs_speed": pairs / seconds if pairs else None,
+    }
+
+
+def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
+    """Score what the references are annotated for.
+
+    nlp (Language): The pipeline.
+    examples (List[Example]): The examples, with predictions.
+    RETURNS (Dict[str, Any]): The scores that there are.
+    RAISES (ValueError): If references and predictions can't be compared.
+    """
+    scores = Scorer(nlp).score(examples)
+    if not any(example.reference.cats for example in examples):
+        # spaCy scores categories that nothing is annotated with as 0.
+        scores = {key: value for key, value in scores.items() if not key.startswith("cats_")}
+    scores = {key: value for key, value in scores.items() if value is not None}
+    return convert_recursive(lambda value: isinstance(value, np.floating), float, scores)
+
+
+def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
+    """Make tables of a report.
+
+    report (Dict[str, Any]): What `evaluate` gave.
+    per_type (bool): Add a table for each task with scores by label.
+    RETURNS (str): The text, scores in percent.
+    """
+    others = [
+        key
+        for key, value in report.items()
+        if isinstance(value, (int, float))
+        and key not in (*TITLES, *SPEEDS)
+        and not key.startswith(SUMMED_UP)
+    ]
+    rows = [
+        (_title(key, report), _percent(report[key])) for key in (*TITLES, *others) if key in report
+    ]
+    rows.append(("words per second", f"{report['speed']:,.0f}"))
+    if report["pairs"]:
+        rows.append(("pairs per second", f"{report['pairs_speed']:,.1f}"))
+    tables = [table(rows, aligns=("l", "r"))]
+    for key, scores in report.items():
+        if per_type and isinstance(scores, dict) and scores:
+            tables.append(_format_per_type(PER_TYPE_TITLES.get(key, key), scores))
+    return "\n\n".join(part.strip("\n") for part in tables)
+
+
+def _title(key: str, report: dict[str, Any]) -> str:
+    title = TITLES.get(key, key)
+    return f"{title} ({report['cats_score_desc']})" if key == "cats_score" else title
+
+
+def _format_per_type(title: str, scores: dict[str, Any]) -> str:
+    # Scores by label, or one score a label.
+    named = {
+        label: values if isinstance(values, dict) else {"": values}
+        for label, values in scores.items()
+    }
+    columns = list(next(iter(named.values())))
+    rows = [
+        (label, *(_percent(values[column]) for column in columns))
+        for label, values in named.items()
+    ]
+    header = (title, *(column.upper() if len(column) == 1 else column for column in columns))
+    aligns: list[Any] = ["l", *("r" for _ in columns)]
+    return table(rows, header=header, divider=True, aligns=aligns)
+
+
+def _percent(value: Any) -> str:
+    """A count stays as it is; what can't be computed is a dash."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{100 * value:.2f}"

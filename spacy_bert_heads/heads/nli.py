@@ -1,0 +1,218 @@
+"""Whether a text entails a hypothesis, contradicts it, or neither."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.scorer import PRFScore
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.vocab import Vocab
+from thinc.api import Model
+from thinc.types import Floats2d
+
+from ..pairs import check_texts, drop_results, make_verdict
+from ..types import Pairs
+from .head import cross_entropy, softmax
+from .pair_head import BertPairHead, match_predictions
+
+DEFAULT_MODEL = {
+    "@architectures": "spacy_bert_heads.PairHead.v1",
+    "pooling": "pooler",
+    "dropout": None,
+    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+}
+
+
+@Language.factory(
+    "bert_nli",
+    assigns=["doc._.nli", "doc._.hypotheses", "doc.cats"],
+    default_config={
+        "model": DEFAULT_MODEL,
+        "hypotheses": [],
+        "categories": {},
+        "class_weights": None,
+        "scorer": {"@scorers": "spacy_bert_heads.nli_scorer.v1"},
+    },
+    default_score_weights={"nli_acc": 1.0, "nli_macro_f": None, "nli_f_per_type": None},
+)
+def make_bert_nli(
+    nlp: Language,
+    name: str,
+    model: Model[Pairs, Floats2d],
+    hypotheses: list[str],
+    categories: dict[str, str],
+    class_weights: dict[str, float] | None,
+    scorer: Callable | None,
+) -> "BertNLI":
+    """Create a component that judges hypotheses by the Doc, their premise.
+
+    nlp (Language): The pipeline.
+    name (str): The component's name.
+    model (Model[Pairs, Floats2d]): The pair head.
+    hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
+        `doc._.hypotheses` or in a context of `as_tuples`.
+    categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
+        entails it is written to `doc.cats`.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
+    scorer (Optional[Callable]): The scorer.
+    """
+    return BertNLI(
+        nlp.vocab,
+        model,
+        name,
+        hypotheses=hypotheses,
+        categories=categories,
+        class_weights=class_weights,
+        scorer=scorer,
+    )
+
+
+def make_nli_scorer() -> Callable:
+    """RETURNS (Callable): The scorer."""
+    return score_nli
+
+
+def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+    """Score verdicts.
+
+    examples (Iterable[Example]): The examples.
+    RETURNS (Dict[str, Any]): `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that
+        occur of `nli_f_per_type`, their precision, recall and F; None without any verdict.
+    RAISES (ValueError): If a reference has hypotheses that were not asked of the prediction.
+    """
+    per_type: dict[str, PRFScore] = {}
+    right = total = 0
+    for example in examples:
+        for gold, predicted in match_predictions(example, "hypotheses"):
+            total += 1
+            true, guess = gold["label"], predicted["label"]
+            right += true == guess
+            for label in {true, guess}:
+                score = per_type.setdefault(label, PRFScore())
+                score.tp += label == true == guess
+                score.fp += label == guess != true
+                score.fn += label == true != guess
+    if not total:
+        return {"nli_acc": None, "nli_macro_f": None, "nli_f_per_type": None}
+    return {
+        "nli_acc": right / total,
+        "nli_macro_f": sum(score.fscore for score in per_type.values()) / len(per_type),
+        "nli_f_per_type": {label: per_type[label].to_dict() for label in sorted(per_type)},
+    }
+
+
+class BertNLI(BertPairHead):
+    """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[Pairs, Floats2d]): The pair head.
+    name (str): The component's name.
+    hypotheses (Sequence[str]): What to ask of Docs that bring no hypotheses of their own.
+    categories (Optional[Dict[str, str]]): A hypothesis for each category of `doc.cats`.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
+    scorer (Optional[Callable]): The scorer.
+    RAISES (ValueError): If a setting makes no sense.
+    """
+
+    input_name = "hypotheses"
+    doc_first = True
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        model: Model[Pairs, Floats2d],
+        name: str = "bert_nli",
+        *,
+        hypotheses: Sequence[str] = (),
+        categories: dict[str, str] | None = None,
+        class_weights: dict[str, float] | None = None,
+        scorer: Callable | None = score_nli,
+    ) -> None:
+        self.categories = dict(categories or {})
+        super().__init__(
+            vocab,
+            model,
+            name,
+            texts=hypotheses,
+            extra=check_texts(list(self.categories.values()), "the config's 'categories'"),
+            class_weights=class_weights,
+            scorer=scorer,
+        )
+
+    def check_gold(self, example: Example) -> None:
+        for text, entry in self.gold_pairs(example):
+            label = entry.get("label") if isinstance(entry, dict) else None
+            if not label or not isinstance(label, str):
+                raise ValueError(
+                    f"The true verdict on '{text}' has no label: {entry!r}. Make verdicts with "
+                    "spacy_bert_heads.pairs.make_verdict(label)."
+                )
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        self.check_gold(example)
+        return {entry["label"] for _, entry in self.gold_pairs(example)}
+
+    def get_loss(self, examples: Iterable[Example], scores: Floats2d) -> tuple[float, Any]:
+        """Softmax cross-entropy over the annotated pairs, weighted as torch does.
+
+        examples (Iterable[Example]): The batch.
+        scores (Floats2d): Logits (n_pairs, n_labels).
+        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
+        """
+        number = {label: i for i, label in enumerate(self.labels)}
+        classes = []
+        for example in examples:
+            for _, entry in self.gold_pairs(example):
+                if entry["label"] not in number:
+                    self.warn_unknown(entry["label"])
+                classes.append(number.get(entry["label"], -1))
+        return cross_entropy(scores, np.asarray(classes), weights=self._weights(scores))
+
+    def read_out(self, scores: Floats2d) -> Iterable[dict[str, Any]]:
+        """scores (Floats2d): Logits (n_pairs, n_labels).
+        RETURNS (Iterable[Dict[str, Any]]): A verdict for each pair.
+        """
+        labels = self.labels
+        for row in softmax(scores).tolist():
+            probabilities = dict(zip(labels, row, strict=True))
+            yield make_verdict(max(labels, key=probabilities.__getitem__), probabilities)
+
+    def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
+        """Write the verdicts, and what the categories' hypotheses came to.
+
+        docs (Sequence[Doc]): The Docs.
+        results (list): What `predict` gave.
+        """
+        for doc, (texts, verdicts) in zip(docs, results, strict=True):
+            n_own = len(texts) - len(self.extra)
+            if n_own:
+                doc._.nli = verdicts[:n_own]
+            else:
+                drop_results(doc, self.output_name)
+            for category, verdict in zip(self.categories, verdicts[n_own:], strict=True):
+                doc.cats[category] = verdict["scores"][self.entailment]
+
+    @property
+    def entailment(self) -> str:
+        """RETURNS (str): The label that says that the hypothesis follows.
+        RAISES (ValueError): If no label is called so.
+        """
+        for label in self.labels:
+            if label.lower().startswith("entail"):
+                return label
+        raise ValueError(
+            f"{self.name} has categories, but none of its labels is called entailment: "
+            f"{', '.join(self.labels)}. Train it with that label, or leave categories out."
+        )
+
+    def _check_labels(self) -> None:
+        super()._check_labels()
+        if len(self.labels) < 2:
+            raise ValueError(
+                f"{self.name} tells verdicts apart, but the training data has only "
+                f"'{self.labels[0]}'. It needs two labels at least."
+            )
+        if self.categories:
+            _ = self.entailment  # raises

@@ -1,0 +1,213 @@
+"""What the heads share that read second texts beside the Doc."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.vocab import Vocab
+from thinc.api import Model
+
+from ..encoder.listener import checkpoint_behind
+from ..pairs import INPUTS, check_texts, inputs_of
+from ..sequences import TextTooLong
+from ..types import Ints2d, Pairs
+from .head import BertHead
+
+# What is run at once in prediction; it bounds the states that are alive, not the result.
+MAX_CHARS = 2**18
+
+
+class BertPairHead(BertHead):
+    """The base of the heads that read pairs. A head says what it is asked (`input_name`), which
+    text comes first, and what an entry of its gold data teaches (`gold_answers`).
+
+    vocab (Vocab): The vocabulary.
+    model (Model): The head, with its listener.
+    name (str): The component's name.
+    texts (List[str]): What to ask of each Doc that brings no texts of its own.
+    extra (List[str]): What to ask of every Doc besides, without a word of it in `doc._`.
+    scorer (Optional[Callable]): Scores examples.
+    cfg (Any): Settings to keep, by name.
+    RAISES (ValueError): If the texts are not a list of strings that say something.
+    """
+
+    input_name: str  # of doc._
+    doc_first: bool
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        model: Model,
+        name: str,
+        *,
+        texts: Sequence[str],
+        extra: Sequence[str] = (),
+        scorer: Callable | None,
+        **cfg: Any,
+    ) -> None:
+        super().__init__(vocab, model, name, scorer=scorer, **cfg)
+        self.texts = check_texts(texts, f"the config's '{self.input_name}'")
+        self.extra = list(extra)
+        self._too_long: set[str] = set()
+
+    @property
+    def output_name(self) -> str:
+        """RETURNS (str): Of `doc._`, where the results go."""
+        return INPUTS[self.input_name]
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Collect the labels and make the weights.
+
+        get_examples (Callable): Returns examples; all are looked at if labels are not given.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them.
+        RAISES (ValueError): If there is no label, or no encoder that reads pairs.
+        """
+        tok2vec = self.model.get_ref("tok2vec")
+        if checkpoint_behind(tok2vec) is None:
+            raise ValueError(
+                f"{self.name} reads pairs of texts, which '{tok2vec.name}' does not encode. Use "
+                "spacy_bert_heads.BertListener.v1 in its model, behind a bert_encoder."
+            )
+        super().initialize(get_examples, nlp=nlp, labels=labels)
+
+    # --- gold data
+
+    def gold_pairs(self, example: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Find what a reference teaches.
+
+        example (Example): An example.
+        YIELDS (Tuple[str, Dict[str, Any]]): Second texts and their gold entries.
+        RAISES (ValueError): If there are not as many entries as texts.
+        """
+        doc = example.reference
+        entries = doc._.get(self.output_name)
+        if not entries:
+            return
+        texts = inputs_of(doc, self.input_name, [])
+        if len(entries) != len(texts):
+            raise ValueError(
+                f"doc._.{self.output_name} has {len(entries)} entries for {len(texts)} "
+                f"{self.input_name}. Give one for each, None where there is no annotation: "
+                f"{start_of(doc)}"
+            )
+        for text, entry in zip(texts, entries, strict=True):
+            if entry is not None and text not in self._too_long:
+                yield text, entry
+
+    def check_gold(self, example: Example) -> None:
+        """example (Example): An example.
+        RAISES (ValueError): If the head can't learn from an entry of its reference.
+        """
+        raise NotImplementedError
+
+    def has_gold(self, example: Example) -> bool:
+        return next(self.gold_pairs(example), None) is not None
+
+    def gold_answers(self, examples: Iterable[Example]) -> Ints2d | None:
+        """examples (Iterable[Example]): The batch.
+        RETURNS (Optional[Ints2d]): Where each pair's answer stands, for a head that learns that.
+        """
+        return None
+
+    def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
+        """Run the model with a graph, on the annotated pairs. A text that is too long to be read
+        is left out with a warning, so that it doesn't end the run.
+
+        examples (List[Example]): The batch.
+        RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
+            gradient; None if there is nothing to learn in the batch.
+        """
+        for example in examples:
+            self.check_gold(example)
+        while True:
+            annotated = [eg for eg in examples if self.has_gold(eg)]
+            if not annotated:
+                return None
+            pairs = Pairs(
+                docs=[eg.predicted for eg in annotated],
+                texts=[[text for text, _ in self.gold_pairs(eg)] for eg in annotated],
+                doc_first=self.doc_first,
+                answers=self.gold_answers(examples),
+            )
+            try:
+                return self.model.begin_update(pairs)
+            except TextTooLong as error:
+                self._too_long.update(error.texts)
+                warnings.warn(f"{self.name} does not learn from a pair: {error}", stacklevel=2)
+
+    # --- predicting
+
+    def ask(self, doc: Doc) -> list[str]:
+        """Find what is asked of a Doc, and write it there.
+
+        doc (Doc): The Doc.
+        RETURNS (List[str]): The second texts.
+        RAISES (ValueError): If they are not a list of strings that say something.
+        """
+        texts = inputs_of(doc, self.input_name, self.texts)
+        if texts:
+            doc._.set(self.input_name, list(texts))
+        return texts
+
+    def predict(self, docs: Iterable[Doc]) -> list[tuple[list[str], Any]]:
+        """Read every Doc with its second texts. A Doc without any costs nothing.
+
+        docs (Iterable[Doc]): The Docs.
+        RETURNS (List[Tuple[List[str], Any]]): For each Doc its texts, and a result for each.
+        RAISES (ValueError): If something can't be asked.
+        """
+        docs = list(docs)
+        texts = [self.ask(doc) + self.extra for doc in docs]
+        asked = [(doc, doc_texts) for doc, doc_texts in zip(docs, texts, strict=True) if doc_texts]
+        pairs = Pairs([doc for doc, _ in asked], [t for _, t in asked], self.doc_first)
+        parts = (self.read_out(self.model.predict(part)) for part in pairs.split(MAX_CHARS))
+        results = chain.from_iterable(parts)
+        return [(doc_texts, [next(results) for _ in doc_texts]) for doc_texts in texts]
+
+    def read_out(self, scores: Any) -> Iterable[Any]:
+        """scores: The model's scores for some pairs.
+        RETURNS (Iterable[Any]): A result for each pair.
+        """
+        raise NotImplementedError
+
+
+def match_predictions(
+    example: Example, input_name: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Match the annotated entries of a reference with the predicted ones, by the texts asked.
+
+    example (Example): An example.
+    input_name (str): "hypotheses" or "questions".
+    YIELDS (Tuple[Dict[str, Any], Dict[str, Any]]): Gold entry and predicted entry.
+    RAISES (ValueError): If the prediction was not asked the same.
+    """
+    gold, predicted = example.reference._, example.predicted._
+    output_name = INPUTS[input_name]
+    found = dict(zip(predicted.get(input_name), predicted.get(output_name), strict=False))
+    texts = gold.get(input_name)
+    for text, entry in zip(texts, gold.get(output_name), strict=False):
+        if entry is None:
+            continue
+        if found.get(text) is None:
+            raise ValueError(
+                f"A reference has {input_name} that were not asked of the prediction ('{text}'). "
+                "`spacy evaluate` reads texts alone: use `python -m spacy bert evaluate`, or read "
+                "the data with spacy_bert_heads.Corpus.v1."
+            )
+        yield entry, found[text]
+
+
+def start_of(doc: Doc) -> str:
+    """RETURNS (str): How a Doc begins, for an error."""
+    return f"'{doc[:10].text} …'"

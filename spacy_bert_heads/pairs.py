@@ -1,0 +1,190 @@
+"""Second texts on a Doc, and what was found: `doc._.hypotheses` and `doc._.nli`,
+`doc._.questions` and `doc._.answers`.
+
+The extensions are registered when this module is loaded. Their values are plain lists in
+`doc.user_data`, under the key that spaCy itself would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from spacy.tokens import Doc
+
+# The task's inputs and its outputs, one of each for every input.
+INPUTS = {"hypotheses": "nli", "questions": "answers"}
+
+
+def get_list(name: str, doc: Doc) -> list:
+    """Get an extension's value. `DocBin` turns lists into tuples; here they turn back.
+
+    name (str): The extension's name.
+    doc (Doc): The Doc.
+    RETURNS (list): The value that is kept, so that appending to it works.
+    """
+    kept, key = _kept(doc), _key(name)
+    if not isinstance(kept.get(key), list):
+        kept[key] = _to_lists(kept.get(key, []))
+    return kept[key]
+
+
+def set_list(name: str, doc: Doc, value: Any) -> None:
+    """Set an extension's value; the components check it when they use it.
+
+    name (str): The extension's name.
+    doc (Doc): The Doc.
+    value (list): The value.
+    """
+    _kept(doc)[_key(name)] = value
+
+
+def _kept(doc: Doc) -> dict[Any, Any]:
+    return doc.user_data
+
+
+def _key(name: str) -> tuple:
+    return ("._.", name, None, None)
+
+
+def _to_lists(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_to_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_lists(item) for key, item in value.items()}
+    return value
+
+
+for _name in (*INPUTS, *INPUTS.values()):
+    if not Doc.has_extension(_name):
+        Doc.set_extension(_name, getter=partial(get_list, _name), setter=partial(set_list, _name))
+
+
+def copy_inputs(source: Doc, target: Doc) -> None:
+    """Copy what is asked of one Doc to another, but not what was answered.
+
+    source (Doc): A Doc.
+    target (Doc): Another, of the same text.
+    """
+    for name in INPUTS:
+        if texts := _kept(source).get(_key(name)):
+            set_list(name, target, _to_lists(texts))
+
+
+def drop_results(doc: Doc, name: str) -> bool:
+    """Take back what was found, because nothing is asked any more.
+
+    doc (Doc): The Doc.
+    name (str): "nli" or "answers".
+    RETURNS (bool): Whether there was anything.
+    """
+    return _kept(doc).pop(_key(name), None) is not None
+
+
+def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
+    """Find what is asked of a Doc: by `doc._`, else by the context of
+    `nlp.pipe(…, as_tuples=True)` if that is a dict with this key, else by a component's config.
+
+    doc (Doc): The Doc.
+    name (str): "hypotheses" or "questions".
+    default (List[str]): The component's own list.
+    RETURNS (List[str]): The texts.
+    RAISES (ValueError): If they are not a list of strings that say something.
+    """
+    texts = _kept(doc).get(_key(name))
+    where = f"doc._.{name}"
+    if not texts and isinstance(doc._context, dict):
+        texts, where = doc._context.get(name), f"the context's '{name}'"
+    if texts is None or (not texts and isinstance(texts, (list, tuple))):
+        texts, where = default, f"the config's '{name}'"
+    return check_texts(texts, where)
+
+
+def check_texts(texts: Any, where: str) -> list[str]:
+    """Make sure of a list of texts.
+
+    texts (List[str]): The texts.
+    where (str): What to call the list in an error.
+    RETURNS (List[str]): The same.
+    RAISES (ValueError): If it is no list of strings, or one is empty or no Unicode.
+    """
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"{where} must be a list of strings, not {_show(texts)}.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{where} must be a list of strings, but [{i}] is {_show(text)}.")
+        if not text.strip():
+            raise ValueError(f"{where}[{i}] is empty. Leave it out, or write the text.")
+        if not text.isascii():
+            try:
+                text.encode("utf8")
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{where}[{i}] holds half of a surrogate pair, which is no text: "
+                    f"{_show(text)}. Decode the source again with the right encoding."
+                ) from None
+    return list(texts)
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def make_verdict(label: str, scores: dict[str, float] | None = None) -> dict[str, Any]:
+    """Make an entry of `doc._.nli`.
+
+    label (str): The label.
+    scores (Optional[Dict[str, float]]): Probabilities by label; of a true verdict, 1 for its own.
+    RETURNS (Dict[str, Any]): The entry.
+    """
+    return {"label": label, "scores": {label: 1.0} if scores is None else scores}
+
+
+def make_answer(
+    doc: Doc,
+    start_char: int = 0,
+    end_char: int = 0,
+    *,
+    doc_text: str | None = None,
+    score: float = 1.0,
+    no_answer_score: float | None = None,
+    alternatives: Iterable[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Make an entry of `doc._.answers`. Without characters it says that there is no answer.
+
+    doc (Doc): The Doc that is asked.
+    start_char (int): The answer's first character.
+    end_char (int): The one after its last.
+    doc_text (Optional[str]): The Doc's text, which spaCy builds anew at every access.
+    score (float): Its probability; 1 for a true answer.
+    no_answer_score (Optional[float]): The probability that there is none; if not given, 1 for no
+        answer and 0 for one.
+    alternatives (Iterable[Dict[str, Any]]): Other answers, best first; beside a true answer, the
+        others that are accepted.
+    RETURNS (Dict[str, Any]): The entry; `start` and `end` are the tokens that hold the answer.
+    RAISES (ValueError): If the characters are not in the text.
+    """
+    start, end, text = 0, 0, ""
+    if start_char or end_char:
+        doc_text = doc.text if doc_text is None else doc_text
+        span = None
+        if 0 <= start_char < end_char <= len(doc_text):
+            span = doc.char_span(start_char, end_char, alignment_mode="expand")
+        if span is None:
+            raise ValueError(
+                f"Characters {start_char} to {end_char} are no answer in a text of "
+                f"{len(doc_text)} characters."
+            )
+        start, end, text = span.start, span.end, doc_text[start_char:end_char]
+    return {
+        "text": text,
+        "start_char": start_char,
+        "end_char": end_char,
+        "start": start,
+        "end": end,
+        "score": score,
+        "no_answer_score": float(not text) if no_answer_score is None else no_answer_score,
+        "alternatives": list(alternatives),
+    }
