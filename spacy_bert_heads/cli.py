@@ -76,6 +76,60 @@ def convert_command(
             typer.echo(f"  {sample}")
 
 
+@bert_app.command("prepare")
+def prepare_command(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Raw text: .jsonl, .txt or .spacy files, also .gz or .zst; folders of them, "
+            "patterns in quotes; - for standard input",
+        ),
+    ],
+    encoder: Annotated[
+        str, typer.Option("--encoder", "-e", help="Whose tokenizer: a hub name or a folder")
+    ],
+    cache: Annotated[
+        Path, typer.Option("--cache", "-c", help="The folder for all that is prepared")
+    ],
+    lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the text")] = "en",
+    sentences: Annotated[
+        str | None, typer.Option(help="A pipeline that finds sentences, not full stops alone")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=0, help="Processes; 0 for one on each core")
+    ] = 0,
+) -> None:
+    """Tokenize raw text for pretraining. What is prepared already is not made again."""
+    import spacy
+
+    from .encoder.loading import load_wordpieces
+    from .pretraining.corpus import prepare
+
+    try:
+        report = prepare(
+            sources,
+            cache,
+            wordpieces=load_wordpieces(encoder),
+            lang=lang,
+            sentences=None if sentences is None else spacy.load(sentences),
+            workers=workers,
+            progress=True,
+        ).report
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
+    typer.echo(
+        f"{cache}: {report.documents:,} documents, {report.sentences:,} sentences, "
+        f"{report.pieces:,} wordpieces of {report.bytes:,} bytes"
+    )
+    if report.skipped:
+        typer.secho(f"Skipped: {report.skipped.total():,}", fg="yellow")
+        for reason, count in report.skipped.most_common():
+            typer.echo(f"  {count:>6,}  {reason}")
+        for sample in report.samples:
+            typer.echo(f"  {sample}")
+
+
 @bert_app.command("init-config")
 def init_config_command(
     output: Annotated[Path, typer.Argument(help="The config file; - prints it", allow_dash=True)],
@@ -145,6 +199,67 @@ def evaluate_command(
             srsly.write_json(output, report)
     except (ValueError, OSError) as error:
         fail(error)
+
+
+@bert_app.command(
+    "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def pretrain_command(
+    ctx: typer.Context,
+    config: Annotated[Path, typer.Argument(help="The config, as configs/pretrain.cfg")],
+    output: Annotated[Path, typer.Argument(help="A folder for checkpoints, log and states")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest state in the output")
+    ] = False,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+) -> None:
+    """Adapt an encoder to raw text. Settings are overridden by --section.key value."""
+    from spacy.cli._util import parse_config_overrides
+    from tqdm import tqdm
+
+    from .pretraining.loop import COLUMNS, format_row, pretrain
+    from .pretraining.settings import read_settings
+
+    try:
+        settings = read_settings(config, parse_config_overrides(ctx.args))
+        typer.echo(COLUMNS)
+        with tqdm(total=settings.training.max_steps, unit="step", disable=None) as bar:
+
+            def move(step: int) -> None:
+                bar.update(step - bar.n)
+
+            pretrain(
+                settings,
+                output,
+                resume=resume,
+                gpu_id=gpu_id,
+                say=bar.write,
+                on_report=lambda report: bar.write(format_row(report)),
+                on_step=move,
+            )
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
+    typer.echo(f"{output / 'model-best'}: use it as `name` of bert_encoder")
+
+
+@bert_app.command("fill-mask")
+def fill_mask_command(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a hub name or a folder")],
+    text: Annotated[str, typer.Argument(help="A text with [MASK] in it")],
+    top: Annotated[int, typer.Option(min=1, help="How many guesses")] = 5,
+) -> None:
+    """Guess what stands behind the mask tokens of a text."""
+    from .pretraining.objectives import fill_mask, load_pretrainer
+
+    try:
+        pretrainer, made = load_pretrainer(model, sentence_objective=None)
+        if "masked-piece head" in made:
+            raise ValueError(f"'{model}' has no head for masked pieces. Pretrain it first.")
+        rows = fill_mask(pretrainer, text, top=top)
+    except (ValueError, OSError) as error:
+        fail(error)
+    for row in rows:
+        typer.echo("  ".join(f"{guess.text} {guess.score:.3f}" for guess in row))
 
 
 def fail(error: Exception) -> NoReturn:

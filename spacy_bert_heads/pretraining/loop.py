@@ -1,0 +1,502 @@
+"""The run: steps, reports, states to resume from, the best checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spacy
+import torch
+from torch import nn
+
+from ..encoder.shim import PRECISIONS
+from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
+from .corpus import Corpus, prepare
+from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
+from .objectives import NOTHING, Pretrainer, Totals, load_pretrainer, save_pretrainer
+from .settings import Settings, phase_at
+
+# What may differ between a run and its continuation: where and how often, but not what.
+FREE = ("paths.cache", "text.workers", "training.keep", "training.checkpoint_frequency")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the data has been read. The rest follows from the settings."""
+
+    phase: int = 0
+    epoch: int = 0
+    done: int = 0  # examples of the epoch
+
+
+class Data:
+    """Batches by position, in any order, with no state but open files.
+
+    corpus (Corpus): The text.
+    vocabulary (Vocabulary): The tokenizer.
+    settings (Settings): The run's.
+    folder (Path): For the epochs' plans.
+    """
+
+    def __init__(
+        self, corpus: Corpus, vocabulary: Vocabulary, settings: Settings, folder: Path
+    ) -> None:
+        self.corpus, self.vocabulary, self.settings, self.folder = (
+            corpus,
+            vocabulary,
+            settings,
+            folder,
+        )
+        self.plans: dict[tuple[int, int, bool], Plan] = {}
+
+    def plan(self, phase: int, epoch: int, *, evaluation: bool = False) -> Plan:
+        """phase (int): The phase.
+        epoch (int): The epoch.
+        evaluation (bool): Whether of the held-out documents.
+        RETURNS (Plan): The epoch's examples.
+        """
+        key = (phase, epoch, evaluation)
+        if key in self.plans:
+            return self.plans[key]
+        side = "held-out" if evaluation else "train"
+        path = self.folder / f"{side}-{phase}-{epoch}"
+        s = self.settings
+        if (path / "plan.json").exists():  # of this run, before it was resumed
+            plan = Plan(path)
+        else:
+            plan = plan_epoch(
+                self.corpus,
+                path,
+                objective=s.objective.sentences,
+                max_length=s.training.phases[phase].max_length,
+                short_seq_prob=s.objective.short_seq_prob,
+                vocabulary=self.vocabulary,
+                seed=s.training.seed,
+                epoch=epoch,
+                held_out=s.text.held_out,
+                evaluation=evaluation,
+            )
+        for old in [one for one in self.plans if one[2] == evaluation]:
+            del self.plans[old]
+            shutil.rmtree(self.folder / f"{side}-{old[0]}-{old[1]}", ignore_errors=True)
+        self.plans[key] = plan
+        return plan
+
+    def train_batch(self, position: Position) -> tuple[Batch, Position]:
+        """position (Position): Where to read.
+        RETURNS (Tuple[Batch, Position]): The batch there, and where the next one begins.
+        RAISES (ValueError): If the text is too short for a single example.
+        """
+        size = self.batch_size(position.phase)
+        plan = self.plan(position.phase, position.epoch)
+        if not len(plan):
+            raise ValueError(
+                "The text has no example to train on: every document is too short for a pair of "
+                'segments. Add text, or set [objective] sentences = "doc-sentences".'
+            )
+        begin, end = position.done, min(position.done + size, len(plan))
+        seed = self.settings.training.seed
+        places = np.arange(begin, end)
+        numbers = shuffled(places, len(plan), seed=seed, epoch=position.epoch)
+        batch = self._make(plan, numbers, position.epoch)
+        if end + size <= len(plan):
+            return batch, dataclasses.replace(position, done=end)
+        # What is left would make a smaller batch, of another weight.
+        return batch, Position(position.phase, position.epoch + 1)
+
+    def held_out_batches(self, phase: int) -> list[Batch]:
+        """phase (int): The phase, which sets the length.
+        RETURNS (List[Batch]): The same batches at every call, masked in the same way.
+        """
+        plan = self.plan(phase, 0, evaluation=True)
+        length = self.settings.training.phases[phase].max_length
+        n = min(len(plan), max(self.settings.training.eval_pieces // length, 1))
+        numbers = shuffled(np.arange(n), len(plan), seed=0, epoch=0)
+        size = self.batch_size(phase)
+        return [self._make(plan, numbers[i : i + size], 0) for i in range(0, n, size)]
+
+    def batch_size(self, phase: int) -> int:
+        """RETURNS (int): The examples of a batch."""
+        t = self.settings.training
+        return max(t.batch_pieces // t.phases[phase].max_length, 1)
+
+    def _make(self, plan: Plan, numbers: np.ndarray, epoch: int) -> Batch:
+        return make_batch(
+            self.corpus,
+            plan,
+            numbers,
+            vocabulary=self.vocabulary,
+            masking=self.settings.masking,
+            seed=self.settings.training.seed,
+            epoch=epoch,
+        )
+
+
+@dataclass
+class Report:
+    """One line of the log."""
+
+    step: int
+    loss: float
+    mlm_loss: float
+    nsp_loss: float | None  # of the sentence objective, whichever it is
+    held_out_mlm_loss: float | None  # None without held-out documents
+    held_out_perplexity: float | None
+    held_out_mlm_accuracy: float | None
+    held_out_nsp_loss: float | None
+    held_out_nsp_accuracy: float | None
+    lr: float
+    epoch: int
+    tokens: int  # wordpieces read so far, special tokens included, padding not
+    tokens_per_second: float
+
+
+COLUMNS = (
+    f"{'step':>8} {'loss':>7} {'MLM':>7} {'pairs':>7} │ {'MLM':>7} {'perpl.':>9} {'acc.':>6} "
+    f"{'pairs':>6} │ {'pieces/s':>9}"
+)
+
+
+def format_row(report: Report) -> str:
+    """report (Report): A report.
+    RETURNS (str): It under `COLUMNS`: of the training data, of the held-out documents, the speed.
+    """
+
+    def show(value: float | None, form: str) -> str:
+        width = int(form.partition(".")[0])
+        return f"{'–':>{width}}" if value is None else f"{value:{form}}"
+
+    r = report
+    return (
+        f"{r.step:8,} {r.loss:7.3f} {r.mlm_loss:7.3f} {show(r.nsp_loss, '7.3f')} │ "
+        f"{show(r.held_out_mlm_loss, '7.3f')} {show(r.held_out_perplexity, '9.1f')} "
+        f"{show(r.held_out_mlm_accuracy, '6.3f')} {show(r.held_out_nsp_accuracy, '6.3f')} │ "
+        f"{r.tokens_per_second:9,.0f}"
+    )
+
+
+def pretrain(
+    settings: Settings,
+    output: Path,
+    *,
+    resume: bool = False,
+    gpu_id: int = -1,
+    say: Callable[[str], None] = print,
+    on_report: Callable[[Report], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Report | None:
+    """Pretrain an encoder.
+
+    settings (Settings): The run's settings.
+    output (Path): Gets `log.jsonl`, `model-best`, `model-last` and the states to resume from.
+    resume (bool): Go on from the newest state in the output, to the same end as without a break.
+    gpu_id (int): The GPU, -1 for the CPU.
+    say (Callable[[str], None]): Takes what is worth knowing.
+    on_report (Optional[Callable[[Report], None]]): Called with every report.
+    on_step (Optional[Callable[[int], None]]): Called after every step.
+    RETURNS (Optional[Report]): The last report.
+    RAISES (ValueError): If a setting makes no sense, or the run to resume has other settings.
+    """
+    t = settings.training
+    states = output / "states"
+    state = None
+    if resume:
+        mend_folder(output / "model-best")
+        state, faults = load_state(states)
+        for fault in faults:
+            say(f"{fault} Going back to the state before.")
+        if state is None:
+            say(f"There is nothing to resume in {output}: starting anew.")
+        else:
+            check_same(state["settings"], settings)
+    elif list_states(states) or (output / "log.jsonl").exists():
+        raise ValueError(
+            f"{output} holds a run already. Go on with it by --resume, or name another folder."
+        )
+
+    torch.manual_seed(t.seed)
+    pretrainer, made = load_pretrainer(
+        settings.paths.encoder, sentence_objective=settings.objective.sentences
+    )
+    if made:
+        say(f"{settings.paths.encoder} has no {', no '.join(made)}: made anew.")
+    max_length = max(phase.max_length for phase in t.phases)
+    if max_length > pretrainer.bert.max_window:
+        raise ValueError(
+            f"max_length is {max_length}, but the encoder has positions for "
+            f"{pretrainer.bert.max_window}. Shorten it in training.phases."
+        )
+    device = torch.device("cpu" if gpu_id < 0 else f"cuda:{gpu_id}")
+    pretrainer.to(device).eval()
+    wordpieces = pretrainer.bert.wordpieces
+    corpus = prepare(
+        settings.paths.raw,
+        Path(settings.paths.cache),
+        wordpieces=wordpieces,
+        lang=settings.text.lang,
+        sentences=spacy.load(settings.text.sentences) if settings.text.sentences else None,
+        workers=settings.text.workers,
+        progress=True,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    if state is None:
+        shutil.rmtree(output / "plans", ignore_errors=True)
+    data = Data(corpus, pretrainer.vocabulary(), settings, output / "plans")
+    run = Run(pretrainer, data, settings, output)
+    if state is not None:
+        run.restore(state)
+        say(f"Going on after step {run.step} of {t.max_steps}.")
+    run.cut_log()
+
+    with ThreadPoolExecutor(max_workers=1) as loader:
+        coming = loader.submit(data.train_batch, run.position)
+        while run.step < t.max_steps:
+            batch, after = coming.result()
+            run.advance(after)
+            if run.step < t.max_steps:
+                # The next batch is made while this one is learned.
+                coming = loader.submit(data.train_batch, run.position)
+            run.learn(batch)
+            if on_step:
+                on_step(run.step)
+            if run.step % t.eval_frequency == 0 or run.step == t.max_steps:
+                report = run.report()
+                if on_report:
+                    on_report(report)
+            if run.step % t.checkpoint_frequency == 0 or run.step == t.max_steps:
+                save_state(states, run.step, run.state(), keep=t.keep)
+    run.save("model-last")
+    return run.last
+
+
+class Run:
+    """What changes from step to step.
+
+    pretrainer (Pretrainer): The modules.
+    data (Data): The batches.
+    settings (Settings): The run's settings.
+    output (Path): The run's folder.
+    """
+
+    def __init__(
+        self, pretrainer: Pretrainer, data: Data, settings: Settings, output: Path
+    ) -> None:
+        self.pretrainer, self.data, self.settings, self.output = pretrainer, data, settings, output
+        t = settings.training
+        self.device = next(pretrainer.parameters()).device
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in pretrainer.parameters() if p.ndim > 1]},
+            # Biases and LayerNorms don't decay (BERT, optimization.py).
+            {"params": [p for p in pretrainer.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=t.learn_rate,
+            eps=1e-6,
+            weight_decay=t.weight_decay,
+            fused=True,
+        )
+        self.step = 0
+        self.position = Position()
+        self.sums, self.n_steps = NOTHING, 0  # since the last report
+        self.tokens = 0
+        self.best = math.inf
+        self.last: Report | None = None
+        self._timer = (time.perf_counter(), 0)
+
+    # --- steps
+
+    def advance(self, after: Position) -> None:
+        """after (Position): Where the batch that is learned now ends."""
+        self.step += 1
+        t = self.settings.training
+        phase = phase_at(t.phases, self.step, t.max_steps)
+        self.position = after if after.phase == phase else Position(phase)
+
+    def learn(self, batch: Batch) -> None:
+        """Take one step.
+
+        batch (Batch): The batch.
+        """
+        s = self.settings
+        n_masked, n_pairs = len(batch.masked), int((batch.labels >= 0).sum())
+        scales = (
+            s.objective.mlm_weight / max(n_masked, 1),
+            s.objective.sentence_weight / max(n_pairs, 1),
+        )
+        rate = self.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.pretrainer.train()
+        self.sums = self.sums.plus(self._run(batch, scales))
+        self.pretrainer.eval()
+        if s.training.grad_clip:
+            nn.utils.clip_grad_norm_(self.pretrainer.parameters(), s.training.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tokens += len(batch.sequences.ids)
+        self.n_steps += 1
+
+    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> Totals:
+        t = self.settings.training
+        precision = t.precision
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" else "fp32"
+        dtype = PRECISIONS[precision]
+        return self.pretrainer.run(
+            batch,
+            max_batch_tokens=t.max_batch_tokens,
+            autocast=torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            scales=scales,
+        )
+
+    def rate(self, step: int) -> float:
+        """step (int): A step, the first is 1.
+        RETURNS (float): Its learning rate: a linear rise, then a linear fall to 0 (BERT, A.2).
+        """
+        t = self.settings.training
+        if step <= t.warmup_steps:
+            return t.learn_rate * step / t.warmup_steps
+        return t.learn_rate * (t.max_steps - step) / max(t.max_steps - t.warmup_steps, 1)
+
+    # --- reports
+
+    def report(self) -> Report:
+        """RETURNS (Report): What the steps since the last one came to, and what the held-out
+        documents say; also written to the log. The best checkpoint so far is saved.
+        """
+        o = self.settings.objective
+        seconds = time.perf_counter() - self._timer[0]
+        held_out = NOTHING
+        for batch in self.data.held_out_batches(self.position.phase):
+            held_out = held_out.plus(self._run(batch, None))
+        now, then = self.sums, held_out
+        mlm = _share(now.mlm_loss, now.n_masked) or 0.0
+        sentence = _share(now.sentence_loss, now.n_pairs)
+        held_out_mlm = _share(then.mlm_loss, then.n_masked)
+        self.last = Report(
+            step=self.step,
+            loss=o.mlm_weight * mlm + o.sentence_weight * (sentence or 0.0),
+            mlm_loss=mlm,
+            nsp_loss=sentence,
+            held_out_mlm_loss=held_out_mlm,
+            held_out_perplexity=None if held_out_mlm is None else math.exp(min(held_out_mlm, 700)),
+            held_out_mlm_accuracy=_share(then.mlm_right, then.n_masked),
+            held_out_nsp_loss=_share(then.sentence_loss, then.n_pairs),
+            held_out_nsp_accuracy=_share(then.sentence_right, then.n_pairs),
+            lr=self.rate(self.step),
+            epoch=self.position.epoch,
+            tokens=self.tokens,
+            tokens_per_second=(self.tokens - self._timer[1]) / seconds,
+        )
+        self.sums, self.n_steps = NOTHING, 0
+        with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
+            file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
+        score = mlm if held_out_mlm is None else held_out_mlm
+        if score < self.best:
+            self.best = score
+            self.save("model-best")
+        self._timer = (time.perf_counter(), self.tokens)
+        return self.last
+
+    def save(self, name: str) -> None:
+        """name (str): The folder in the output for a checkpoint as Hugging Face has them."""
+        new = self.output / f".new-{name}"
+        save_pretrainer(self.pretrainer, new)
+        replace_folder(new, self.output / name)
+
+    # --- states
+
+    def state(self) -> dict[str, Any]:
+        """RETURNS (Dict[str, Any]): All that the steps to come depend on."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "corpus": self.data.corpus.fingerprint,
+            "model": self.pretrainer.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": _random_state(self.device),
+            "step": self.step,
+            "position": dataclasses.asdict(self.position),
+            "sums": list(self.sums),
+            "tokens": self.tokens,
+            "best": self.best,
+            "last": None if self.last is None else dataclasses.asdict(self.last),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """state (Dict[str, Any]): What `state` gave.
+        RAISES (ValueError): If the text is another now.
+        """
+        if state["corpus"] != self.data.corpus.fingerprint:
+            raise ValueError(
+                "The raw text or its tokenizer has changed since the run began. Put it back, or "
+                "start a new run in another folder."
+            )
+        self.pretrainer.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
+        self.position = Position(**state["position"])
+        self.sums = Totals(*state["sums"])
+        self.last = None if state["last"] is None else Report(**state["last"])
+        self._timer = (time.perf_counter(), self.tokens)
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+    def cut_log(self) -> None:
+        """Take back what the log says of steps that will be taken again."""
+        log = self.output / "log.jsonl"
+        if log.exists():
+            kept = []
+            for line in log.read_text(encoding="utf8").splitlines():
+                try:
+                    done = json.loads(line)["step"] <= self.step
+                except ValueError:  # cut off when the run was
+                    continue
+                kept += [line + "\n"] if done else []
+            log.write_text("".join(kept), encoding="utf8")
+
+
+def _share(total: float, n: int) -> float | None:
+    return total / n if n else None
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def check_same(before: dict[str, Any], settings: Settings) -> None:
+    """Make sure that a run goes on as it began.
+
+    before (Dict[str, Any]): The settings that it began with.
+    settings (Settings): Those of now.
+    RAISES (ValueError): If one differs that matters.
+    """
+    old, new = _flatten(before), _flatten(dataclasses.asdict(settings))
+    for name in sorted(set(old) | set(new)):
+        if name not in FREE and old.get(name) != new.get(name):
+            raise ValueError(
+                f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
+                "it back to resume, or start a new run in another folder."
+            )
+
+
+def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
