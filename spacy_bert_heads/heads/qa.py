@@ -360,8 +360,9 @@ class BertQA(BertPairHead):
                     pass
                 case _:
                     raise ValueError(
-                        f"The true answer to '{question}' is no slice of the text: {entry!r}. "
-                        "Make it with spacy_bert_heads.pairs.make_answer(doc, start, end)."
+                        f"The true answer to '{question}' needs a text that is "
+                        f"doc.text[start_char:end_char], but it is {entry!r}. Make it with "
+                        "spacy_bert_heads.pairs.make_answer(doc, start, end)."
                     )
 
     def gold_answers(self, examples: Iterable[Example]) -> Ints2d:
