@@ -69,6 +69,7 @@ class TorchLoop:
                 ]
                 self.optimizers[name] = torch.optim.AdamW(groups, eps=1e-4)
         self.frozen = frozen
+        self.factors = dict.fromkeys(modules, 1.0)
         self.rates = warmup_linear(1e-3, 4, 40)
 
     def backward(self, examples) -> None:
@@ -112,10 +113,10 @@ class TorchLoop:
 
     def step(self) -> None:
         rate = next(self.rates)
-        for optimizer in self.optimizers.values():
+        for name, optimizer in self.optimizers.items():
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * self.factors[name]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
         for module in (self.encoder, *self.heads.values()):
@@ -162,6 +163,23 @@ def test_update_by_hand_equals_torch(trained, frozen):
     optimizer = make_optimizer()
     for examples in batches(nlp):
         nlp.update(examples, sgd=optimizer, exclude=frozen)
+        optimizer.step_schedules()
+        loop.backward(examples)
+        loop.step()
+    nlp("The last step is taken before a prediction.")
+    assert_equal(nlp, loop, start)
+
+
+def test_a_rate_for_each_component(make_nlp, checkpoint):
+    nlp = make_nlp(initialize=False, rate_factor=0.5)
+    nlp.add_pipe("bert_ner", config={"model": {"rate_factor": 10.0}})
+    nlp.add_pipe("bert_textcat")
+    nlp.initialize(lambda: make_examples(nlp, DATA))
+    loop, start = TorchLoop(nlp, checkpoint), parameters(nlp)
+    loop.factors |= {"bert_encoder": 0.5, "bert_ner": 10.0}
+    optimizer = make_optimizer()
+    for examples in batches(nlp):
+        nlp.update(examples, sgd=optimizer)
         optimizer.step_schedules()
         loop.backward(examples)
         loop.step()
@@ -232,7 +250,7 @@ def test_layer_decay(make_nlp):
     nlp = make_nlp("ner", layer_decay=0.5)
     nlp.update(make_examples(nlp), sgd=Adam(1e-4, L2=0.01, use_averages=False))
     shim = shim_of(nlp.get_pipe("bert_encoder").model)
-    scale = {id(p): g["rate_scale"] for g in shim._adam.param_groups for p in g["params"]}
+    scale = {id(p): g["rate"] for g in shim._adam.param_groups for p in g["params"]}
     decays = {id(p): g["weight_decay"] for g in shim._adam.param_groups for p in g["params"]}
     for name, p in shim.module.named_parameters():
         expected = 1.0 if "layer.1." in name or "pooler" in name else 0.5
@@ -240,10 +258,13 @@ def test_layer_decay(make_nlp):
         assert decays[id(p)] == (0.0 if "bias" in name or "LayerNorm" in name else 0.01), name
 
 
-def test_other_optimizers_take_thincs_path(make_nlp):
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_other_optimizers_take_thincs_path(make_nlp, factor):
     from thinc.api import SGD
 
-    nlp = make_nlp("textcat")
+    nlp = make_nlp(initialize=False)
+    nlp.add_pipe("bert_textcat", config={"model": {"rate_factor": factor}})
+    nlp.initialize(lambda: make_examples(nlp))
     head = shim_of(nlp.get_pipe("bert_textcat").model).module
     before = head.classifier.weight.detach().clone()
     states = nlp.get_pipe("bert_encoder").predict([eg.predicted for eg in make_examples(nlp)])
@@ -251,7 +272,7 @@ def test_other_optimizers_take_thincs_path(make_nlp):
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0]))  # labels: fire, voyage
     (gradient,) = torch.autograd.grad(loss, head.classifier.weight)
     nlp.update(make_examples(nlp), sgd=SGD(1e-4, grad_clip=0.0, use_averages=False))
-    torch.testing.assert_close(head.classifier.weight.detach(), before - 1e-4 * gradient)
+    torch.testing.assert_close(head.classifier.weight.detach(), before - factor * 1e-4 * gradient)
 
 
 def test_fp16_scaling_under_accumulation(make_nlp):

@@ -28,6 +28,7 @@ DEFAULT_MODEL = {
     "max_batch_tokens": 4096,
     "precision": "auto",
     "frozen_layers": 0,
+    "rate_factor": 1.0,
     "layer_decay": 1.0,
 }
 
@@ -234,10 +235,11 @@ class BertEncoder(TrainablePipe):
         sgd (Optimizer): The thinc optimizer.
         RAISES (ValueError): If it averages parameters.
         """
-        if sgd.learn_rate > HIGH_LEARN_RATE and not self._warned:
+        rate = sgd.learn_rate * shim_of(self.model).rate_factor
+        if rate > HIGH_LEARN_RATE and not self._warned:
             self._warned = True
             warnings.warn(
-                f"A learning rate of {sgd.learn_rate:g} makes a pretrained encoder forget what it "
+                f"A learning rate of {rate:g} makes a pretrained encoder forget what it "
                 "knows. Use 1e-5 to 1e-4 in [training.optimizer.learn_rate], as the config of "
                 "`python -m spacy bert init-config` does.",
                 stacklevel=2,

@@ -25,6 +25,7 @@ def build_bert_encoder(
     max_batch_tokens: int = 4096,
     precision: str = "auto",
     frozen_layers: int = 0,
+    rate_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> EncoderModel:
     """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
@@ -38,6 +39,7 @@ def build_bert_encoder(
         more time; Chen et al. 2016).
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
     frozen_layers (int): The embeddings and this many of the lowest layers don't learn.
+    rate_factor (float): The encoder learns at this times the optimizer's rate.
     layer_decay (float): Each layer learns at this times the rate of the layer above it
         (Howard & Ruder 2018, section 3.2).
     RETURNS (Model[List[Doc], Encoded]): The model.
@@ -51,6 +53,7 @@ def build_bert_encoder(
         to_files=checkpoint_to_files,
         from_files=checkpoint_from_files,
         precision=precision,
+        rate_factor=rate_factor,
         layer_decay=layer_decay,
     )
     return Model(

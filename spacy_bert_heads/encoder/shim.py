@@ -50,7 +50,9 @@ class TorchShim(Shim):
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. Below fp32,
         matrix products run in that type (autocast) and weights stay in fp32; fp16 gradients
         are scaled.
+    rate_factor (float): The module learns at this times the optimizer's rate.
     layer_decay (float): Each layer learns at this times the rate of the layer above it.
+    RAISES (ValueError): If there is no such precision, or the factor isn't above 0.
     """
 
     def __init__(
@@ -59,15 +61,21 @@ class TorchShim(Shim):
         to_files: Callable[[nn.Module], Files],
         from_files: Callable[[Files], nn.Module],
         precision: str = "fp32",
+        rate_factor: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
         if precision != "auto" and precision not in PRECISIONS:
             options = ", ".join(["auto", *PRECISIONS])
             raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+        if not rate_factor > 0:
+            raise ValueError(
+                f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
+                "learning, put its name into [training] frozen_components."
+            )
         super().__init__(None)
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
-        self._layer_decay = layer_decay
+        self.rate_factor, self._layer_decay = rate_factor, layer_decay
         # Counts the changes of the weights: states computed from older ones are stale.
         self.version = 0
         self._forget_training()
@@ -178,7 +186,7 @@ class TorchShim(Shim):
         if self._adam is None or self._driver is not optimizer:
             self._adam, self._driver = self._make_adam(), optimizer
         for group in self._adam.param_groups:
-            group["lr"] = settings.learn_rate * group["rate_scale"]
+            group["lr"] = settings.learn_rate * group["rate"]
             group["betas"], group["eps"] = settings.betas, settings.eps
             group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
         if self._scaler is not None:
@@ -196,28 +204,36 @@ class TorchShim(Shim):
             raise ValueError(
                 'precision = "fp16" needs the Adam.v1 optimizer. Use that one, or "bf16".'
             )
+        rates = self._rates()
         for name, parameter in self.module.named_parameters():
             if parameter.grad is not None:
                 arrays: list[Any] = [torch2xp(parameter.data), torch2xp(parameter.grad)]
-                weights, _ = optimizer((self.id, name), *arrays)
+                weights, _ = optimizer((self.id, name), *arrays, lr_scale=rates[name])
                 parameter.data = xp2torch(weights, device=parameter.device)
 
     def _make_adam(self) -> torch.optim.AdamW:
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        depths = layer_depths(self.module)
-        top = max(depths.values(), default=0)
+        rates = self._rates()
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 # Vectors are biases and LayerNorms: no weight decay (BERT, optimization.py).
-                scale = self._layer_decay ** (top - depths[name])
-                groups.setdefault((parameter.ndim > 1, scale), []).append(parameter)
+                groups.setdefault((parameter.ndim > 1, rates[name]), []).append(parameter)
         return torch.optim.AdamW(
             [
-                {"params": parameters, "decays": decays, "rate_scale": scale}
-                for (decays, scale), parameters in groups.items()
+                {"params": parameters, "decays": decays, "rate": rate}
+                for (decays, rate), parameters in groups.items()
             ],
             fused=self.device.type in ("cpu", "cuda"),
         )
+
+    def _rates(self) -> dict[str, float]:
+        """By what the optimizer's rate is multiplied for each parameter."""
+        depths = layer_depths(self.module)
+        top = max(depths.values(), default=0)
+        return {
+            name: self.rate_factor * self._layer_decay ** (top - depth)
+            for name, depth in depths.items()
+        }
 
     # --- devices, copies and files
 

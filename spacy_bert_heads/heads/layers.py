@@ -31,16 +31,23 @@ POOLINGS = ("cls", "pooler", "mean")
 
 
 def build_token_head(
-    tok2vec: Model[list[Doc], Any], *, dropout: float | None = None, nO: int | None = None
+    tok2vec: Model[list[Doc], Any],
+    *,
+    dropout: float | None = None,
+    rate_factor: float = 1.0,
+    nO: int | None = None,
 ) -> Model[list[Doc], TokenScores]:
     """Build a head that classifies every token (BERT, section 5.3).
 
     tok2vec (Model[List[Doc], Encoded]): A listener; or any layer that gives one Floats2d a Doc.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    rate_factor (float): The head learns at this times the optimizer's rate: it begins at random,
+        and the encoder does not.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[List[Doc], TokenScores]): Logits for every token of the batch.
     """
-    return _build("token_head", forward_tokens, TokenClassifier, tok2vec, {"dropout": dropout}, nO)
+    settings = {"dropout": dropout}
+    return _build("token_head", forward_tokens, TokenClassifier, tok2vec, settings, rate_factor, nO)
 
 
 def build_sequence_head(
@@ -48,6 +55,7 @@ def build_sequence_head(
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
+    rate_factor: float = 1.0,
     nO: int | None = None,
 ) -> Model[list[Doc], Floats2d]:
     """Build a head that classifies every Doc (BERT, section 4.1). The logits of a long Doc's
@@ -58,12 +66,15 @@ def build_sequence_head(
         dense layer and tanh, which begin as the checkpoint's pooler where it has one; "mean",
         the mean of its states.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[List[Doc], Floats2d]): Logits (n_docs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
-    return _build("sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+    return _build(
+        "sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, rate_factor, nO
+    )
 
 
 def build_pair_head(
@@ -71,6 +82,7 @@ def build_pair_head(
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
+    rate_factor: float = 1.0,
     nO: int | None = None,
 ) -> Model[Pairs, Floats2d]:
     """Build a head that classifies pairs of texts (BERT, section 4.1). The logits of the windows
@@ -79,25 +91,34 @@ def build_pair_head(
     tok2vec (Model[Pairs, Encoded]): A listener.
     pooling (str): As in `build_sequence_head`.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[Pairs, Floats2d]): Logits (n_pairs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
-    return _build("pair_head", forward_sequences, SequenceClassifier, tok2vec, settings, nO)
+    return _build(
+        "pair_head", forward_sequences, SequenceClassifier, tok2vec, settings, rate_factor, nO
+    )
 
 
 def build_span_head(
-    tok2vec: Model[Pairs, Encoded], *, dropout: float = 0.0, nO: int | None = None
+    tok2vec: Model[Pairs, Encoded],
+    *,
+    dropout: float = 0.0,
+    rate_factor: float = 1.0,
+    nO: int | None = None,
 ) -> Model[Pairs, SpanScores]:
     """Build a head that finds where a span starts and ends (BERT, section 4.2).
 
     tok2vec (Model[Pairs, Encoded]): A listener.
     dropout (float): The rate before the classifier. BERT has none here.
+    rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): 2, for the start and the end.
     RETURNS (Model[Pairs, SpanScores]): Logits for every slot of the sequences (n_slots, 2).
     """
-    return _build("span_head", forward_spans, SlotClassifier, tok2vec, {"dropout": dropout}, nO)
+    settings = {"dropout": dropout}
+    return _build("span_head", forward_spans, SlotClassifier, tok2vec, settings, rate_factor, nO)
 
 
 def check_pooling(pooling: str) -> str:
@@ -228,9 +249,14 @@ def _build(
     module_class: type[nn.Module],
     tok2vec: Model,
     settings: dict[str, Any],
+    rate_factor: float,
     nO: int | None,
 ) -> Model:
-    shim = TorchShim(to_files=head_to_files, from_files=partial(head_from_files, module_class))
+    shim = TorchShim(
+        to_files=head_to_files,
+        from_files=partial(head_from_files, module_class),
+        rate_factor=rate_factor,
+    )
     return Model(
         name,
         forward,

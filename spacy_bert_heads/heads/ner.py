@@ -18,6 +18,7 @@ from .head import BertHead, cross_entropy
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
+    "rate_factor": 1.0,
     "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
 }
 

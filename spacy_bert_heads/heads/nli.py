@@ -21,6 +21,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "rate_factor": 1.0,
     "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
 }
 

@@ -23,6 +23,7 @@ from .pair_head import BertPairHead, match_predictions
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
     "dropout": 0.0,
+    "rate_factor": 1.0,
     "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
 }
 Floats1d = NDArray[np.float64]

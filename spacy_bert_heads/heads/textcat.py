@@ -17,6 +17,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "rate_factor": 1.0,
     "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
 }
 SCORES = {
