@@ -4,6 +4,7 @@ spaCy imports this module before each of its own commands, so everything else wa
 command of ours.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -217,13 +218,18 @@ def pretrain_command(
     from spacy.cli._util import parse_config_overrides
     from tqdm import tqdm
 
-    from .pretraining.loop import COLUMNS, format_row, pretrain
+    from .pretraining.loop import pretrain
+    from .pretraining.reports import COLUMNS, format_row
     from .pretraining.settings import read_settings
 
     try:
         settings = read_settings(config, parse_config_overrides(ctx.args))
-        typer.echo(COLUMNS)
-        with tqdm(total=settings.training.max_steps, unit="step", disable=None) as bar:
+        # Of several processes that torchrun started, the first one speaks.
+        first = os.environ.get("RANK", "0") == "0"
+        if first:
+            typer.echo(COLUMNS)
+        total = settings.training.max_steps
+        with tqdm(total=total, unit="step", disable=None if first else True) as bar:
 
             def move(step: int) -> None:
                 bar.update(step - bar.n)
@@ -239,7 +245,8 @@ def pretrain_command(
             )
     except (ValueError, OSError, ImportError) as error:
         fail(error)
-    typer.echo(f"{output / 'model-best'}: use it as `name` of bert_encoder")
+    if first:
+        typer.echo(f"{output / 'model-best'}: use it as `name` of bert_encoder")
 
 
 @bert_app.command("fill-mask")

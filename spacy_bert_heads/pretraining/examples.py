@@ -172,7 +172,7 @@ def shuffled(numbers: Ints1d, n: int, *, seed: int, epoch: int) -> Ints1d:
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """Which documents are planned, and what all choices depend on."""
 
     seed: int
@@ -244,7 +244,7 @@ def plan_epoch(
     RETURNS (Plan): The plan.
     RAISES (ValueError): If max_length leaves no room for text, or "nsp" finds no other document.
     """
-    side = _Side(seed, epoch, held_out, evaluation)
+    side = Side(seed, epoch, held_out, evaluation)
     wordpieces = vocabulary.wordpieces
     if objective in PAIRS:
         special, least = sum(map(len, wordpieces.pair[:3])), 2
@@ -288,7 +288,7 @@ def _write(path: Path, blocks: Iterator[_Examples]) -> None:
     os.replace(unfinished, about)
 
 
-def _has_one_document(corpus: Corpus, side: _Side) -> bool:
+def _has_one_document(corpus: Corpus, side: Side) -> bool:
     """Whether just one document of a side has text. Looks no further than the second."""
     found = 0
     for start in range(0, len(corpus.documents) - 1, BLOCK_SENTENCES):
@@ -300,7 +300,7 @@ def _has_one_document(corpus: Corpus, side: _Side) -> bool:
     return found == 1
 
 
-def _read_blocks(corpus: Corpus, side: _Side, capacity: int) -> Iterator[_Block]:
+def _read_blocks(corpus: Corpus, side: Side, capacity: int) -> Iterator[_Block]:
     """Read the documents of a side, some at a time.
 
     One with more sentences than a block (a book, a file without empty lines) is read as several,
@@ -360,7 +360,7 @@ def _cut_units(
 def _make_pairs(
     corpus: Corpus,
     blocks: Iterator[_Block],
-    side: _Side,
+    side: Side,
     capacity: int,
     short_seq_prob: float,
     swap: bool,
@@ -442,13 +442,13 @@ def _split_pairs(
 
 
 def _random_segments(
-    corpus: Corpus, side: _Side, key: Ints1d, own: Ints1d, *, wanted: Ints1d, capacity: int
+    corpus: Corpus, side: Side, key: Ints1d, own: Ints1d, *, wanted: Ints1d, capacity: int
 ) -> tuple[Ints1d, Ints1d]:
     """Choose random segments of other documents of the same side, all documents alike, from a
     random sentence on. Training never sees what is held out, not even as a wrong answer.
 
     corpus (Corpus): The documents.
-    side (_Side): The side.
+    side (Side): The side.
     key (Ints1d): What the choices depend on (n,).
     own (Ints1d): The documents not to choose (n,).
     wanted (Ints1d): The pieces to reach, one sentence at least (n,).
@@ -474,7 +474,7 @@ def _random_segments(
 
 
 def _truncate(
-    a: Ints1d, n_a: Ints1d, b: Ints1d, n_b: Ints1d, capacity: int, side: _Side, key: Ints1d
+    a: Ints1d, n_a: Ints1d, b: Ints1d, n_b: Ints1d, capacity: int, side: Side, key: Ints1d
 ) -> tuple[Ints2d, Ints2d]:
     """Take pieces off the longer segment of each pair, one by one, until both fit. (The rule of
     `truncate_seq_pair` in google-research/albert, without the loop.)
@@ -482,7 +482,7 @@ def _truncate(
     a, b (Ints1d): First pieces of the two segments (n,).
     n_a, n_b (Ints1d): Their lengths (n,).
     capacity (int): The most pieces of both.
-    side (_Side): The side.
+    side (Side): The side.
     key (Ints1d): What the choices depend on (n,).
     RETURNS (Tuple[Ints2d, Ints2d]): First piece and length of what stays of a and of b (n, 2).
     """

@@ -21,12 +21,28 @@ from torch import nn
 from ..encoder.shim import PRECISIONS
 from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
 from .corpus import Corpus, prepare
-from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
-from .objectives import NOTHING, Pretrainer, Totals, load_pretrainer, save_pretrainer
+from .examples import PAIRS, Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
+from .objectives import (
+    NOTHING,
+    Pretrainer,
+    Totals,
+    guess_masked,
+    load_pretrainer,
+    save_pretrainer,
+)
+from .processes import Processes
+from .reports import Report, draw_curves, open_logger, pick_samples
 from .settings import Settings, phase_at
 
 # What may differ between a run and its continuation: where and how often, but not what.
-FREE = ("paths.cache", "text.workers", "training.keep", "training.checkpoint_frequency")
+FREE = (
+    "paths.cache",
+    "text.workers",
+    "training.keep",
+    "training.checkpoint_frequency",
+    "training.logger",
+)
+N_SAMPLES, N_GUESSES = 3, 5
 
 
 @dataclass(frozen=True)
@@ -45,17 +61,22 @@ class Data:
     vocabulary (Vocabulary): The tokenizer.
     settings (Settings): The run's.
     folder (Path): For the epochs' plans.
+    rank (int): Which part of each batch is this process's.
+    n_parts (int): In how many parts a batch is read, by as many processes.
     """
 
     def __init__(
-        self, corpus: Corpus, vocabulary: Vocabulary, settings: Settings, folder: Path
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        settings: Settings,
+        folder: Path,
+        *,
+        rank: int = 0,
+        n_parts: int = 1,
     ) -> None:
-        self.corpus, self.vocabulary, self.settings, self.folder = (
-            corpus,
-            vocabulary,
-            settings,
-            folder,
-        )
+        self.corpus, self.vocabulary, self.settings = corpus, vocabulary, settings
+        self.folder, self.rank, self.n_parts = folder, rank, n_parts
         self.plans: dict[tuple[int, int, bool], Plan] = {}
 
     def plan(self, phase: int, epoch: int, *, evaluation: bool = False) -> Plan:
@@ -93,19 +114,25 @@ class Data:
 
     def train_batch(self, position: Position) -> tuple[Batch, Position]:
         """position (Position): Where to read.
-        RETURNS (Tuple[Batch, Position]): The batch there, and where the next one begins.
-        RAISES (ValueError): If the text is too short for a single example.
+        RETURNS (Tuple[Batch, Position]): This process's part of the batch there, and where the
+            next one begins.
+        RAISES (ValueError): If the text is too short for a single example of each process.
         """
-        size = self.batch_size(position.phase)
+        size = self.batch_size(position.phase) * self.n_parts
         plan = self.plan(position.phase, position.epoch)
         if not len(plan):
             raise ValueError(
                 "The text has no example to train on: every document is too short for a pair of "
                 'segments. Add text, or set [objective] sentences = "doc-sentences".'
             )
+        if len(plan) < self.n_parts:
+            raise ValueError(
+                f"The text has {len(plan)} examples, too few for {self.n_parts} processes. "
+                "Add text, or start fewer."
+            )
         begin, end = position.done, min(position.done + size, len(plan))
         seed = self.settings.training.seed
-        places = np.arange(begin, end)
+        places = np.array_split(np.arange(begin, end), self.n_parts)[self.rank]
         numbers = shuffled(places, len(plan), seed=seed, epoch=position.epoch)
         batch = self._make(plan, numbers, position.epoch)
         if end + size <= len(plan):
@@ -115,17 +142,18 @@ class Data:
 
     def held_out_batches(self, phase: int) -> list[Batch]:
         """phase (int): The phase, which sets the length.
-        RETURNS (List[Batch]): The same batches at every call, masked in the same way.
+        RETURNS (List[Batch]): This process's; the same at every call, masked in the same way.
         """
         plan = self.plan(phase, 0, evaluation=True)
         length = self.settings.training.phases[phase].max_length
         n = min(len(plan), max(self.settings.training.eval_pieces // length, 1))
         numbers = shuffled(np.arange(n), len(plan), seed=0, epoch=0)
         size = self.batch_size(phase)
-        return [self._make(plan, numbers[i : i + size], 0) for i in range(0, n, size)]
+        starts = range(0, n, size)[self.rank :: self.n_parts]
+        return [self._make(plan, numbers[i : i + size], 0) for i in starts]
 
     def batch_size(self, phase: int) -> int:
-        """RETURNS (int): The examples of a batch."""
+        """RETURNS (int): The examples of a batch, of each process."""
         t = self.settings.training
         return max(t.batch_pieces // t.phases[phase].max_length, 1)
 
@@ -139,49 +167,6 @@ class Data:
             seed=self.settings.training.seed,
             epoch=epoch,
         )
-
-
-@dataclass
-class Report:
-    """One line of the log."""
-
-    step: int
-    loss: float
-    mlm_loss: float
-    nsp_loss: float | None  # of the sentence objective, whichever it is
-    held_out_mlm_loss: float | None  # None without held-out documents
-    held_out_perplexity: float | None
-    held_out_mlm_accuracy: float | None
-    held_out_nsp_loss: float | None
-    held_out_nsp_accuracy: float | None
-    lr: float
-    epoch: int
-    tokens: int  # wordpieces read so far, special tokens included, padding not
-    tokens_per_second: float
-
-
-COLUMNS = (
-    f"{'step':>8} {'loss':>7} {'MLM':>7} {'pairs':>7} │ {'MLM':>7} {'perpl.':>9} {'acc.':>6} "
-    f"{'pairs':>6} │ {'pieces/s':>9}"
-)
-
-
-def format_row(report: Report) -> str:
-    """report (Report): A report.
-    RETURNS (str): It under `COLUMNS`: of the training data, of the held-out documents, the speed.
-    """
-
-    def show(value: float | None, form: str) -> str:
-        width = int(form.partition(".")[0])
-        return f"{'–':>{width}}" if value is None else f"{value:{form}}"
-
-    r = report
-    return (
-        f"{r.step:8,} {r.loss:7.3f} {r.mlm_loss:7.3f} {show(r.nsp_loss, '7.3f')} │ "
-        f"{show(r.held_out_mlm_loss, '7.3f')} {show(r.held_out_perplexity, '9.1f')} "
-        f"{show(r.held_out_mlm_accuracy, '6.3f')} {show(r.held_out_nsp_accuracy, '6.3f')} │ "
-        f"{r.tokens_per_second:9,.0f}"
-    )
 
 
 def pretrain(
@@ -206,11 +191,68 @@ def pretrain(
     RETURNS (Optional[Report]): The last report.
     RAISES (ValueError): If a setting makes no sense, or the run to resume has other settings.
     """
+    processes = Processes(gpu_id)
+    if not processes.is_first:
+        say, on_report = (lambda text: None), None
+    t = settings.training
+    with processes.joined(), ThreadPoolExecutor(max_workers=1) as loader:
+        run = begin(settings, output, processes, resume=resume, say=say)
+        log = open_logger(settings)
+
+        def report() -> None:
+            run.report()
+            if processes.is_first:
+                log(run.last)
+            if on_report:
+                on_report(run.last)
+
+        if run.last is None:
+            report()
+        coming = loader.submit(run.data.train_batch, run.position)
+        while run.step < t.max_steps:
+            batch, after = coming.result()
+            run.advance(after)
+            if run.step < t.max_steps:
+                # The next batch is made while this one is learned.
+                coming = loader.submit(run.data.train_batch, run.position)
+            run.learn(batch)
+            if on_step:
+                on_step(run.step)
+            if run.step % t.eval_frequency == 0 or run.step == t.max_steps:
+                report()
+            if run.step % t.checkpoint_frequency == 0 or run.step == t.max_steps:
+                run.save_state(say)
+        run.save("model-last")
+        if processes.is_first:
+            log(None)
+    return run.last
+
+
+def begin(
+    settings: Settings,
+    output: Path,
+    processes: Processes,
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+) -> Run:
+    """Set up a run, from its newest state if it is resumed.
+
+    settings (Settings): The run's settings.
+    output (Path): The run's folder.
+    processes (Processes): Those that share the run.
+    resume (bool): Whether to go on.
+    say (Callable[[str], None]): Takes what is worth knowing.
+    RETURNS (Run): The run.
+    RAISES (ValueError): If a setting makes no sense, or the run to resume was another.
+    """
     t = settings.training
     states = output / "states"
     state = None
     if resume:
-        mend_folder(output / "model-best")
+        if processes.is_first:
+            mend_folder(output / "model-best")
+        processes.wait()
         state, faults = load_state(states)
         for fault in faults:
             say(f"{fault} Going back to the state before.")
@@ -218,10 +260,12 @@ def pretrain(
             say(f"There is nothing to resume in {output}: starting anew.")
         else:
             check_same(state["settings"], settings)
+            check_processes(state["processes"], processes)
     elif list_states(states) or (output / "log.jsonl").exists():
         raise ValueError(
             f"{output} holds a run already. Go on with it by --resume, or name another folder."
         )
+    processes.wait()  # nobody writes before all have looked
 
     torch.manual_seed(t.seed)
     pretrainer, made = load_pretrainer(
@@ -235,47 +279,32 @@ def pretrain(
             f"max_length is {max_length}, but the encoder has positions for "
             f"{pretrainer.bert.max_window}. Shorten it in training.phases."
         )
-    device = torch.device("cpu" if gpu_id < 0 else f"cuda:{gpu_id}")
-    pretrainer.to(device).eval()
-    wordpieces = pretrainer.bert.wordpieces
-    corpus = prepare(
-        settings.paths.raw,
-        Path(settings.paths.cache),
-        wordpieces=wordpieces,
-        lang=settings.text.lang,
-        sentences=spacy.load(settings.text.sentences) if settings.text.sentences else None,
-        workers=settings.text.workers,
-        progress=True,
+    pretrainer.to(processes.device).eval()
+    corpus = processes.in_turn(
+        lambda: prepare(
+            settings.paths.raw,
+            Path(settings.paths.cache),
+            wordpieces=pretrainer.bert.wordpieces,
+            lang=settings.text.lang,
+            sentences=spacy.load(settings.text.sentences) if settings.text.sentences else None,
+            workers=settings.text.workers,
+            progress=True,
+        )
     )
-    output.mkdir(parents=True, exist_ok=True)
+    plans = output / "plans" / str(processes.rank)
+    plans.mkdir(parents=True, exist_ok=True)
     if state is None:
-        shutil.rmtree(output / "plans", ignore_errors=True)
-    data = Data(corpus, pretrainer.vocabulary(), settings, output / "plans")
-    run = Run(pretrainer, data, settings, output)
+        shutil.rmtree(plans)
+        (output / "log.jsonl").unlink(missing_ok=True)
+    vocabulary = pretrainer.vocabulary()
+    parts = {"rank": processes.rank, "n_parts": processes.size}
+    run = Run(pretrainer, Data(corpus, vocabulary, settings, plans, **parts), output, processes)
+    if processes.size > 1:
+        torch.manual_seed(t.seed + processes.rank)  # not the same dropout everywhere
     if state is not None:
         run.restore(state)
         say(f"Going on after step {run.step} of {t.max_steps}.")
-    run.cut_log()
-
-    with ThreadPoolExecutor(max_workers=1) as loader:
-        coming = loader.submit(data.train_batch, run.position)
-        while run.step < t.max_steps:
-            batch, after = coming.result()
-            run.advance(after)
-            if run.step < t.max_steps:
-                # The next batch is made while this one is learned.
-                coming = loader.submit(data.train_batch, run.position)
-            run.learn(batch)
-            if on_step:
-                on_step(run.step)
-            if run.step % t.eval_frequency == 0 or run.step == t.max_steps:
-                report = run.report()
-                if on_report:
-                    on_report(report)
-            if run.step % t.checkpoint_frequency == 0 or run.step == t.max_steps:
-                save_state(states, run.step, run.state(), keep=t.keep)
-    run.save("model-last")
-    return run.last
+    return run
 
 
 class Run:
@@ -283,16 +312,20 @@ class Run:
 
     pretrainer (Pretrainer): The modules.
     data (Data): The batches.
-    settings (Settings): The run's settings.
     output (Path): The run's folder.
+    processes (Processes): Those that share the run.
     """
 
     def __init__(
-        self, pretrainer: Pretrainer, data: Data, settings: Settings, output: Path
+        self, pretrainer: Pretrainer, data: Data, output: Path, processes: Processes
     ) -> None:
-        self.pretrainer, self.data, self.settings, self.output = pretrainer, data, settings, output
-        t = settings.training
-        self.device = next(pretrainer.parameters()).device
+        self.pretrainer, self.data, self.output = pretrainer, data, output
+        self.processes, self.settings = processes, data.settings
+        s, t = data.settings, data.settings.training
+        self.shared = processes.share(pretrainer, all_used=s.objective.sentences in PAIRS)
+        self.samples = pick_samples(
+            data.corpus, data.vocabulary, seed=t.seed, held_out=s.text.held_out, n=N_SAMPLES
+        )
         groups: list[dict[str, Any]] = [
             {"params": [p for p in pretrainer.parameters() if p.ndim > 1]},
             # Biases and LayerNorms don't decay (BERT, optimization.py).
@@ -307,10 +340,11 @@ class Run:
         )
         self.step = 0
         self.position = Position()
-        self.sums, self.n_steps = NOTHING, 0  # since the last report
+        self.sums = NOTHING  # since the last report
         self.tokens = 0
         self.best = math.inf
         self.last: Report | None = None
+        self._said_no_curves = False
         self._timer = (time.perf_counter(), 0)
 
     # --- steps
@@ -328,10 +362,12 @@ class Run:
         batch (Batch): The batch.
         """
         s = self.settings
-        n_masked, n_pairs = len(batch.masked), int((batch.labels >= 0).sum())
+        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.sequences.ids))
+        n_masked, n_pairs, n_tokens = map(int, self.processes.sum(counts))
+        # Gradients are averaged over the processes, but each loss is a mean over all of them.
         scales = (
-            s.objective.mlm_weight / max(n_masked, 1),
-            s.objective.sentence_weight / max(n_pairs, 1),
+            s.objective.mlm_weight / max(n_masked, 1) * self.processes.size,
+            s.objective.sentence_weight / max(n_pairs, 1) * self.processes.size,
         )
         rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
@@ -343,8 +379,7 @@ class Run:
             nn.utils.clip_grad_norm_(self.pretrainer.parameters(), s.training.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.tokens += len(batch.sequences.ids)
-        self.n_steps += 1
+        self.tokens += n_tokens
 
     def _run(self, batch: Batch, scales: tuple[float, float] | None) -> Totals:
         t = self.settings.training
@@ -376,16 +411,17 @@ class Run:
         """
         o = self.settings.objective
         seconds = time.perf_counter() - self._timer[0]
-        held_out = NOTHING
+        now, then = self._summed(self.sums), NOTHING
         for batch in self.data.held_out_batches(self.position.phase):
-            held_out = held_out.plus(self._run(batch, None))
-        now, then = self.sums, held_out
-        mlm = _share(now.mlm_loss, now.n_masked) or 0.0
+            then = then.plus(self._run(batch, None))
+        then = self._summed(then)
+        mlm = _share(now.mlm_loss, now.n_masked)
         sentence = _share(now.sentence_loss, now.n_pairs)
+        loss = o.mlm_weight * (mlm or 0.0) + o.sentence_weight * (sentence or 0.0)
         held_out_mlm = _share(then.mlm_loss, then.n_masked)
         self.last = Report(
             step=self.step,
-            loss=o.mlm_weight * mlm + o.sentence_weight * (sentence or 0.0),
+            loss=loss if self.step else None,
             mlm_loss=mlm,
             nsp_loss=sentence,
             held_out_mlm_loss=held_out_mlm,
@@ -396,25 +432,53 @@ class Run:
             lr=self.rate(self.step),
             epoch=self.position.epoch,
             tokens=self.tokens,
-            tokens_per_second=(self.tokens - self._timer[1]) / seconds,
+            tokens_per_second=(self.tokens - self._timer[1]) / seconds if self.step else None,
+            samples=[
+                {
+                    "text": sample.text,
+                    "word": sample.word,
+                    "guesses": guess_masked(self.pretrainer, sample.ids, top=N_GUESSES)[0],
+                }
+                for sample in self.samples
+            ],
         )
-        self.sums, self.n_steps = NOTHING, 0
-        with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
-            file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
+        self.sums = NOTHING
+        if self.processes.is_first:
+            with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
+                file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
         score = mlm if held_out_mlm is None else held_out_mlm
-        if score < self.best:
+        if score is not None and score < self.best:
             self.best = score
             self.save("model-best")
         self._timer = (time.perf_counter(), self.tokens)
         return self.last
 
+    def _summed(self, totals: Totals) -> Totals:
+        return Totals(*self.processes.sum(totals))
+
     def save(self, name: str) -> None:
         """name (str): The folder in the output for a checkpoint as Hugging Face has them."""
-        new = self.output / f".new-{name}"
-        save_pretrainer(self.pretrainer, new)
-        replace_folder(new, self.output / name)
+        if self.processes.is_first:
+            new = self.output / f".new-{name}"
+            save_pretrainer(self.pretrainer, new)
+            replace_folder(new, self.output / name)
 
     # --- states
+
+    def save_state(self, say: Callable[[str], None]) -> None:
+        """Save what a resumed run needs, and draw the curves so far.
+
+        say (Callable[[str], None]): Takes what is worth knowing.
+        """
+        state = self.state()
+        if self.processes.is_first:
+            save_state(self.output / "states", self.step, state, keep=self.settings.training.keep)
+            try:
+                draw_curves(self.output / "log.jsonl", self.output / "curves.png")
+            except ImportError:
+                if not self._said_no_curves:
+                    say("No curves are drawn. They need matplotlib: pip install matplotlib")
+                self._said_no_curves = True
 
     def state(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): All that the steps to come depend on."""
@@ -423,10 +487,11 @@ class Run:
             "corpus": self.data.corpus.fingerprint,
             "model": self.pretrainer.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": _random_state(self.device),
+            "random": self.processes.gather(_random_state(self.processes.device)),
+            "processes": self.processes.size,
             "step": self.step,
             "position": dataclasses.asdict(self.position),
-            "sums": list(self.sums),
+            "sums": list(self._summed(self.sums)),
             "tokens": self.tokens,
             "best": self.best,
             "last": None if self.last is None else dataclasses.asdict(self.last),
@@ -445,14 +510,17 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
         self.position = Position(**state["position"])
-        self.sums = Totals(*state["sums"])
+        self.sums = Totals(*state["sums"]) if self.processes.is_first else NOTHING
         self.last = None if state["last"] is None else Report(**state["last"])
         self._timer = (time.perf_counter(), self.tokens)
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        random = state["random"][self.processes.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], self.processes.device)
+        if self.processes.is_first:
+            self._cut_log()
 
-    def cut_log(self) -> None:
+    def _cut_log(self) -> None:
         """Take back what the log says of steps that will be taken again."""
         log = self.output / "log.jsonl"
         if log.exists():
@@ -491,6 +559,18 @@ def check_same(before: dict[str, Any], settings: Settings) -> None:
                 f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
                 "it back to resume, or start a new run in another folder."
             )
+
+
+def check_processes(before: int, processes: Processes) -> None:
+    """before (int): How many processes a run began with.
+    processes (Processes): Those of now.
+    RAISES (ValueError): If there are more or fewer: each step would read another batch.
+    """
+    if before != processes.size:
+        raise ValueError(
+            f"The run began with {before} processes; now there are {processes.size}. Each brings "
+            "its part of a batch, so start as many, or start a new run in another folder."
+        )
 
 
 def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

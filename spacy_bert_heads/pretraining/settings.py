@@ -56,7 +56,8 @@ class Phase:
 @dataclass
 class Training:
     """batch_pieces: wordpieces of a step, so a phase with longer sequences has fewer of them.
-    keep: how many states are kept to resume from."""
+    keep: how many states are kept to resume from. logger: an entry of spaCy's registry of loggers,
+    with its settings."""
 
     max_steps: int = 1000
     seed: int = 0
@@ -72,6 +73,7 @@ class Training:
     checkpoint_frequency: int = 100
     keep: int = 2
     phases: list[Phase] = field(default_factory=lambda: [Phase(128)])
+    logger: dict | None = None
 
 
 @dataclass
@@ -128,6 +130,8 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     allowed = get_args(kind) or (kind,)
     if float in allowed and type(value) is int:
         return float(value)
+    if isinstance(value, dict) and dict in allowed:
+        return value
     if type(value) not in allowed:
         names = " or ".join(getattr(one, "__name__", "null") for one in allowed)
         raise ValueError(f"{name} must be {names.replace('NoneType', 'null')}, not {value!r}.")

@@ -1,0 +1,221 @@
+"""What a person sees of a run: a table, example sentences, curves, spaCy's loggers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import spacy
+from spacy.util import registry
+from thinc.api import Config
+
+from ..types import Ints1d
+from .corpus import Corpus
+from .examples import Side, Vocabulary
+from .settings import Settings
+
+SCORES = (
+    "held_out_mlm_loss",
+    "held_out_perplexity",
+    "held_out_mlm_accuracy",
+    "held_out_nsp_loss",
+    "held_out_nsp_accuracy",
+)
+LENGTHS = range(8, 41)  # wordpieces of a sentence that is read at a glance
+MAX_DOCUMENTS = 10_000  # that are searched for such sentences, of a corpus of any size
+BLUE, ORANGE = "#1f5fa8", "#d0641e"
+# What of a report is drawn, where, and how: solid is held out, dotted is training.
+PANELS = {
+    "loss in nats": {
+        "held_out_mlm_loss": ("masked pieces, held out", BLUE, "-"),
+        "mlm_loss": ("masked pieces, training", BLUE, ":"),
+        "held_out_nsp_loss": ("pairs, held out", ORANGE, "-"),
+        "nsp_loss": ("pairs, training", ORANGE, ":"),
+    },
+    "share right": {
+        "held_out_mlm_accuracy": ("masked pieces, held out", BLUE, "-"),
+        "held_out_nsp_accuracy": ("pairs, held out", ORANGE, "-"),
+    },
+}
+
+
+@dataclass
+class Report:
+    """One line of the log. The first is of the encoder as it came."""
+
+    step: int
+    loss: float | None  # None before the first step
+    mlm_loss: float | None
+    nsp_loss: float | None  # of the sentence objective, whichever it is
+    held_out_mlm_loss: float | None  # None without held-out documents
+    held_out_perplexity: float | None
+    held_out_mlm_accuracy: float | None
+    held_out_nsp_loss: float | None
+    held_out_nsp_accuracy: float | None
+    lr: float
+    epoch: int
+    tokens: int  # wordpieces read so far, special tokens included, padding not
+    tokens_per_second: float | None
+    samples: list[dict[str, Any]]  # text, the word that was masked, guesses with probabilities
+
+
+COLUMNS = (
+    f"{'step':>8} {'loss':>7} {'MLM':>7} {'pairs':>7} │ {'MLM':>7} {'perpl.':>9} {'acc.':>6} "
+    f"{'pairs':>6} │ {'pieces/s':>9}"
+)
+
+
+def format_row(report: Report) -> str:
+    """report (Report): A report.
+    RETURNS (str): It under `COLUMNS`: of the training data, of the held-out documents, the speed;
+        below, sentences with a masked word and what the encoder guesses.
+    """
+
+    def show(value: float | None, form: str) -> str:
+        width = int(form.partition(".")[0].rstrip(","))
+        return f"{'–':>{width}}" if value is None else f"{value:{form}}"
+
+    r = report
+    row = (
+        f"{r.step:8,} {show(r.loss, '7.3f')} {show(r.mlm_loss, '7.3f')} "
+        f"{show(r.nsp_loss, '7.3f')} │ {show(r.held_out_mlm_loss, '7.3f')} "
+        f"{show(r.held_out_perplexity, '9.1f')} {show(r.held_out_mlm_accuracy, '6.3f')} "
+        f"{show(r.held_out_nsp_accuracy, '6.3f')} │ {show(r.tokens_per_second, '9,.0f')}"
+    )
+    for sample in r.samples:
+        guesses = " · ".join(f"{text} {score:.2f}" for text, score in sample["guesses"])
+        row += f"\n{'':8} {sample['text']}\n{'':8} {sample['word']}: {guesses}"
+    return row
+
+
+# --- sentences with a masked word
+
+
+class Sample(NamedTuple):
+    """A sentence, one word of it masked."""
+
+    text: str
+    word: str  # what stood there
+    ids: Ints1d  # (n_pieces,) masked, with special tokens
+
+
+def pick_samples(
+    corpus: Corpus, vocabulary: Vocabulary, *, seed: int, held_out: float, n: int
+) -> list[Sample]:
+    """Pick sentences of different documents, held-out ones if there are any, and mask the longest
+    word that is one piece: long words carry the content.
+
+    corpus (Corpus): The documents.
+    vocabulary (Vocabulary): The tokenizer's side.
+    seed (int): The run's seed, by which documents are held out.
+    held_out (float): The share of documents held out.
+    n (int): How many at the most.
+    RETURNS (List[Sample]): The samples, the same at every call.
+    """
+    numbers = np.arange(min(len(corpus.documents) - 1, MAX_DOCUMENTS))
+    side = Side(seed, 0, held_out, held_out > 0)
+    samples: list[Sample] = []
+    for document in numbers[side.has(numbers)]:
+        first, behind = corpus.documents[document : document + 2]
+        bounds = corpus.sentences[first : behind + 1].tolist()
+        found = (
+            _mask_longest(corpus, vocabulary, *sentence)
+            for sentence in zip(bounds[:-1], bounds[1:], strict=True)
+        )
+        samples += [one for one in found if one is not None][:1]
+        if len(samples) == n:
+            break
+    return samples
+
+
+def _mask_longest(corpus: Corpus, vocabulary: Vocabulary, start: int, end: int) -> Sample | None:
+    if end - start not in LENGTHS:
+        return None
+    wordpieces = vocabulary.wordpieces
+    tokenizer = wordpieces.tokenizer
+    ids = corpus.pieces[start:end].astype(np.int64)
+    begins = np.append(corpus.words[start:end], True)
+    whole = np.flatnonzero(begins[:-1] & begins[1:])
+    words = {place: tokenizer.decode([int(ids[place])]).strip() for place in whole.tolist()}
+    words = {place: word for place, word in words.items() if word.isalpha()}
+    if not words:
+        return None
+    place = max(words, key=lambda place: len(words[place]))
+    ids[place] = vocabulary.mask_id
+    text = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+    return Sample(text, words[place], np.concatenate([wordpieces.prefix, ids, wordpieces.suffix]))
+
+
+# --- pictures and loggers
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """Draw losses and accuracies over the steps.
+
+    log (Path): A run's log.jsonl.
+    picture (Path): The PNG to write.
+    RAISES (ImportError): If matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+
+    reports = [json.loads(line) for line in log.read_text(encoding="utf8").splitlines()]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for key, (label, colour, line) in curves.items():
+            points = [(r["step"], r[key]) for r in reports if r.get(key) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                marker = "." if len(points) < 30 else None  # one point alone draws no line
+                axes.plot(steps, values, line, label=label, color=colour, marker=marker)
+        axes.set(title=title, xlabel="step", xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
+    writing = picture.with_name(f".{picture.name}")
+    figure.savefig(writing, dpi=120, format="png")
+    writing.replace(picture)  # one who looks at it meanwhile sees the old one or the new one
+
+
+def open_logger(settings: Settings) -> Callable[[Report | None], None]:
+    """Open what [training.logger] names of spaCy's registry of loggers.
+
+    settings (Settings): The run's settings.
+    RETURNS (Callable[[Optional[Report]], None]): Takes every report, and None at the end.
+    """
+    if settings.training.logger is None:
+        return lambda report: None
+    make = registry.resolve({"logger": settings.training.logger})["logger"]
+    nlp = spacy.blank(settings.text.lang)
+    # Loggers keep the pipeline's config, where spaCy has a section for this.
+    nlp.config = Config(nlp.config).merge({"pretraining": dataclasses.asdict(settings)})
+    log_step, finalize = make(nlp, sys.stdout, sys.stderr)
+    start = time.perf_counter()
+
+    def log(report: Report | None) -> None:
+        if report is None:
+            finalize()
+            return
+        found = dataclasses.asdict(report)
+        scores = {name: found[name] for name in SCORES if found[name] is not None}
+        log_step(
+            {
+                "epoch": report.epoch,
+                "step": report.step,
+                "score": scores.get("held_out_mlm_accuracy", 0.0),
+                "other_scores": scores,
+                "losses": {"mlm": report.mlm_loss or 0.0, "nsp": report.nsp_loss or 0.0},
+                "checkpoints": [],
+                "seconds": int(time.perf_counter() - start),
+                "words": report.tokens,
+            }
+        )
+
+    return log
