@@ -22,7 +22,7 @@ from ..encoder.shim import PRECISIONS
 from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
 from .corpus import Corpus, prepare
 from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
-from .objectives import NOTHING, Pretrainer, Totals, load_pretrainer, save_pretrainer
+from .objectives import Pretrainer, Totals, load_pretrainer, no_totals, save_pretrainer
 from .settings import Settings, phase_at
 
 # What may differ between a run and its continuation: where and how often, but not what.
@@ -307,7 +307,7 @@ class Run:
         )
         self.step = 0
         self.position = Position()
-        self.sums, self.n_steps = NOTHING, 0  # since the last report
+        self.sums, self.n_steps = no_totals(self.device), 0  # since the last report
         self.tokens = 0
         self.best = math.inf
         self.last: Report | None = None
@@ -337,7 +337,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.pretrainer.train()
-        self.sums = self.sums.plus(self._run(batch, scales))
+        self.sums += self._run(batch, scales)
         self.pretrainer.eval()
         if s.training.grad_clip:
             nn.utils.clip_grad_norm_(self.pretrainer.parameters(), s.training.grad_clip)
@@ -346,7 +346,7 @@ class Run:
         self.tokens += len(batch.sequences.ids)
         self.n_steps += 1
 
-    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> Totals:
+    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
         t = self.settings.training
         precision = t.precision
         if precision == "auto":
@@ -375,11 +375,12 @@ class Run:
         documents say; also written to the log. The best checkpoint so far is saved.
         """
         o = self.settings.objective
+        now = Totals(*self.sums.tolist())  # waits until the device has taken the steps
         seconds = time.perf_counter() - self._timer[0]
-        held_out = NOTHING
+        held_out = no_totals(self.device)
         for batch in self.data.held_out_batches(self.position.phase):
-            held_out = held_out.plus(self._run(batch, None))
-        now, then = self.sums, held_out
+            held_out += self._run(batch, None)
+        then = Totals(*held_out.tolist())
         mlm = _share(now.mlm_loss, now.n_masked) or 0.0
         sentence = _share(now.sentence_loss, now.n_pairs)
         held_out_mlm = _share(then.mlm_loss, then.n_masked)
@@ -398,7 +399,7 @@ class Run:
             tokens=self.tokens,
             tokens_per_second=(self.tokens - self._timer[1]) / seconds,
         )
-        self.sums, self.n_steps = NOTHING, 0
+        self.sums, self.n_steps = no_totals(self.device), 0
         with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
             file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
         score = mlm if held_out_mlm is None else held_out_mlm
@@ -426,7 +427,7 @@ class Run:
             "random": _random_state(self.device),
             "step": self.step,
             "position": dataclasses.asdict(self.position),
-            "sums": list(self.sums),
+            "sums": self.sums.tolist(),
             "tokens": self.tokens,
             "best": self.best,
             "last": None if self.last is None else dataclasses.asdict(self.last),
@@ -445,7 +446,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
         self.position = Position(**state["position"])
-        self.sums = Totals(*state["sums"])
+        self.sums = torch.tensor(state["sums"], dtype=torch.float64, device=self.device)
         self.last = None if state["last"] is None else Report(**state["last"])
         self._timer = (time.perf_counter(), self.tokens)
         torch.set_rng_state(state["random"]["cpu"])
@@ -466,7 +467,7 @@ class Run:
             log.write_text("".join(kept), encoding="utf8")
 
 
-def _share(total: float, n: int) -> float | None:
+def _share(total: float, n: float) -> float | None:
     return total / n if n else None
 
 
