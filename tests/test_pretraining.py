@@ -4,6 +4,7 @@ import errno
 import json
 import random
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.corpus import prepare
 from spacy_bert_heads.pretraining.loop import Data, pretrain
-from spacy_bert_heads.pretraining.objectives import NOTHING, load_pretrainer
+from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
 from spacy_bert_heads.pretraining.settings import Phase, Settings, phase_at, read_settings
 
 TEXT = "the boat left harbour at night and a fire broke out near Hull on Tuesday"
@@ -126,12 +127,13 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
     batch = data.held_out_batches(0)[0]
     scales = (1 / len(batch.masked), 1 / max((batch.labels >= 0).sum(), 1))
-    found = pretrainer.run(
+    sums = pretrainer.run(
         batch,
         max_batch_tokens=64,
         autocast=torch.autocast("cpu", enabled=False),
         scales=scales,
     )
+    found = Totals(*sums.tolist())
 
     theirs = model_class.from_pretrained(tmp_path / "saved").eval()
     sequences, targets = batch.sequences, np.full(len(batch.sequences.ids), -100)
@@ -159,10 +161,59 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     assert found.n_masked == len(batch.masked)
     gradients = {n: p.grad for n, p in pretrainer.model.named_parameters() if p.grad is not None}
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    learning = {n for n, p in pretrainer.model.named_parameters() if p.requires_grad}
+    assert set(gradients) == learning
     for key, gradient in expected.items():
         if key in gradients:
             torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-3)
     assert len(set(gradients) & set(expected)) >= 20
+
+
+@pytest.mark.parametrize(
+    "family, objective", [("bert", "nsp"), ("albert", "sop"), ("bert", "full-sentences")]
+)
+def test_all_that_learns_takes_part_in_every_bucket(tmp_path, family, objective):
+    name = make_checkpoint(tmp_path / family, family=family)
+    pretrainer, _ = load_pretrainer(name, sentence_objective=objective)
+    ids, none = torch.full((2, 7), 5), torch.empty(0, dtype=torch.int64)
+    inputs = (ids, torch.zeros_like(ids), torch.ones_like(ids), none, none, none, none)
+    mlm_loss, _, sentence_loss, _ = pretrainer(*inputs)
+    (mlm_loss + sentence_loss).backward()
+    assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)
+    for key, parameter in pretrainer.named_parameters():
+        is_frozen = objective == "full-sentences" and ("pooler" in key or "seq_rel" in key)
+        assert parameter.requires_grad != is_frozen, key
+        assert is_frozen or not parameter.grad.any(), key  # there is one, and it is zero
+
+
+def test_a_wrapped_step_exchanges_gradients_after_the_last_bucket(settings, encoder, tmp_path):
+    pretrainer, _ = load_pretrainer(encoder, sentence_objective="nsp")
+    corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
+    data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
+    batch = data.held_out_batches(0)[0]
+    calls = []
+
+    class Wrapped(torch.nn.Module):
+        alone = False
+
+        def forward(self, *inputs):
+            calls.append(self.alone)
+            return pretrainer(*inputs)
+
+        @contextmanager
+        def no_sync(self):
+            self.alone = True
+            yield
+            self.alone = False
+
+    options = {"max_batch_tokens": 64, "autocast": torch.autocast("cpu", enabled=False)}
+    sums = pretrainer.run(batch, scales=(1.0, 1.0), **options)
+    gradients = [parameter.grad.clone() for parameter in pretrainer.parameters()]
+    pretrainer.zero_grad()
+    assert torch.equal(pretrainer.run(batch, scales=(1.0, 1.0), step=Wrapped(), **options), sums)
+    assert len(calls) > 2 and calls == [True] * (len(calls) - 1) + [False]
+    for parameter, expected in zip(pretrainer.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, expected)
 
 
 def test_a_run_reports_and_its_folders_load(whole):
@@ -336,7 +387,3 @@ def test_an_objective_that_the_family_has_no_head_for(tmp_path):
     name = make_checkpoint(tmp_path / "roberta", family="roberta")
     with pytest.raises(ValueError, match="full-sentences"):
         load_pretrainer(name, sentence_objective="nsp")
-
-
-def test_totals():
-    assert NOTHING.plus(NOTHING) == NOTHING

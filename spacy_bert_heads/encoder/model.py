@@ -208,7 +208,7 @@ def run(
             states = bert(*inputs)
         states = states.reshape(-1, states.shape[-1])
         if present is not None:
-            states = states.index_select(0, present)
+            states = states.index_select(0, torch.from_numpy(present).to(device))
         if keep_graph:
             parts.append(states.float())
             slots.append(at)
@@ -223,7 +223,7 @@ def run(
 
 def pad(
     sequences: Sequences, starts: Ints1d, lengths: Ints1d, bert: Bert, device: torch.device
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Ints1d, torch.Tensor | None]:
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Ints1d, Ints1d | None]:
     """Lay a bucket's sequences side by side.
 
     sequences (Sequences): All sequences of the batch.
@@ -242,9 +242,8 @@ def pad(
     type_ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask], type_ids[mask] = sequences.ids[slots], sequences.type_ids[slots]
     inputs = tuple(
-        torch.from_numpy(array).to(device) for array in (ids, type_ids, mask.astype(np.int64))
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (ids, type_ids, mask.astype(np.int64))
     )
-    present = None
-    if not mask.all():
-        present = torch.from_numpy(np.flatnonzero(mask)).to(device)
+    present = None if mask.all() else np.flatnonzero(mask)
     return (inputs[0], inputs[1], inputs[2]), slots, present

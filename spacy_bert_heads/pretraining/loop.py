@@ -21,17 +21,18 @@ from torch import nn
 from ..encoder.shim import PRECISIONS
 from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
 from .corpus import Corpus, prepare
-from .examples import PAIRS, Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
+from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
 from .objectives import (
-    NOTHING,
+    Guess,
     Pretrainer,
     Totals,
     guess_masked,
     load_pretrainer,
+    no_totals,
     save_pretrainer,
 )
 from .processes import Processes
-from .reports import Report, draw_curves, open_logger, pick_samples
+from .reports import Report, Sample, draw_curves, open_logger, pick_samples
 from .settings import Settings, phase_at
 
 # What may differ between a run and its continuation: where and how often, but not what.
@@ -200,11 +201,11 @@ def pretrain(
         log = open_logger(settings)
 
         def report() -> None:
-            run.report()
+            found = run.report()
             if processes.is_first:
-                log(run.last)
+                log(found)
             if on_report:
-                on_report(run.last)
+                on_report(found)
 
         if run.last is None:
             report()
@@ -322,7 +323,7 @@ class Run:
         self.pretrainer, self.data, self.output = pretrainer, data, output
         self.processes, self.settings = processes, data.settings
         s, t = data.settings, data.settings.training
-        self.shared = processes.share(pretrainer, all_used=s.objective.sentences in PAIRS)
+        self.shared = processes.share(pretrainer)
         self.samples = pick_samples(
             data.corpus, data.vocabulary, seed=t.seed, held_out=s.text.held_out, n=N_SAMPLES
         )
@@ -340,7 +341,7 @@ class Run:
         )
         self.step = 0
         self.position = Position()
-        self.sums = NOTHING  # since the last report
+        self.sums = no_totals(processes.device)  # since the last report
         self.tokens = 0
         self.best = math.inf
         self.last: Report | None = None
@@ -373,7 +374,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.pretrainer.train()
-        self.sums = self.sums.plus(self._run(batch, scales))
+        self.sums += self._run(batch, scales)
         self.pretrainer.eval()
         if s.training.grad_clip:
             nn.utils.clip_grad_norm_(self.pretrainer.parameters(), s.training.grad_clip)
@@ -381,17 +382,20 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.tokens += n_tokens
 
-    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> Totals:
+    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
         t = self.settings.training
         precision = t.precision
         if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" else "fp32"
+            precision = "bf16" if self.processes.device.type == "cuda" else "fp32"
         dtype = PRECISIONS[precision]
         return self.pretrainer.run(
             batch,
             max_batch_tokens=t.max_batch_tokens,
-            autocast=torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            autocast=torch.autocast(
+                self.processes.device.type, dtype, enabled=dtype != torch.float32
+            ),
             scales=scales,
+            step=None if scales is None else self.shared,
         )
 
     def rate(self, step: int) -> float:
@@ -410,11 +414,12 @@ class Run:
         documents say; also written to the log. The best checkpoint so far is saved.
         """
         o = self.settings.objective
+        now = self._summed(self.sums)
         seconds = time.perf_counter() - self._timer[0]
-        now, then = self._summed(self.sums), NOTHING
+        held_out = no_totals(self.processes.device)
         for batch in self.data.held_out_batches(self.position.phase):
-            then = then.plus(self._run(batch, None))
-        then = self._summed(then)
+            held_out += self._run(batch, None)
+        then = self._summed(held_out)
         mlm = _share(now.mlm_loss, now.n_masked)
         sentence = _share(now.sentence_loss, now.n_pairs)
         loss = o.mlm_weight * (mlm or 0.0) + o.sentence_weight * (sentence or 0.0)
@@ -437,12 +442,12 @@ class Run:
                 {
                     "text": sample.text,
                     "word": sample.word,
-                    "guesses": guess_masked(self.pretrainer, sample.ids, top=N_GUESSES)[0],
+                    "guesses": [list(one) for one in self._guess(sample)],
                 }
                 for sample in self.samples
             ],
         )
-        self.sums = NOTHING
+        self.sums = no_totals(self.processes.device)
         if self.processes.is_first:
             with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
                 file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
@@ -453,8 +458,12 @@ class Run:
         self._timer = (time.perf_counter(), self.tokens)
         return self.last
 
-    def _summed(self, totals: Totals) -> Totals:
-        return Totals(*self.processes.sum(totals))
+    def _guess(self, sample: Sample) -> list[Guess]:
+        return guess_masked(self.pretrainer, sample.ids, top=N_GUESSES)[0]
+
+    def _summed(self, totals: torch.Tensor) -> Totals:
+        """Over all processes. It waits until the device has taken the steps."""
+        return Totals(*self.processes.sum(totals.tolist()))
 
     def save(self, name: str) -> None:
         """name (str): The folder in the output for a checkpoint as Hugging Face has them."""
@@ -510,7 +519,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
         self.position = Position(**state["position"])
-        self.sums = Totals(*state["sums"]) if self.processes.is_first else NOTHING
+        sums = torch.tensor(state["sums"], dtype=torch.float64)
+        self.sums = (sums if self.processes.is_first else 0 * sums).to(self.processes.device)
         self.last = None if state["last"] is None else Report(**state["last"])
         self._timer = (time.perf_counter(), self.tokens)
         random = state["random"][self.processes.rank]
@@ -534,7 +544,7 @@ class Run:
             log.write_text("".join(kept), encoding="utf8")
 
 
-def _share(total: float, n: int) -> float | None:
+def _share(total: float, n: float) -> float | None:
     return total / n if n else None
 
 

@@ -7,6 +7,7 @@ what is saved loads there again.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,7 +19,8 @@ from torch import nn
 from ..encoder.loading import Bert, load_checkpoint
 from ..encoder.model import pad
 from ..sequences import make_buckets
-from .examples import Batch, Vocabulary
+from ..types import Ints1d
+from .examples import PAIRS, Batch, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,18 +30,19 @@ SENTENCE_HEADS = {"bert": "nsp", "albert": "sop"}
 
 
 class Totals(NamedTuple):
-    """Sums over a batch: losses in nats, and what was right."""
+    """Sums over batches: losses in nats, and what was right."""
 
     mlm_loss: float
-    mlm_right: int
-    n_masked: int
+    mlm_right: float
+    n_masked: float
     sentence_loss: float
-    sentence_right: int
-    n_pairs: int
+    sentence_right: float
+    n_pairs: float
 
-    def plus(self, other: Totals) -> Totals:
-        """RETURNS (Totals): The sums over both."""
-        return Totals._make(a + b for a, b in zip(self, other, strict=True))
+
+def no_totals(device: torch.device) -> torch.Tensor:
+    """RETURNS (Tensor): Sums over nothing, in the order of `Totals`, float64 (6,)."""
+    return torch.zeros(len(Totals._fields), dtype=torch.float64, device=device)
 
 
 class Guess(NamedTuple):
@@ -49,26 +52,23 @@ class Guess(NamedTuple):
     score: float
 
 
-NOTHING = Totals(0.0, 0, 0, 0.0, 0, 0)
-
-
 class Pretrainer(nn.Module):
     """A checkpoint with the heads that pretraining needs.
 
     model (PreTrainedModel): Hugging Face's class for pretraining, the encoder in it.
     bert (Bert): The same encoder, with its tokenizer.
+    has_pairs (bool): Whether pairs of segments are learned. Otherwise the head for them, if the
+        class has one, is frozen: it gets no gradient, and must not decay either.
     """
 
-    def __init__(self, model: PreTrainedModel, bert: Bert) -> None:
+    def __init__(self, model: PreTrainedModel, bert: Bert, *, has_pairs: bool) -> None:
         super().__init__()
         self.model = model
         bert.encoder = cast(Any, model.base_model)
         self.bert = bert
-
-    @property
-    def sentence_objective(self) -> str | None:
-        """RETURNS (Optional[str]): "nsp" or "sop", whichever it has a head for."""
-        return SENTENCE_HEADS.get(self.model.config.model_type)
+        self.has_pairs = has_pairs
+        for module in self.sentence_head():
+            module.requires_grad_(has_pairs)
 
     def vocabulary(self) -> Vocabulary:
         """RETURNS (Vocabulary): What the examples need of the tokenizer.
@@ -104,6 +104,17 @@ class Pretrainer(nn.Module):
             case _:
                 return model.lm_head(states)
 
+    def sentence_head(self) -> list[nn.Module]:
+        """RETURNS (List[Module]): The pooler and the classifier of pairs, if there are any."""
+        model: Any = self.model
+        match model.config.model_type:
+            case "bert":
+                return [model.bert.pooler, model.cls.seq_relationship]
+            case "albert":
+                return [model.albert.pooler, model.sop_classifier]
+            case _:
+                return []
+
     def sentence_logits(self, states: torch.Tensor) -> torch.Tensor:
         """states (Tensor): The first state of each pair (n, width).
         RETURNS (Tensor): Logits (n, 2): in order or not.
@@ -114,6 +125,36 @@ class Pretrainer(nn.Module):
             return model.sop_classifier(pooled)
         return model.cls.seq_relationship(model.bert.pooler(states.unsqueeze(1)))
 
+    def forward(
+        self,
+        ids: torch.Tensor,
+        type_ids: torch.Tensor,
+        mask: torch.Tensor,
+        masked: torch.Tensor,
+        targets: torch.Tensor,
+        paired: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run a bucket. All that learns takes part in it, even where nothing is masked or paired
+        (no rows give gradients of zero), because processes that learn together wait for each
+        other's gradients.
+
+        ids, type_ids, mask (Tensor): The sequences (n_sequences, length), see `Bert`.
+        masked (Tensor): Flat positions of the masked pieces (n_masked,).
+        targets (Tensor): What stood there (n_masked,).
+        paired (Tensor): Rows that have a label (n_pairs,).
+        labels (Tensor): Those (n_pairs,).
+        RETURNS: For masked pieces the summed loss and how many are guessed right; the same for
+            pairs. Tensors without a shape.
+        """
+        states = self.bert(ids, type_ids, mask)
+        flat = states.reshape(-1, states.shape[-1])
+        # Logits only where something is predicted: one in seven of the positions.
+        mlm = _loss(self.mlm_logits(flat.index_select(0, masked)), targets)
+        if not self.has_pairs:
+            return *mlm, mlm[1].new_zeros(()), mlm[1].new_zeros(())
+        return *mlm, *_loss(self.sentence_logits(states[paired, 0]), labels)
+
     def run(
         self,
         batch: Batch,
@@ -121,7 +162,8 @@ class Pretrainer(nn.Module):
         max_batch_tokens: int,
         autocast: torch.autocast,
         scales: tuple[float, float] | None,
-    ) -> Totals:
+        step: nn.Module | None = None,
+    ) -> torch.Tensor:
         """Run a batch bucket by bucket, and in training each bucket's backward pass, so that no
         more than a bucket's graph is alive.
 
@@ -130,47 +172,47 @@ class Pretrainer(nn.Module):
         autocast (torch.autocast): The precision.
         scales (Optional[Tuple[float, float]]): What the summed losses of masked pieces and of pairs
             are multiplied with before the backward pass; None to evaluate.
-        RETURNS (Totals): The sums over the batch.
+        step (Optional[Module]): What to call in place of this module, if it is wrapped to learn
+            with other processes. They exchange gradients after the last bucket.
+        RETURNS (Tensor): The sums over the batch in the order of `Totals`, float64 (6,). They stay
+            on the device, lest every step wait for it.
         """
+        called = self if step is None else step
         device = next(self.parameters()).device
         sequences = batch.sequences
         starts = np.cumsum(sequences.lengths) - sequences.lengths
         target = np.full(len(sequences.ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
-        totals = NOTHING
-        for bucket in make_buckets(sequences.lengths, max_tokens=max_batch_tokens):
+        totals = no_totals(device)
+        buckets = make_buckets(sequences.lengths, max_tokens=max_batch_tokens)
+        for number, bucket in enumerate(buckets, start=1):
             lengths = sequences.lengths[bucket]
             inputs, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
-            places = np.arange(len(slots)) if present is None else present.cpu().numpy()
             masked = np.flatnonzero(target[slots] >= 0)
-            labels = batch.labels[bucket]
-            paired = np.flatnonzero(labels >= 0)
-
-            def at(numbers: np.ndarray) -> torch.Tensor:
-                return torch.from_numpy(numbers).to(device, non_blocking=True)
-
-            with torch.set_grad_enabled(scales is not None), autocast:
-                states = self.bert(*inputs)
-                flat = states.reshape(-1, states.shape[-1])
-                # Logits only where something is predicted: one in seven of the positions.
-                logits = self.mlm_logits(flat.index_select(0, at(places[masked]))).float()
-                gold = at(target[slots[masked]])
-                loss = F.cross_entropy(logits, gold, reduction="sum")
-                sums = [loss.detach(), (logits.argmax(-1) == gold).sum()]
-                total = loss * scales[0] if scales else loss
-                if len(paired):
-                    logits = self.sentence_logits(states[at(paired), 0]).float()
-                    gold = at(labels[paired])
-                    loss = F.cross_entropy(logits, gold, reduction="sum")
-                    sums += [loss.detach(), (logits.argmax(-1) == gold).sum()]
-                    total = total + loss * scales[1] if scales else total
-            if scales:
-                total.backward()
-            found = [*torch.stack([value.double() for value in sums]).tolist(), 0.0, 0.0]
-            totals = totals.plus(
-                Totals(found[0], int(found[1]), len(masked), found[2], int(found[3]), len(paired))
-            )
+            paired = np.flatnonzero(batch.labels[bucket] >= 0)
+            gold = target[slots[masked]], batch.labels[bucket][paired]
+            arrays = (masked if present is None else present[masked], gold[0], paired, gold[1])
+            rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
+            is_last = number == len(buckets)
+            alone = step is not None and hasattr(step, "no_sync") and not is_last
+            with cast(Any, step).no_sync() if alone else nullcontext():
+                with torch.set_grad_enabled(scales is not None), autocast:
+                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(*inputs, *rest)
+                if scales:
+                    (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
+            counts = [mlm_loss.new_full((), len(one)) for one in gold]
+            sums = (mlm_loss, mlm_right, counts[0], sentence_loss, sentence_right, counts[1])
+            totals += torch.stack([one.detach().double() for one in sums])
         return totals
+
+
+def _loss(logits: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (Tensor): (n, n_classes).
+    gold (Tensor): (n,).
+    RETURNS (Tuple[Tensor, Tensor]): The summed loss, and how many are guessed right.
+    """
+    loss = F.cross_entropy(logits.float(), gold, reduction="sum")
+    return loss, (logits.detach().argmax(-1) == gold).sum()
 
 
 def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[Guess]]:
@@ -194,11 +236,23 @@ def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[G
             f"The text has {len(ids)} wordpieces; the encoder has positions for {bert.max_window}. "
             "Shorten it."
         )
+    return guess_masked(pretrainer, ids, top=top)
+
+
+def guess_masked(pretrainer: Pretrainer, ids: Ints1d, *, top: int) -> list[list[Guess]]:
+    """Guess the masked pieces of a sequence.
+
+    pretrainer (Pretrainer): The modules.
+    ids (Ints1d): The sequence, with special tokens and mask tokens (n_pieces,).
+    top (int): How many guesses for each.
+    RETURNS (List[List[Guess]]): For each mask token the best guesses, best first.
+    """
+    masked = np.flatnonzero(ids == pretrainer.vocabulary().mask_id)
     row = torch.from_numpy(ids)[None].to(next(pretrainer.parameters()).device)
     with torch.no_grad():
-        states = bert(row, torch.zeros_like(row), torch.ones_like(row))[0]
+        states = pretrainer.bert(row, torch.zeros_like(row), torch.ones_like(row))[0]
         best = pretrainer.mlm_logits(states[masked]).softmax(-1).topk(top)
-    decode = wordpieces.tokenizer.decode
+    decode = pretrainer.bert.wordpieces.tokenizer.decode
     return [
         [Guess(decode([number]).strip(), p) for number, p in zip(numbers, row_p, strict=True)]
         for numbers, row_p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -230,7 +284,8 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
         raise ValueError(
             f"'{name}' is a '{family}' model, which has no head for masked pieces: {error}"
         ) from error
-    return Pretrainer(model.float(), bert), made_anew(info["missing_keys"])
+    pretrainer = Pretrainer(model.float(), bert, has_pairs=sentence_objective in PAIRS)
+    return pretrainer, made_anew(info["missing_keys"])
 
 
 def check_objective(family: str, objective: str | None) -> None:
@@ -239,7 +294,7 @@ def check_objective(family: str, objective: str | None) -> None:
     RAISES (ValueError): If the family's class has no head for it.
     """
     has = SENTENCE_HEADS.get(family)
-    if objective in ("nsp", "sop") and has is None:
+    if objective in PAIRS and has is None:
         raise ValueError(
             f'A "{family}" model has no head for pairs of segments, so it can\'t learn '
             f'"{objective}". Set [objective] sentences = "full-sentences" or "doc-sentences".'

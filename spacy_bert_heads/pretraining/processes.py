@@ -104,11 +104,10 @@ class Processes:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def share(self, module: nn.Module, *, all_used: bool) -> nn.Module:
+    def share(self, module: nn.Module) -> nn.Module:
         """Have the gradients of a module averaged over the processes, and its weights begin alike.
 
-        module (nn.Module): The module.
-        all_used (bool): Whether every parameter is used in every backward pass.
+        module (nn.Module): The module. All that learns of it takes part in every forward pass.
         RETURNS (nn.Module): What to call instead of it.
         """
         if self.size == 1:
@@ -117,5 +116,4 @@ class Processes:
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
-            find_unused_parameters=not all_used,
         )
