@@ -129,6 +129,23 @@ class DocSequences(Sequences):
         first[present] = self.rows[(np.cumsum(self.pieces) - self.pieces)[present]]
         return first
 
+    @staticmethod
+    def join(parts: list[DocSequences]) -> DocSequences:
+        """parts (List[DocSequences]): Docs after Docs, one part at least.
+        RETURNS (DocSequences): All of them.
+        """
+        sizes = np.asarray([len(part.ids) for part in parts], dtype=np.int64)
+        begin = np.cumsum(sizes) - sizes
+        return DocSequences(
+            ids=np.concatenate([part.ids for part in parts]),
+            type_ids=np.concatenate([part.type_ids for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            windows=np.concatenate([part.windows for part in parts]),
+            tokens=np.concatenate([part.tokens for part in parts]),
+            pieces=np.concatenate([part.pieces for part in parts]),
+            rows=np.concatenate([p.rows + at for p, at in zip(parts, begin, strict=True)]),
+        )
+
     def take(self, docs: Ints1d) -> tuple[DocSequences, Ints1d]:
         """Select some Docs, in the order given.
 

@@ -69,7 +69,7 @@ class TorchLoop:
                 ]
                 self.optimizers[name] = torch.optim.AdamW(groups, eps=1e-4)
         self.frozen = frozen
-        self.factors = dict.fromkeys(modules, 1.0)
+        self.factors: dict[str, float] = {}  # 1 for a component that is not in it
         self.rates = warmup_linear(1e-3, 4, 40)
 
     def backward(self, examples) -> None:
@@ -116,7 +116,7 @@ class TorchLoop:
         for name, optimizer in self.optimizers.items():
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.factors[name]
+                group["lr"] = rate * self.factors.get(name, 1.0)
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
         for module in (self.encoder, *self.heads.values()):
@@ -176,7 +176,7 @@ def test_a_rate_for_each_component(make_nlp, checkpoint):
     nlp.add_pipe("bert_textcat")
     nlp.initialize(lambda: make_examples(nlp, DATA))
     loop, start = TorchLoop(nlp, checkpoint), parameters(nlp)
-    loop.factors |= {"bert_encoder": 0.5, "bert_ner": 10.0}
+    loop.factors = {"bert_encoder": 0.5, "bert_ner": 10.0}
     optimizer = make_optimizer()
     for examples in batches(nlp):
         nlp.update(examples, sgd=optimizer)
@@ -212,6 +212,24 @@ def test_spacy_train_equals_torch(trained, frozen, accumulate, annotating):
             loop.backward(part)
         loop.step()
     assert_equal(nlp, loop, start)
+
+
+def test_only_what_a_head_learns_from_is_run(trained, monkeypatch):
+    nlp, _, _ = trained()
+    model, run = nlp.get_pipe("bert_encoder").model, []
+    forward = model._func
+
+    def recorded(model, docs, is_train):
+        run.append([doc.text for doc in docs])
+        return forward(model, docs, is_train)
+
+    monkeypatch.setattr(model, "_func", recorded)
+    entities, both, categories = (DATA[i] for i in (6, 0, 5))
+    none = ("It burned in Hull", {})
+    nlp.update(make_examples(nlp, [none, entities, both, categories, DATA[1]]))
+    texts = [text for text, _ in (entities, both, DATA[1])]
+    # The NER head reads first; what it has read is not run again for the categories.
+    assert run == [texts, [categories[0]]]
 
 
 def test_frozen_encoder_keeps_no_graph_and_heads_learn(trained):

@@ -78,23 +78,39 @@ class TrainingStep:
     def read(
         self, docs: Sequence[Doc], model: EncoderModel
     ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
-        """Encode Docs with a graph, unless a listener has made one already.
+        """Encode Docs with a graph, those that no listener has read yet: heads that learn from
+        different Docs of a batch share what they have in common, and nothing else is run.
 
         docs (Sequence[Doc]): Docs of the batch.
         model (Model[List[Doc], Encoded]): The encoder.
         RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
             gradient (n_slots, width).
         """
-        for read in self.reads:
-            places = read.find(docs)
-            if places is not None:
-                break
-        else:
-            read = Read(list(docs), model)
-            places = np.arange(len(docs), dtype=np.int64)
-            self.reads.append(read)
-        encoded, slots = take_docs(read.encoded, places)
-        return encoded, lambda gradient: read.add(gradient, slots)
+        missing = [doc for doc in docs if not any(read.has(doc) for read in self.reads)]
+        if missing:
+            self.reads.append(Read(missing, model))
+        by_read: dict[int, list[int]] = {}
+        for place, doc in enumerate(docs):
+            number = next(i for i, read in enumerate(self.reads) if read.has(doc))
+            by_read.setdefault(number, []).append(place)
+        parts = [self.reads[i].take([docs[k] for k in places]) for i, places in by_read.items()]
+        if len(parts) == 1:
+            return parts[0]
+
+        states = torch.cat([encoded.states for encoded, _ in parts])
+        sequences = DocSequences.join([encoded.sequences for encoded, _ in parts])
+        # From read after read to the order in which the Docs were asked for.
+        order = np.argsort(np.concatenate(list(by_read.values())))
+        joined, rows = take_docs(Encoded(states, sequences), order)
+
+        def answer(gradient: torch.Tensor) -> None:
+            if rows is not None:
+                gradient = torch.empty_like(gradient).index_copy_(0, rows, gradient)
+            sizes = [len(encoded.states) for encoded, _ in parts]
+            for (_, answer_part), part in zip(parts, gradient.split(sizes), strict=True):
+                answer_part(part)
+
+        return joined, answer
 
     def read_pairs(
         self, pairs: Pairs, model: EncoderModel
@@ -136,16 +152,20 @@ class Read:
         self.encoded, self.backprop = model.begin_update(inputs)
         self.gradient: torch.Tensor | None = None
 
-    def find(self, docs: Sequence[Doc]) -> Ints1d | None:
-        """RETURNS (Optional[Ints1d]): The places of the Docs; None if one is missing or has
-        other tokens now."""
-        places = [self.places.get(id(doc), -1) for doc in docs]
-        if any(
-            place < 0 or self.encoded.sequences.tokens[place] != len(doc)
-            for place, doc in zip(places, docs, strict=True)
-        ):
-            return None
-        return np.asarray(places, dtype=np.int64)
+    def has(self, doc: Doc) -> bool:
+        """RETURNS (bool): Whether the Doc was read, with the tokens that it has now."""
+        place = self.places.get(id(doc))
+        return place is not None and bool(self.encoded.sequences.tokens[place] == len(doc))
+
+    def take(
+        self, docs: Sequence[Doc]
+    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
+        """docs (Sequence[Doc]): Docs that were read.
+        RETURNS (Tuple[Encoded, Callable]): Their states, and the callback that takes the gradient.
+        """
+        places = np.asarray([self.places[id(doc)] for doc in docs], dtype=np.int64)
+        encoded, slots = take_docs(self.encoded, places)
+        return encoded, lambda gradient: self.add(gradient, slots)
 
     def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
         """Take a listener's gradient.

@@ -171,7 +171,8 @@ class BertHead(TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Learn from a batch. If no reference in it is annotated for this head, nothing is run.
+        """Learn from those examples of a batch whose references are annotated for this head. The
+        others are not run.
 
         examples (Iterable[Example]): The batch.
         drop (float): Not used: the head's dropout is set in its model.
@@ -184,10 +185,11 @@ class BertHead(TrainablePipe):
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.update")
         losses.setdefault(self.name, MeanLoss())
-        step = self.begin_update(examples)
+        annotated = [eg for eg in examples if self.has_gold(eg)]
+        step = self.begin_update(annotated) if annotated else None
         if step is not None:
             scores, backprop = step
-            loss, gradient = self.get_loss(examples, scores)
+            loss, gradient = self.get_loss(annotated, scores)
             backprop(gradient)
             losses[self.name] += loss
         if sgd not in (None, False):
@@ -197,12 +199,10 @@ class BertHead(TrainablePipe):
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         """Run the model with a graph.
 
-        examples (List[Example]): The batch.
+        examples (List[Example]): Annotated examples, one at least.
         RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
-            gradient; None if there is nothing to learn in the batch.
+            gradient; None if there is nothing to learn after all.
         """
-        if not any(self.has_gold(eg) for eg in examples):
-            return None
         return self.model.begin_update([eg.predicted for eg in examples])
 
     # --- files

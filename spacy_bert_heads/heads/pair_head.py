@@ -124,9 +124,9 @@ class BertPairHead(BertHead):
         """Run the model with a graph, on the annotated pairs. A text that is too long to be read
         is left out with a warning, so that it doesn't end the run.
 
-        examples (List[Example]): The batch.
+        examples (List[Example]): Annotated examples, one at least.
         RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
-            gradient; None if there is nothing to learn in the batch.
+            gradient; None if every text is too long.
         """
         for example in examples:
             self.check_gold(example)
