@@ -69,7 +69,9 @@ class TorchLoop:
                 ]
                 self.optimizers[name] = torch.optim.AdamW(groups, eps=1e-4)
         self.frozen = frozen
-        self.factors: dict[str, float] = {}  # 1 for a component that is not in it
+        # 1 for a component that is not in these.
+        self.factors: dict[str, float] = {}
+        self.grad_factors: dict[str, float] = {}
         self.rates = warmup_linear(1e-3, 4, 40)
 
     def backward(self, examples) -> None:
@@ -78,7 +80,9 @@ class TorchLoop:
         states = self.encoder(**batch).last_hidden_state
         losses = []
         if "bert_ner" not in self.frozen:
-            losses.append(self.ner_loss(examples, batch, states))
+            factor = self.grad_factors.get("bert_ner", 1.0)
+            scaled = factor * states + (1 - factor) * states.detach()
+            losses.append(self.ner_loss(examples, batch, scaled))
         if "bert_textcat" not in self.frozen:
             losses.append(self.textcat_loss(examples, states))
         losses = [loss for loss in losses if loss is not None]
@@ -170,13 +174,14 @@ def test_update_by_hand_equals_torch(trained, frozen):
     assert_equal(nlp, loop, start)
 
 
-def test_a_rate_for_each_component(make_nlp, checkpoint):
+def test_a_rate_and_a_weight_for_each_component(make_nlp, checkpoint):
     nlp = make_nlp(initialize=False, rate_factor=0.5)
-    nlp.add_pipe("bert_ner", config={"model": {"rate_factor": 10.0}})
+    tok2vec = {"@architectures": "spacy_bert_heads.BertListener.v1", "grad_factor": 0.25}
+    nlp.add_pipe("bert_ner", config={"model": {"rate_factor": 10.0, "tok2vec": tok2vec}})
     nlp.add_pipe("bert_textcat")
     nlp.initialize(lambda: make_examples(nlp, DATA))
     loop, start = TorchLoop(nlp, checkpoint), parameters(nlp)
-    loop.factors = {"bert_encoder": 0.5, "bert_ner": 10.0}
+    loop.factors, loop.grad_factors = {"bert_encoder": 0.5, "bert_ner": 10.0}, {"bert_ner": 0.25}
     optimizer = make_optimizer()
     for examples in batches(nlp):
         nlp.update(examples, sgd=optimizer)

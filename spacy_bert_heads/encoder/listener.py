@@ -19,11 +19,13 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
     """Ask the pipeline's encoder for the states of a batch.
 
     upstream_name (str): The encoder component's name, or "*" for the nearest one before.
+    grad_factor (float): What the encoder learns from this head is multiplied by this.
     """
 
-    def __init__(self, upstream_name: str) -> None:
+    def __init__(self, upstream_name: str, grad_factor: float) -> None:
         super().__init__("bert_listener", forward, dims={"nO": None})
         self.upstream_name = upstream_name
+        self.grad_factor = grad_factor
         self.component_name = "this component"  # the head's name, set with the link
         self.upstream: BertEncoder | None = None
 
@@ -52,13 +54,18 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         return self.upstream
 
 
-def build_bert_listener(upstream: str = "*") -> BertListener:
+def build_bert_listener(upstream: str = "*", grad_factor: float = 1.0) -> BertListener:
     """Build a listener.
 
     upstream (str): The encoder component's name, or "*" for the nearest one before.
+    grad_factor (float): The head's gradient is multiplied by this before it reaches the encoder, so
+        that heads that are hard to learn don't drown the others. The head itself learns as ever.
     RETURNS (Model[List[Doc], Encoded]): The layer.
+    RAISES (ValueError): If the factor is negative.
     """
-    return BertListener(upstream)
+    if grad_factor < 0:
+        raise ValueError(f"grad_factor is {grad_factor}; it must be 0 or above.")
+    return BertListener(upstream, grad_factor)
 
 
 def forward(
@@ -71,7 +78,8 @@ def forward(
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
     """
     assert isinstance(model, BertListener)
-    return model.encoder.read(inputs, model if is_train else None)
+    encoded, answer = model.encoder.read(inputs, model if is_train else None)
+    return encoded, lambda gradient: answer(gradient * model.grad_factor)
 
 
 def checkpoint_behind(tok2vec: Model) -> Bert | None:

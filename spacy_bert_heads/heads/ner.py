@@ -19,7 +19,11 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
     "rate_factor": 1.0,
-    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+    "tok2vec": {
+        "@architectures": "spacy_bert_heads.BertListener.v1",
+        "upstream": "*",
+        "grad_factor": 1.0,
+    },
 }
 
 SCHEMES = {"BIO": ("B", "I"), "BILOU": ("B", "I", "L", "U")}

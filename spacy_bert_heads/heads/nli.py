@@ -22,7 +22,11 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "rate_factor": 1.0,
-    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+    "tok2vec": {
+        "@architectures": "spacy_bert_heads.BertListener.v1",
+        "upstream": "*",
+        "grad_factor": 1.0,
+    },
 }
 
 

@@ -24,7 +24,11 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
     "dropout": 0.0,
     "rate_factor": 1.0,
-    "tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "*"},
+    "tok2vec": {
+        "@architectures": "spacy_bert_heads.BertListener.v1",
+        "upstream": "*",
+        "grad_factor": 1.0,
+    },
 }
 Floats1d = NDArray[np.float64]
 
