@@ -230,6 +230,27 @@ def prepare(
     return open_corpus(target)
 
 
+def read_texts(sources: Sequence[str | Path], *, progress: bool = False) -> Iterator[str]:
+    """Read the texts of sources as `prepare` does, but as they are.
+
+    sources (Sequence[str / Path]): What to read, in this order.
+    progress (bool): Show a progress bar, if there is a terminal.
+    YIELDS (str): The texts, long ones in parts; what `prepare` reports as skipped is left out.
+    RAISES (FileNotFoundError): If there is no such source.
+    RAISES (ImportError): If a file needs zstandard, which is not installed.
+    """
+    with TemporaryDirectory() as spool:
+        found = list_sources(sources, Path(spool))
+        size = sum(source.path.stat().st_size for source in found)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+            for record in chain.from_iterable(read_source(source, bar) for source in found):
+                try:
+                    text = read_text(record)
+                except ValueError:
+                    continue
+                yield from cut(text, CHUNK)
+
+
 def open_corpus(folder: Path) -> Corpus:
     """Open a prepared corpus.
 

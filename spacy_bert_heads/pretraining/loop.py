@@ -34,6 +34,7 @@ from .objectives import (
 from .processes import Processes
 from .reports import Report, Sample, draw_curves, open_logger, pick_samples
 from .settings import Settings, phase_at
+from .start import make_start
 
 # What may differ between a run and its continuation: where and how often, but not what.
 FREE = (
@@ -268,12 +269,14 @@ def begin(
         )
     processes.wait()  # nobody writes before all have looked
 
+    start = output / "start"
+    if state is None and processes.is_first:
+        shutil.rmtree(start, ignore_errors=True)  # of a run that was stopped before its first state
+    encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(t.seed)
-    pretrainer, made = load_pretrainer(
-        settings.paths.encoder, sentence_objective=settings.objective.sentences
-    )
+    pretrainer, made = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
     if made:
-        say(f"{settings.paths.encoder} has no {', no '.join(made)}: made anew.")
+        say(f"{encoder} has no {', no '.join(made)}: made anew.")
     max_length = max(phase.max_length for phase in t.phases)
     if max_length > pretrainer.bert.max_window:
         raise ValueError(

@@ -11,15 +11,41 @@ from thinc.api import Config
 
 from .examples import Masking
 
+FAMILIES = ("bert", "albert", "roberta")
+# Layers and width of each size: Turc et al. 2019, table 1; base and large of Devlin et al. 2019.
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
 
 @dataclass
 class Paths:
     """raw: files, folders, globs or "-" for standard input. encoder: a hub name or folder to
-    continue. cache: where the tokenized text is kept."""
+    continue, or None for a new one. cache: where the tokenized text is kept."""
 
     raw: list[str]
-    encoder: str
+    encoder: str | None
     cache: str = "corpus/pretraining"
+
+
+@dataclass
+class Encoder:
+    """The encoder to begin with. family, size: of a new one. tokenizer: a hub name or folder whose
+    tokenizer a new one takes, or None to train wordpieces on the raw text, vocab_size of them at
+    the most. add_words: frequent words that the tokenizer breaks, to be added to it as pieces; of a
+    new encoder and of one that is continued."""
+
+    family: str = "bert"
+    size: str = "small"
+    tokenizer: str | None = None
+    vocab_size: int = 30_522
+    lowercase: bool = True
+    add_words: int = 0
 
 
 @dataclass
@@ -81,6 +107,7 @@ class Settings:
     """A run's settings, section by section."""
 
     paths: Paths
+    encoder: Encoder = field(default_factory=Encoder)
     text: Text = field(default_factory=Text)
     objective: Objective = field(default_factory=Objective)
     masking: Masking = field(default_factory=Masking)
@@ -144,7 +171,7 @@ def _is_required(one: dataclasses.Field) -> bool:
 
 
 def _check(settings: Settings) -> None:
-    t, o, m = settings.training, settings.objective, settings.masking
+    t, o, m, e = settings.training, settings.objective, settings.masking, settings.encoder
     shares = {
         "text.held_out": settings.text.held_out,
         "objective.short_seq_prob": o.short_seq_prob,
@@ -165,10 +192,21 @@ def _check(settings: Settings) -> None:
         "training.checkpoint_frequency": t.checkpoint_frequency,
         "training.keep": t.keep,
         "masking.max_ngram": m.max_ngram,
+        "encoder.vocab_size": e.vocab_size,
     }
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} is {count}; it must be 1 or more.")
+    for name, chosen, known in (("family", e.family, FAMILIES), ("size", e.size, tuple(SIZES))):
+        if chosen not in known:
+            raise ValueError(f"encoder.{name} is '{chosen}'. Choose one of: {', '.join(known)}.")
+    if e.add_words < 0:
+        raise ValueError(f"encoder.add_words is {e.add_words}; it must be 0 or more.")
+    if e.add_words and settings.paths.encoder is None and e.tokenizer is None:
+        raise ValueError(
+            "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
+            "same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
+        )
     if o.sentences not in ("nsp", "sop", "full-sentences", "doc-sentences"):
         raise ValueError(
             f"objective.sentences is '{o.sentences}'. Choose nsp, sop, full-sentences or "
