@@ -164,6 +164,9 @@ def train_ours(
     steps = epochs * steps_per_epoch
     config = init_config(list(dict.fromkeys(HEADS[task] for task in tasks)), name=encoder)
     config["corpora"]["train"]["max_pairs"] = 1
+    for name, component in config["components"].items():
+        if name != "bert_encoder":
+            component["model"]["rate_factor"] = 1.0  # as in the plain loop
     if "bert_qa" in config["components"]:
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
     config.to_disk(run / "config.cfg")
