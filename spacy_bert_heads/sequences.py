@@ -264,7 +264,13 @@ def best_slots(source: Ints1d, slots: Ints1d, lengths: Ints1d, *, n_pieces: int)
     return best
 
 
-def make_buckets(lengths: Ints1d, *, max_tokens: int) -> list[Ints1d]:
+# What a bucket costs by itself (kernel launches, small matrices), in slots of padding.
+BUCKET_OVERHEAD = 256
+
+
+def make_buckets(
+    lengths: Ints1d, *, max_tokens: int, overhead: int = BUCKET_OVERHEAD
+) -> list[Ints1d]:
     """Group sequences of like length, so that little of a bucket is padding.
 
     Going from long to short, a bucket is closed when another sequence would take it over
@@ -273,6 +279,7 @@ def make_buckets(lengths: Ints1d, *, max_tokens: int) -> list[Ints1d]:
     lengths (Ints1d): Slots of each sequence (n_sequences,).
     max_tokens (int): The most slots, padding included, of a bucket. A sequence that is longer
         by itself is a bucket by itself.
+    overhead (int): What a bucket costs, in slots of padding.
     RETURNS (List[Ints1d]): The indices of the sequences in each bucket, longest first.
     """
     order = np.argsort(-lengths, kind="stable")
@@ -280,14 +287,10 @@ def make_buckets(lengths: Ints1d, *, max_tokens: int) -> list[Ints1d]:
     for i, length in enumerate(lengths[order].tolist()):
         longest = int(lengths[order[start]])
         padding += longest - length
-        if (i - start + 1) * longest > max_tokens or padding > BUCKET_OVERHEAD:
+        if (i - start + 1) * longest > max_tokens or padding > overhead:
             if i > start:
                 buckets.append(order[start:i])
             start, padding = i, 0
     if start < len(order):
         buckets.append(order[start:])
     return buckets
-
-
-# What a bucket costs by itself (kernel launches, small matrices), in slots of padding.
-BUCKET_OVERHEAD = 256

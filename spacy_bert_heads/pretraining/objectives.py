@@ -18,7 +18,7 @@ from torch import nn
 
 from ..encoder.loading import Bert, load_checkpoint
 from ..encoder.model import pad
-from ..sequences import make_buckets
+from ..sequences import BUCKET_OVERHEAD, make_buckets
 from .examples import PAIRS, Batch, Vocabulary
 
 if TYPE_CHECKING:
@@ -179,14 +179,17 @@ class Pretrainer(nn.Module):
         called = self if step is None else step
         device = next(self.parameters()).device
         sequences = batch.sequences
-        starts = np.cumsum(sequences.lengths) - sequences.lengths
+        lengths = sequences.lengths
+        starts = np.cumsum(lengths) - lengths
         target = np.full(len(sequences.ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        buckets = make_buckets(sequences.lengths, max_tokens=max_batch_tokens)
+        # A GPU computes the padding of a whole bucket sooner than it is told of a second one.
+        overhead = max_batch_tokens if device.type == "cuda" else BUCKET_OVERHEAD
+        buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
         for number, bucket in enumerate(buckets, start=1):
-            lengths = sequences.lengths[bucket]
-            inputs, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
+            rows = starts[bucket], lengths[bucket]
+            inputs, slots, present = pad(sequences, *rows, self.bert, device)
             masked = np.flatnonzero(target[slots] >= 0)
             paired = np.flatnonzero(batch.labels[bucket] >= 0)
             gold = target[slots[masked]], batch.labels[bucket][paired]
