@@ -125,11 +125,15 @@ def draw(choice: Choice, *keys: int | Ints1d) -> NDArray[np.uint64]:
     """
     state = np.zeros(1, dtype=np.uint64)
     for key in (int(choice), *keys):
-        state = state + np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = _mix(state, key)
     return state
+
+
+def _mix(state: NDArray[np.uint64], key: int | Ints1d) -> NDArray[np.uint64]:
+    state = state + np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 def uniform(choice: Choice, *keys: int | Ints1d) -> NDArray[np.float64]:
@@ -152,13 +156,14 @@ def shuffled(numbers: Ints1d, n: int, *, seed: int, epoch: int) -> Ints1d:
     """
     half = max((n - 1).bit_length() + 1, 2) // 2
     low = (1 << half) - 1
+    # Four rounds make a pseudo-random permutation (Luby & Rackoff 1988), but only of halves with
+    # many bits. What they have in common is drawn once.
+    rounds = draw(Choice.ORDER, seed, epoch, np.arange(8))
 
     def permute(values: Ints1d) -> Ints1d:
         left, right = values >> half, values & low
-        # Four rounds make a pseudo-random permutation (Luby & Rackoff 1988), but only of halves
-        # with many bits.
-        for turn in range(8):
-            noise = draw(Choice.ORDER, seed, epoch, turn, right).astype(np.int64)
+        for state in rounds[:, None]:
+            noise = _mix(state, right).astype(np.int64)
             left, right = right, left ^ (noise & low)
         return left << half | right
 
