@@ -20,6 +20,7 @@ import torch
 
 FILES = {
     "wnut17": ("ner_wnut17", "train.conll", "dev.conll", "test.conll"),
+    "ncbi": ("ner_ncbi_disease", "train.tsv", "devel.tsv", "test.tsv"),
     "sst2": ("textcat_sst2", "train.txt", "dev.txt", "test.txt"),
     "sick": ("nli_sick", "SICK_train.txt", "SICK_trial.txt", "SICK_test_annotated.txt"),
 }

@@ -12,18 +12,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import spacy
 import typer
 from plain_loops import BATCH_SIZE, FILES, read_squad, run_plain
+from thinc.api import Config
 
 from spacy_bert_heads.convert import convert
 from spacy_bert_heads.corpora import BertCorpus, make_corpus
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pairs import INPUTS
 
-HEADS = {"wnut17": "ner", "sst2": "textcat", "sick": "nli", "xquad": "qa", "policyqa": "qa"}
+HEADS = {
+    "wnut17": "ner",
+    "ncbi": "ner",
+    "sst2": "textcat",
+    "sick": "nli",
+    "xquad": "qa",
+    "policyqa": "qa",
+}
 METRICS = {
     "ner": {"score": "ents_f"},
     "textcat": {"score": "cats_micro_f"},
@@ -158,17 +166,40 @@ def train_ours(
         (run / part).mkdir(parents=True, exist_ok=True)
         for task in tasks:
             (run / part / f"{task}.spacy").write_bytes((work / task / f"{part}.spacy").read_bytes())
-    corpus = make_corpus(run / "train", max_pairs=1)  # so a batch is 32 pairs, as in the plain loop
-    n_examples = sum(1 for _ in corpus(spacy.blank("en")))
-    steps_per_epoch = -(-n_examples // BATCH_SIZE)
-    steps = epochs * steps_per_epoch
     config = init_config(list(dict.fromkeys(HEADS[task] for task in tasks)), name=encoder)
-    config["corpora"]["train"]["max_pairs"] = 1
     for name, component in config["components"].items():
         if name != "bert_encoder":
             component["model"]["rate_factor"] = 1.0  # as in the plain loop
     if "bert_qa" in config["components"]:
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
+    settings = dict(item.split("=", 1) for item in overrides)
+    seconds = run_training(run, config, seed, epochs, rate, precision, settings)
+    nlp = spacy.load(run / "out" / "model-last")
+    results = {}
+    for task in tasks:
+        start = time.perf_counter()
+        found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))
+        scores = {name: found[key] for name, key in METRICS[HEADS[task]].items()}
+        results[task] = scores, time.perf_counter() - start
+    return results, seconds
+
+
+def run_training(
+    run: Path,
+    config: Config,
+    seed: int,
+    epochs: int,
+    rate: float,
+    precision: str,
+    overrides: dict[str, Any],
+) -> float:
+    """Run `spacy train` on the folders `train` and `dev` of a run, to its `out`; the seconds,
+    with its start and evaluations."""
+    corpus = make_corpus(run / "train", max_pairs=1)  # so a batch is 32 pairs, as in the plain loop
+    config["corpora"]["train"]["max_pairs"] = 1
+    n_examples = sum(1 for _ in corpus(spacy.blank("en")))
+    steps_per_epoch = -(-n_examples // BATCH_SIZE)
+    steps = epochs * steps_per_epoch
     config.to_disk(run / "config.cfg")
     settings = {
         "paths.train": run / "train",
@@ -181,22 +212,14 @@ def train_ours(
         "training.optimizer.learn_rate.initial_rate": rate,
         "training.optimizer.learn_rate.warmup_steps": steps // 10,
         "training.optimizer.learn_rate.total_steps": steps,
-        **dict(item.split("=", 1) for item in overrides),
+        **overrides,
     }
     command = [sys.executable, "-m", "spacy", "train", str(run / "config.cfg")]
     command += ["--output", str(run / "out")]
     command += [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
     start = time.perf_counter()
     subprocess.run(command, check=True)
-    seconds = time.perf_counter() - start
-    nlp = spacy.load(run / "out" / "model-last")
-    results = {}
-    for task in tasks:
-        start = time.perf_counter()
-        found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))
-        scores = {name: found[key] for name, key in METRICS[HEADS[task]].items()}
-        results[task] = scores, time.perf_counter() - start
-    return results, seconds
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,0 +1,682 @@
+"""What pretraining on raw text buys: named jobs, a JSON file for each, tables and plots from those.
+
+    python benchmarks/adaptation.py DATA ENCODER OUT --list
+    python benchmarks/adaptation.py DATA ENCODER OUT --jobs "adapt-*" --precision fp32
+    python benchmarks/adaptation.py DATA ENCODER OUT --table
+
+A job whose file is in OUT is not run again, and a pretraining that was interrupted goes on where it
+was, so hours of work can be done in pieces. Files of several machines can be put into one folder;
+what was adapted (OUT/work/adapt-…/model-last) is needed where `ncbi-…` jobs run. The number of
+threads is that of OMP_NUM_THREADS. Estimates are for one core of a CPU with AVX2, in fp32.
+
+scratch-nsp, scratch-sop
+    A small random BERT on WikiText-2, with one sentence objective or the other.
+adapt-covid, adapt-wikitext, adapt-frozen
+    ENCODER continued on papers about COVID-19; for as many steps on WikiText-2, the wrong domain;
+    and, on the papers again, with all but the heads frozen. A checkpoint without the heads of
+    pretraining has no loss to compare with: what it knew before is what heads make of its unchanged
+    states, with as many steps to learn that. Each is scored on held-out documents of both texts.
+ncbi-ENCODER-SHARE-SEED
+    Disease names in abstracts of PubMed, from ENCODER as it came and from the two adapted ones,
+    with shares of the training sentences: the first ones of one order, whatever the seed.
+random-vs-pretrained-TASK
+    The same fine-tuning from ENCODER and from random weights of the same shape.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from unittest import mock
+
+import numpy as np
+import spacy
+import torch
+import typer
+from quality import BATCH_SIZE, HEADS, METRICS, convert_task, run_training
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
+from thinc.api import Config
+
+from spacy_bert_heads.corpora import BertCorpus
+from spacy_bert_heads.encoder.shim import PRECISIONS
+from spacy_bert_heads.init_config import init_config
+from spacy_bert_heads.pretraining import loop
+from spacy_bert_heads.pretraining.corpus import Corpus, prepare
+from spacy_bert_heads.pretraining.examples import Choice, uniform
+from spacy_bert_heads.pretraining.objectives import NOTHING, Pretrainer, load_pretrainer
+from spacy_bert_heads.pretraining.settings import Settings, read_settings
+
+# Scratch: updates count for more than large batches as long as the model knows next to nothing.
+SCRATCH = {"max_steps": 2400, "batch_pieces": 2048, "learn_rate": 2e-3}
+SCRATCH_ENCODER = {"family": "bert", "size": "tiny", "tokenizer": None, "vocab_size": 8000}
+ADAPT_PIECES = 2048  # of a step
+MAX_LENGTH = 128
+SENTENCES = {"ncbi": 5432, "wnut17": 3394, "sst2": 6920}  # to train on
+PIECES = {"ncbi": 187_000, "wnut17": 102_000, "sst2": 174_000}  # of those
+EPOCHS = {100: 2, 25: 4, 5: 10}  # by the share of the sentences, in percent
+COMPARED = {"wnut17": 3, "sst2": 2}  # epochs of random-vs-pretrained
+STARTS = {"as_it_came": None, "covid": "adapt-covid", "wikitext": "adapt-wikitext"}
+SEEDS = (0, 1, 2)
+RATE = 1e-4  # of fine-tuning: that of init-config
+N_POINTS = 10  # of a curve
+# Estimates: wordpieces a second on one core.
+LEARN, READ, LEARN_TINY = 730, 2200, 7000
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all jobs share. scale: less than 1 to test this script, not the models."""
+
+    data: Path
+    encoder: str
+    out: Path
+    precision: str
+    scale: float
+    steps: int  # of an adaptation
+    rate: float
+
+    def scaled(self, number: float, least: int) -> int:
+        return max(round(number * self.scale), least)
+
+    def work(self, name: str) -> Path:
+        return self.out / "work" / name
+
+    def file(self, name: str) -> Path:
+        return self.out / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    minutes: float
+    run: Callable[[Bench], dict[str, Any]]
+    needs: str | None = None  # the job that makes its encoder
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
+    encoder: Annotated[str, typer.Argument(help="The checkpoint")],
+    out: Annotated[Path, typer.Argument(help="The folder of the results")],
+    jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
+    precision: str = "fp32",
+    steps: Annotated[int, typer.Option(help="Steps of an adaptation")] = 300,
+    rate: Annotated[float, typer.Option(help="Learning rate of an adaptation")] = 3e-4,
+    scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
+    show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print and plot, run none")] = False,
+) -> None:
+    """Run the jobs that were not run yet."""
+    bench = Bench(data, encoder, out.absolute(), precision, scale, steps, rate)
+    chosen = [job for job in list_jobs(bench) if fnmatch(job.name, jobs)]
+    if table:
+        print_tables(bench)
+    elif show:
+        show_jobs(bench, chosen)
+    else:
+        run_jobs(bench, chosen)
+
+
+def list_jobs(bench: Bench) -> list[Job]:
+    """All jobs, those first that others need."""
+    pieces = SCRATCH["max_steps"] * SCRATCH["batch_pieces"]
+    jobs = [
+        Job(
+            f"scratch-{objective}",
+            2 + pieces / LEARN_TINY / 60,
+            partial(pretrain_scratch, objective),
+        )
+        for objective in ("nsp", "sop")
+    ]
+    learned = bench.steps * ADAPT_PIECES / 60
+    for name, speed in (("covid", LEARN), ("wikitext", LEARN), ("frozen", READ)):
+        jobs.append(Job(f"adapt-{name}", 5 + learned / speed, partial(adapt, name)))
+    for share, epochs in EPOCHS.items():
+        for seed in SEEDS:
+            for start, needs in STARTS.items():
+                minutes = 1 + PIECES["ncbi"] * share / 100 * epochs / LEARN / 60
+                run = partial(finetune_ncbi, start, share, seed)
+                jobs.append(Job(f"ncbi-{start}-{share}-{seed}", minutes, run, needs))
+    for task, epochs in COMPARED.items():
+        minutes = 2 * (2 + PIECES[task] * epochs / LEARN / 60)
+        jobs.append(Job(f"random-vs-pretrained-{task}", minutes, partial(compare, task)))
+    return jobs
+
+
+def show_jobs(bench: Bench, jobs: list[Job]) -> None:
+    left = 0.0
+    for job in jobs:
+        if bench.file(job.name).exists():
+            result = json.loads(bench.file(job.name).read_bytes())
+            minutes, cpu = result["seconds"] / 60, result["cpu_seconds"] / 60
+            print(f"{job.name:32} done in {minutes:.0f} min, {cpu:.0f} min of CPU time")
+            continue
+        left += job.minutes
+        state = "begun" if bench.work(job.name).exists() else "missing"
+        if job.needs and not bench.file(job.needs).exists():
+            state += f", needs {job.needs}"
+        print(f"{job.name:32} about {job.minutes:3.0f} min  {state}")
+    print(f"{left / 60:.1f} hours are left, for one core.")
+
+
+def run_jobs(bench: Bench, jobs: list[Job]) -> None:
+    for job in jobs:
+        if bench.file(job.name).exists():
+            continue
+        if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
+            model = bench.work(job.needs) / "model-last"
+            print(f"{job.name} is left out: it needs {model}. Run {job.needs}.", flush=True)
+            continue
+        print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
+        start, start_cpu = time.perf_counter(), sum(os.times()[:4])
+        result = {
+            "job": job.name,
+            "precision": bench.precision,
+            "scale": bench.scale,
+            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+            "torch": torch.__version__,
+            **job.run(bench),
+        }
+        # Of this session alone, if a pretraining was interrupted. Where other programs run beside
+        # it, CPU time is what tells the cost.
+        result["seconds"] = round(time.perf_counter() - start)
+        result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
+        partly = bench.file(job.name).with_suffix(".partly")
+        partly.write_text(json.dumps(result, indent=1), encoding="utf8")
+        partly.replace(bench.file(job.name))
+        for left_over in ("states", "plans", "model-best"):
+            shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
+
+
+# --- raw text
+
+
+def raw_text(bench: Bench, name: str) -> Path:
+    """A file of JSON Lines, a document in each."""
+    if name == "covid":
+        return bench.data / "raw_covid_papers" / "papers.jsonl"
+    path = bench.work("wikitext.jsonl")
+    if not path.exists():  # written once: a run is not resumed on a file that has changed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partly = path.with_suffix(".partly")
+        lines = [json.dumps({"text": text}) + "\n" for text in read_wikitext(bench.data)]
+        partly.write_text("".join(lines), encoding="utf8")
+        partly.replace(path)
+    return path
+
+
+def read_wikitext(data: Path) -> Iterator[str]:
+    """The articles of WikiText-2 as running text: no headings, no marks around hyphens and within
+    numbers. A word that was not in its vocabulary stays a word, the same for all of them."""
+    for name in ("valid.txt", "test.txt"):
+        content = (data / "raw_wikitext2" / name).read_text(encoding="utf8")
+        lines = ["", *(line.strip() for line in content.splitlines()), ""]
+        article: list[str] = []
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+            heading = line.startswith("= ") and line.endswith(" =") and not before and not after
+            if heading and not line.startswith("= ="):
+                if article:
+                    yield "\n".join(article)
+                article = []
+            elif line and not heading:
+                line = re.sub(r" @([-,.])@ ", r"\1", line)
+                article.append(line.replace("<unk>", "unk"))
+        yield "\n".join(article)
+
+
+# --- pretraining
+
+
+def settings_of(bench: Bench, text: str, objective: str, **training: Any) -> dict[str, Any]:
+    """The config of a run, with a tenth of the documents held out."""
+    steps = bench.scaled(training["max_steps"], least=4)
+    every = max(steps // N_POINTS, 1)
+    return {
+        "paths": {
+            "raw": str(raw_text(bench, text)),
+            "encoder": bench.encoder,
+            "cache": str(bench.work("cache")),
+        },
+        "text": {"held_out": 0.1, "workers": 1},
+        "objective": {"sentences": objective},
+        "training": {
+            "max_batch_tokens": 4096,
+            "precision": bench.precision,
+            "eval_pieces": bench.scaled(32_768, least=2048),
+            "phases": [{"max_length": MAX_LENGTH, "share": 1.0}],
+            **training,
+            "max_steps": steps,
+            "warmup_steps": steps // 10,
+            "eval_frequency": every,
+            "checkpoint_frequency": every,
+            "keep": 1,
+        },
+    }
+
+
+def run_pretraining(folder: Path, config: dict[str, Any]) -> Settings:
+    """`spacy bert pretrain --resume`, which starts anew if there is nothing to resume."""
+    settings = write_settings(folder, config)
+    command = [sys.executable, "-m", "spacy", "bert", "pretrain", str(folder / "pretrain.cfg")]
+    subprocess.run([*command, str(folder), "--resume"], check=True)
+    return settings
+
+
+def write_settings(folder: Path, config: dict[str, Any]) -> Settings:
+    folder.mkdir(parents=True, exist_ok=True)
+    Config(config).to_disk(folder / "pretrain.cfg")
+    return read_settings(folder / "pretrain.cfg", {})
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The reports of a pretraining."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def pretrain_scratch(objective: str, bench: Bench) -> dict[str, Any]:
+    config = settings_of(bench, "wikitext", objective, **SCRATCH)
+    config["paths"]["encoder"] = None
+    config["encoder"] = SCRATCH_ENCODER
+    folder = bench.work(f"scratch-{objective}")
+    settings = run_pretraining(folder, config)
+    return {
+        "settings": dataclasses.asdict(settings),
+        "curve": read_curve(folder),
+        "held_out": score(bench, folder / "model-last", settings, "wikitext"),
+    }
+
+
+def adapt(kind: str, bench: Bench) -> dict[str, Any]:
+    text = "wikitext" if kind == "wikitext" else "covid"
+    training = {
+        "max_steps": bench.steps,
+        "batch_pieces": ADAPT_PIECES,
+        "learn_rate": bench.rate if kind != "frozen" else 1e-3,  # of the heads alone
+    }
+    config = settings_of(bench, text, "nsp", **training)
+    folder = bench.work(f"adapt-{kind}")
+    result: dict[str, Any] = {}
+    if kind == "frozen":
+        settings = write_settings(folder, config)
+        # The heads as they are made, before a step.
+        result["random_heads"] = {
+            text: score(bench, bench.encoder, settings, text) for text in ("covid", "wikitext")
+        }
+        # In this process, because the command has no setting for it, which nobody else needs.
+        with mock.patch.object(loop, "load_pretrainer", load_frozen):
+            print(loop.COLUMNS)
+            loop.pretrain(
+                settings,
+                folder,
+                resume=True,
+                on_report=lambda report: print(loop.format_row(report), flush=True),
+            )
+    else:
+        settings = run_pretraining(folder, config)
+    for text in ("covid", "wikitext"):
+        result[text] = score(bench, folder / "model-last", settings, text)
+    return {
+        "settings": dataclasses.asdict(settings),
+        "curve": read_curve(folder),
+        **result,
+    }
+
+
+def load_frozen(name: str, *, sentence_objective: str | None) -> tuple[Pretrainer, list[str]]:
+    """A checkpoint of which the heads alone will learn, those for pairs with their pooler."""
+    pretrainer, made = load_pretrainer(name, sentence_objective=sentence_objective)
+    for parameter_name, parameter in pretrainer.model.named_parameters():
+        parameter.requires_grad_("pooler" in parameter_name or parameter_name.startswith("cls."))
+    return pretrainer, made
+
+
+def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dict[str, float]:
+    """The losses on the held-out documents of a text, which need not be that of the run; and the
+    loss, on the same masked pieces, of the frequencies of pieces in the other documents."""
+    torch.manual_seed(settings.training.seed)  # as the run: new heads are the same ones
+    objective = settings.objective.sentences
+    pretrainer, _ = load_pretrainer(str(model), sentence_objective=objective)
+    pretrainer.eval()
+    cache = Path(settings.paths.cache)
+    vocabulary = pretrainer.vocabulary()
+    corpus = prepare([raw_text(bench, text)], cache, wordpieces=vocabulary.wordpieces, workers=1)
+    training = dataclasses.replace(settings.training, eval_pieces=bench.scaled(131_072, least=2048))
+    settings = dataclasses.replace(settings, training=training)
+    dtype = PRECISIONS[bench.precision]
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    nats = unigram(corpus, settings, vocabulary.size)
+    totals, known = NOTHING, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for batch in loop.Data(corpus, vocabulary, settings, Path(folder)).held_out_batches(0):
+            budget = training.max_batch_tokens
+            found = pretrainer.run(batch, max_batch_tokens=budget, autocast=autocast, scales=None)
+            totals, known = totals.plus(found), known + float(nats[batch.targets].sum())
+    return {
+        "mlm_loss": totals.mlm_loss / totals.n_masked,
+        "mlm_accuracy": totals.mlm_right / totals.n_masked,
+        "n_masked": totals.n_masked,
+        "unigram_loss": known / totals.n_masked,
+        "sentence_accuracy": totals.sentence_right / totals.n_pairs,
+        "n_pairs": totals.n_pairs,
+    }
+
+
+def unigram(corpus: Corpus, settings: Settings, n_pieces: int) -> np.ndarray:
+    """-log p of each piece, from the counts in the documents that are not held out, plus one."""
+    documents = np.arange(len(corpus.documents) - 1)
+    seed, share = settings.training.seed, settings.text.held_out
+    held_out = uniform(Choice.HELD_OUT, seed, documents) < share  # as in `plan_epoch`
+    sizes = np.diff(corpus.sentences[corpus.documents])
+    learned = corpus.pieces[np.repeat(~held_out, sizes)]
+    counts = np.bincount(learned, minlength=n_pieces) + 1
+    return np.log(counts.sum()) - np.log(counts)
+
+
+# --- fine-tuning
+
+
+def finetune_ncbi(start: str, share: int, seed: int, bench: Bench) -> dict[str, Any]:
+    needs = STARTS[start]
+    finetuned = finetune(
+        bench,
+        bench.work(f"ncbi-{start}-{share}-{seed}"),
+        "ncbi",
+        bench.encoder if needs is None else str(bench.work(needs) / "model-last"),
+        n_train=round(SENTENCES["ncbi"] * share / 100),
+        n_dev=50,  # no checkpoint is chosen by it
+        seed=seed,
+        epochs=EPOCHS[share],
+    )
+    return {"start": start, "share": share, "seed": seed, "epochs": EPOCHS[share], **finetuned}
+
+
+def compare(task: str, bench: Bench) -> dict[str, Any]:
+    random_encoder = bench.work("random-encoder")
+    make_random(bench.encoder, random_encoder)
+    result: dict[str, Any] = {"task": task, "epochs": COMPARED[task]}
+    for kind, encoder in (("pretrained", bench.encoder), ("random", str(random_encoder))):
+        result[kind] = finetune(
+            bench,
+            bench.work(f"random-vs-pretrained-{task}") / kind,
+            task,
+            encoder,
+            n_train=SENTENCES[task],
+            n_dev=10_000,
+            seed=0,
+            epochs=COMPARED[task],
+        )
+    return result
+
+
+def make_random(encoder: str, folder: Path) -> None:
+    """An encoder of the same shape, with the same tokenizer, that has learned nothing."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+
+
+def finetune(
+    bench: Bench,
+    folder: Path,
+    task: str,
+    encoder: str,
+    *,
+    n_train: int,
+    n_dev: int,
+    seed: int,
+    epochs: int,
+) -> dict[str, Any]:
+    """`spacy train` with the config of `init-config`; its curve, and the last model's score."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    folder.mkdir(parents=True)
+    convert_task(bench.data, task, folder / "data")
+    sizes = {"train": n_train, "dev": n_dev, "test": 10_000}
+    for part, size in sizes.items():
+        (folder / part).mkdir()
+        target = folder / part / f"{task}.spacy"
+        take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
+    config = init_config([HEADS[task]], name=encoder)
+    config["training"]["logger"] = {
+        "@loggers": "spacy.ConsoleLogger.v3",
+        "progress_bar": None,
+        "console_output": True,
+        "output_file": str(folder / "log.jsonl"),
+    }
+    steps = epochs * -(-bench.scaled(n_train, least=BATCH_SIZE) // BATCH_SIZE)
+    overrides = {
+        # Above any batch, so that none is checkpointed.
+        "components.bert_encoder.model.max_batch_tokens": 16384,
+        "training.eval_frequency": max(steps // N_POINTS, 1) if n_dev > 50 else steps,
+    }
+    seconds = run_training(folder, config, seed, epochs, RATE, bench.precision, overrides)
+    nlp = spacy.load(folder / "out" / "model-last")
+    found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
+    key = METRICS[HEADS[task]]["score"]
+    head = f"bert_{HEADS[task]}"
+    curve = [
+        {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
+        for row in read_curve(folder)
+    ]
+    shutil.rmtree(folder)
+    return {
+        "test": found[key],
+        "metric": key,
+        "steps": steps,
+        "rate": RATE,
+        "train_seconds": round(seconds),
+        "curve": curve,
+    }
+
+
+def take(source: Path, size: int, target: Path) -> None:
+    """The first Docs of an order that is always the same."""
+    docs = list(DocBin().from_disk(source).get_docs(Vocab()))
+    random.Random(0).shuffle(docs)
+    DocBin(docs=docs[:size], store_user_data=True).to_disk(target)
+
+
+# --- tables and plots
+
+
+def print_tables(bench: Bench) -> None:
+    """All tables, as Markdown, and the plots, of what is done."""
+    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
+    scales = {result["scale"] for result in done.values()}
+    if scales - {1.0}:
+        print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
+    print_scratch(done)
+    print_adaptation(done)
+    print_ncbi(done)
+    print_comparison(done)
+    draw(bench, done)
+
+
+def print_row(*cells: Any) -> None:
+    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def print_head(*cells: Any) -> None:
+    print_row(*cells)
+    print("|---" * len(cells) + "|")
+
+
+def print_scratch(done: dict[str, dict]) -> None:
+    runs = {kind: done[f"scratch-{kind}"] for kind in ("nsp", "sop") if f"scratch-{kind}" in done}
+    print("### From scratch\n")
+    heads = [f"{kind}: {what}" for kind in runs for what in ("MLM loss", "pairs right")]
+    print_head("step", *heads)
+    curves = [run["curve"] for run in runs.values()]
+    for reports in zip(*curves, strict=False):
+        cells = [
+            form.format(report[key])
+            for report in reports
+            for key, form in (
+                ("held_out_mlm_loss", "{:.3f}"),
+                ("held_out_nsp_accuracy", "{:.3f}"),
+            )
+        ]
+        print_row(reports[0]["step"], *cells)
+    finals = [run["held_out"] for run in runs.values()]
+    cells = [f"**{one[key]:.3f}**" for one in finals for key in ("mlm_loss", "sentence_accuracy")]
+    print_row("all held out", *cells)
+    cells = [cell for one in finals for cell in (f"{one['unigram_loss']:.3f}", "0.500")]
+    print_row("unigram, chance", *cells)
+    print()
+
+
+def print_adaptation(done: dict[str, dict]) -> None:
+    frozen = done.get("adapt-frozen", {})
+    rows = {
+        "as it came, random heads": frozen.get("random_heads"),
+        "as it came, heads learned on papers": frozen,
+        "adapted to papers": done.get("adapt-covid"),
+        "adapted to WikiText-2": done.get("adapt-wikitext"),
+    }
+    print("### Adaptation: documents held out\n")
+    texts = {"covid": "papers", "wikitext": "WikiText-2"}
+    print_head(
+        "",
+        *(
+            f"{name}: {what}"
+            for name in texts.values()
+            for what in ("MLM loss", "perplexity", "pieces right", "NSP right")
+        ),
+    )
+    unigrams = []
+    for label, row in rows.items():
+        if not row:
+            continue
+        cells = []
+        for text in texts:
+            one = row[text]
+            cells += [f"{one['mlm_loss']:.3f}", f"{math.exp(one['mlm_loss']):,.1f}"]
+            cells += [f"{one['mlm_accuracy']:.3f}", f"{one['sentence_accuracy']:.3f}"]
+        print_row(label, *cells)
+        unigrams = [row[text]["unigram_loss"] for text in texts]
+    if unigrams:
+        cells = [
+            cell for loss in unigrams for cell in (f"{loss:.3f}", f"{math.exp(loss):,.1f}", "", "")
+        ]
+        print_row("unigram", *cells)
+    print()
+
+
+def scores_of(done: dict[str, dict], start: str, share: int) -> list[float]:
+    names = (f"ncbi-{start}-{share}-{seed}" for seed in SEEDS)
+    return [done[name]["test"] for name in names if name in done]
+
+
+def print_ncbi(done: dict[str, dict]) -> None:
+    print("### NCBI disease: entity F1 on the test data, mean (lowest to highest) over seeds\n")
+    print_head("encoder", *(f"{share} % of the sentences" for share in EPOCHS))
+    for start in STARTS:
+        cells = []
+        for share in EPOCHS:
+            found = scores_of(done, start, share)
+            spread = f"({min(found):.3f} to {max(found):.3f}), n={len(found)}" if found else ""
+            cells.append(f"{statistics.mean(found):.3f} {spread}" if found else "–")
+        print_row(start, *cells)
+    print()
+
+
+def print_comparison(done: dict[str, dict]) -> None:
+    for task in COMPARED:
+        run = done.get(f"random-vs-pretrained-{task}")
+        if run is None:
+            continue
+        kinds = ("pretrained", "random")
+        print(f"### {task}: the same training from pretrained and from random weights\n")
+        print_head("step", *(f"{kind}: {what}" for kind in kinds for what in ("loss", "dev")))
+        for reports in zip(*(run[kind]["curve"] for kind in kinds), strict=False):
+            cells = [f"{report[key]:.3f}" for report in reports for key in ("loss", "dev")]
+            print_row(reports[0]["step"], *cells)
+        print_row(
+            "test", *(cell for kind in kinds for cell in ("", f"**{run[kind]['test']:.3f}**"))
+        )
+        print()
+
+
+def draw(bench: Bench, done: dict[str, dict]) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("No plots: pip install matplotlib")
+        return
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    def save(figure: Any, name: str) -> None:
+        figure.tight_layout()
+        figure.savefig(bench.out / f"{name}.png", dpi=120)
+        plt.close(figure)
+        print(f"{bench.out / name}.png")
+
+    def curve(axes: Any, reports: list[dict], key: str, label: str) -> None:
+        axes.plot([one["step"] for one in reports], [one[key] for one in reports], label=label)
+
+    scratch = {name: run for name, run in done.items() if name.startswith("scratch-")}
+    adapted = {name: run for name, run in done.items() if name.startswith("adapt-")}
+    for title, runs in (("scratch", scratch), ("adapt", adapted)):
+        if not runs:
+            continue
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+        for name, run in runs.items():
+            curve(left, run["curve"], "held_out_mlm_loss", name)
+            curve(right, run["curve"], "held_out_nsp_accuracy", name)
+        if title == "scratch":
+            loss = next(iter(runs.values()))["held_out"]["unigram_loss"]
+            left.axhline(loss, color="gray", linestyle=":", label="unigram")
+        right.axhline(0.5, color="gray", linestyle=":", label="chance")
+        left.set(xlabel="step", ylabel="MLM loss, held out (nats)")
+        right.set(xlabel="step", ylabel="pairs right, held out")
+        left.legend()
+        right.legend()
+        save(figure, title)
+    if any(scores_of(done, start, share) for start in STARTS for share in EPOCHS):
+        figure, axes = plt.subplots(figsize=(5, 3.5))
+        for start in STARTS:
+            points = [(share, scores_of(done, start, share)) for share in sorted(EPOCHS)]
+            points = [(share, found) for share, found in points if found]
+            means = np.array([statistics.mean(found) for _, found in points])
+            low = means - [min(found) for _, found in points]
+            high = [max(found) for _, found in points] - means
+            shares = [share for share, _ in points]
+            axes.errorbar(shares, means, yerr=(low, high), label=start, capsize=3)
+        axes.set(xscale="log", xlabel="% of the sentences", ylabel="entity F1, test")
+        axes.set_xticks(sorted(EPOCHS), map(str, sorted(EPOCHS)))
+        axes.legend()
+        save(figure, "ncbi")
+    names = {task: f"random-vs-pretrained-{task}" for task in COMPARED}
+    compared = {task: done[name] for task, name in names.items() if name in done}
+    if compared:
+        size = (9, 3.5 * len(compared))
+        figure, grid = plt.subplots(len(compared), 2, figsize=size, squeeze=False)
+        for (task, run), (left, right) in zip(compared.items(), grid, strict=True):
+            for kind in ("pretrained", "random"):
+                curve(left, run[kind]["curve"], "loss", kind)
+                curve(right, run[kind]["curve"], "dev", kind)
+            left.set(xlabel="step", ylabel="training loss (nats)", title=task)
+            right.set(xlabel="step", ylabel="dev score", title=task)
+            left.legend()
+        save(figure, "random-vs-pretrained")
+
+
+if __name__ == "__main__":
+    typer.run(main)
