@@ -269,6 +269,7 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
     RAISES (ValueError): If it can't be loaded, or its family has no head for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
+    from transformers.utils import logging
 
     bert = load_checkpoint(name)
     family = bert.config.model_type
@@ -276,6 +277,8 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
     classes: dict[str, Any] = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
     model_class = classes.get(family, AutoModelForMaskedLM)
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # which heads are made anew, our caller says
     try:
         model, info = model_class.from_pretrained(
             source, output_loading_info=True, weights_only=True, trust_remote_code=False
@@ -284,6 +287,8 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
         raise ValueError(
             f"'{name}' is a '{family}' model, which has no head for masked pieces: {error}"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     pretrainer = Pretrainer(model.float(), bert, has_pairs=sentence_objective in PAIRS)
     return pretrainer, made_anew(info["missing_keys"])
 
