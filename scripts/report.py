@@ -51,7 +51,7 @@ def main(
     for file in sorted(metrics.glob("*.json"), key=lambda file: file.stat().st_mtime):
         scores = json.loads(file.read_text(encoding="utf8"))
         row = [percent(scores.get(key)) for key in SCORES.values()]
-        rows.append([file.stem, *row, f"{scores['speed']:,.0f}"])
+        rows.append([file.stem.replace("-", ", "), *row, f"{scores['speed']:,.0f}"])
     header = ["pipeline", *SCORES, "words/s"]
     print(table(rows, header=header, divider=True, aligns=["l"] + ["r"] * (len(header) - 1)))
 
@@ -114,7 +114,8 @@ def page(header: list[str], rows: list[list[str]], body: str) -> str:
 <p>The test reports as the jointly trained pipeline reads them: a category, entities, answers to
 four questions and verdicts on three hypotheses that are asked of every report, each with its
 probability. None of the reports was seen in training. A hundred-odd reports teach names and
-categories; they are too few to teach answering and judging well.</p>
+categories; they are too few to teach answering and judging well. In the table, <i>adapted</i> and
+<i>joint</i> start from the encoder after its pretraining on 110 texts without labels.</p>
 <table><tr>{head}</tr>{cells}</table>
 {body}
 <footer>Made by spacy_bert_heads.</footer></html>
