@@ -50,8 +50,7 @@ class TorchShim(Shim):
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. Below fp32,
         matrix products run in that type (autocast) and weights stay in fp32; fp16 gradients
         are scaled.
-    rate_factor (float): The module learns at this times the optimizer's rate, but for the layers
-        that it names in `from_checkpoint`, if it has that: they learn at the rate itself.
+    rate_factor (float): The module learns at this times the optimizer's rate.
     layer_decay (float): Each layer learns at this times the rate of the layer above it.
     RAISES (ValueError): If there is no such precision, or the factor isn't above 0.
     """
@@ -231,10 +230,8 @@ class TorchShim(Shim):
         """By what the optimizer's rate is multiplied for each parameter."""
         depths = layer_depths(self.module)
         top = max(depths.values(), default=0)
-        usual = getattr(self.module, "from_checkpoint", ())
         return {
-            name: (1.0 if name.split(".")[0] in usual else self.rate_factor)
-            * self._layer_decay ** (top - depth)
+            name: self.rate_factor * self._layer_decay ** (top - depth)
             for name, depth in depths.items()
         }
 

@@ -187,10 +187,6 @@ class SequenceClassifier(nn.Module):
     pooling (str): "cls", "pooler" or "mean".
     """
 
-    # What begins as the checkpoint's pooler learns as slowly as the encoder. At a high rate tanh
-    # saturates, and little is learned any more.
-    from_checkpoint = ("dense",)
-
     def __init__(self, width: int, n_classes: int, *, dropout: float, pooling: str) -> None:
         super().__init__()
         self.settings = {
