@@ -103,7 +103,7 @@ def init_config(
                     "@schedules": "warmup_linear.v1",
                     "initial_rate": 1e-4,
                     "warmup_steps": steps // 10,
-                    "total_steps": "${training.max_steps}",
+                    "total_steps": steps,
                 },
                 "L2": 0.01,
                 "L2_is_weight_decay": True,

@@ -70,7 +70,7 @@ def test_init_config_fits_the_steps_to_the_data(tmp_path):
     assert result.exit_code == 0
     settings = dict(line.split(" = ") for line in result.output.splitlines() if " = " in line)
     # 321 Docs are 41 batches of 8, and five epochs of them 205 steps.
-    assert (settings["max_steps"], settings["total_steps"]) == ("205", "${training.max_steps}")
+    assert (settings["max_steps"], settings["total_steps"]) == ("205", "205")
     assert (settings["warmup_steps"], settings["size"]) == ("20", "8")
 
 
