@@ -452,7 +452,9 @@ def finetune(
         (folder / part).mkdir()
         target = folder / part / f"{task}.spacy"
         take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
+    key, head = METRICS[HEADS[task]]["score"], f"bert_{HEADS[task]}"
     config = init_config([HEADS[task]], name=encoder)
+    config["training"]["score_weights"] = {key: 1.0}  # so that the log has it
     config["training"]["logger"] = {
         "@loggers": "spacy.ConsoleLogger.v3",
         "progress_bar": None,
@@ -468,8 +470,6 @@ def finetune(
     seconds = run_training(folder, config, seed, epochs, RATE, bench.precision, overrides)
     nlp = spacy.load(folder / "out" / "model-last")
     found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-    key = METRICS[HEADS[task]]["score"]
-    head = f"bert_{HEADS[task]}"
     curve = [
         {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
         for row in read_curve(folder)
