@@ -348,7 +348,8 @@ class Run:
         self.tokens = 0
         self.best = math.inf
         self.last: Report | None = None
-        self._said_no_curves = False
+        self._drawn: Report | None = None  # the last one that the curves show
+        self._can_draw = True
         self._timer = (time.perf_counter(), 0)
 
     # --- steps
@@ -485,12 +486,13 @@ class Run:
         state = self.state()
         if self.processes.is_first:
             save_state(self.output / "states", self.step, state, keep=self.settings.training.keep)
-            try:
-                draw_curves(self.output / "log.jsonl", self.output / "curves.png")
-            except ImportError:
-                if not self._said_no_curves:
+            if self._can_draw and self.last is not self._drawn:
+                self._drawn = self.last
+                try:
+                    draw_curves(self.output / "log.jsonl", self.output / "curves.png")
+                except ImportError:
+                    self._can_draw = False
                     say("No curves are drawn. They need matplotlib: pip install matplotlib")
-                self._said_no_curves = True
 
     def state(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): All that the steps to come depend on."""
