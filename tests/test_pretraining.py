@@ -337,7 +337,7 @@ def test_the_last_states_are_kept(tmp_path):
 
 def test_killed_at_any_moment(settings, tmp_path):
     """kill -9, ten times in one run, wherever it is after its newest state."""
-    training = replace(settings.training, max_steps=40, checkpoint_frequency=1, eval_frequency=10)
+    training = replace(settings.training, max_steps=60, checkpoint_frequency=1, eval_frequency=20)
     settings = replace(settings, training=training)
     pretrain(settings, tmp_path / "whole")
     rng, out = random.Random(0), tmp_path / "out"
@@ -347,7 +347,7 @@ def test_killed_at_any_moment(settings, tmp_path):
         run.start()
         while list_states(out / "states")[:1] == before and run.is_alive():
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 0.02))
         run.kill()
         run.join()
         assert run.exitcode == -signal.SIGKILL  # neither at its end nor an error of its own
