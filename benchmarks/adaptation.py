@@ -191,8 +191,8 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
             "torch": torch.__version__,
             **job.run(bench),
         }
-        # Of this session alone, if a pretraining was interrupted. Where other programs run beside
-        # it, CPU time is what tells the cost.
+        # Since the job was last started, if a pretraining was interrupted. Where other programs run
+        # beside it, CPU time is what tells the cost.
         result["seconds"] = round(time.perf_counter() - start)
         result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
         partly = bench.file(job.name).with_suffix(".partly")

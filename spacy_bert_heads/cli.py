@@ -5,6 +5,7 @@ command of ours.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -70,11 +71,7 @@ def convert_command(
     if report.mended:
         typer.echo(f"Offsets mended: {report.mended:,}")
     if report.refused:
-        typer.secho(f"Refused: {report.refused:,}", fg="yellow")
-        for reason, count in report.reasons.most_common():
-            typer.echo(f"  {count:>6,}  {reason}")
-        for sample in report.samples:
-            typer.echo(f"  {sample}")
+        show_reasons(f"Refused: {report.refused:,}", report.reasons, report.samples)
 
 
 @bert_app.command("prepare")
@@ -124,11 +121,7 @@ def prepare_command(
         f"{report.pieces:,} wordpieces of {report.bytes:,} bytes"
     )
     if report.skipped:
-        typer.secho(f"Skipped: {report.skipped.total():,}", fg="yellow")
-        for reason, count in report.skipped.most_common():
-            typer.echo(f"  {count:>6,}  {reason}")
-        for sample in report.samples:
-            typer.echo(f"  {sample}")
+        show_reasons(f"Skipped: {report.skipped.total():,}", report.skipped, report.samples)
 
 
 @bert_app.command("init-config")
@@ -267,6 +260,20 @@ def fill_mask_command(
         fail(error)
     for row in rows:
         typer.echo("  ".join(f"{guess.text} {guess.score:.3f}" for guess in row))
+
+
+def show_reasons(title: str, reasons: Counter[str], samples: list[str]) -> None:
+    """Say what of some data was left out.
+
+    title (str): What and how much.
+    reasons (Counter[str]): How often for each reason.
+    samples (List[str]): Some of it.
+    """
+    typer.secho(title, fg="yellow")
+    for reason, count in reasons.most_common():
+        typer.echo(f"  {count:>6,}  {reason}")
+    for sample in samples:
+        typer.echo(f"  {sample}")
 
 
 def fail(error: Exception) -> NoReturn:

@@ -14,6 +14,13 @@ from .shim import TorchShim
 if TYPE_CHECKING:
     from .component import BertEncoder
 
+# What a head's config has in its slot for token vectors.
+DEFAULT_LISTENER = {
+    "@architectures": "spacy_bert_heads.BertListener.v1",
+    "upstream": "*",
+    "grad_factor": 1.0,
+}
+
 
 class BertListener(Model[list[Doc] | Pairs, Encoded]):
     """Ask the pipeline's encoder for the states of a batch.

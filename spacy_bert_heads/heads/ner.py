@@ -12,6 +12,7 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model, get_array_module
 
+from ..encoder.listener import DEFAULT_LISTENER
 from ..types import Bools1d, Ints1d, TokenScores
 from .head import BertHead, cross_entropy
 
@@ -19,11 +20,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
     "rate_factor": 1.0,
-    "tok2vec": {
-        "@architectures": "spacy_bert_heads.BertListener.v1",
-        "upstream": "*",
-        "grad_factor": 1.0,
-    },
+    "tok2vec": DEFAULT_LISTENER,
 }
 
 SCHEMES = {"BIO": ("B", "I"), "BILOU": ("B", "I", "L", "U")}

@@ -12,6 +12,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model
 from thinc.types import Floats2d
 
+from ..encoder.listener import DEFAULT_LISTENER
 from ..pairs import check_texts, drop_results, make_verdict
 from ..types import Pairs
 from .head import cross_entropy, softmax
@@ -22,11 +23,7 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "rate_factor": 1.0,
-    "tok2vec": {
-        "@architectures": "spacy_bert_heads.BertListener.v1",
-        "upstream": "*",
-        "grad_factor": 1.0,
-    },
+    "tok2vec": DEFAULT_LISTENER,
 }
 
 

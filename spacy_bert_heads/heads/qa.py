@@ -16,6 +16,7 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model, get_array_module, to_numpy
 
+from ..encoder.listener import DEFAULT_LISTENER
 from ..pairs import drop_results, make_answer
 from ..types import Ints1d, Ints2d, Pairs, PairSequences, SpanScores
 from .pair_head import BertPairHead, match_predictions
@@ -24,11 +25,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
     "dropout": 0.0,
     "rate_factor": 1.0,
-    "tok2vec": {
-        "@architectures": "spacy_bert_heads.BertListener.v1",
-        "upstream": "*",
-        "grad_factor": 1.0,
-    },
+    "tok2vec": DEFAULT_LISTENER,
 }
 Floats1d = NDArray[np.float64]
 

@@ -11,6 +11,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model, get_array_module
 from thinc.types import Floats2d
 
+from ..encoder.listener import DEFAULT_LISTENER
 from .head import BertHead, cross_entropy, softmax
 
 DEFAULT_MODEL = {
@@ -18,11 +19,7 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "rate_factor": 1.0,
-    "tok2vec": {
-        "@architectures": "spacy_bert_heads.BertListener.v1",
-        "upstream": "*",
-        "grad_factor": 1.0,
-    },
+    "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
     "cats_score": 1.0,

@@ -269,9 +269,12 @@ def begin(
         )
     processes.wait()  # nobody writes before all have looked
 
-    start = output / "start"
+    start, plans = output / "start", output / "plans"
     if state is None and processes.is_first:
-        shutil.rmtree(start, ignore_errors=True)  # of a run that was stopped before its first state
+        # What a run left that was stopped before its first state.
+        shutil.rmtree(start, ignore_errors=True)
+        shutil.rmtree(plans, ignore_errors=True)
+        (output / "log.jsonl").unlink(missing_ok=True)
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(t.seed)
     pretrainer, made = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
@@ -295,14 +298,16 @@ def begin(
             progress=True,
         )
     )
-    plans = output / "plans" / str(processes.rank)
-    plans.mkdir(parents=True, exist_ok=True)
-    if state is None:
-        shutil.rmtree(plans)
-        (output / "log.jsonl").unlink(missing_ok=True)
-    vocabulary = pretrainer.vocabulary()
-    parts = {"rank": processes.rank, "n_parts": processes.size}
-    run = Run(pretrainer, Data(corpus, vocabulary, settings, plans, **parts), output, processes)
+    output.mkdir(parents=True, exist_ok=True)
+    data = Data(
+        corpus,
+        pretrainer.vocabulary(),
+        settings,
+        plans / str(processes.rank),
+        rank=processes.rank,
+        n_parts=processes.size,
+    )
+    run = Run(pretrainer, data, output, processes)
     if processes.size > 1:
         torch.manual_seed(t.seed + processes.rank)  # not the same dropout everywhere
     if state is not None:
@@ -463,7 +468,7 @@ class Run:
         return self.last
 
     def _guess(self, sample: Sample) -> list[Guess]:
-        return guess_masked(self.pretrainer, sample.ids, top=N_GUESSES)[0]
+        return guess_masked(self.pretrainer, sample.ids, sample.masked, top=N_GUESSES)[0]
 
     def _summed(self, totals: torch.Tensor) -> Totals:
         """Over all processes. It waits until the device has taken the steps."""

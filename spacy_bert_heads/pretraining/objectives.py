@@ -236,18 +236,20 @@ def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[G
             f"The text has {len(ids)} wordpieces; the encoder has positions for {bert.max_window}. "
             "Shorten it."
         )
-    return guess_masked(pretrainer, ids, top=top)
+    return guess_masked(pretrainer, ids, masked, top=top)
 
 
-def guess_masked(pretrainer: Pretrainer, ids: Ints1d, *, top: int) -> list[list[Guess]]:
+def guess_masked(
+    pretrainer: Pretrainer, ids: Ints1d, masked: Ints1d, *, top: int
+) -> list[list[Guess]]:
     """Guess the masked pieces of a sequence.
 
     pretrainer (Pretrainer): The modules.
     ids (Ints1d): The sequence, with special tokens and mask tokens (n_pieces,).
+    masked (Ints1d): Where those stand (n_masked,).
     top (int): How many guesses for each.
     RETURNS (List[List[Guess]]): For each mask token the best guesses, best first.
     """
-    masked = np.flatnonzero(ids == pretrainer.vocabulary().mask_id)
     row = torch.from_numpy(ids)[None].to(next(pretrainer.parameters()).device)
     with torch.no_grad():
         states = pretrainer.bert(row, torch.zeros_like(row), torch.ones_like(row))[0]

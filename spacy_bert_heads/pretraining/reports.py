@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ class Sample(NamedTuple):
     text: str
     word: str  # what stood there
     ids: Ints1d  # (n_pieces,) masked, with special tokens
+    masked: Ints1d  # (1,) where
 
 
 def pick_samples(
@@ -125,11 +127,8 @@ def pick_samples(
     for document in numbers[side.has(numbers)]:
         first, behind = corpus.documents[document : document + 2]
         bounds = corpus.sentences[first : behind + 1].tolist()
-        found = (
-            _mask_longest(corpus, vocabulary, *sentence)
-            for sentence in zip(bounds[:-1], bounds[1:], strict=True)
-        )
-        samples += [one for one in found if one is not None][:1]
+        found = (_mask_longest(corpus, vocabulary, *ends) for ends in pairwise(bounds))
+        samples += islice((one for one in found if one is not None), 1)
         if len(samples) == n:
             break
     return samples
@@ -150,7 +149,12 @@ def _mask_longest(corpus: Corpus, vocabulary: Vocabulary, start: int, end: int) 
     place = max(words, key=lambda place: len(words[place]))
     ids[place] = vocabulary.mask_id
     text = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-    return Sample(text, words[place], np.concatenate([wordpieces.prefix, ids, wordpieces.suffix]))
+    return Sample(
+        text,
+        words[place],
+        np.concatenate([wordpieces.prefix, ids, wordpieces.suffix]),
+        np.asarray([len(wordpieces.prefix) + place]),
+    )
 
 
 # --- pictures and loggers

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from thinc.api import Config
 
-from .examples import Masking
+from .examples import PACKINGS, PAIRS, Masking
 
 FAMILIES = ("bert", "albert", "roberta")
 # Layers and width of each size: Turc et al. 2019, table 1; base and large of Devlin et al. 2019.
@@ -207,7 +207,7 @@ def _check(settings: Settings) -> None:
             "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
             "same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
         )
-    if o.sentences not in ("nsp", "sop", "full-sentences", "doc-sentences"):
+    if o.sentences not in PAIRS + PACKINGS:
         raise ValueError(
             f"objective.sentences is '{o.sentences}'. Choose nsp, sop, full-sentences or "
             "doc-sentences."
