@@ -145,7 +145,7 @@ def test_nli_logits_are_hugging_faces(folders, family):
     ).eval()
     ours = module_of(nlp, "nli")
     if "roberta" in family:  # a dense layer of the head's own in place of the pooler
-        ours.dense.load_state_dict(theirs.classifier.dense.state_dict())
+        ours.dense.linear.load_state_dict(theirs.classifier.dense.state_dict())
         ours.classifier.load_state_dict(theirs.classifier.out_proj.state_dict())
     else:  # the pooler is the checkpoint's already
         ours.classifier.load_state_dict(theirs.classifier.state_dict())
@@ -484,7 +484,7 @@ class PairLoop(TorchLoop):
             else:
                 # A pooler of its own: Hugging Face's model would share it with the encoder.
                 dense = torch.nn.Linear(32, 32)
-                dense.load_state_dict(ours.dense.state_dict())
+                dense.load_state_dict(ours.dense.linear.state_dict())
                 theirs.classifier.load_state_dict(ours.classifier.state_dict())
                 head = torch.nn.ModuleDict({"dense": dense, "classifier": theirs.classifier})
             self.heads[f"bert_{name}"] = head

@@ -21,7 +21,7 @@ from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.corpus import prepare
-from spacy_bert_heads.pretraining.loop import Data, pretrain
+from spacy_bert_heads.pretraining.loop import Data, make_optimizer, pretrain
 from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
 from spacy_bert_heads.pretraining.settings import Phase, Settings, phase_at, read_settings
 
@@ -242,6 +242,25 @@ def test_a_run_learns(settings, tmp_path):
     pretrain(replace(settings, training=training), tmp_path / "out")
     # Of the fifteen words of the text each is about as frequent as another.
     assert log(tmp_path / "out")[-1]["held_out_mlm_loss"] < np.log(15) + 0.5
+
+
+def test_what_the_checkpoint_lacks_learns_faster(settings):
+    pretrainer, _ = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
+    assert "cls.predictions.transform.dense.weight" in pretrainer.made
+    assert not any(name.startswith("bert.") for name in pretrainer.made)
+    training = replace(settings.training, learn_rate=1e-3, rate_factor=7.0, weight_decay=0.0)
+    optimizer = make_optimizer(pretrainer, training)
+    before = {n: p.detach().clone() for n, p in pretrainer.model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] *= group["factor"]  # as `Run.learn` does
+    for parameter in pretrainer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in pretrainer.model.named_parameters():
+        # The first step of Adam is the rate, whatever the gradient's size.
+        rate = 7e-3 if name in pretrainer.made else 1e-3
+        expected = before[name] - rate
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0)
 
 
 # --- resuming

@@ -108,7 +108,7 @@ class TorchLoop:
         if not rows:
             return None
         head = self.heads["bert_textcat"]
-        logits = head.classifier(torch.tanh(head.dense(states[rows, 0])))
+        logits = head.classifier(head.dense(states[rows, 0]))
         gold = [
             max(range(len(self.cats)), key=lambda c: examples[i].reference.cats[self.cats[c]])
             for i in rows

@@ -26,6 +26,7 @@ from ..types import (
     SpanScores,
     TokenScores,
 )
+from .families import dense_settings
 
 POOLINGS = ("cls", "pooler", "mean")
 
@@ -62,9 +63,9 @@ def build_sequence_head(
     windows are averaged.
 
     tok2vec (Model[List[Doc], Encoded]): A listener.
-    pooling (str): The vector of a window: "cls", its first state; "pooler", that through a
-        dense layer and tanh, which begin as the checkpoint's pooler where it has one; "mean",
-        the mean of its states.
+    pooling (str): The vector of a window: "cls", its first state; "mean", the mean of its
+        states; "pooler", what Hugging Face's class of the family takes: for BERT the first state
+        through the checkpoint's pooler, for others a dense layer of the head's own.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
@@ -131,19 +132,99 @@ def check_pooling(pooling: str) -> str:
     return pooling
 
 
-class TokenClassifier(nn.Module):
-    """Dropout and a linear layer over the state of each token's first piece.
+class Dense(nn.Module):
+    """What a family has between states and classifier: a linear layer, an activation, and in
+    ModernBERT a LayerNorm.
+
+    width (int): The width of the states.
+    activation (str): Its name in Hugging Face's configurations.
+    dropout (float): The rate before the linear layer.
+    bias (bool): Whether that has a bias.
+    norm_eps (Optional[float]): Of the LayerNorm; None for none.
+    norm_bias (bool): Whether that has a bias.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        activation: str,
+        dropout: float = 0.0,
+        bias: bool = True,
+        norm_eps: float | None = None,
+        norm_bias: bool = True,
+    ) -> None:
+        from transformers.activations import ACT2FN
+
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, width, bias=bias)
+        self.activation = ACT2FN[activation]
+        self.norm = None
+        if norm_eps is not None:
+            self.norm = nn.LayerNorm(width, eps=norm_eps, bias=norm_bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states (Tensor): (n, width).
+        RETURNS (Tensor): (n, width).
+        """
+        states = self.activation(self.linear(self.dropout(states)))
+        return states if self.norm is None else self.norm(states)
+
+
+class Classifier(nn.Module):
+    """Perhaps a dense layer, then dropout and a linear layer, over every state.
 
     width (int): The width of the states.
     n_classes (int): The number of classes.
-    dropout (float): The rate.
+    dropout (float): The rate before the linear layer.
+    dense (Optional[Dict[str, Any]]): The settings of a `Dense`; None for none.
+    settings (Any): Of a subclass, by name.
     """
 
-    def __init__(self, width: int, n_classes: int, *, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        n_classes: int,
+        *,
+        dropout: float,
+        dense: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__()
-        self.settings = {"width": width, "n_classes": n_classes, "dropout": dropout}
+        self.settings = {
+            "width": width,
+            "n_classes": n_classes,
+            "dropout": dropout,
+            "dense": dense,
+            **settings,
+        }
+        self.dense = None if dense is None else Dense(width, **dense)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, n_classes)
+
+    def classify(self, states: torch.Tensor) -> torch.Tensor:
+        """states (Tensor): (n, width).
+        RETURNS (Tensor): Logits (n, n_classes).
+        """
+        if self.dense is not None:
+            states = self.dense(states)
+        return self.classifier(self.dropout(states))
+
+
+class SlotClassifier(Classifier):
+    """Classify every slot of the sequences."""
+
+    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """states (Tensor): (n_slots, width).
+        sequences (Sequences): Not used.
+        RETURNS (Tensor): Logits (n_slots, n_classes).
+        """
+        return self.classify(states)
+
+
+class TokenClassifier(Classifier):
+    """Classify every token by the state of its first piece."""
 
     def forward(self, states: torch.Tensor, sequences: DocSequences) -> torch.Tensor:
         """states (Tensor): (n_slots, width).
@@ -152,53 +233,21 @@ class TokenClassifier(nn.Module):
         """
         rows = _to(sequences.first_rows(), states)
         known = (rows >= 0).unsqueeze(1)
-        states = states.index_select(0, rows.clamp(min=0)) * known
-        return self.classifier(self.dropout(states))
+        return self.classify(states.index_select(0, rows.clamp(min=0)) * known)
 
 
-class SlotClassifier(nn.Module):
-    """Dropout and a linear layer over every state.
-
-    width (int): The width of the states.
-    n_classes (int): The number of classes.
-    dropout (float): The rate.
-    """
-
-    def __init__(self, width: int, n_classes: int, *, dropout: float) -> None:
-        super().__init__()
-        self.settings = {"width": width, "n_classes": n_classes, "dropout": dropout}
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, n_classes)
-
-    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """states (Tensor): (n_slots, width).
-        sequences (Sequences): Not used.
-        RETURNS (Tensor): Logits (n_slots, n_classes).
-        """
-        return self.classifier(self.dropout(states))
-
-
-class SequenceClassifier(nn.Module):
-    """Pooling, dropout and a linear layer over the windows of each Doc or pair.
+class SequenceClassifier(Classifier):
+    """Pool the windows of each Doc or pair, and classify those.
 
     width (int): The width of the states.
     n_classes (int): The number of classes.
-    dropout (float): The rate.
-    pooling (str): "cls", "pooler" or "mean".
+    pooling (str): "cls" or "mean".
+    settings (Any): As in `Classifier`.
     """
 
-    def __init__(self, width: int, n_classes: int, *, dropout: float, pooling: str) -> None:
-        super().__init__()
-        self.settings = {
-            "width": width,
-            "n_classes": n_classes,
-            "dropout": dropout,
-            "pooling": pooling,
-        }
+    def __init__(self, width: int, n_classes: int, *, pooling: str, **settings: Any) -> None:
+        super().__init__(width, n_classes, pooling=pooling, **settings)
         self.pooling = pooling
-        self.dense = nn.Linear(width, width) if pooling == "pooler" else None
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, n_classes)
 
     def start_from(self, bert: Bert) -> None:
         """Begin with the checkpoint's pooler, if it has one and this pools so.
@@ -206,9 +255,10 @@ class SequenceClassifier(nn.Module):
         bert (Bert): The checkpoint.
         """
         pooler = getattr(bert.encoder, "pooler", None)
-        dense = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
-        if self.dense is not None and isinstance(dense, nn.Linear):
-            self.dense.load_state_dict(dense.state_dict())
+        layer = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
+        dense = self.settings["dense"]
+        if self.dense is not None and dense["activation"] == "tanh" and isinstance(layer, nn.Linear):
+            self.dense.linear.load_state_dict(layer.state_dict())
 
     def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         """states (Tensor): (n_slots, width).
@@ -220,9 +270,7 @@ class SequenceClassifier(nn.Module):
         else:
             first = np.cumsum(sequences.lengths) - sequences.lengths
             vectors = states.index_select(0, _to(first, states))
-        if self.dense is not None:
-            vectors = torch.tanh(self.dense(vectors))
-        return mean_by_group(self.classifier(self.dropout(vectors)), sequences.windows)
+        return mean_by_group(self.classify(vectors), sequences.windows)
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:
@@ -246,7 +294,7 @@ def _to(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 def _build(
     name: str,
     forward: Callable,
-    module_class: type[nn.Module],
+    module_class: type[Classifier],
     tok2vec: Model,
     settings: dict[str, Any],
     rate_factor: float,
@@ -269,10 +317,10 @@ def _build(
     )
 
 
-def init_head(module_class: type[nn.Module], model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make the head's module, initialised as Hugging Face's heads are.
+def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: Any = None) -> Model:
+    """Make the head's module, built and initialised as Hugging Face's heads of the family are.
 
-    module_class (Type[nn.Module]): The module.
+    module_class (Type[Classifier]): The module.
     model (Model): The head, whose nO is known.
     X (Optional[List[Doc]]): Docs, for layers that must see some to know their width.
     RETURNS (Model): The head.
@@ -281,54 +329,65 @@ def init_head(module_class: type[nn.Module], model: Model, X: Any = None, Y: Any
     bert = checkpoint_behind(tok2vec)
     if bert is None:
         tok2vec.initialize(X=X)
-    settings, std = dict(model.attrs), 0.02
-    if bert is not None:
-        std = getattr(bert.config, "initializer_range", std)
+    config = None if bert is None else bert.config
+    settings = dict(model.attrs)
     if settings["dropout"] is None:
-        settings["dropout"] = classifier_dropout(bert, module_class)
+        settings["dropout"] = classifier_dropout(config, module_class)
+    if settings.get("pooling") == "pooler":
+        settings["pooling"] = getattr(config, "classifier_pooling", "cls")  # ModernBERT's
+        settings["dense"] = dense_settings(config, settings["dropout"])
+    elif "pooling" not in settings and getattr(config, "model_type", "") == "modernbert":
+        settings["dense"] = dense_settings(config, settings["dropout"])
     module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+            nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", 0.02))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     if isinstance(module, SequenceClassifier) and bert is not None:
         module.start_from(bert)
     shim_of(model).module = module
     return model
 
 
-def classifier_dropout(bert: Bert | None, module_class: type[nn.Module]) -> float:
+def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
     """The rate that Hugging Face's heads use on a checkpoint.
 
-    bert (Optional[Bert]): The checkpoint.
-    module_class (Type[nn.Module]): The head's module.
+    config (Any): The checkpoint's configuration, or None.
+    module_class (Type[Classifier]): The head's module.
     RETURNS (float): The rate; 0.1 without a checkpoint.
     """
-    names = ["classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "dropout"]
+    names = [
+        "classifier_dropout",
+        "classifier_dropout_prob",
+        "hidden_dropout_prob",
+        "dropout",
+    ]
     if module_class is SequenceClassifier:
-        names.insert(0, "seq_classif_dropout")  # DistilBERT's
+        names = ["seq_classif_dropout", "cls_dropout", *names]  # DistilBERT's, DeBERTa's
     for name in names:
-        rate = getattr(bert.config, name, None) if bert is not None else None
+        rate = getattr(config, name, None)
         if rate is not None:
             return float(rate)
     return 0.1
 
 
 def head_to_files(module: nn.Module) -> Files:
-    """module (nn.Module): A head's module.
+    """module (Classifier): A head's module.
     RETURNS (Files): Its settings and weights.
     """
     from safetensors.torch import save
 
+    assert isinstance(module, Classifier)
     weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     settings = srsly.json_dumps(module.settings).encode("utf8")
     return {"config.json": settings, "model.safetensors": save(weights)}
 
 
-def head_from_files(module_class: type[nn.Module], files: Files) -> nn.Module:
-    """module_class (Type[nn.Module]): The class of the module.
+def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
+    """module_class (Type[Classifier]): The class of the module.
     files (Files): What `head_to_files` gave.
-    RETURNS (nn.Module): The module.
+    RETURNS (Classifier): The module.
     """
     from safetensors.torch import load
 

@@ -23,10 +23,15 @@ DEFAULT_MODEL = {
     "tok2vec": DEFAULT_LISTENER,
 }
 
-SCHEMES = {"BIO": ("B", "I"), "BILOU": ("B", "I", "L", "U")}
-# spaCy's aligned gold tags are BILUO; this is what they are called in BIO.
-TO_BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
-TO_BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
+# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. In
+# IOB an entity may begin with I, as in many checkpoints; IO has no way to part two neighbours.
+SCHEMES = {
+    "BIO": {"B": "B", "I": "I", "L": "I", "U": "B"},
+    "BILOU": {"B": "B", "I": "I", "L": "L", "U": "U"},
+    "IOB": {"B": "B", "I": "I", "L": "I", "U": "B"},
+    "IO": {"B": "I", "I": "I", "L": "I", "U": "I"},
+}
+STRICT_SCHEMES = ("BIO", "BILOU")
 
 
 @Language.factory(
@@ -55,7 +60,9 @@ def make_bert_ner(
     nlp (Language): The pipeline.
     name (str): The component's name.
     model (Model[List[Doc], TokenScores]): The token head.
-    scheme (str): The tags to learn: "BIO" or "BILOU".
+    scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense are
+        read; "IOB", where an entity may also begin with I, or "IO", without a mark of its beginning,
+        both for checkpoints that have such tags.
     threshold (float): Entities less probable than this are left out, 0 to 1.
     spans_key (Optional[str]): Where the entities go with their probabilities:
         `doc.spans[spans_key].attrs["scores"]`; None for nowhere.
@@ -79,7 +86,7 @@ class BertNER(BertHead):
     vocab (Vocab): The vocabulary.
     model (Model[List[Doc], TokenScores]): The token head.
     name (str): The component's name.
-    scheme (str): "BIO" or "BILOU".
+    scheme (str): "BIO", "BILOU", "IOB" or "IO".
     threshold (float): Entities less probable than this are left out.
     spans_key (Optional[str]): The span group for entities and probabilities.
     scorer (Optional[Callable]): The scorer.
@@ -114,7 +121,7 @@ class BertNER(BertHead):
     @property
     def tags(self) -> list[str]:
         """RETURNS (List[str]): The model's classes in order: "O", then each label's."""
-        prefixes = SCHEMES[self.cfg["scheme"]]
+        prefixes = dict.fromkeys(SCHEMES[self.cfg["scheme"]].values())
         return ["O", *(f"{prefix}-{label}" for label in self.labels for prefix in prefixes)]
 
     @property
@@ -135,7 +142,7 @@ class BertNER(BertHead):
         RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
         """
         number = {tag: i for i, tag in enumerate(self.tags)}
-        rename = TO_BIO if self.cfg["scheme"] == "BIO" else TO_BILOU
+        rename = SCHEMES[self.cfg["scheme"]]
         classes: list[int] = []
         for example in examples:
             for tag in example.get_aligned_ner():
@@ -157,7 +164,12 @@ class BertNER(BertHead):
         docs (Sequence[Doc]): The Docs.
         scores (TokenScores): The model's answer.
         """
-        spans = decode(scores, self.tags, threshold=self.cfg["threshold"])
+        spans = decode(
+            scores,
+            self.tags,
+            strict=self.cfg["scheme"] in STRICT_SCHEMES,
+            threshold=self.cfg["threshold"],
+        )
         labels = np.asarray([self.vocab.strings.add(label) for label in self.labels], dtype="u8")
         rows = list(
             zip(
@@ -220,14 +232,19 @@ class Spans(NamedTuple):
     score: NDArray[np.float64]  # (n_spans,)
 
 
-def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) -> "Spans":
+def decode(
+    scores: TokenScores, tags: Sequence[str], *, strict: bool = True, threshold: float = 0.0
+) -> "Spans":
     """Find the most probable entities that fit together.
 
     scores (TokenScores): The model's answer.
     tags (Sequence[str]): The model's classes.
+    strict (bool): Whether an entity must begin with its first tag and end with its last. If not,
+        one begins wherever a token's label is not that of the token before.
     threshold (float): Leave out entities less probable than this.
-    RETURNS (Spans): The entities. One's probability is that of its tags in a row, and in BIO
-        also that the next token doesn't go on: the model's own, tokens being independent in it.
+    RETURNS (Spans): The entities. One's probability is that of its tags in a row, and without
+        a tag for its end also that the next token doesn't go on: the model's own, tokens being
+        independent in it.
     """
     logits: Any = scores.logits
     xp = get_array_module(logits)
@@ -240,12 +257,19 @@ def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) 
     log_p = log_p[token]
     doc = np.repeat(np.arange(len(scores.lengths)), scores.lengths)[token]
     in_doc = token - np.repeat(np.cumsum(scores.lengths) - scores.lengths, scores.lengths)[token]
-    path = viterbi(log_p, np.bincount(doc, minlength=len(scores.lengths)), tags)
+    if strict:
+        path = viterbi(log_p, np.bincount(doc, minlength=len(scores.lengths)), tags)
+    else:
+        path = log_p.argmax(axis=1) if len(log_p) else np.zeros(0, dtype=np.int64)
 
-    opens = np.asarray([tag[0] in "BU" for tag in tags])
-    goes_on = np.asarray([tag[0] in "IL" for tag in tags])
-    first = np.flatnonzero(opens[path])
-    stops = np.append(np.flatnonzero(~goes_on[path]), len(path))
+    labels = list(dict.fromkeys(tag[2:] for tag in tags if tag != "O"))
+    label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
+    label = label_of[path]
+    goes_on = np.asarray([tag[0] in "IL" for tag in tags])[path]
+    goes_on[:1] = False
+    goes_on[1:] &= (doc[1:] == doc[:-1]) & (label[1:] == label[:-1])
+    first = np.flatnonzero((label >= 0) & ~goes_on)
+    stops = np.append(np.flatnonzero(~goes_on), len(path))
     after = stops[np.searchsorted(stops, first, side="right")]
 
     sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
@@ -259,13 +283,9 @@ def decode(scores: TokenScores, tags: Sequence[str], *, threshold: float = 0.0) 
         score[at] += np.log1p(-np.minimum(p_on, 1 - 1e-12))
     score = np.exp(score)
 
-    labels = list(dict.fromkeys(tag[2:] for tag in tags if tag != "O"))
-    label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
     keep = score >= threshold
     first, after = first[keep], after[keep]
-    return Spans(
-        doc[first], in_doc[first], in_doc[after - 1] + 1, label_of[path[first]], score[keep]
-    )
+    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label[first], score[keep])
 
 
 def allowed_transitions(tags: Sequence[str]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:

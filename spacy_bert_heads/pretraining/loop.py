@@ -33,7 +33,7 @@ from .objectives import (
 )
 from .processes import Processes
 from .reports import Report, Sample, draw_curves, open_logger, pick_samples
-from .settings import Settings, phase_at
+from .settings import Settings, Training, phase_at
 from .start import make_start
 
 # What may differ between a run and its continuation: where and how often, but not what.
@@ -335,18 +335,7 @@ class Run:
         self.samples = pick_samples(
             data.corpus, data.vocabulary, seed=t.seed, held_out=s.text.held_out, n=N_SAMPLES
         )
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in pretrainer.parameters() if p.ndim > 1]},
-            # Biases and LayerNorms don't decay (BERT, optimization.py).
-            {"params": [p for p in pretrainer.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=t.learn_rate,
-            eps=1e-6,
-            weight_decay=t.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(pretrainer, t)
         self.step = 0
         self.position = Position()
         self.sums = no_totals(processes.device)  # since the last report
@@ -381,7 +370,7 @@ class Run:
         )
         rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.pretrainer.train()
         self.sums += self._run(batch, scales)
         self.pretrainer.eval()
@@ -552,6 +541,28 @@ class Run:
                     continue
                 kept += [line + "\n"] if done else []
             log.write_text("".join(kept), encoding="utf8")
+
+
+def make_optimizer(pretrainer: Pretrainer, training: Training) -> torch.optim.AdamW:
+    """pretrainer (Pretrainer): The modules.
+    training (Training): The run's settings.
+    RETURNS (AdamW): The optimizer, with a group of parameters for each rate and decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in pretrainer.model.named_parameters():
+        factor = training.rate_factor if name in pretrainer.made else 1.0
+        # Biases and LayerNorms don't decay (BERT, optimization.py).
+        decay = training.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=training.learn_rate,
+        eps=1e-6,
+        fused=True,
+    )
 
 
 def _share(total: float, n: float) -> float | None:

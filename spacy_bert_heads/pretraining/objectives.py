@@ -7,6 +7,7 @@ what is saved loads there again.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -59,14 +60,18 @@ class Pretrainer(nn.Module):
     bert (Bert): The same encoder, with its tokenizer.
     has_pairs (bool): Whether pairs of segments are learned. Otherwise the head for them, if the
         class has one, is frozen: it gets no gradient, and must not decay either.
+    made (Iterable[str]): The model's parameters that the checkpoint lacks.
     """
 
-    def __init__(self, model: PreTrainedModel, bert: Bert, *, has_pairs: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, bert: Bert, *, has_pairs: bool, made: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self.model = model
         bert.encoder = cast(Any, model.base_model)
         self.bert = bert
         self.has_pairs = has_pairs
+        self.made = frozenset(made)
         for module in self.sentence_head():
             module.requires_grad_(has_pairs)
 
@@ -291,8 +296,10 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    pretrainer = Pretrainer(model.float(), bert, has_pairs=sentence_objective in PAIRS)
-    return pretrainer, made_anew(info["missing_keys"])
+    missing = info["missing_keys"]
+    has_pairs = sentence_objective in PAIRS
+    pretrainer = Pretrainer(model.float(), bert, has_pairs=has_pairs, made=missing)
+    return pretrainer, made_anew(missing)
 
 
 def check_objective(family: str, objective: str | None) -> None:
@@ -308,8 +315,8 @@ def check_objective(family: str, objective: str | None) -> None:
         )
 
 
-def made_anew(missing: list[str]) -> list[str]:
-    """missing (List[str]): The parameters that a checkpoint lacks.
+def made_anew(missing: Iterable[str]) -> list[str]:
+    """missing (Iterable[str]): The parameters that a checkpoint lacks.
     RETURNS (List[str]): What to call the heads that they belong to.
     """
     names = {

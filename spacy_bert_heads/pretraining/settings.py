@@ -82,6 +82,7 @@ class Phase:
 @dataclass
 class Training:
     """batch_pieces: wordpieces of a step, so a phase with longer sequences has fewer of them.
+    rate_factor: heads that the checkpoint lacks learn at this times the rate.
     keep: how many states are kept to resume from. logger: an entry of spaCy's registry of loggers,
     with its settings."""
 
@@ -91,6 +92,7 @@ class Training:
     max_batch_tokens: int = 4096
     precision: str = "auto"
     learn_rate: float = 1e-4
+    rate_factor: float = 10.0
     warmup_steps: int = 100
     weight_decay: float = 0.01
     grad_clip: float = 1.0
@@ -207,6 +209,8 @@ def _check(settings: Settings) -> None:
             "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
             "same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
         )
+    if not t.rate_factor > 0:
+        raise ValueError(f"training.rate_factor is {t.rate_factor}; it must be above 0.")
     if o.sentences not in PAIRS + PACKINGS:
         raise ValueError(
             f"objective.sentences is '{o.sentences}'. Choose nsp, sop, full-sentences or "
