@@ -1,0 +1,85 @@
+"""How Hugging Face's classes of each family put a head on the encoder, and what they call its
+layers, so that our heads begin, load and are exported as theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the class for sequences has its layers.
+
+    dense (str): The layer between the pooled state and the classifier.
+    classifier (str): The classifier.
+    """
+
+    dense: str
+    classifier: str = "classifier"
+
+
+_ROBERTA = Family("classifier.dense", "classifier.out_proj")
+FAMILIES = {
+    "albert": Family("albert.pooler"),
+    "bert": Family("bert.pooler.dense"),
+    "camembert": _ROBERTA,
+    "deberta-v2": Family("pooler.dense"),
+    "distilbert": Family("pre_classifier"),
+    "electra": _ROBERTA,
+    "modernbert": Family("head.dense"),
+    "mpnet": _ROBERTA,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+
+def dense_settings(config: Any, dropout: float) -> dict[str, Any]:
+    """The dense layer of a family's class for sequences.
+
+    config (Any): The checkpoint's configuration, or None for BERT's kind.
+    dropout (float): The rate before the classifier.
+    RETURNS (Dict[str, Any]): The settings of `layers.Dense`, without its width.
+    """
+    match getattr(config, "model_type", "bert"):
+        case "roberta" | "xlm-roberta" | "camembert" | "mpnet":
+            return {"activation": "tanh", "dropout": dropout}
+        case "electra":
+            return {"activation": "gelu", "dropout": dropout}
+        case "distilbert":
+            return {"activation": "relu"}
+        case "deberta-v2":
+            return {"activation": config.pooler_hidden_act, "dropout": config.pooler_dropout}
+        case "modernbert":
+            return {
+                "activation": config.classifier_activation,
+                "bias": config.classifier_bias,
+                "norm_eps": config.norm_eps,
+                "norm_bias": config.norm_bias,
+            }
+        case _:
+            return {"activation": "tanh"}
+
+
+def layer_names(family: str, task: str) -> dict[str, str]:
+    """Which layer of ours is which of theirs.
+
+    family (str): The model's type, as its config calls it.
+    task (str): "sequence", "token" or "span".
+    RETURNS (Dict[str, str]): Names in our module, and in Hugging Face's model.
+    RAISES (ValueError): If the family is not known.
+    """
+    if family not in FAMILIES:
+        raise ValueError(
+            f"Heads of '{family}' models can't be exchanged with Hugging Face. The families are: "
+            f"{', '.join(FAMILIES)}."
+        )
+    names = {"classifier": "classifier"}
+    if task == "sequence":
+        layers = FAMILIES[family]
+        names = {"classifier": layers.classifier, "dense.linear": layers.dense}
+    elif task == "span" and family != "modernbert":
+        names = {"classifier": "qa_outputs"}
+    if family == "modernbert":
+        names |= {"dense.linear": "head.dense", "dense.norm": "head.norm"}
+    return names
