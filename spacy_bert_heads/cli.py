@@ -128,12 +128,19 @@ def prepare_command(
 def init_config_command(
     output: Annotated[Path, typer.Argument(help="The config file; - prints it", allow_dash=True)],
     heads: Annotated[
-        str,
-        typer.Option(help="ner, tagger, textcat, textcat_multilabel, nli, qa; several with commas"),
-    ] = "ner",
+        str | None,
+        typer.Option(
+            help="ner, tagger, textcat, textcat_multilabel, nli, qa; several with commas; "
+            "ner if left out"
+        ),
+    ] = None,
     name: Annotated[
         str, typer.Option("--name", "-n", help="The checkpoint: a hub name or a folder")
     ] = "bert-base-uncased",
+    source: Annotated[
+        Path | None,
+        typer.Option(help="A trained pipeline to train further, in place of new heads"),
+    ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     gpu: Annotated[bool, typer.Option("--gpu", help="For training on a GPU")] = False,
     train: Annotated[
@@ -141,13 +148,16 @@ def init_config_command(
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="Data to evaluate on while training")] = None,
 ) -> None:
-    """Make a complete config for `spacy train`: one encoder, the heads you name."""
+    """Make a complete config for `spacy train`: one encoder and the heads you name, or the
+    components of a trained pipeline."""
     from .init_config import init_config
 
     try:
+        named = heads if heads is not None else "ner" if source is None else ""
         config = init_config(
-            [head.strip() for head in heads.split(",") if head.strip()],
+            [head.strip() for head in named.split(",") if head.strip()],
             name=name,
+            source=source,
             lang=lang,
             gpu=gpu,
             train=train,
@@ -260,6 +270,58 @@ def fill_mask_command(
         fail(error)
     for row in rows:
         typer.echo("  ".join(f"{guess.text} {guess.score:.3f}" for guess in row))
+
+
+@bert_app.command("from-hf")
+def from_hf_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Fine-tuned checkpoints: hub names or folders"),
+    ],
+    output: Annotated[Path, typer.Argument(help="A folder for the pipeline")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="ner, tagger, textcat, textcat_multilabel, nli or qa; else found"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Its classes in order, with commas; else its own names"),
+    ] = None,
+    lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
+) -> None:
+    """Make a pipeline of fine-tuned Hugging Face checkpoints, a head of each."""
+    from .hf import from_hf
+
+    try:
+        given = [label.strip() for label in labels.split(",")] if labels else None
+        nlp = from_hf(*names, task=task, labels=given, lang=lang)
+        nlp.to_disk(output)
+    except (ValueError, OSError) as error:
+        fail(error)
+    typer.echo(f"{output}: {', '.join(nlp.pipe_names)}")
+    for name in nlp.pipe_names:
+        labels_of = getattr(nlp.get_pipe(name), "labels", ())
+        if labels_of:
+            typer.echo(f"{name}: {', '.join(labels_of)}")
+
+
+@bert_app.command("to-hf")
+def to_hf_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    component: Annotated[str, typer.Argument(help="A head, or the encoder")],
+    output: Annotated[Path, typer.Argument(help="A folder for the checkpoint")],
+    precision: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16")] = "fp32",
+) -> None:
+    """Save a head with its encoder as a Hugging Face checkpoint."""
+    import spacy
+
+    from .hf import to_hf
+
+    try:
+        to_hf(spacy.load(model), component, output, precision=precision)
+    except (ValueError, OSError) as error:
+        fail(error)
+    typer.echo(f"{output}: load it with transformers.pipeline(model={str(output)!r})")
 
 
 def show_reasons(title: str, reasons: Counter[str], samples: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import spacy
 import srsly
-from spacy.language import CONFIG_SECTION_ORDER
+from spacy.language import CONFIG_SECTION_ORDER, Language
 from spacy.tokens import DocBin
 from spacy.util import load_model_from_config
 from thinc.api import Config
@@ -33,9 +33,10 @@ DEFAULT_STEPS = 2000
 
 
 def init_config(
-    heads: Sequence[str],
+    heads: Sequence[str] = (),
     *,
     name: str = "bert-base-uncased",
+    source: str | Path | None = None,
     lang: str = "en",
     gpu: bool = False,
     train: Path | None = None,
@@ -45,6 +46,8 @@ def init_config(
 
     heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa".
     name (str): The checkpoint: a Hugging Face hub name or a folder.
+    source (Optional[str / Path]): A trained pipeline whose components, all of them, are trained
+        further, in place of new ones.
     lang (str): The language of spaCy's tokenizer.
     gpu (bool): Whether it will be trained on a GPU.
     train (Optional[Path]): The training data; the number of steps is then fitted to its size.
@@ -52,19 +55,15 @@ def init_config(
     RETURNS (Config): The config, with every default filled in.
     RAISES (ValueError): If there is no such head, or none is named.
     """
-    unknown = [head for head in heads if head not in HEADS]
-    if unknown or not heads:
-        what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
-        raise ValueError(f"{what} Choose from: {', '.join(HEADS)}; several with commas.")
-    nlp = spacy.blank(lang)
-    encoder: dict[str, Any] = {"name": name}
-    if gpu:
-        encoder["max_batch_tokens"] = 32768
-    if "qa" in heads:
-        encoder |= QA_WINDOW
-    nlp.add_pipe("bert_encoder", config={"model": encoder})
-    for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=HEAD)
+    if source is None:
+        nlp = _make_pipeline(heads, name, lang=lang, gpu=gpu)
+        sourced = {}
+    elif heads:
+        raise ValueError("The heads of a source are those that it has. Name none beside it.")
+    else:
+        nlp = spacy.load(source)
+        sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
+        heads = [nlp.get_pipe_meta(pipe).factory.removeprefix("bert_") for pipe in sourced]
 
     steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
     # A batch of Docs would be a few contexts with many questions each, which are no independent
@@ -118,7 +117,26 @@ def init_config(
     # As text and back: the sections take spaCy's order, and references to others stay references.
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
-    return load_model_from_config(config, auto_fill=True).config
+    filled = load_model_from_config(config, auto_fill=True).config
+    filled["components"].update(sourced)
+    return filled
+
+
+def _make_pipeline(heads: Sequence[str], name: str, *, lang: str, gpu: bool) -> Language:
+    unknown = [head for head in heads if head not in HEADS]
+    if unknown or not heads:
+        what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
+        raise ValueError(f"{what} Choose from: {', '.join(HEADS)}; several with commas.")
+    nlp = spacy.blank(lang)
+    encoder: dict[str, Any] = {"name": name}
+    if gpu:
+        encoder["max_batch_tokens"] = 32768
+    if "qa" in heads:
+        encoder |= QA_WINDOW
+    nlp.add_pipe("bert_encoder", config={"model": encoder})
+    for head in heads:
+        nlp.add_pipe(f"bert_{head}", config=HEAD)
+    return nlp
 
 
 def fit_steps(n_examples: int) -> tuple[int, int]:

@@ -35,6 +35,10 @@ FAMILIES = {
     "roberta": "bytes",
     "xlm-roberta": "unigram",
     "albert": "unigram",
+    "camembert": "unigram",
+    "mpnet": "wordpiece",
+    "deberta-v2": "unigram",
+    "modernbert": "bytes",
 }
 
 
@@ -94,9 +98,16 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
 
 
 def make_checkpoint(
-    folder: Path, *, family: str = "bert", seed: int = 0, dropout: float = 0.0, **settings
+    folder: Path,
+    *,
+    family: str = "bert",
+    auto_class: type = transformers.AutoModel,
+    seed: int = 0,
+    dropout: float = 0.0,
+    **settings,
 ) -> str:
-    """Save a small random checkpoint and return its folder's name."""
+    """Save a small random checkpoint, with a head if auto_class has one, and return its folder's
+    name."""
     tokenizer = make_tokenizer(FAMILIES[family])
     shape = {
         "vocab_size": len(tokenizer),
@@ -113,12 +124,20 @@ def make_checkpoint(
     if family == "distilbert":
         shape |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
         shape |= {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+    if family == "deberta-v2":  # as version 3 has it
+        shape |= {"relative_attention": True, "position_buckets": 16, "pos_att_type": "p2c|c2p"}
+        shape |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}
+        shape |= {"share_att_key": True, "max_relative_positions": -1, "type_vocab_size": 0}
+    if family == "modernbert":
+        special = {name: getattr(tokenizer, name) for name in ("cls_token_id", "sep_token_id")}
+        shape |= {"local_attention": 16, "reference_compile": False, **special}
+        shape |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
     if family in ("albert", "electra"):
         shape["embedding_size"] = 16
     shape |= settings
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(family, **shape)
-    model = transformers.AutoModel.from_config(config)
+    model = auto_class.from_config(config)
     with torch.no_grad():  # biases of zero would hide what is swapped or left out
         for parameter in model.parameters():
             if parameter.ndim == 1:

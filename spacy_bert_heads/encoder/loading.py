@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +97,39 @@ def load_checkpoint(name: str) -> Bert:
     return Bert(_load_encoder(source), _wordpieces(files, config), files)
 
 
+def load_task_model(name: str, find_task: Callable[[Any], str]) -> tuple[PreTrainedModel, Bert]:
+    """Load a checkpoint with its head for a task.
+
+    name (str): A name on the Hugging Face hub, or a folder.
+    find_task (Callable[[Any], str]): Gives the task, as Hugging Face's pipelines call it, by the
+        checkpoint's configuration.
+    RETURNS (Tuple[PreTrainedModel, Bert]): Hugging Face's model, in fp32, and the encoder in it.
+    RAISES (ValueError): As above, or if a weight of the head is missing.
+    """
+    source, config, files = _load_tokenizer(name)
+    model, info = _load_weights(source, task_class(find_task(config)))
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
+            f"missing ({', '.join(missing[:3])}, …). Is it fine-tuned for another task?"
+        )
+    return model, Bert(model.base_model, _wordpieces(files, config), files)
+
+
+def task_class(task: str) -> Any:
+    """task (str): A task as Hugging Face's pipelines call it.
+    RETURNS (Type[AutoModel]): The class that loads models for it.
+    """
+    import transformers
+
+    names = {
+        "token-classification": "AutoModelForTokenClassification",
+        "text-classification": "AutoModelForSequenceClassification",
+        "question-answering": "AutoModelForQuestionAnswering",
+    }
+    return getattr(transformers, names[task])
+
+
 def load_wordpieces(name: str) -> Wordpieces:
     """Load the tokenizer of a checkpoint alone.
 
@@ -145,18 +180,38 @@ def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
         return source, config, _read_files(Path(saved), TOKENIZER_FILES)
 
 
-def _load_encoder(source: str) -> PreTrainedModel:
-    from transformers import AutoModel
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from warning of missing weights: our callers say what they mean."""
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        encoder, info = AutoModel.from_pretrained(
-            source, output_loading_info=True, weights_only=True, trust_remote_code=False
-        )
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _load_weights(source: str, auto_class: Any) -> tuple[Any, dict[str, Any]]:
+    """A model in fp32, and what of it the file has not or has too much."""
+    try:
+        with quiet():
+            model, info = auto_class.from_pretrained(
+                source, output_loading_info=True, weights_only=True, trust_remote_code=False
+            )
     except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
         raise ValueError(
             f"Can't load the weights of '{source}': {error}\n"
             "If the file is damaged, download it again; save a .bin again as safetensors."
         ) from error
+    return model.float(), info
+
+
+def _load_encoder(source: str) -> PreTrainedModel:
+    from transformers import AutoModel
+
+    encoder, info = _load_weights(source, AutoModel)
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler")]
     if missing:
         raise ValueError(
@@ -172,7 +227,7 @@ def _load_encoder(source: str) -> PreTrainedModel:
     if len(missing) < len(info["missing_keys"]):
         # Random weights must not pass for a pretrained pooler.
         encoder.pooler = None
-    return encoder.float()
+    return encoder
 
 
 def _wordpieces(files: Files, config: Any) -> Wordpieces:

@@ -29,6 +29,8 @@ from ..types import (
 from .families import dense_settings
 
 POOLINGS = ("cls", "pooler", "mean")
+# What configurations call the rate of a head alone.
+DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
 
 
 def build_token_head(
@@ -257,7 +259,11 @@ class SequenceClassifier(Classifier):
         pooler = getattr(bert.encoder, "pooler", None)
         layer = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
         dense = self.settings["dense"]
-        if self.dense is not None and dense["activation"] == "tanh" and isinstance(layer, nn.Linear):
+        if (
+            self.dense is not None
+            and dense["activation"] == "tanh"
+            and isinstance(layer, nn.Linear)
+        ):
             self.dense.linear.load_state_dict(layer.state_dict())
 
     def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
@@ -333,11 +339,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     settings = dict(model.attrs)
     if settings["dropout"] is None:
         settings["dropout"] = classifier_dropout(config, module_class)
-    if settings.get("pooling") == "pooler":
-        settings["pooling"] = getattr(config, "classifier_pooling", "cls")  # ModernBERT's
-        settings["dense"] = dense_settings(config, settings["dropout"])
-    elif "pooling" not in settings and getattr(config, "model_type", "") == "modernbert":
-        settings["dense"] = dense_settings(config, settings["dropout"])
+    if settings.get("pooling") in (None, "pooler"):
+        settings |= family_settings(config, module_class, dropout=settings["dropout"])
     module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -350,6 +353,24 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     return model
 
 
+def family_settings(
+    config: Any, module_class: type[Classifier], *, dropout: float
+) -> dict[str, Any]:
+    """How a family's class is built.
+
+    config (Any): The checkpoint's configuration, or None for BERT's kind.
+    module_class (Type[Classifier]): The head's module.
+    dropout (float): The rate before the classifier.
+    RETURNS (Dict[str, Any]): The settings of the module that differ from family to family.
+    """
+    dense = dense_settings(config, dropout)
+    if module_class is SequenceClassifier:
+        return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
+    # Only ModernBERT has one under heads for tokens and spans too.
+    is_modern = getattr(config, "model_type", "") == "modernbert"
+    return {"dense": dense if is_modern else None}
+
+
 def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
     """The rate that Hugging Face's heads use on a checkpoint.
 
@@ -357,15 +378,9 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
     module_class (Type[Classifier]): The head's module.
     RETURNS (float): The rate; 0.1 without a checkpoint.
     """
-    names = [
-        "classifier_dropout",
-        "classifier_dropout_prob",
-        "hidden_dropout_prob",
-        "dropout",
-    ]
-    if module_class is SequenceClassifier:
-        names = ["seq_classif_dropout", "cls_dropout", *names]  # DistilBERT's, DeBERTa's
-    for name in names:
+    of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
+    own = of_sequences if module_class is SequenceClassifier else ()
+    for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
         rate = getattr(config, name, None)
         if rate is not None:
             return float(rate)

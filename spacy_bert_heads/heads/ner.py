@@ -60,9 +60,9 @@ def make_bert_ner(
     nlp (Language): The pipeline.
     name (str): The component's name.
     model (Model[List[Doc], TokenScores]): The token head.
-    scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense are
-        read; "IOB", where an entity may also begin with I, or "IO", without a mark of its beginning,
-        both for checkpoints that have such tags.
+    scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense
+        are read; "IOB", where an entity may also begin with I, or "IO", without a mark of its
+        beginning, both for checkpoints that have such tags.
     threshold (float): Entities less probable than this are left out, 0 to 1.
     spans_key (Optional[str]): Where the entities go with their probabilities:
         `doc.spans[spans_key].attrs["scores"]`; None for nowhere.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..encoder.loading import Bert, load_checkpoint
+from ..encoder.loading import Bert, load_checkpoint, quiet
 from ..encoder.model import pad
 from ..sequences import make_buckets
 from ..types import Ints1d
@@ -276,7 +276,6 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
     RAISES (ValueError): If it can't be loaded, or its family has no head for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
-    from transformers.utils import logging
 
     bert = load_checkpoint(name)
     family = bert.config.model_type
@@ -284,18 +283,15 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
     classes: dict[str, Any] = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
     model_class = classes.get(family, AutoModelForMaskedLM)
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # which heads are made anew, our caller says
     try:
-        model, info = model_class.from_pretrained(
-            source, output_loading_info=True, weights_only=True, trust_remote_code=False
-        )
+        with quiet():
+            model, info = model_class.from_pretrained(
+                source, output_loading_info=True, weights_only=True, trust_remote_code=False
+            )
     except ValueError as error:
         raise ValueError(
             f"'{name}' is a '{family}' model, which has no head for masked pieces: {error}"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     missing = info["missing_keys"]
     has_pairs = sentence_objective in PAIRS
     pretrainer = Pretrainer(model.float(), bert, has_pairs=has_pairs, made=missing)

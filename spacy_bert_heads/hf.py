@@ -1,0 +1,382 @@
+"""Fine-tuned Hugging Face checkpoints to pipelines, and pipelines back to checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import spacy
+import torch
+from spacy.language import Language
+from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
+
+from .encoder.component import BertEncoder
+from .encoder.listener import checkpoint_behind
+from .encoder.loading import Bert, load_task_model, task_class
+from .encoder.model import bert_of, prepare, shim_of
+from .heads.families import layer_names
+from .heads.head import BertHead
+from .heads.layers import DROPOUT_RATES, Classifier, family_settings
+from .heads.ner import SCHEMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What each head is to Hugging Face, and the kind of head that it is to us.
+TASKS = {
+    "ner": "token-classification",
+    "tagger": "token-classification",
+    "textcat": "text-classification",
+    "textcat_multilabel": "text-classification",
+    "nli": "text-classification",
+    "qa": "question-answering",
+}
+KINDS = {
+    "token-classification": "token",
+    "text-classification": "sequence",
+    "question-answering": "span",
+}
+ARCHITECTURES = {
+    "ForTokenClassification": "token-classification",
+    "ForSequenceClassification": "text-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+NLI_LABELS = {"entailment", "neutral", "contradiction", "not_entailment"}
+# A tag that the checkpoint doesn't have must not win.
+NEVER = -1e4
+HALF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def from_hf(
+    name: str,
+    *others: str,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    lang: str = "en",
+) -> Language:
+    """Make a pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for each, or
+    one encoder for those whose encoders are the same.
+
+    name (str): A hub name or a folder.
+    others (str): More of them, each a head of the same pipeline.
+    task (Optional[str]): "ner", "tagger", "textcat", "textcat_multilabel", "nli" or "qa"; None
+        reads it off the checkpoint's architecture and labels.
+    labels (Optional[Sequence[str]]): The names of the checkpoint's classes, in its order; None
+        takes its own.
+    lang (str): The language of spaCy's tokenizer.
+    RETURNS (Language): The pipeline, trained.
+    RAISES (ValueError): If a checkpoint can't be read or has no trained head of a known kind; if
+        there is no such task, or task or labels are given for several checkpoints.
+    """
+    if others and (task or labels):
+        raise ValueError("task and labels belong to one checkpoint. Load them one by one.")
+    if task is not None and task not in TASKS:
+        raise ValueError(f"Unknown task '{task}'. Choose one of: {', '.join(TASKS)}.")
+    nlp = spacy.blank(lang)
+    nlp.batch_size = 128
+    for one in (name, *others):
+        _add_checkpoint(nlp, one, task, labels)
+    nlp.meta["description"] = f"{', '.join((name, *others))}, from Hugging Face"
+    return nlp
+
+
+def _add_checkpoint(
+    nlp: Language, name: str, task: str | None, labels: Sequence[str] | None
+) -> None:
+    model, bert = load_task_model(name, lambda config: TASKS[task or find_task(config, name)])
+    names = _class_names(model.config, name, labels)
+    task = task or find_task(model.config, name, names)
+    upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, bert)
+    config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
+    classes = list(range(len(names)))
+    if task == "ner":
+        tags = read_tags(names)
+        config["scheme"], names, classes = tags.scheme, tags.labels, tags.classes
+    elif task == "tagger":
+        config["attr"] = "pos" if set(names) <= set(UNIVERSAL_TAGS) else "tag"
+    elif task == "qa":
+        # Its pipelines always answer, unless asked not to.
+        config["no_answer_threshold"] = 1.0
+        if len(names) != 2:
+            raise ValueError(f"'{name}' has {len(names)} outputs; answers need a start and an end.")
+    head = nlp.add_pipe(f"bert_{task}", name=_free_name(nlp, f"bert_{task}"), config=config)
+    assert isinstance(head, BertHead)
+    if task != "qa":
+        for label in names:
+            head.add_label(label)
+    head.model.set_dim("nO", head.n_classes, force=True)
+    head.model.initialize()
+    module = shim_of(head.model).module
+    assert isinstance(module, Classifier)
+    for ours, theirs in layer_names(model.config.model_type, KINDS[TASKS[task]]).items():
+        weights = model.get_submodule(theirs).state_dict()
+        if ours == "classifier":
+            weights = _select_classes(weights, classes)
+        module.get_submodule(ours).load_state_dict(weights)
+
+
+def find_task(config: Any, name: str, labels: Sequence[str] | None = None) -> str:
+    """Read off what a checkpoint was fine-tuned for.
+
+    config (PretrainedConfig): Its configuration.
+    name (str): Its name, for the error.
+    labels (Optional[Sequence[str]]): The names of its classes, if not its own.
+    RETURNS (str): The head that it becomes.
+    RAISES (ValueError): If it has no head of a known kind.
+    """
+    architecture = next(iter(getattr(config, "architectures", None) or []), "")
+    kind = next((k for end, k in ARCHITECTURES.items() if architecture.endswith(end)), None)
+    names = list(labels or config.id2label.values())
+    if kind is None:
+        raise ValueError(
+            f"'{name}' is a {architecture or 'checkpoint of unknown kind'}, without a head for "
+            "tokens, sequences or answers. Name the task if it has one; a checkpoint without "
+            "heads goes into a pipeline as `name` of bert_encoder, to be trained."
+        )
+    if kind == "question-answering":
+        return "qa"
+    if kind == "token-classification":
+        # Without a class for "nothing" every token is of some class.
+        return "ner" if "O" in names else "tagger"
+    if config.problem_type == "multi_label_classification":
+        return "textcat_multilabel"
+    if len(names) == 1 or config.problem_type == "regression":
+        raise ValueError(
+            f"'{name}' gives one number for a text. There is no head for numbers; if it is the "
+            'logit of a category, name the task: task="textcat_multilabel".'
+        )
+    is_nli = {label.lower() for label in names} <= NLI_LABELS
+    return "nli" if is_nli else "textcat"
+
+
+def _class_names(config: Any, name: str, labels: Sequence[str] | None) -> list[str]:
+    own = [config.id2label[i] for i in range(config.num_labels)]
+    names = list(labels or own)
+    if len(names) != len(own):
+        raise ValueError(f"'{name}' has {len(own)} classes, but {len(names)} labels are given.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
+    return names
+
+
+class Tags(NamedTuple):
+    """The classes of a tagger of entities, in our terms."""
+
+    scheme: str
+    labels: list[str]
+    classes: list[int]  # of the checkpoint, for each of our tags; -1 for one that it lacks
+
+
+def read_tags(names: Sequence[str]) -> Tags:
+    """Find the scheme of a checkpoint's tags. A plain label is one without a mark of its beginning;
+    E and S are other names of L and U.
+
+    names (Sequence[str]): The checkpoint's classes, "O" among them.
+    RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
+    """
+    found: dict[tuple[str, str], int] = {}
+    for i, name in enumerate(names):
+        if name != "O":
+            marked = re.match(r"([BIESLU])[-_](.+)", name)
+            prefix, label = marked.groups() if marked else ("I", name)
+            found[{"E": "L", "S": "U"}.get(prefix, prefix), label] = i
+    prefixes = {prefix for prefix, _ in found}
+    scheme = "IO" if prefixes == {"I"} else "BILOU" if prefixes & {"L", "U"} else "IOB"
+    labels = list(dict.fromkeys(label for _, label in found))
+    ours = dict.fromkeys(SCHEMES[scheme].values())
+    classes = [found.get((prefix, label), -1) for label in labels for prefix in ours]
+    return Tags(scheme, labels, [list(names).index("O"), *classes])
+
+
+def _select_classes(
+    weights: dict[str, torch.Tensor], classes: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """The classifier's rows in another order, -1 for a class that never wins."""
+    rows = torch.tensor(classes)
+    selected = {name: tensor[rows.clamp(min=0)] for name, tensor in weights.items()}
+    selected["weight"][rows < 0] = 0.0
+    selected["bias"][rows < 0] = NEVER
+    return selected
+
+
+def _find_encoder(nlp: Language, bert: Bert) -> str | None:
+    """The encoder of the pipeline that is the same, weight by weight."""
+    for name, component in nlp.pipeline:
+        if isinstance(component, BertEncoder) and _is_same(bert_of(component.model), bert):
+            return name
+    return None
+
+
+def _is_same(one: Bert, other: Bert) -> bool:
+    weights = [
+        {k: v for k, v in bert.encoder.state_dict().items() if not k.startswith("pooler")}
+        for bert in (one, other)
+    ]
+    return (
+        one.tokenizer_files["tokenizer.json"] == other.tokenizer_files["tokenizer.json"]
+        and weights[0].keys() == weights[1].keys()
+        and all(torch.equal(tensor, weights[1][k]) for k, tensor in weights[0].items())
+    )
+
+
+def _add_encoder(nlp: Language, name: str, bert: Bert) -> str:
+    settings = json.loads(bert.tokenizer_files.get("tokenizer_config.json", b"{}"))
+    window = int(min(settings.get("model_max_length") or bert.max_window, bert.max_window))
+    stride = min(3 * window // 4, window - bert.wordpieces.n_special)
+    encoder_name = _free_name(nlp, "bert_encoder")
+    config = {"model": {"name": name, "window": window, "stride": stride}}
+    encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config=config)
+    assert isinstance(encoder, BertEncoder)
+    shim_of(encoder.model).module = bert
+    prepare(encoder.model)
+    return encoder_name
+
+
+def _free_name(nlp: Language, name: str) -> str:
+    names = (name, *(f"{name}_{i}" for i in range(2, len(nlp.component_names) + 3)))
+    return next(one for one in names if one not in nlp.component_names)
+
+
+# --- out
+
+
+def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str = "fp32") -> None:
+    """Save a head with its encoder as a Hugging Face folder, with a model card; or an encoder
+    alone.
+
+    nlp (Language): The pipeline.
+    component (str): The name of a head, or of the encoder.
+    folder (str / Path): Where to; it is made.
+    precision (str): Of the weights: "fp32", "bf16" or "fp16".
+    RAISES (ValueError): If there is no such component, or Hugging Face has no class for it.
+    """
+    if component not in nlp.component_names:
+        raise ValueError(
+            f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
+        )
+    if precision not in HALF:
+        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(HALF)}.")
+    pipe: Any = nlp.get_pipe(component)
+    if isinstance(pipe, BertEncoder):
+        bert, task = bert_of(pipe.model), "feature-extraction"
+        model: Any = copy.deepcopy(bert.encoder)
+    elif isinstance(pipe, BertHead):
+        task = TASKS[nlp.get_pipe_meta(component).factory.removeprefix("bert_")]
+        found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
+        if found is None:
+            raise ValueError(
+                f"{component} reads another layer than a bert_encoder, for which Hugging Face "
+                "has no class."
+            )
+        bert, model = found, _make_task_model(pipe, found, task)
+    else:
+        raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model.cpu().to(HALF[precision])
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+    for name, content in bert.tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
+    (folder / "README.md").write_text(card, encoding="utf8")
+
+
+def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
+    """Hugging Face's model for a head."""
+    module = shim_of(head.model).module
+    assert isinstance(module, Classifier)
+    kind, family = KINDS[task], bert.config.model_type
+    names = layer_names(family, kind)
+    _check_shape(head, module, bert)
+    config = copy.deepcopy(bert.config)
+    classes = _names_of(head)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    for name in DROPOUT_RATES:
+        if hasattr(config, name):
+            setattr(config, name, module.settings["dropout"])
+    if kind == "sequence":
+        several = getattr(head, "multi_label", False)
+        config.problem_type = f"{'multi' if several else 'single'}_label_classification"
+    model = task_class(task).from_config(config)
+    weights = bert.encoder.state_dict()
+    missing, _ = model.base_model.load_state_dict(weights, strict=False)
+    assert not [name for name in missing if not name.startswith("pooler")], missing
+    for ours, theirs in names.items():
+        source = module.get_submodule(ours).state_dict()
+        model.get_submodule(theirs).load_state_dict(source)
+    return model
+
+
+def _check_shape(head: BertHead, module: Classifier, bert: Bert) -> None:
+    """RAISES (ValueError): If Hugging Face's class for the family has no such head."""
+    expected = family_settings(bert.config, type(module), dropout=module.settings["dropout"])
+    for name, value in expected.items():
+        if module.settings.get(name) != value:
+            raise ValueError(
+                f"Hugging Face's '{bert.config.model_type}' models have no head of this shape: "
+                f"{head.name} has {name} = {module.settings.get(name)!r}. Train it with "
+                'pooling = "pooler", which is what theirs do.'
+            )
+
+
+def _names_of(head: BertHead) -> list[str]:
+    """The names of a head's classes, in order."""
+    if head.cfg.get("scheme") == "IO":
+        return ["O", *head.labels]
+    if head.cfg.get("scheme") == "BILOU":
+        warnings.warn(
+            "transformers.pipeline doesn't know the tags L and U and will not join the tokens of "
+            "an entity; AutoModelForTokenClassification gives the same logits.",
+            stacklevel=3,
+        )
+    names = getattr(head, "tags", None) or list(head.labels)
+    return names or [f"LABEL_{i}" for i in range(head.n_classes)]
+
+
+def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:
+    """Write a model card.
+
+    nlp (Language): The pipeline.
+    component (str): The component's name.
+    task (str): What it is to Hugging Face.
+    labels (Sequence[str]): Its labels.
+    RETURNS (str): Markdown with a header as the hub reads it.
+    """
+    head = [
+        "---",
+        f"language: {nlp.lang}",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "tags: [spacy, spacy_bert_heads]",
+        "---",
+        f"# {component}",
+        f"From the spaCy pipeline `{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}`, version "
+        f"{nlp.meta.get('version') or '0.0.0'}, by spacy_bert_heads. {nlp.meta.get('description')}",
+    ]
+    if labels:
+        head += ["## Labels", ", ".join(f"`{label}`" for label in labels)]
+    weights = nlp.get_pipe_meta(component).default_score_weights or {}
+    scores = nlp.meta.get("performance", {})
+    numbers = {k: scores[k] for k in weights if isinstance(scores.get(k), int | float)}
+    if numbers:
+        rows = [f"| {name} | {value:.4f} |" for name, value in numbers.items()]
+        head += ["## Scores", "\n".join(["| score | dev set |", "|---|---|", *rows])]
+    training = nlp.config.interpolate()["training"]
+    rate = training["optimizer"].get("learn_rate")
+    trained = {
+        "seed": training.get("seed"),
+        "steps": training.get("max_steps") or None,
+        "learning rate": rate.get("initial_rate") if isinstance(rate, dict) else rate,
+        "encoder": nlp.get_pipe_config(component).get("model", {}).get("name"),
+    }
+    # A pipeline that was not trained by spaCy has spaCy's defaults there, which say nothing.
+    if numbers:
+        rows = [f"- {name}: {value}" for name, value in trained.items() if value is not None]
+        head += ["## Training", "\n".join(["`spacy train`, with", "", *rows])]
+    return "\n\n".join(["\n".join(head[:6]), *head[6:]]) + "\n"
