@@ -1,13 +1,15 @@
-"""The layer that a head holds instead of an encoder of its own."""
+"""The layers that a head holds instead of an encoder of its own."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from spacy.tokens import Doc
-from thinc.api import Model
+from thinc.api import Model, torch2xp, xp2torch
+from thinc.types import Floats2d
 
-from ..types import Encoded, Pairs
+from ..types import DocSequences, Encoded, Pairs
 from .loading import Bert
 from .shim import TorchShim
 
@@ -87,6 +89,73 @@ def forward(
     assert isinstance(model, BertListener)
     encoded, answer = model.encoder.read(inputs, model if is_train else None)
     return encoded, lambda gradient: answer(gradient * model.grad_factor)
+
+
+# --- token vectors, for spaCy's own components
+
+
+def build_tok2vec_listener(
+    upstream: str = "*", grad_factor: float = 1.0
+) -> Model[list[Doc], list[Floats2d]]:
+    """Build a layer that shares the pipeline's encoder with spaCy's own components: parser, tagger,
+    ner, textcat, spancat and so on. A token's vector is the mean of the states of its pieces.
+
+    upstream (str): The encoder component's name, or "*" for the nearest one before.
+    grad_factor (float): As in `build_bert_listener`.
+    RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
+    RAISES (ValueError): If the factor is negative.
+    """
+    return build_tok2vec_encoder(build_bert_listener(upstream, grad_factor))
+
+
+def build_tok2vec_encoder(
+    encoder: Model[list[Doc], Encoded],
+) -> Model[list[Doc], list[Floats2d]]:
+    """Build the same layer over an encoder of its own, which `nlp.replace_listeners` puts in place
+    of a listener.
+
+    encoder (Model[List[Doc], Encoded]): The encoder.
+    RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
+    """
+    return Model(
+        "bert_tok2vec", forward_tokens, init=init_tok2vec, dims={"nO": None}, layers=[encoder]
+    )
+
+
+def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
+    """Initialize what is below, which knows the width."""
+    layer = model.layers[0]
+    encoder = layer.encoder.model if isinstance(layer, BertListener) else layer.initialize()
+    model.set_dim("nO", encoder.get_dim("nO"), force=True)
+    return model
+
+
+def forward_tokens(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[list[Floats2d], Callable[[list[Floats2d]], list[Doc]]]:
+    """docs (List[Doc]): The Docs.
+    is_train (bool): Whether the caller will answer with a gradient.
+    RETURNS (Tuple[List[Floats2d], Callable]): A vector for each token, zeros for one without
+        pieces (n_tokens, width); and the callback that takes their gradient.
+    """
+    encoded, backprop_states = model.layers[0](docs, is_train)
+    states, sequences = encoded.states, encoded.sequences
+    assert isinstance(sequences, DocSequences)
+    rows = torch.from_numpy(sequences.rows).to(states.device)
+    tokens = np.repeat(np.arange(len(sequences.pieces)), sequences.pieces)
+    token_of = torch.from_numpy(tokens).to(states.device)
+    counts = torch.from_numpy(sequences.pieces).to(states.device).clamp(min=1).unsqueeze(1)
+    sizes = sequences.tokens.tolist()
+    vectors = states.new_zeros(len(counts), states.shape[1])
+    vectors = vectors.index_add_(0, token_of, states.detach()[rows]) / counts
+
+    def backprop(gradients: list[Floats2d]) -> list[Doc]:
+        parts = [xp2torch(part, device=states.device) for part in gradients]
+        gradient = torch.cat([states.new_zeros(0, states.shape[1]), *parts]) / counts
+        backprop_states(torch.zeros_like(states).index_add_(0, rows, gradient[token_of]))
+        return docs
+
+    return [torch2xp(part) for part in vectors.split(sizes)], backprop
 
 
 def checkpoint_behind(tok2vec: Model) -> Bert | None:

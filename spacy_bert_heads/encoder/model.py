@@ -68,6 +68,7 @@ def build_bert_encoder(
             "stride": stride,
             "max_batch_tokens": max_batch_tokens,
             "frozen_layers": frozen_layers,
+            "replace_listener_cfg": own_encoder_config,
         },
     )
 
@@ -130,6 +131,18 @@ def freeze_lowest(bert: Bert, n_layers: int) -> None:
         free.update(id(p) for p in pooler.parameters()) if pooler is not None else None
         for parameter in bert.parameters():
             parameter.requires_grad_(id(parameter) in free)
+
+
+def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
+    """What `nlp.replace_listeners` writes to a head's config.
+
+    encoder (Dict[str, Any]): The config of the encoder's model.
+    listener (Dict[str, Any]): The config of the listener.
+    RETURNS (Dict[str, Any]): The config of an encoder that gives the head what the listener gave.
+    """
+    if "Tok2VecListener" not in listener["@architectures"]:
+        return encoder
+    return {"@architectures": "spacy_bert_heads.Tok2VecEncoder.v1", "encoder": encoder}
 
 
 def shim_of(model: Model) -> TorchShim:
