@@ -94,6 +94,7 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         pad_token=pad,
         unk_token=unk,
         mask_token=mask,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 
@@ -124,6 +125,8 @@ def make_checkpoint(
     if family == "distilbert":
         shape |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
         shape |= {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+    if family == "mpnet":  # it counts positions from 2
+        shape["max_position_embeddings"] = 130
     if family == "deberta-v2":  # as version 3 has it
         shape |= {"relative_attention": True, "position_buckets": 16, "pos_att_type": "p2c|c2p"}
         shape |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}

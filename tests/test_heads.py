@@ -767,7 +767,7 @@ def first_pieces(tokenizer, doc: Doc) -> list[int]:
 TEXTS = ["Anna Grete left Skagen on Tuesday.", "", "They cannot swim", "Das Schiff läuft auf Grund"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one != "modernbert"])
 def test_token_logits_are_hugging_faces(folders, family):
     nlp = pipeline(folders(family), "ner")
     head = nlp.get_pipe("head")

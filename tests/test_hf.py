@@ -90,7 +90,7 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
         return_offsets_mapping=True,
         **windows,
     )
-    contexts: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    contexts: dict[int, list[tuple[int, int]]] = {}  # of each piece of the context, its windows
     spans = []
     for i, ids in enumerate(encoded["input_ids"]):
         inputs = {"input_ids": torch.tensor([ids])}
@@ -100,14 +100,18 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
             output = model(**inputs)
         places = [j for j, part in enumerate(encoded.sequence_ids(i)) if part == 1]
         offsets = encoded["offset_mapping"][i]
+        step = len(places) - windows["stride"] if i == 0 else step
         for first in places:
+            piece = i * step + first - places[0]
             # Of windows that are equally good the first one.
             context_size = min(first - places[0], places[-1] - first)
-            contexts.setdefault(offsets[first], []).append((context_size, -i))
+            contexts.setdefault(piece, []).append((context_size, -i))
             for last in range(first, min(first + 30, places[-1] + 1)):
                 text = context[offsets[first][0] : offsets[last][1]].strip()
                 score = float(output.start_logits[0, first] + output.end_logits[0, last])
-                spans += [(score, text, i, offsets[first])] if text else []
+                # A piece of a byte or of white space may have no characters of its own.
+                whole = all(offsets[end][0] < offsets[end][1] for end in (first, last))
+                spans += [(score, text, i, piece)] if whole and text else []
     return max(one for one in spans if max(contexts[one[3]])[1] == -one[2])[1]
 
 

@@ -207,15 +207,15 @@ def qa_beside(folder: str, **settings):
     return nlp, theirs, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one != "modernbert"])
 def test_qa_logits_are_hugging_faces(folders, family):
     nlp, theirs, tokenizer = qa_beside(folders(family), window=120, stride=60)
     expected = []
     for context in CONTEXTS:
         for text in QUESTIONS:
             inputs = encode(tokenizer, text, context)
-            if family == "distilbert":  # it has no types
-                inputs.pop("token_type_ids")
+            if not getattr(theirs.config, "type_vocab_size", 0):
+                inputs.pop("token_type_ids", None)
             with torch.no_grad():
                 output = theirs(**inputs)
             expected.append(torch.stack([output.start_logits[0], output.end_logits[0]], dim=1))
@@ -483,8 +483,8 @@ class PairLoop(TorchLoop):
                 head = torch.nn.ModuleDict({"classifier": theirs.qa_outputs})
             else:
                 # A pooler of its own: Hugging Face's model would share it with the encoder.
-                dense = torch.nn.Linear(32, 32)
-                dense.load_state_dict(ours.dense.linear.state_dict())
+                dense = torch.nn.ModuleDict({"linear": torch.nn.Linear(32, 32)})
+                dense.load_state_dict(ours.dense.state_dict())
                 theirs.classifier.load_state_dict(ours.classifier.state_dict())
                 head = torch.nn.ModuleDict({"dense": dense, "classifier": theirs.classifier})
             self.heads[f"bert_{name}"] = head
@@ -517,7 +517,7 @@ class PairLoop(TorchLoop):
         batch = self.tokenizer(*zip(*pairs, strict=True), return_tensors="pt", padding=True)
         head = self.heads["bert_nli"]
         states = self.encoder(**batch).last_hidden_state[:, 0]
-        logits = head["classifier"](torch.tanh(head["dense"](states)))
+        logits = head["classifier"](torch.tanh(head["dense"]["linear"](states)))
         return F.cross_entropy(logits, torch.tensor(labels))
 
     def qa_loss(self, pairs, places):
