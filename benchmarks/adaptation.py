@@ -15,8 +15,8 @@ adapt-covid, adapt-wikitext, adapt-nsp, adapt-frozen
     ENCODER continued on papers about COVID-19 by masked pieces alone; for as many steps on
     WikiText-2, the wrong domain; on the papers with next-sentence prediction beside; and that with
     all but the heads frozen. A checkpoint without the heads of pretraining has no loss to compare
-    with: what it knew before is what heads make of its unchanged states, with as many steps to learn
-    that. Each is scored on held-out documents of both texts.
+    with: what it knew before is what heads make of its unchanged states, with as many steps to
+    learn that. Each is scored on held-out documents of both texts.
 ncbi-ENCODER-SHARE-SEED
     Disease names in abstracts of PubMed, from ENCODER as it came and from the adapted ones, with
     shares of the training sentences: the first ones of one order, whatever the seed.

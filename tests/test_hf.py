@@ -1,6 +1,7 @@
 """Hugging Face in and out: the same logits, the same predictions, nothing lost on the way back."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from spacy.tokens import Doc, DocBin
 from test_heads import first_pieces
 from typer.testing import CliRunner
 
+import spacy_bert_heads
 from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.convert import convert
@@ -90,6 +92,7 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
         return_offsets_mapping=True,
         **windows,
     )
+    step = encoded.sequence_ids(0).count(1) - windows["stride"]
     contexts: dict[int, list[tuple[int, int]]] = {}  # of each piece of the context, its windows
     spans = []
     for i, ids in enumerate(encoded["input_ids"]):
@@ -100,18 +103,17 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
             output = model(**inputs)
         places = [j for j, part in enumerate(encoded.sequence_ids(i)) if part == 1]
         offsets = encoded["offset_mapping"][i]
-        step = len(places) - windows["stride"] if i == 0 else step
-        for first in places:
+        # A piece of a byte or of white space may have no characters of its own: it is passed over.
+        whole = [j for j in places if offsets[j][0] < offsets[j][1]]
+        for number, first in enumerate(whole):
             piece = i * step + first - places[0]
             # Of windows that are equally good the first one.
             context_size = min(first - places[0], places[-1] - first)
             contexts.setdefault(piece, []).append((context_size, -i))
-            for last in range(first, min(first + 30, places[-1] + 1)):
+            for last in whole[number : number + 30]:
                 text = context[offsets[first][0] : offsets[last][1]].strip()
                 score = float(output.start_logits[0, first] + output.end_logits[0, last])
-                # A piece of a byte or of white space may have no characters of its own.
-                whole = all(offsets[end][0] < offsets[end][1] for end in (first, last))
-                spans += [(score, text, i, piece)] if whole and text else []
+                spans += [(score, text, i, piece)] if text else []
     return max(one for one in spans if max(contexts[one[3]])[1] == -one[2])[1]
 
 
@@ -274,6 +276,27 @@ def test_verdicts_are_the_pipelines(tmp_path):
     for text, verdict in zip(doc._.hypotheses, doc._.nli, strict=True):
         expected = {o["label"]: o["score"] for o in pipe({"text": doc.text, "text_pair": text})}
         assert verdict["scores"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5"), reason="transformers 5 has no such pipeline"
+)
+def test_answers_are_the_pipelines(tmp_path, real):
+    folder = save(tmp_path / "hf", ANSWERS, ENDS)
+    nlp = from_hf(folder)
+    pipe = transformers.pipeline("question-answering", folder)
+    for source in real("xquad", n=6):
+        doc = nlp.make_doc(source.text[:90])
+        doc._.questions = [min(source._.questions, key=len)[:30]]
+        answer = nlp(doc)._.answers[0]
+        expected = pipe(
+            question=doc._.questions[0],
+            context=doc.text,
+            max_answer_len=30,
+            max_seq_len=128,
+            align_to_words=False,
+        )
+        assert (answer["start_char"], answer["end_char"]) == (expected["start"], expected["end"])
 
 
 def test_tags_and_many_labels(tmp_path):
@@ -551,3 +574,27 @@ def test_what_was_loaded_is_trained_further_and_handed_back(tmp_path):
     assert "`PLACE`, `DATE`" in card
     assert "| ents_f | 1.0000 |" in card
     assert "learning rate: 0.003" in card
+
+
+def test_the_lines_of_the_readme(tmp_path, monkeypatch):
+    """Each road between the worlds, as it is written there."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf8")
+    table = readme.split("| you have … | type … |")[1].split("\n\n")[0]
+    lines = [line.split("| `")[1].removesuffix("` |") for line in table.splitlines()[2:]]
+    assert len(lines) == 9
+    monkeypatch.chdir(tmp_path)
+    save(Path("my-ner"), TOKENS, PLACES)
+    save(Path("my-sentiment"), SEQUENCES, MOODS)
+    save(Path("my-nli"), SEQUENCES, ["LABEL_0", "LABEL_1", "LABEL_2"])
+    for name in ("train", "dev"):
+        DocBin(docs=[spacy.blank("en")("A text")]).to_disk(f"{name}.spacy")
+    variables = {"spacy_bert_heads": spacy_bert_heads}
+    for line in lines:
+        if line.startswith("python -m spacy bert "):
+            words = shlex.split(line.removeprefix("python -m spacy bert "))
+            result = CliRunner().invoke(bert_app, words)
+            assert result.exit_code == 0, f"{line}\n{result.output}"
+        else:
+            exec(line, variables)
+    assert spacy.load("my-pipeline").get_pipe("bert_nli").labels[0] == "entailment"
+    assert load_file("my-checkpoint/model.safetensors")["classifier.bias"].dtype == torch.float16

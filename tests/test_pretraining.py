@@ -225,7 +225,7 @@ def test_a_run_reports_and_its_folders_load(whole):
     assert all(0 <= line["held_out_nsp_accuracy"] <= 1 for line in lines)
     for name in ("model-best", "model-last"):
         _, info = BertForPreTraining.from_pretrained(whole / name, output_loading_info=True)
-        assert info["missing_keys"] == [] == info["unexpected_keys"]
+        assert not info["missing_keys"] and not info["unexpected_keys"]
         AutoModelForMaskedLM.from_pretrained(whole / name)
         assert load_checkpoint(str(whole / name)).encoder.pooler is not None
 
