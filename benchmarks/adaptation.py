@@ -54,7 +54,7 @@ from spacy.vocab import Vocab
 from thinc.api import Config
 
 from spacy_bert_heads.corpora import BertCorpus
-from spacy_bert_heads.encoder.shim import PRECISIONS
+from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pretraining import loop
 from spacy_bert_heads.pretraining.corpus import Corpus, prepare
@@ -365,8 +365,7 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
     corpus = prepare([raw_text(bench, text)], cache, wordpieces=vocabulary.wordpieces, workers=1)
     training = dataclasses.replace(settings.training, eval_pieces=bench.scaled(131_072, least=2048))
     settings = dataclasses.replace(settings, training=training)
-    dtype = PRECISIONS[bench.precision]
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    autocast = autocast_for(bench.precision, torch.device("cpu"))
     nats = unigram(corpus, settings, vocabulary.size)
     sums, known = no_totals(torch.device("cpu")), 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from spacy_bert_heads.encoder.loading import load_wordpieces
-from spacy_bert_heads.encoder.shim import PRECISIONS
+from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining.corpus import Corpus, prepare
 from spacy_bert_heads.pretraining.loop import Data, Position, Run
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
@@ -66,8 +66,7 @@ class Job:
 
     @property
     def autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
+        return autocast_for(self.precision, torch.device(self.device))
 
 
 def main(

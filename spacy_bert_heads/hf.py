@@ -17,8 +17,9 @@ from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
 from .encoder.listener import checkpoint_behind
-from .encoder.loading import Bert, load_task_model, task_class
+from .encoder.loading import Bert, load_model, task_class
 from .encoder.model import bert_of, prepare, shim_of
+from .encoder.shim import PRECISIONS
 from .heads.families import layer_names
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, Classifier, family_settings
@@ -49,7 +50,6 @@ ARCHITECTURES = {
 NLI_LABELS = {"entailment", "neutral", "contradiction", "not_entailment"}
 # A tag that the checkpoint doesn't have must not win.
 NEVER = -1e4
-HALF = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def from_hf(
@@ -88,7 +88,14 @@ def from_hf(
 def _add_checkpoint(
     nlp: Language, name: str, task: str | None, labels: Sequence[str] | None
 ) -> None:
-    model, bert = load_task_model(name, lambda config: TASKS[task or find_task(config, name)])
+    model, bert, missing = load_model(
+        name, lambda config: task_class(TASKS[task or find_task(config, name)])
+    )
+    if missing:
+        raise ValueError(
+            f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
+            f"missing ({', '.join(missing[:3])}, …). Was it fine-tuned for another task?"
+        )
     names = _class_names(model.config, name, labels)
     task = task or find_task(model.config, name, names)
     upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, bert)
@@ -259,8 +266,9 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
         raise ValueError(
             f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
         )
-    if precision not in HALF:
-        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(HALF)}.")
+    if precision not in PRECISIONS:
+        options = ", ".join(PRECISIONS)
+        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
     pipe: Any = nlp.get_pipe(component)
     if isinstance(pipe, BertEncoder):
         bert, task = bert_of(pipe.model), "feature-extraction"
@@ -278,7 +286,7 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.cpu().to(HALF[precision])
+    model = model.cpu().to(PRECISIONS[precision])
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
     for name, content in bert.tokenizer_files.items():
         (folder / name).write_bytes(content)

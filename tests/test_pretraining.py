@@ -252,7 +252,7 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
     optimizer = make_optimizer(pretrainer, training)
     before = {n: p.detach().clone() for n, p in pretrainer.model.named_parameters()}
     for group in optimizer.param_groups:
-        group["lr"] *= group["factor"]  # as `Run.learn` does
+        group["lr"] *= group["rate"]  # as `Run.learn` does
     for parameter in pretrainer.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

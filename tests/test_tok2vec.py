@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
+from checkpoints import make_checkpoint
 from conftest import TRAIN_DATA
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -221,3 +222,27 @@ def test_without_an_encoder_it_says_what_to_add():
     nlp.add_pipe("tagger", config={"model": make_config(nlp, "tagger")})
     with pytest.raises(ValueError, match="no 'bert_encoder' stands before it"):
         nlp.initialize(lambda: make_examples(nlp))
+
+
+def test_our_token_heads_on_spacy_transformers(tmp_path):
+    """Released versions pin transformers < 4.53.3, and never meet 5 in one environment."""
+    pytest.importorskip("spacy_transformers", reason="the extra spacy-transformers is missing")
+    nlp = spacy.blank("en")
+    name = make_checkpoint(tmp_path / "bert")
+    nlp.add_pipe("transformer", config={"model": {"name": name}})
+    listener = {
+        "@architectures": "spacy-transformers.TransformerListener.v1",
+        "grad_factor": 1.0,
+        "pooling": {"@layers": "reduce_mean.v1"},
+        "upstream": "*",
+    }
+    nlp.add_pipe("bert_ner", config={"model": {"tok2vec": listener}})
+    nlp.initialize(lambda: make_examples(nlp))
+    optimizer = make_optimizer(0.003)
+    for _ in range(60):
+        nlp.update(make_examples(nlp), sgd=optimizer)
+    text, gold = TRAIN_DATA[0]
+    found = [(ent.start_char, ent.end_char, ent.label_) for ent in nlp(text).ents]
+    assert found == gold["entities"]
+    nlp.to_disk(tmp_path / "pipeline")
+    assert annotations(spacy.load(tmp_path / "pipeline")(text)) == annotations(nlp(text))

@@ -1,7 +1,7 @@
 """The layers that a head holds instead of an encoder of its own."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def build_tok2vec_listener(
 
 
 def build_tok2vec_encoder(
-    encoder: Model[list[Doc], Encoded],
+    encoder: Model[Any, Encoded],
 ) -> Model[list[Doc], list[Floats2d]]:
     """Build the same layer over an encoder of its own, which `nlp.replace_listeners` puts in place
     of a listener.
@@ -155,7 +155,7 @@ def forward_tokens(
         backprop_states(torch.zeros_like(states).index_add_(0, rows, gradient[token_of]))
         return docs
 
-    return [torch2xp(part) for part in vectors.split(sizes)], backprop
+    return [cast(Floats2d, torch2xp(part)) for part in vectors.split(sizes)], backprop
 
 
 def checkpoint_behind(tok2vec: Model) -> Bert | None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -93,27 +93,28 @@ def load_checkpoint(name: str) -> Bert:
     RAISES (ValueError): If it can't be found or read, lacks weights or a fast tokenizer, or has
         another shape than BERT's.
     """
-    source, config, files = _load_tokenizer(name)
-    return Bert(_load_encoder(source), _wordpieces(files, config), files)
+    from transformers import AutoModel
+
+    _, bert, missing = load_model(name, lambda config: AutoModel)
+    _drop_random_pooler(bert.encoder, missing)
+    return bert
 
 
-def load_task_model(name: str, find_task: Callable[[Any], str]) -> tuple[PreTrainedModel, Bert]:
-    """Load a checkpoint with its head for a task.
+def load_model(
+    name: str, choose_class: Callable[[Any], Any]
+) -> tuple[PreTrainedModel, Bert, list[str]]:
+    """Load a checkpoint with what Hugging Face's class puts on the encoder.
 
     name (str): A name on the Hugging Face hub, or a folder.
-    find_task (Callable[[Any], str]): Gives the task, as Hugging Face's pipelines call it, by the
-        checkpoint's configuration.
-    RETURNS (Tuple[PreTrainedModel, Bert]): Hugging Face's model, in fp32, and the encoder in it.
-    RAISES (ValueError): As above, or if a weight of the head is missing.
+    choose_class (Callable[[Any], Any]): Gives the class by the checkpoint's configuration.
+    RETURNS (Tuple[PreTrainedModel, Bert, List[str]]): The model, in fp32; the encoder in it, with
+        its tokenizer; and the parameters that the checkpoint lacks: of heads, or of the pooler.
+    RAISES (ValueError): As above.
     """
     source, config, files = _load_tokenizer(name)
-    model, info = _load_weights(source, task_class(find_task(config)))
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
-            f"missing ({', '.join(missing[:3])}, …). Is it fine-tuned for another task?"
-        )
-    return model, Bert(model.base_model, _wordpieces(files, config), files)
+    model, missing = _load_weights(source, choose_class(config))
+    encoder = cast(Any, model.base_model)
+    return model, Bert(encoder, _wordpieces(files, config), files), missing
 
 
 def task_class(task: str) -> Any:
@@ -193,8 +194,8 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _load_weights(source: str, auto_class: Any) -> tuple[Any, dict[str, Any]]:
-    """A model in fp32, and what of it the file has not or has too much."""
+def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model in fp32, and its parameters that the file lacks: of heads, or of the pooler."""
     try:
         with quiet():
             model, info = auto_class.from_pretrained(
@@ -205,18 +206,13 @@ def _load_weights(source: str, auto_class: Any) -> tuple[Any, dict[str, Any]]:
             f"Can't load the weights of '{source}': {error}\n"
             "If the file is damaged, download it again; save a .bin again as safetensors."
         ) from error
-    return model.float(), info
-
-
-def _load_encoder(source: str) -> PreTrainedModel:
-    from transformers import AutoModel
-
-    encoder, info = _load_weights(source, AutoModel)
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler")]
+    lacking = sorted(info["missing_keys"])
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = [k for k in lacking if k.startswith(prefix) and "pooler" not in k]
     if missing:
         raise ValueError(
             f"The weights of '{source}' lack {len(missing)} of the encoder's parameters "
-            f"({', '.join(sorted(missing)[:3])}, …). Does config.json belong to them?"
+            f"({', '.join(missing[:3])}, …). Does config.json belong to them?"
         )
     beyond = [key for key in info["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)]
     if beyond:
@@ -224,10 +220,13 @@ def _load_encoder(source: str) -> PreTrainedModel:
             f"The weights of '{source}' have {len(beyond)} parameters of layers that config.json "
             f"doesn't count ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
         )
-    if len(missing) < len(info["missing_keys"]):
-        # Random weights must not pass for a pretrained pooler.
+    return model.float(), lacking
+
+
+def _drop_random_pooler(encoder: Any, missing: list[str]) -> None:
+    """Random weights must not pass for a pretrained pooler."""
+    if any("pooler" in name for name in missing):
         encoder.pooler = None
-    return encoder
 
 
 def _wordpieces(files: Files, config: Any) -> Wordpieces:
@@ -262,6 +261,8 @@ def checkpoint_from_files(files: Files) -> Bert:
     RETURNS (Bert): The checkpoint.
     RAISES (ValueError): If a file is missing or damaged.
     """
+    from transformers import AutoModel
+
     again = "Copy or download the pipeline again."
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if name not in files:
@@ -271,7 +272,8 @@ def checkpoint_from_files(files: Files) -> Bert:
         with tempfile.TemporaryDirectory() as folder:
             for name in ("config.json", "model.safetensors"):
                 (Path(folder) / name).write_bytes(files[name])
-            encoder = _load_encoder(folder)
+            encoder, missing = _load_weights(folder, AutoModel)
+        _drop_random_pooler(encoder, missing)
         return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
     except Exception as error:  # as above
         raise ValueError(f"The saved encoder is damaged: {error}\n{again}") from error

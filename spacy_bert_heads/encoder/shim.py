@@ -40,6 +40,54 @@ def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
     return AdamSettings(o.learn_rate, (o.b1, o.b2), o.eps, o.L2, o.grad_clip)
 
 
+def autocast_for(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which modules compute in a precision.
+
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
+    device (torch.device): Where they are.
+    RETURNS (torch.autocast): The context.
+    """
+    dtype = PRECISIONS[resolve_precision(precision, device)]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """precision (str): A precision, or "auto".
+    device (torch.device): Where it is to be in force.
+    RETURNS (str): The precision.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Group what learns as torch's optimizers take it: "params", whether the group "decays", and
+    its "rate". Vectors, which are biases and LayerNorms, don't decay (BERT, optimization.py).
+
+    module (nn.Module): The module.
+    rates (Dict[str, float]): By what the learning rate of each parameter is multiplied.
+    RETURNS (List[Dict[str, Any]]): The groups.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, rates[name]), []).append(parameter)
+    return [
+        {"params": parameters, "decays": decays, "rate": rate}
+        for (decays, rate), parameters in groups.items()
+    ]
+
+
+def check_precision(precision: str) -> None:
+    """precision (str): What a config has.
+    RAISES (ValueError): If there is no such precision.
+    """
+    if precision != "auto" and precision not in PRECISIONS:
+        options = ", ".join(["auto", *PRECISIONS])
+        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+
+
 class TorchShim(Shim):
     """Hold a torch module inside a thinc model, and train it with torch's own means.
 
@@ -64,9 +112,7 @@ class TorchShim(Shim):
         rate_factor: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
-        if precision != "auto" and precision not in PRECISIONS:
-            options = ", ".join(["auto", *PRECISIONS])
-            raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+        check_precision(precision)
         if not rate_factor > 0:
             raise ValueError(
                 f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
@@ -120,14 +166,11 @@ class TorchShim(Shim):
     @property
     def precision(self) -> str:
         """RETURNS (str): The precision in force on the module's device."""
-        if self._precision != "auto":
-            return self._precision
-        return "bf16" if self.device.type == "cuda" else "fp32"
+        return resolve_precision(self._precision, self.device)
 
     def autocast(self) -> torch.autocast:
         """RETURNS (torch.autocast): The context in which the module computes."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return autocast_for(self._precision, self.device)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -212,19 +255,8 @@ class TorchShim(Shim):
                 parameter.data = xp2torch(weights, device=parameter.device)
 
     def _make_adam(self) -> torch.optim.AdamW:
-        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        rates = self._rates()
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                # Vectors are biases and LayerNorms: no weight decay (BERT, optimization.py).
-                groups.setdefault((parameter.ndim > 1, rates[name]), []).append(parameter)
-        return torch.optim.AdamW(
-            [
-                {"params": parameters, "decays": decays, "rate": rate}
-                for (decays, rate), parameters in groups.items()
-            ],
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        groups = group_parameters(self.module, self._rates())
+        return torch.optim.AdamW(groups, fused=self.device.type in ("cpu", "cuda"))
 
     def _rates(self) -> dict[str, float]:
         """By what the optimizer's rate is multiplied for each parameter."""

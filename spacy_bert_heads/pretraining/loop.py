@@ -18,7 +18,7 @@ import spacy
 import torch
 from torch import nn
 
-from ..encoder.shim import PRECISIONS
+from ..encoder.shim import autocast_for, group_parameters
 from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
 from .corpus import Corpus, prepare
 from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
@@ -370,7 +370,7 @@ class Run:
         )
         rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate * group["rate"]
         self.pretrainer.train()
         self.sums += self._run(batch, scales)
         self.pretrainer.eval()
@@ -382,16 +382,10 @@ class Run:
 
     def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
         t = self.settings.training
-        precision = t.precision
-        if precision == "auto":
-            precision = "bf16" if self.processes.device.type == "cuda" else "fp32"
-        dtype = PRECISIONS[precision]
         return self.pretrainer.run(
             batch,
             max_batch_tokens=t.max_batch_tokens,
-            autocast=torch.autocast(
-                self.processes.device.type, dtype, enabled=dtype != torch.float32
-            ),
+            autocast=autocast_for(t.precision, self.processes.device),
             scales=scales,
             step=None if scales is None else self.shared,
         )
@@ -546,23 +540,16 @@ class Run:
 def make_optimizer(pretrainer: Pretrainer, training: Training) -> torch.optim.AdamW:
     """pretrainer (Pretrainer): The modules.
     training (Training): The run's settings.
-    RETURNS (AdamW): The optimizer, with a group of parameters for each rate and decay.
+    RETURNS (AdamW): The optimizer, whose groups have "rate", by what the rate is multiplied.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in pretrainer.model.named_parameters():
-        factor = training.rate_factor if name in pretrainer.made else 1.0
-        # Biases and LayerNorms don't decay (BERT, optimization.py).
-        decay = training.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "factor": factor, "weight_decay": decay}
-            for (factor, decay), parameters in groups.items()
-        ],
-        lr=training.learn_rate,
-        eps=1e-6,
-        fused=True,
+    made, factor = pretrainer.made, training.rate_factor
+    names = (name for name, _ in pretrainer.model.named_parameters())
+    groups = group_parameters(
+        pretrainer.model, {name: factor if name in made else 1.0 for name in names}
     )
+    for group in groups:
+        group["weight_decay"] = training.weight_decay if group["decays"] else 0.0
+    return torch.optim.AdamW(groups, lr=training.learn_rate, eps=1e-6, fused=True)
 
 
 def _share(total: float, n: float) -> float | None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..encoder.loading import Bert, load_checkpoint, quiet
+from ..encoder.loading import Bert, load_model
 from ..encoder.model import pad
 from ..sequences import make_buckets
 from ..types import Ints1d
@@ -67,9 +67,7 @@ class Pretrainer(nn.Module):
         self, model: PreTrainedModel, bert: Bert, *, has_pairs: bool, made: Iterable[str] = ()
     ) -> None:
         super().__init__()
-        self.model = model
-        bert.encoder = cast(Any, model.base_model)
-        self.bert = bert
+        self.model, self.bert = model, bert
         self.has_pairs = has_pairs
         self.made = frozenset(made)
         for module in self.sentence_head():
@@ -276,26 +274,21 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
     RAISES (ValueError): If it can't be loaded, or its family has no head for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    bert = load_checkpoint(name)
-    family = bert.config.model_type
-    check_objective(family, sentence_objective)
-    classes: dict[str, Any] = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
-    model_class = classes.get(family, AutoModelForMaskedLM)
-    source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    try:
-        with quiet():
-            model, info = model_class.from_pretrained(
-                source, output_loading_info=True, weights_only=True, trust_remote_code=False
+    def choose_class(config: Any) -> Any:
+        family = config.model_type
+        check_objective(family, sentence_objective)
+        if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ValueError(
+                f"'{name}' is a '{family}' model, which has no head for masked pieces."
             )
-    except ValueError as error:
-        raise ValueError(
-            f"'{name}' is a '{family}' model, which has no head for masked pieces: {error}"
-        ) from error
-    missing = info["missing_keys"]
+        own = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
+        return own.get(family, AutoModelForMaskedLM)
+
+    model, bert, missing = load_model(name, choose_class)
     has_pairs = sentence_objective in PAIRS
-    pretrainer = Pretrainer(model.float(), bert, has_pairs=has_pairs, made=missing)
-    return pretrainer, made_anew(missing)
+    return Pretrainer(model, bert, has_pairs=has_pairs, made=missing), made_anew(missing)
 
 
 def check_objective(family: str, objective: str | None) -> None:

@@ -28,7 +28,7 @@ from tokenizers import (
 )
 
 from .corpus import list_files, read_texts
-from .objectives import SENTENCE_HEADS, check_objective, load_pretrainer, made_anew
+from .objectives import SENTENCE_HEADS, check_objective, load_pretrainer
 from .settings import SIZES, Encoder, Settings
 
 if TYPE_CHECKING:
@@ -111,15 +111,15 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     folder (Path): Where the checkpoint goes that has them.
     say (Callable[[str], None]): Takes what is worth knowing.
     """
-    pretrainer, made = load_pretrainer(name, sentence_objective=None)
+    pretrainer, _ = load_pretrainer(name, sentence_objective=None)
     for file_, content in pretrainer.bert.tokenizer_files.items():
         (folder / file_).write_bytes(content)
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
     model = pretrainer.model
     add_rows(model, words)
     # A head that the checkpoint doesn't have must not pass for one of its own.
-    state = model.state_dict()
-    _save(model, folder, {k: v for k, v in state.items() if not set(made_anew([k])) & set(made)})
+    state = {k: v for k, v in model.state_dict().items() if k not in pretrainer.made}
+    _save(model, folder, state)
 
 
 def _save(
