@@ -69,7 +69,7 @@ ADAPT_PIECES = 2048  # of a step
 MAX_LENGTH = 128
 SENTENCES = {"ncbi": 5432, "wnut17": 3394, "sst2": 6920}  # to train on
 PIECES = {"ncbi": 187_000, "wnut17": 102_000, "sst2": 174_000}  # of those
-EPOCHS = {100: 1, 25: 2, 5: 6}  # by the share of the sentences, in percent
+EPOCHS = {100: 1, 25: 3, 5: 10}  # by the share of the sentences, in percent
 COMPARED = {"wnut17": 2, "sst2": 1}  # epochs of random-vs-pretrained
 STARTS = {
     "as_it_came": None,
