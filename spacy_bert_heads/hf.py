@@ -183,9 +183,15 @@ def read_tags(names: Sequence[str]) -> Tags:
     """Find the scheme of a checkpoint's tags. A plain label is one without a mark of its beginning;
     E and S are other names of L and U.
 
-    names (Sequence[str]): The checkpoint's classes, "O" among them.
+    names (Sequence[str]): The checkpoint's classes.
     RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
+    RAISES (ValueError): If no class is "O", for tokens of no entity.
     """
+    if "O" not in names:
+        raise ValueError(
+            f'No class is "O", for tokens of no entity, but: {", ".join(names)}. Give labels, or '
+            'task="tagger".'
+        )
     found: dict[tuple[str, str], int] = {}
     for i, name in enumerate(names):
         if name != "O":

@@ -394,6 +394,8 @@ def test_labels_and_tasks_can_be_given(tmp_path):
         from_hf(folder, folder, task="nli")
     with pytest.raises(ValueError, match="Unknown task 'ner_'"):
         from_hf(folder, task="ner_")
+    with pytest.raises(ValueError, match='No class is "O"'):
+        from_hf(save(tmp_path / "tags", TOKENS, ["NN", "VB"]), task="ner")
 
 
 # --- several heads

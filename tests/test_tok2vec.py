@@ -6,8 +6,10 @@ import spacy
 import torch
 from checkpoints import make_checkpoint
 from conftest import TRAIN_DATA
+from spacy.cli.init_config import init_config
 from spacy.tokens import Doc
 from spacy.training import Example
+from spacy.util import load_model_from_config
 from thinc.api import Adam, Optimizer
 
 from spacy_bert_heads.encoder.listener import build_tok2vec_listener
@@ -246,3 +248,27 @@ def test_our_token_heads_on_spacy_transformers(tmp_path):
     assert found == gold["entities"]
     nlp.to_disk(tmp_path / "pipeline")
     assert annotations(spacy.load(tmp_path / "pipeline")(text)) == annotations(nlp(text))
+
+
+def test_a_config_of_init_config_gpu(tmp_path):
+    """With the lines changed that the README names."""
+    pytest.importorskip("spacy_transformers", reason="the extra spacy-transformers is missing")
+    config = init_config(lang="en", pipeline=["tagger", "parser", "ner", "textcat"], gpu=True)
+    config["nlp"]["pipeline"][0] = "bert_encoder"
+    components = config["components"]
+    del components["transformer"]
+    encoder = {"@architectures": "spacy_bert_heads.BertEncoder.v1"}
+    encoder |= {"name": make_checkpoint(tmp_path / "bert"), "window": 64, "stride": 48}
+    components["bert_encoder"] = {"factory": "bert_encoder", "model": encoder}
+    for name in ("tagger", "parser", "ner", "textcat"):
+        components[name]["model"]["tok2vec"] = {**LISTENER, "upstream": "*", "grad_factor": 1.0}
+    components["parser"]["min_action_freq"] = 1
+    nlp = load_model_from_config(config, auto_fill=True)
+    nlp.initialize(lambda: make_examples(nlp))
+    optimizer = make_optimizer(0.003)
+    for _ in range(60):
+        nlp.update(make_examples(nlp), sgd=optimizer)
+    text, gold = TRAIN_DATA[0]
+    doc = nlp(text)
+    assert [token.tag_ for token in doc] == gold["tags"]
+    assert [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents] == gold["entities"]
