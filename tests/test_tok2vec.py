@@ -203,11 +203,15 @@ def test_an_encoder_of_its_own_by_replace_listeners(factory, checkpoint, tmp_pat
     assert losses[factory] > 0
 
 
-def test_our_token_heads_on_hash_embeddings(tmp_path):
+@pytest.mark.parametrize("shared", [True, False])
+def test_our_token_heads_on_hash_embeddings(shared, tmp_path):
     nlp = spacy.blank("en")
-    nlp.add_pipe("tok2vec")
-    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96, "upstream": "*"}
-    nlp.add_pipe("bert_ner", config={"model": {"tok2vec": listener}})
+    tok2vec = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96, "upstream": "*"}
+    if shared:
+        nlp.add_pipe("tok2vec")
+    else:
+        tok2vec = nlp.get_factory_meta("tok2vec").default_config["model"]
+    nlp.add_pipe("bert_ner", config={"model": {"tok2vec": tok2vec}})
     optimizer = nlp.initialize(lambda: make_examples(nlp))
     optimizer.learn_rate = 0.01
     for _ in range(40):
