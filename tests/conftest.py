@@ -40,6 +40,16 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def joint(checkpoint, tmp_path_factory) -> Path:
+    """The folder of a saved pipeline of four heads that knows TRAIN_DATA by heart."""
+    from joint import build, train  # which needs TRAIN_DATA
+
+    folder = tmp_path_factory.mktemp("joint") / "pipeline"
+    train(build(checkpoint)).to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data sets beside the project."""
     folder = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class BertEncoder(TrainablePipe):
         self.name = name
         self.cfg: dict[str, Any] = {}
         self.listener_map: dict[str, list[BertListener]] = {}
+        # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
+        self._linked: weakref.WeakSet[BertListener] = weakref.WeakSet()
         self._latest = LatestBatch()
         self._step: TrainingStep | None = None
         self._warned = False
@@ -104,6 +107,7 @@ class BertEncoder(TrainablePipe):
         group = self.listener_map.setdefault(component_name, [])
         if not any(one is listener for one in group):
             group.append(listener)
+        self._linked.add(listener)
         listener.link(self, component_name)
 
     def remove_listener(self, listener: BertListener, component_name: str) -> bool:
@@ -113,15 +117,13 @@ class BertEncoder(TrainablePipe):
         component_name (str): The head's name.
         RETURNS (bool): Whether it was linked.
         """
-        group = self.listener_map.get(component_name, [])
-        rest = [one for one in group if one is not listener]
-        if len(rest) == len(group):
+        if listener not in self._linked:
             return False
+        rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
         if rest:
             self.listener_map[component_name] = rest
-        else:
-            del self.listener_map[component_name]
-        listener.upstream = None
+        self._linked.remove(listener)
+        listener.unlink()
         return True
 
     def find_listeners(self, component: Any) -> None:
@@ -190,7 +192,7 @@ class BertEncoder(TrainablePipe):
         def backprop(gradient: torch.Tensor) -> None:
             answer(gradient)
             step.answered.add(listener.id)
-            if step is self._step and step.answered >= {one.id for one in self.listeners}:
+            if step is self._step and step.answered >= {one.id for one in self._linked}:
                 self._close_step()
 
         return encoded, backprop
@@ -330,13 +332,15 @@ class BertEncoder(TrainablePipe):
 
     def _tell_listeners(self) -> None:
         """Link the listeners again, now that the width of the states is known."""
-        for name, group in self.listener_map.items():
-            for listener in group:
-                listener.link(self, name)
+        for listener in self._linked:
+            listener.link(self, listener.component_name)
 
     def __reduce__(self) -> tuple:
         self._close_step()
-        return BertEncoder, (self.vocab, self.model, self.name), self.listener_map
+        state = (self.listener_map, list(self._linked))
+        return BertEncoder, (self.vocab, self.model, self.name), state
 
-    def __setstate__(self, listener_map: dict[str, list[BertListener]]) -> None:
-        self.listener_map = listener_map
+    def __setstate__(self, state: tuple[dict[str, list[BertListener]], list[BertListener]]) -> None:
+        self.listener_map, linked = state
+        self._linked.update(linked)
+        self._tell_listeners()

@@ -1,5 +1,6 @@
 """The layers that a head holds instead of an encoder of its own."""
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +26,9 @@ DEFAULT_LISTENER = {
 
 
 class BertListener(Model[list[Doc] | Pairs, Encoded]):
-    """Ask the pipeline's encoder for the states of a batch.
+    """Ask the pipeline's encoder for the states of a batch. The encoder is the pipeline's, not this
+    layer's, which holds it weakly: a head whose encoder was taken out says so, and a copy of a head
+    brings no copy of the encoder.
 
     upstream_name (str): The encoder component's name, or "*" for the nearest one before.
     grad_factor (float): What the encoder learns from this head is multiplied by this.
@@ -36,7 +39,12 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         self.upstream_name = upstream_name
         self.grad_factor = grad_factor
         self.component_name = "this component"  # the head's name, set with the link
-        self.upstream: BertEncoder | None = None
+        self._upstream: weakref.ref[BertEncoder] | None = None
+
+    @property
+    def upstream(self) -> "BertEncoder | None":
+        """RETURNS (Optional[BertEncoder]): The encoder component, if one is linked and alive."""
+        return None if self._upstream is None else self._upstream()
 
     def link(self, upstream: "BertEncoder", component_name: str) -> None:
         """Connect to an encoder.
@@ -44,23 +52,44 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         upstream (BertEncoder): The encoder component.
         component_name (str): The name of the component that holds this layer.
         """
-        self.upstream, self.component_name = upstream, component_name
+        self._upstream, self.component_name = weakref.ref(upstream), component_name
         if upstream.model.has_dim("nO"):
             self.set_dim("nO", upstream.model.get_dim("nO"), force=True)
+
+    def unlink(self) -> None:
+        """Forget the encoder."""
+        self._upstream = None
 
     @property
     def encoder(self) -> "BertEncoder":
         """RETURNS (BertEncoder): The encoder component.
-        RAISES (ValueError): If there is none.
+        RAISES (ValueError): If there is none, or it has another name than the one that is wanted.
         """
-        if self.upstream is None:
+        upstream = self.upstream
+        if upstream is None or self.upstream_name not in ("*", upstream.name):
             wanted = "bert_encoder" if self.upstream_name == "*" else self.upstream_name
             raise ValueError(
                 f"{self.component_name} reads the states of an encoder, but no '{wanted}' stands "
                 f"before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', first=True), "
-                "or load the pipeline without excluding it."
+                "or load the pipeline without excluding it. An encoder of another name is read "
+                'where the head\'s model has upstream = "*", or that name.'
             )
-        return self.upstream
+        return upstream
+
+    def _copy(self, seen: dict[int, Any] | None = None) -> "BertListener":
+        """thinc's copy, which would be a plain Model. It reads the same encoder until a pipeline
+        links it."""
+        copied = BertListener(self.upstream_name, self.grad_factor)
+        copied.component_name, copied._upstream = self.component_name, self._upstream
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BertListener":
+        return self._copy()
+
+    def __reduce__(self) -> tuple:
+        # An encoder that is packed with its heads links them again.
+        name = {"component_name": self.component_name}
+        return BertListener, (self.upstream_name, self.grad_factor), name
 
 
 def build_bert_listener(upstream: str = "*", grad_factor: float = 1.0) -> BertListener:
