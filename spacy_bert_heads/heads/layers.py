@@ -440,9 +440,14 @@ def forward_spans(
     """pairs (Pairs): The pairs.
     is_train (bool): Whether to use dropout and keep the graph.
     RETURNS (Tuple[SpanScores, Callable]): The logits, and the callback that takes their gradient.
+    RAISES (ValueError): If it gets Docs alone, as from `spacy debug model` in its last step.
     """
     logits, sequences, backprop = _classify(model, pairs, is_train)
-    assert isinstance(sequences, PairSequences)
+    if not isinstance(sequences, PairSequences):
+        raise ValueError(
+            "This model reads Docs with questions, but was given Docs alone. Call the component, "
+            "which knows what is asked of a Doc: nlp.get_pipe(…).predict(docs)."
+        )
     return SpanScores(logits, sequences), backprop
 
 
