@@ -358,8 +358,9 @@ def test_entities_by_hand(tags, path, strict, expected):
 
 def test_a_tag_that_the_checkpoint_lacks_never_wins(tmp_path):
     folder = save(tmp_path / "hf", TOKENS, ["O", "B-X", "I-X", "B-Y"])
-    head = from_hf(folder).get_pipe("bert_ner")
-    scores = head.predict([from_hf(folder).make_doc(TEXTS[0])])
+    nlp = from_hf(folder)
+    head = nlp.get_pipe("bert_ner")
+    scores = head.predict([nlp.make_doc(TEXTS[0])])
     assert (scores.logits[:, head.tags.index("I-Y")] == -1e4).all()
 
 

@@ -561,7 +561,8 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch, tmp_path):
             peaks[objective, size] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
     for objective in ("nsp", "full-sentences"):
-        assert peaks[objective, 3000] < 1.2 * peaks[objective, 300]
+        # No more than a number or two for each document, whatever its length.
+        assert peaks[objective, 3000] - peaks[objective, 300] < 20 * (3000 - 300)
 
 
 def test_a_plan_is_opened_again_and_an_unfinished_one_is_not(tmp_path):

@@ -71,8 +71,9 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
             raise ValueError(
                 f"{self.component_name} reads the states of an encoder, but no '{wanted}' stands "
                 f"before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', first=True), "
-                "or load the pipeline without excluding it. An encoder of another name is read "
-                'where the head\'s model has upstream = "*", or that name.'
+                "or load the pipeline without excluding it, and keep it as long as its heads are "
+                "used. An encoder of another name is read where the head's model has upstream = "
+                '"*", or that name.'
             )
         return upstream
 

@@ -152,6 +152,8 @@ def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ValueError("The tokenizer has no vocabulary.")  # transformers 5 makes it up
     except Exception as error:  # nothing less: the tokenizers library raises Exception itself
         where = "folder" if folder.is_dir() else "hub name, and no folder of that name,"
         raise ValueError(
