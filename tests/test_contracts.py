@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import spacy
@@ -27,6 +28,7 @@ from thinc.api import Adam, Config
 from typer.testing import CliRunner
 
 from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.shim import TorchShim
 from spacy_bert_heads.init_config import init_config
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
@@ -598,6 +600,19 @@ def test_workers_forked_after_a_prediction(trained, tmp_path, parallel):
     assert len(alone) == len(forked) == 16 + len(TEXTS)
     for one, other in zip(alone, forked, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_forked_worker_does_not_touch_a_gpu(monkeypatch):
+    class OnGPU(torch.nn.Linear):
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(device=torch.device("cuda"))
+
+    shim = TorchShim(to_files=lambda module: {}, from_files=lambda files: OnGPU(1, 1))
+    shim._model = OnGPU(1, 1)
+    assert isinstance(shim.module, OnGPU)
+    monkeypatch.setattr("spacy_bert_heads.encoder.shim._forked", True)
+    with pytest.raises(ValueError, match="Leave n_process at 1"):
+        _ = shim.module
 
 
 # --- plain data

@@ -1,6 +1,5 @@
 """The component that owns the encoder: the latest batch of states, and the training step."""
 
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,18 +35,6 @@ DEFAULT_MODEL = {
 # Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
 # 5e-5); spaCy's own default is 1e-3.
 HIGH_LEARN_RATE = 5e-4
-
-
-def use_one_thread() -> None:
-    """A forked worker of nlp.pipe(…, n_process=2) inherits the thread pools of torch and of
-    tokenizers without their threads, and would wait for them for ever. One thread needs no pool,
-    and the workers share the cores anyway."""
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=use_one_thread)
 
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})

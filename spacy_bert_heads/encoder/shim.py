@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,22 @@ from torch import nn
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Files = dict[str, bytes]
+
+_forked = False  # whether this process is a forked one
+
+
+def after_fork() -> None:
+    """Make ready a forked worker of nlp.pipe(…, n_process=2). It inherits the thread pools of torch
+    and of tokenizers without their threads, and would wait for them for ever. One thread needs no
+    pool, and the workers share the cores anyway."""
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
 
 
 class AdamSettings(NamedTuple):
@@ -139,12 +156,17 @@ class TorchShim(Shim):
     @property
     def module(self) -> nn.Module:
         """RETURNS (nn.Module): The torch module, in eval mode.
-        RAISES (ValueError): If there is none yet.
+        RAISES (ValueError): If there is none yet, or it is on a GPU and the process was forked.
         """
         if self._model is None:
             raise ValueError(
                 "This component has no weights yet. Call nlp.initialize() to make them, "
                 "or load a trained pipeline with spacy.load()."
+            )
+        if _forked and next(self._model.parameters()).device.type == "cuda":
+            raise ValueError(
+                "A worker of nlp.pipe(…, n_process=…) can't use the GPU of the process that it was "
+                "forked from. Leave n_process at 1: one process keeps a GPU busy."
             )
         return self._model
 
