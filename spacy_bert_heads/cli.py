@@ -135,13 +135,21 @@ def init_config_command(
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", "-n", help="The checkpoint: a hub name or a folder")
-    ] = "bert-base-uncased",
-    source: Annotated[
-        Path | None,
-        typer.Option(help="A trained pipeline to train further, in place of new heads"),
+        str | None,
+        typer.Option(
+            "--name", "-n", help="The checkpoint: a hub name or a folder; else bert-base-uncased"
+        ),
     ] = None,
-    lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="A trained pipeline to train further, in place of new heads: its folder or its "
+            "package's name"
+        ),
+    ] = None,
+    lang: Annotated[
+        str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; else en")
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="For training on a GPU")] = False,
     train: Annotated[
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")

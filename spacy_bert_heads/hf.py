@@ -47,7 +47,6 @@ ARCHITECTURES = {
     "ForSequenceClassification": "text-classification",
     "ForQuestionAnswering": "question-answering",
 }
-NLI_LABELS = {"entailment", "neutral", "contradiction", "not_entailment"}
 # A tag that the checkpoint doesn't have must not win.
 NEVER = -1e4
 
@@ -75,29 +74,40 @@ def from_hf(
     """
     if others and (task or labels):
         raise ValueError("task and labels belong to one checkpoint. Load them one by one.")
+    if task == "qa" and labels:
+        raise ValueError("An answer has no label. Give no labels.")
     if task is not None and task not in TASKS:
         raise ValueError(f"Unknown task '{task}'. Choose one of: {', '.join(TASKS)}.")
     nlp = spacy.blank(lang)
     nlp.batch_size = 128
     for one in (name, *others):
         _add_checkpoint(nlp, one, task, labels)
-    nlp.meta["description"] = f"{', '.join((name, *others))}, from Hugging Face"
+    nlp.meta["description"] = f"{', '.join(map(_short, (name, *others)))}, from Hugging Face"
     return nlp
+
+
+def _short(name: str) -> str:
+    """A name of the hub as it is, of a folder the last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _add_checkpoint(
     nlp: Language, name: str, task: str | None, labels: Sequence[str] | None
 ) -> None:
-    model, bert, missing = load_model(
-        name, lambda config: task_class(TASKS[task or find_task(config, name)])
-    )
+    model, bert, missing = load_model(name, lambda config: _choose_class(config, name, task))
     if missing:
         raise ValueError(
             f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
             f"missing ({', '.join(missing[:3])}, …). Was it fine-tuned for another task?"
         )
-    names = _class_names(model.config, name, labels)
+    names = list(labels or class_names(model.config, name))
+    if len(names) != model.config.num_labels:
+        n = model.config.num_labels
+        raise ValueError(f"'{name}' has {n} classes, but {len(names)} labels are given.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
     task = task or find_task(model.config, name, names)
+    _check_free(nlp, task, names, name)
     upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, bert)
     config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
     classes = list(range(len(names)))
@@ -106,14 +116,14 @@ def _add_checkpoint(
         config["scheme"], names, classes = tags.scheme, tags.labels, tags.classes
     elif task == "tagger":
         config["attr"] = "pos" if set(names) <= set(UNIVERSAL_TAGS) else "tag"
-    elif task == "qa":
-        # Its pipelines always answer, unless asked not to.
-        config["no_answer_threshold"] = 1.0
-        if len(names) != 2:
-            raise ValueError(f"'{name}' has {len(names)} outputs; answers need a start and an end.")
+    elif task == "qa" and len(names) != 2:
+        raise ValueError(f"'{name}' has {len(names)} outputs; answers need a start and an end.")
     head = nlp.add_pipe(f"bert_{task}", name=_free_name(nlp, f"bert_{task}"), config=config)
     assert isinstance(head, BertHead)
-    if task != "qa":
+    if task == "qa":
+        # Its pipelines always answer, unless asked not to. Training tunes this.
+        head.cfg["no_answer_threshold"] = 1.0
+    else:
         for label in names:
             head.add_label(label)
     head.model.set_dim("nO", head.n_classes, force=True)
@@ -136,17 +146,16 @@ def find_task(config: Any, name: str, labels: Sequence[str] | None = None) -> st
     RETURNS (str): The head that it becomes.
     RAISES (ValueError): If it has no head of a known kind.
     """
-    architecture = next(iter(getattr(config, "architectures", None) or []), "")
-    kind = next((k for end, k in ARCHITECTURES.items() if architecture.endswith(end)), None)
-    names = list(labels or config.id2label.values())
+    kind = _find_kind(config)
     if kind is None:
         raise ValueError(
-            f"'{name}' is a {architecture or 'checkpoint of unknown kind'}, without a head for "
-            "tokens, sequences or answers. Name the task if it has one; a checkpoint without "
-            "heads goes into a pipeline as `name` of bert_encoder, to be trained."
+            f"'{name}' is a {_architecture(config) or 'checkpoint of unknown kind'}, without a "
+            "head for tokens, sequences or answers. Name the task if it has one; a checkpoint "
+            "without heads goes into a pipeline as `name` of bert_encoder, to be trained."
         )
     if kind == "question-answering":
         return "qa"
+    names = labels or class_names(config, name)
     if kind == "token-classification":
         # Without a class for "nothing" every token is of some class.
         return "ner" if "O" in names else "tagger"
@@ -154,21 +163,61 @@ def find_task(config: Any, name: str, labels: Sequence[str] | None = None) -> st
         return "textcat_multilabel"
     if len(names) == 1 or config.problem_type == "regression":
         raise ValueError(
-            f"'{name}' gives one number for a text. There is no head for numbers; if it is the "
-            'logit of a category, name the task: task="textcat_multilabel".'
+            f"'{name}' gives numbers for a text. There is no head for numbers; if they are the "
+            'logits of categories, name the task: task="textcat_multilabel".'
         )
-    is_nli = {label.lower() for label in names} <= NLI_LABELS
-    return "nli" if is_nli else "textcat"
+    return "nli" if any(label.lower().startswith("entail") for label in names) else "textcat"
 
 
-def _class_names(config: Any, name: str, labels: Sequence[str] | None) -> list[str]:
-    own = [config.id2label[i] for i in range(config.num_labels)]
-    names = list(labels or own)
-    if len(names) != len(own):
-        raise ValueError(f"'{name}' has {len(own)} classes, but {len(names)} labels are given.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
-    return names
+def _architecture(config: Any) -> str:
+    return next(iter(getattr(config, "architectures", None) or []), "")
+
+
+def _find_kind(config: Any) -> str | None:
+    """What the architecture is to Hugging Face's pipelines."""
+    found = (k for end, k in ARCHITECTURES.items() if _architecture(config).endswith(end))
+    return next(found, None)
+
+
+def _choose_class(config: Any, name: str, task: str | None) -> Any:
+    """The class to load a checkpoint with."""
+    task = task or find_task(config, name)
+    kind = _find_kind(config)
+    # A classifier's weights have the same names and shapes in classes for other tasks.
+    if kind is not None and kind != TASKS[task]:
+        raise ValueError(
+            f"'{name}' is a {_architecture(config)}, for {kind}: it can't become a bert_{task}."
+        )
+    return task_class(TASKS[task])
+
+
+def class_names(config: Any, name: str) -> list[str]:
+    """config (PretrainedConfig): A checkpoint's configuration.
+    name (str): Its name, for the error.
+    RETURNS (List[str]): The names of its classes, in order.
+    RAISES (ValueError): If it doesn't number them from 0.
+    """
+    names = config.id2label
+    if sorted(names) != list(range(len(names))):
+        numbers = ", ".join(map(str, sorted(names)))
+        raise ValueError(f"'{name}' numbers its classes {numbers}, not from 0. Mend its id2label.")
+    return [str(names[i]) for i in range(len(names))]
+
+
+def _check_free(nlp: Language, task: str, names: Sequence[str], name: str) -> None:
+    """RAISES (ValueError): If another head writes to the same place of a Doc."""
+    one_place = {"textcat", "textcat_multilabel"}  # doc.cats
+    for other in nlp.component_names:
+        kind = nlp.get_pipe_meta(other).factory.removeprefix("bert_")
+        same = kind == task and task in ("nli", "qa", "tagger")
+        if {kind, task} <= one_place:
+            head: Any = nlp.get_pipe(other)
+            same = not set(names).isdisjoint(head.labels)
+        if same:
+            raise ValueError(
+                f"'{name}' would overwrite what {other} writes to a Doc. Load them one by one, and "
+                "give labels where both have the same."
+            )
 
 
 class Tags(NamedTuple):
@@ -180,30 +229,46 @@ class Tags(NamedTuple):
 
 
 def read_tags(names: Sequence[str]) -> Tags:
-    """Find the scheme of a checkpoint's tags. A plain label is one without a mark of its beginning;
-    E and S are other names of L and U.
+    """Find the scheme of a checkpoint's tags. M, E and S are other names of I, L and U. A plain
+    label has no mark of its beginning; marks without a label are of entities that have none.
 
     names (Sequence[str]): The checkpoint's classes.
     RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
-    RAISES (ValueError): If no class is "O", for tokens of no entity.
+    RAISES (ValueError): If no class is "O", for tokens of no entity, or two are the same tag.
     """
     if "O" not in names:
         raise ValueError(
             f'No class is "O", for tokens of no entity, but: {", ".join(names)}. Give labels, or '
             'task="tagger".'
         )
+    rest = [name for name in names if name != "O"]
+    if all(re.fullmatch("[BIMESLU]", name) for name in rest):
+        split = {name: (name, "ENTITY") for name in rest}
+    elif any(re.match("[BI][-_].", name) for name in rest):
+        split = {name: _split_tag(name) for name in rest}
+    else:  # such as E-MAIL
+        split = {name: ("I", name) for name in rest}
     found: dict[tuple[str, str], int] = {}
-    for i, name in enumerate(names):
-        if name != "O":
-            marked = re.match(r"([BIESLU])[-_](.+)", name)
-            prefix, label = marked.groups() if marked else ("I", name)
-            found[{"E": "L", "S": "U"}.get(prefix, prefix), label] = i
-    prefixes = {prefix for prefix, _ in found}
-    scheme = "IO" if prefixes == {"I"} else "BILOU" if prefixes & {"L", "U"} else "IOB"
+    for name, (mark, label) in split.items():
+        tag = {"M": "I", "E": "L", "S": "U"}.get(mark, mark), label
+        if tag in found:
+            raise ValueError(f"'{name}' and '{names[found[tag]]}' are the same tag. Give labels.")
+        found[tag] = list(names).index(name)
+    marks = {mark for mark, _ in found}
+    scheme = "IOB"
+    if marks == {"I"}:
+        scheme = "IO"
+    elif marks & {"L", "U"}:
+        scheme = "BILOU" if marks >= {"L", "U"} else "IOBES"
     labels = list(dict.fromkeys(label for _, label in found))
     ours = dict.fromkeys(SCHEMES[scheme].values())
-    classes = [found.get((prefix, label), -1) for label in labels for prefix in ours]
+    classes = [found.get((mark, label), -1) for label in labels for mark in ours]
     return Tags(scheme, labels, [list(names).index("O"), *classes])
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    marked = re.fullmatch(r"([BIMESLU])[-_](.+)", name)
+    return (marked[1], marked[2]) if marked else ("I", name)
 
 
 def _select_classes(
@@ -317,7 +382,8 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
     if kind == "sequence":
         several = getattr(head, "multi_label", False)
         config.problem_type = f"{'multi' if several else 'single'}_label_classification"
-    model = task_class(task).from_config(config)
+    # In the precision that we have, whatever the checkpoint's was.
+    model = task_class(task).from_config(config).float()
     weights = bert.encoder.state_dict()
     missing, _ = model.base_model.load_state_dict(weights, strict=False)
     assert not [name for name in missing if not name.startswith("pooler")], missing
@@ -351,6 +417,16 @@ def _names_of(head: BertHead) -> list[str]:
         )
     names = getattr(head, "tags", None) or list(head.labels)
     return names or [f"LABEL_{i}" for i in range(head.n_classes)]
+
+
+def _encoder_name(nlp: Language, component: str) -> str | None:
+    """The checkpoint that a head's encoder began as."""
+    pipe: Any = nlp.get_pipe(component)
+    tok2vec = pipe.model.get_ref("tok2vec") if isinstance(pipe, BertHead) else None
+    upstream = getattr(tok2vec, "upstream", None)
+    if upstream is None or upstream.name not in nlp.component_names:
+        return None
+    return _short(nlp.get_pipe_config(upstream.name)["model"]["name"])
 
 
 def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:
@@ -387,7 +463,7 @@ def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -
         "seed": training.get("seed"),
         "steps": training.get("max_steps") or None,
         "learning rate": rate.get("initial_rate") if isinstance(rate, dict) else rate,
-        "encoder": nlp.get_pipe_config(component).get("model", {}).get("name"),
+        "encoder": _encoder_name(nlp, component),
     }
     # A pipeline that was not trained by spaCy has spaCy's defaults there, which say nothing.
     if numbers:

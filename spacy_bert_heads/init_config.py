@@ -35,9 +35,9 @@ DEFAULT_STEPS = 2000
 def init_config(
     heads: Sequence[str] = (),
     *,
-    name: str = "bert-base-uncased",
+    name: str | None = None,
     source: str | Path | None = None,
-    lang: str = "en",
+    lang: str | None = None,
     gpu: bool = False,
     train: Path | None = None,
     dev: Path | None = None,
@@ -45,10 +45,11 @@ def init_config(
     """Make a complete training config for one encoder and some heads.
 
     heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa".
-    name (str): The checkpoint: a Hugging Face hub name or a folder.
+    name (Optional[str]): The checkpoint: a Hugging Face hub name or a folder; None for
+        "bert-base-uncased".
     source (Optional[str / Path]): A trained pipeline whose components, all of them, are trained
         further, in place of new ones.
-    lang (str): The language of spaCy's tokenizer.
+    lang (Optional[str]): The language of spaCy's tokenizer; None for English.
     gpu (bool): Whether it will be trained on a GPU.
     train (Optional[Path]): The training data; the number of steps is then fitted to its size.
     dev (Optional[Path]): The data to evaluate on while training.
@@ -56,10 +57,12 @@ def init_config(
     RAISES (ValueError): If there is no such head, or none is named.
     """
     if source is None:
-        nlp = _make_pipeline(heads, name, lang=lang, gpu=gpu)
+        nlp = _make_pipeline(heads, name or "bert-base-uncased", lang=lang or "en", gpu=gpu)
         sourced = {}
-    elif heads:
-        raise ValueError("The heads of a source are those that it has. Name none beside it.")
+    elif heads or name or lang:
+        raise ValueError(
+            "A source brings its heads, its checkpoint and its language. Name none beside it."
+        )
     else:
         nlp = spacy.load(source)
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}

@@ -383,7 +383,11 @@ def test_albert_has_no_layers_to_freeze(make_nlp, tmp_path):
 @pytest.mark.parametrize(
     "head, settings, match",
     [
-        ("ner", {"scheme": "IOBES"}, "Unknown scheme 'IOBES'. Choose one of: BIO, BILOU, IOB, IO"),
+        (
+            "ner",
+            {"scheme": "BIOX"},
+            "Unknown scheme 'BIOX'. Choose one of: BIO, BILOU, IOB, IOBES, IO",
+        ),
         ("ner", {"threshold": -0.1}, "threshold is -0.1; it must be a probability"),
         ("ner", {"threshold": 1.1}, "threshold is 1.1; it must be a probability"),
         ("tagger", {"attr": "lemma"}, "attr is 'lemma'. Choose one of: tag, pos"),

@@ -702,7 +702,7 @@ def test_tagger_score(attr, noun, verb, space):
 @pytest.mark.parametrize(
     "kind, config, message",
     [
-        ("ner", {"scheme": "IOBES"}, "Unknown scheme 'IOBES'"),
+        ("ner", {"scheme": "BIOX"}, "Unknown scheme 'BIOX'"),
         ("ner", {"threshold": 1.5}, "threshold is 1.5"),
         ("ner", {"threshold": -0.1}, "threshold is -0.1"),
         ("textcat_multilabel", {"threshold": 2.0}, "threshold is 2.0"),

@@ -329,11 +329,22 @@ def test_tags_and_many_labels(tmp_path):
         (["O", "I-LOC", "I-PER"], "IO", ["LOC", "PER"], [0, 1, 2]),
         (["PER", "LOC", "O"], "IO", ["PER", "LOC"], [2, 0, 1]),
         (["O", "S-X", "E-X", "B-X", "I-X"], "BILOU", ["X"], [0, 3, 4, 2, 1]),
+        (["O", "S-X", "E-X", "B-X", "M-X"], "BILOU", ["X"], [0, 3, 4, 2, 1]),
+        (["O", "S-X", "B-X", "I-X"], "IOBES", ["X"], [0, 2, 3, -1, 1]),
+        (["O", "B-X", "I-X", "E-X"], "IOBES", ["X"], [0, 1, 2, 3, -1]),
+        (["B", "I", "O"], "IOB", ["ENTITY"], [2, 0, 1]),
+        (["O", "E-MAIL", "NAME"], "IO", ["E-MAIL", "NAME"], [0, 1, 2]),
+        (["O", "B_E-MAIL", "I_E-MAIL", "NAME"], "IOB", ["E-MAIL", "NAME"], [0, 1, 2, -1, 3]),
         (["O", "B-PER", "I-PER", "B-DATE"], "IOB", ["PER", "DATE"], [0, 1, 2, 3, -1]),
     ],
 )
 def test_tags_are_read_by_name(names, scheme, labels, classes):
     assert read_tags(names) == (scheme, labels, classes)
+
+
+def test_one_tag_by_two_names():
+    with pytest.raises(ValueError, match="'I-PER' and 'PER' are the same tag"):
+        read_tags(["O", "PER", "I-PER", "B-PER"])
 
 
 @pytest.mark.parametrize(
@@ -343,6 +354,10 @@ def test_tags_are_read_by_name(names, scheme, labels, classes):
         (["O", "B-X", "I-X", "B-Y", "I-Y"], [2, 2, 0, 4, 2, 2], False, "0-2X 3-4Y 4-5X 0-1X"),
         (["O", "I-X", "I-Y"], [1, 1, 2, 0, 1, 0], False, "0-2X 2-3Y 4-5X"),
         (["O", "B-X", "I-X"], [1, 2, 2, 1, 0, 1], True, "0-3X 3-4X 0-1X"),
+        # Without a tag for the end, without one for a single token, and after an end.
+        (["O", "B-X", "I-X", "L-X", "U-X"], [1, 2, 2, 0, 4, 4], False, "0-3X 4-5X 0-1X"),
+        (["O", "B-X", "I-X", "L-X", "U-X"], [1, 0, 1, 2, 3, 2], False, "0-1X 2-5X 0-1X"),
+        (["O", "B-X", "I-X", "L-X", "U-X"], [1, 3, 2, 4, 3, 0], False, "0-2X 2-3X 3-4X 4-5X"),
     ],
 )
 def test_entities_by_hand(tags, path, strict, expected):
@@ -395,6 +410,8 @@ def test_labels_and_tasks_can_be_given(tmp_path):
         from_hf(folder, folder, task="nli")
     with pytest.raises(ValueError, match="Unknown task 'ner_'"):
         from_hf(folder, task="ner_")
+    with pytest.raises(ValueError, match="for text-classification: it can't become a bert_ner"):
+        from_hf(folder, task="ner")
     with pytest.raises(ValueError, match='No class is "O"'):
         from_hf(save(tmp_path / "tags", TOKENS, ["NN", "VB"]), task="ner")
 
@@ -419,6 +436,66 @@ def test_several_checkpoints_have_an_encoder_each_or_share_one(tmp_path):
     nlp = from_hf(ner, str(shared))
     assert nlp.pipe_names == ["bert_encoder", "bert_ner", "bert_textcat"]
     assert nlp(TEXTS[1]).cats == pytest.approx(from_hf(str(shared))(TEXTS[1]).cats, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "auto_class, labels, other, works",
+    [
+        (SEQUENCES, MOODS, MOODS, False),
+        (SEQUENCES, MOODS, ["fire", "storm"], True),
+        (SEQUENCES, VERDICTS, VERDICTS, False),
+        (ANSWERS, ENDS, ENDS, False),
+        (TOKENS, ["NN", "VB"], ["NN", "VB"], False),
+        (TOKENS, PLACES, ["O", "B-VESSEL", "I-VESSEL"], True),
+    ],
+)
+def test_no_head_overwrites_another(auto_class, labels, other, works, tmp_path):
+    folders = [
+        save(tmp_path / str(i), auto_class, names, seed=i)
+        for i, names in enumerate((labels, other))
+    ]
+    if works:
+        nlp = from_hf(*folders)
+        assert len(nlp.pipe_names) == 4
+        nlp(TEXTS[0])
+    else:
+        with pytest.raises(ValueError, match="would overwrite what bert_"):
+            from_hf(*folders)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [({"0": 0, "1": 1}, None), ({1: "a", 2: "b"}, "numbers its classes 1, 2, not from 0")],
+)
+def test_odd_names_of_classes(names, message, tmp_path):
+    folder = Path(save(tmp_path / "hf", SEQUENCES, ["a", "b"]))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": names}))
+    if message is None:
+        assert from_hf(str(folder)).get_pipe("bert_textcat").labels == ("0", "1")
+    else:
+        with pytest.raises(ValueError, match=message):
+            from_hf(str(folder))
+
+
+def test_types_are_given_where_the_tokenizer_gives_them(tmp_path):
+    folder = Path(save(tmp_path / "hf", SEQUENCES, VERDICTS))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "model_input_names": ["input_ids", "attention_mask"]}))
+    nlp = from_hf(str(folder))
+    model, tokenizer = load(str(folder), SEQUENCES)
+    expected = run(model, tokenizer, TEXTS[0], "The boat sank.").logits
+    pairs = Pairs([nlp.make_doc(TEXTS[0])], [["The boat sank."]], doc_first=True)
+    np.testing.assert_allclose(nlp.get_pipe("bert_nli").model.predict(pairs), expected, atol=1e-5)
+
+
+def test_a_single_type_is_never_exceeded(tmp_path):
+    folder = save(tmp_path / "hf", SEQUENCES, VERDICTS, family="xlm-roberta", type_vocab_size=1)
+    nlp = from_hf(folder)
+    doc = nlp.make_doc(TEXTS[0])
+    doc._.hypotheses = ["The boat sank."]
+    assert sum(nlp(doc)._.nli[0]["scores"].values()) == pytest.approx(1.0)
 
 
 # --- files, and further training
@@ -475,6 +552,10 @@ def test_half_precision_on_request(tmp_path):
     dtypes = {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()}
     assert dtypes == {torch.float16}
     assert nlp.get_pipe("bert_encoder").model.shims[0].module.encoder.dtype == torch.float32
+    again = from_hf(str(tmp_path / "half"))
+    to_hf(again, "bert_textcat", tmp_path / "whole")  # is not rounded, whatever it came from
+    dtypes = {t.dtype for t in load_file(tmp_path / "whole" / "model.safetensors").values()}
+    assert dtypes == {torch.float32}
     found = from_hf(str(tmp_path / "half"))(TEXTS[0]).cats
     assert found == pytest.approx(nlp(TEXTS[0]).cats, abs=1e-2)
 

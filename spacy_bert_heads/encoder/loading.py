@@ -6,6 +6,7 @@ must not wait for it.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,6 +50,12 @@ class Bert(nn.Module):
         self.encoder = encoder
         self.wordpieces = wordpieces
         self.tokenizer_files = tokenizer_files
+        # Of a family with one type there is nothing to tell apart; of others the tokenizer says
+        # whether the checkpoint has learned from types.
+        names = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+        taken = names.get("model_input_names", ["token_type_ids"])
+        n_types = getattr(encoder.config, "type_vocab_size", None) or 0
+        self.has_types = n_types > 1 and "token_type_ids" in taken
 
     @property
     def config(self) -> Any:
@@ -80,7 +87,7 @@ class Bert(nn.Module):
         RETURNS (Tensor): The last layer's states (n_sequences, length, width).
         """
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if getattr(self.config, "type_vocab_size", 0):
+        if self.has_types:
             inputs["token_type_ids"] = type_ids
         return self.encoder(**inputs).last_hidden_state
 
@@ -180,7 +187,12 @@ def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
         )
     with tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
-        return source, config, _read_files(Path(saved), TOKENIZER_FILES)
+        files = _read_files(Path(saved), TOKENIZER_FILES)
+    # What the tokenizer's class says, and its files perhaps don't.
+    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    settings["model_input_names"] = list(tokenizer.model_input_names)
+    files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode("utf8")
+    return source, config, files
 
 
 @contextmanager

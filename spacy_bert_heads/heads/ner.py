@@ -23,12 +23,14 @@ DEFAULT_MODEL = {
     "tok2vec": DEFAULT_LISTENER,
 }
 
-# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. In
-# IOB an entity may begin with I, as in many checkpoints; IO has no way to part two neighbours.
+# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. The
+# last three are for checkpoints: in IOB and IOBES (BILOU otherwise) an entity may begin and end
+# with any tag; IO has no way to part two neighbours.
 SCHEMES = {
     "BIO": {"B": "B", "I": "I", "L": "I", "U": "B"},
     "BILOU": {"B": "B", "I": "I", "L": "L", "U": "U"},
     "IOB": {"B": "B", "I": "I", "L": "I", "U": "B"},
+    "IOBES": {"B": "B", "I": "I", "L": "L", "U": "U"},
     "IO": {"B": "I", "I": "I", "L": "I", "U": "I"},
 }
 STRICT_SCHEMES = ("BIO", "BILOU")
@@ -61,8 +63,8 @@ def make_bert_ner(
     name (str): The component's name.
     model (Model[List[Doc], TokenScores]): The token head.
     scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense
-        are read; "IOB", where an entity may also begin with I, or "IO", without a mark of its
-        beginning, both for checkpoints that have such tags.
+        are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
+        and end with any of them, and "IO", without a mark of its beginning.
     threshold (float): Entities less probable than this are left out, 0 to 1.
     spans_key (Optional[str]): Where the entities go with their probabilities:
         `doc.spans[spans_key].attrs["scores"]`; None for nowhere.
@@ -86,7 +88,7 @@ class BertNER(BertHead):
     vocab (Vocab): The vocabulary.
     model (Model[List[Doc], TokenScores]): The token head.
     name (str): The component's name.
-    scheme (str): "BIO", "BILOU", "IOB" or "IO".
+    scheme (str): "BIO", "BILOU", "IOB", "IOBES" or "IO".
     threshold (float): Entities less probable than this are left out.
     spans_key (Optional[str]): The span group for entities and probabilities.
     scorer (Optional[Callable]): The scorer.
@@ -268,6 +270,7 @@ def decode(
     goes_on = np.asarray([tag[0] in "IL" for tag in tags])[path]
     goes_on[:1] = False
     goes_on[1:] &= (doc[1:] == doc[:-1]) & (label[1:] == label[:-1])
+    goes_on[1:] &= np.asarray([tag[0] not in "LU" for tag in tags])[path[:-1]]  # it has ended
     first = np.flatnonzero((label >= 0) & ~goes_on)
     stops = np.append(np.flatnonzero(~goes_on), len(path))
     after = stops[np.searchsorted(stops, first, side="right")]
