@@ -358,6 +358,7 @@ def test_a_text_document_that_is_not_utf8_is_skipped_alone(tmp_path):
         ("b.spacy", b"no DocBin"),
         ("b.txt", "anna".encode("utf-16")),
     ],
+    ids=["gzip cut off", "not gzip", "DocBin cut off", "no DocBin", "UTF-16"],
 )
 def test_a_damaged_file_does_not_end_the_run(tmp_path, name, content):
     good = write(tmp_path / "a.txt", b"anna")
