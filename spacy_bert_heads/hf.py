@@ -70,7 +70,8 @@ def from_hf(
     lang (str): The language of spaCy's tokenizer.
     RETURNS (Language): The pipeline, trained.
     RAISES (ValueError): If a checkpoint can't be read or has no trained head of a known kind; if
-        there is no such task, or task or labels are given for several checkpoints.
+        two heads would write to the same place of a Doc; if there is no such task, or task or
+        labels are given for several checkpoints.
     """
     if others and (task or labels):
         raise ValueError("task and labels belong to one checkpoint. Load them one by one.")
@@ -409,7 +410,7 @@ def _names_of(head: BertHead) -> list[str]:
     """The names of a head's classes, in order."""
     if head.cfg.get("scheme") == "IO":
         return ["O", *head.labels]
-    if head.cfg.get("scheme") == "BILOU":
+    if head.cfg.get("scheme") in ("BILOU", "IOBES"):
         warnings.warn(
             "transformers.pipeline doesn't know the tags L and U and will not join the tokens of "
             "an entity; AutoModelForTokenClassification gives the same logits.",
