@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ TRAIN_DATA = [
         },
     ),
 ]
+
+
+@pytest.fixture
+def light() -> None:
+    """Skip where another plugin makes every `import spacy` slow."""
+    if find_spec("spacy_transformers") is not None:
+        pytest.skip("spacy-transformers imports transformers with every pipeline")
 
 
 @pytest.fixture(scope="session")

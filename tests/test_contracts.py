@@ -878,7 +878,7 @@ print("heavy:", sorted(heavy & set(sys.modules)))
 """
 
 
-def test_spacy_stays_light():
+def test_spacy_stays_light(light):
     """Neither a pipeline before its initialization nor a command waits for transformers."""
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", LIGHT],

@@ -237,7 +237,7 @@ print("heavy:", sorted({"transformers", "tokenizers"} & set(sys.modules)))
 """
 
 
-def test_extensions_are_there_without_an_import_of_ours():
+def test_extensions_are_there_without_an_import_of_ours(light):
     ran = subprocess.run([sys.executable, "-c", BLANK], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "heavy: []"
