@@ -161,9 +161,10 @@ def init_config_command(
     from .init_config import init_config
 
     try:
-        named = heads if heads is not None else "ner" if source is None else ""
+        if heads is None and source is None:
+            heads = "ner"
         config = init_config(
-            [head.strip() for head in named.split(",") if head.strip()],
+            [head.strip() for head in (heads or "").split(",") if head.strip()],
             name=name,
             source=source,
             lang=lang,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
 from .encoder.listener import checkpoint_behind
-from .encoder.loading import Bert, load_model, task_class
+from .encoder.loading import Bert, load_model
 from .encoder.model import bert_of, prepare, shim_of
 from .encoder.shim import PRECISIONS
 from .heads.families import layer_names
@@ -28,7 +27,7 @@ from .heads.ner import SCHEMES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What each head is to Hugging Face, and the kind of head that it is to us.
+# What each head is to Hugging Face's pipelines.
 TASKS = {
     "ner": "token-classification",
     "tagger": "token-classification",
@@ -37,15 +36,11 @@ TASKS = {
     "nli": "text-classification",
     "qa": "question-answering",
 }
-KINDS = {
-    "token-classification": "token",
-    "text-classification": "sequence",
-    "question-answering": "span",
-}
+# How the names of their models end.
 ARCHITECTURES = {
-    "ForTokenClassification": "token-classification",
-    "ForSequenceClassification": "text-classification",
-    "ForQuestionAnswering": "question-answering",
+    "token-classification": "ForTokenClassification",
+    "text-classification": "ForSequenceClassification",
+    "question-answering": "ForQuestionAnswering",
 }
 # A tag that the checkpoint doesn't have must not win.
 NEVER = -1e4
@@ -131,7 +126,7 @@ def _add_checkpoint(
     head.model.initialize()
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
-    for ours, theirs in layer_names(model.config.model_type, KINDS[TASKS[task]]).items():
+    for ours, theirs in layer_names(model.config.model_type, TASKS[task]).items():
         weights = model.get_submodule(theirs).state_dict()
         if ours == "classifier":
             weights = _select_classes(weights, classes)
@@ -176,7 +171,7 @@ def _architecture(config: Any) -> str:
 
 def _find_kind(config: Any) -> str | None:
     """What the architecture is to Hugging Face's pipelines."""
-    found = (k for end, k in ARCHITECTURES.items() if _architecture(config).endswith(end))
+    found = (k for k, end in ARCHITECTURES.items() if _architecture(config).endswith(end))
     return next(found, None)
 
 
@@ -189,7 +184,14 @@ def _choose_class(config: Any, name: str, task: str | None) -> Any:
         raise ValueError(
             f"'{name}' is a {_architecture(config)}, for {kind}: it can't become a bert_{task}."
         )
-    return task_class(TASKS[task])
+    return _auto_class(TASKS[task])
+
+
+def _auto_class(kind: str) -> Any:
+    """The class that makes and loads models for a kind of pipeline."""
+    import transformers
+
+    return getattr(transformers, f"AutoModel{ARCHITECTURES[kind]}")
 
 
 def class_names(config: Any, name: str) -> list[str]:
@@ -254,7 +256,7 @@ def read_tags(names: Sequence[str]) -> Tags:
         tag = {"M": "I", "E": "L", "S": "U"}.get(mark, mark), label
         if tag in found:
             raise ValueError(f"'{name}' and '{names[found[tag]]}' are the same tag. Give labels.")
-        found[tag] = list(names).index(name)
+        found[tag] = names.index(name)
     marks = {mark for mark, _ in found}
     scheme = "IOB"
     if marks == {"I"}:
@@ -264,7 +266,7 @@ def read_tags(names: Sequence[str]) -> Tags:
     labels = list(dict.fromkeys(label for _, label in found))
     ours = dict.fromkeys(SCHEMES[scheme].values())
     classes = [found.get((mark, label), -1) for label in labels for mark in ours]
-    return Tags(scheme, labels, [list(names).index("O"), *classes])
+    return Tags(scheme, labels, [names.index("O"), *classes])
 
 
 def _split_tag(name: str) -> tuple[str, str]:
@@ -304,8 +306,8 @@ def _is_same(one: Bert, other: Bert) -> bool:
 
 
 def _add_encoder(nlp: Language, name: str, bert: Bert) -> str:
-    settings = json.loads(bert.tokenizer_files.get("tokenizer_config.json", b"{}"))
-    window = int(min(settings.get("model_max_length") or bert.max_window, bert.max_window))
+    longest = bert.tokenizer_settings.get("model_max_length") or bert.max_window
+    window = int(min(longest, bert.max_window))
     stride = min(3 * window // 4, window - bert.wordpieces.n_special)
     encoder_name = _free_name(nlp, "bert_encoder")
     config = {"model": {"name": name, "window": window, "stride": stride}}
@@ -370,8 +372,7 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
     """Hugging Face's model for a head."""
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
-    kind, family = KINDS[task], bert.config.model_type
-    names = layer_names(family, kind)
+    names = layer_names(bert.config.model_type, task)
     _check_shape(head, module, bert)
     config = copy.deepcopy(bert.config)
     classes = _names_of(head)
@@ -380,11 +381,11 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
     for name in DROPOUT_RATES:
         if hasattr(config, name):
             setattr(config, name, module.settings["dropout"])
-    if kind == "sequence":
+    if task == "text-classification":
         several = getattr(head, "multi_label", False)
         config.problem_type = f"{'multi' if several else 'single'}_label_classification"
     # In the precision that we have, whatever the checkpoint's was.
-    model = task_class(task).from_config(config).float()
+    model = _auto_class(task).from_config(config).float()
     weights = bert.encoder.state_dict()
     missing, _ = model.base_model.load_state_dict(weights, strict=False)
     assert not [name for name in missing if not name.startswith("pooler")], missing

@@ -40,7 +40,8 @@ class Bert(nn.Module):
 
     encoder (PreTrainedModel): What `AutoModel` loads.
     wordpieces (Wordpieces): The tokenizer.
-    tokenizer_files (Files): The tokenizer as Hugging Face saves it.
+    tokenizer_files (Files): The tokenizer as Hugging Face saves it; its settings are in
+        `tokenizer_settings`.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Bert(nn.Module):
         self.encoder = encoder
         self.wordpieces = wordpieces
         self.tokenizer_files = tokenizer_files
+        self.tokenizer_settings = _tokenizer_settings(tokenizer_files)
         # Of a family with one type there is nothing to tell apart; of others the tokenizer says
         # whether the checkpoint has learned from types.
-        names = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
-        taken = names.get("model_input_names", ["token_type_ids"])
+        taken = self.tokenizer_settings.get("model_input_names", ["token_type_ids"])
         n_types = getattr(encoder.config, "type_vocab_size", None) or 0
         self.has_types = n_types > 1 and "token_type_ids" in taken
 
@@ -102,9 +103,7 @@ def load_checkpoint(name: str) -> Bert:
     """
     from transformers import AutoModel
 
-    _, bert, missing = load_model(name, lambda config: AutoModel)
-    _drop_random_pooler(bert.encoder, missing)
-    return bert
+    return load_model(name, lambda config: AutoModel)[1]
 
 
 def load_model(
@@ -122,20 +121,6 @@ def load_model(
     model, missing = _load_weights(source, choose_class(config))
     encoder = cast(Any, model.base_model)
     return model, Bert(encoder, _wordpieces(files, config), files), missing
-
-
-def task_class(task: str) -> Any:
-    """task (str): A task as Hugging Face's pipelines call it.
-    RETURNS (Type[AutoModel]): The class that loads models for it.
-    """
-    import transformers
-
-    names = {
-        "token-classification": "AutoModelForTokenClassification",
-        "text-classification": "AutoModelForSequenceClassification",
-        "question-answering": "AutoModelForQuestionAnswering",
-    }
-    return getattr(transformers, names[task])
 
 
 def load_wordpieces(name: str) -> Wordpieces:
@@ -189,7 +174,7 @@ def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
         tokenizer.save_pretrained(saved)
         files = _read_files(Path(saved), TOKENIZER_FILES)
     # What the tokenizer's class says, and its files perhaps don't.
-    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    settings = _tokenizer_settings(files)
     settings["model_input_names"] = list(tokenizer.model_input_names)
     files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode("utf8")
     return source, config, files
@@ -221,7 +206,8 @@ def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[s
             "If the file is damaged, download it again; save a .bin again as safetensors."
         ) from error
     lacking = sorted(info["missing_keys"])
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    is_bare = model.base_model is model
+    prefix = "" if is_bare else f"{model.base_model_prefix}."
     missing = [k for k in lacking if k.startswith(prefix) and "pooler" not in k]
     if missing:
         raise ValueError(
@@ -234,13 +220,10 @@ def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[s
             f"The weights of '{source}' have {len(beyond)} parameters of layers that config.json "
             f"doesn't count ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
         )
+    if is_bare and lacking:
+        # Random weights must not pass for a pretrained pooler.
+        model.pooler = None
     return model.float(), lacking
-
-
-def _drop_random_pooler(encoder: Any, missing: list[str]) -> None:
-    """Random weights must not pass for a pretrained pooler."""
-    if any("pooler" in name for name in missing):
-        encoder.pooler = None
 
 
 def _wordpieces(files: Files, config: Any) -> Wordpieces:
@@ -249,6 +232,11 @@ def _wordpieces(files: Files, config: Any) -> Wordpieces:
     pad_id = getattr(config, "pad_token_id", None)
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf8"))
     return Wordpieces(tokenizer, pad_id=pad_id or 0)
+
+
+def _tokenizer_settings(files: Files) -> dict[str, Any]:
+    """What Hugging Face's tokenizer class is made with."""
+    return json.loads(files.get("tokenizer_config.json", b"{}"))
 
 
 def _read_files(folder: Path, names: tuple[str, ...]) -> Files:
@@ -286,8 +274,7 @@ def checkpoint_from_files(files: Files) -> Bert:
         with tempfile.TemporaryDirectory() as folder:
             for name in ("config.json", "model.safetensors"):
                 (Path(folder) / name).write_bytes(files[name])
-            encoder, missing = _load_weights(folder, AutoModel)
-        _drop_random_pooler(encoder, missing)
+            encoder, _ = _load_weights(folder, AutoModel)
         return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
     except Exception as error:  # as above
         raise ValueError(f"The saved encoder is damaged: {error}\n{again}") from error

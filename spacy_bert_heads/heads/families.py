@@ -65,7 +65,7 @@ def layer_names(family: str, task: str) -> dict[str, str]:
     """Which layer of ours is which of theirs.
 
     family (str): The model's type, as its config calls it.
-    task (str): "sequence", "token" or "span".
+    task (str): "text-classification", "token-classification" or "question-answering".
     RETURNS (Dict[str, str]): Names in our module, and in Hugging Face's model.
     RAISES (ValueError): If the family is not known.
     """
@@ -75,10 +75,10 @@ def layer_names(family: str, task: str) -> dict[str, str]:
             f"{', '.join(FAMILIES)}."
         )
     names = {"classifier": "classifier"}
-    if task == "sequence":
+    if task == "text-classification":
         layers = FAMILIES[family]
         names = {"classifier": layers.classifier, "dense.linear": layers.dense}
-    elif task == "span" and family != "modernbert":
+    elif task == "question-answering" and family != "modernbert":
         names = {"classifier": "qa_outputs"}
     if family == "modernbert":
         names |= {"dense.linear": "head.dense", "dense.norm": "head.norm"}

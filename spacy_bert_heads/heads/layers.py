@@ -258,12 +258,9 @@ class SequenceClassifier(Classifier):
         """
         pooler = getattr(bert.encoder, "pooler", None)
         layer = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
-        dense = self.settings["dense"]
-        if (
-            self.dense is not None
-            and dense["activation"] == "tanh"
-            and isinstance(layer, nn.Linear)
-        ):
+        if self.dense is None or not isinstance(layer, nn.Linear):
+            return
+        if isinstance(self.dense.activation, nn.Tanh):
             self.dense.linear.load_state_dict(layer.state_dict())
 
     def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:

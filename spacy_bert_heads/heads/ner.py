@@ -26,13 +26,10 @@ DEFAULT_MODEL = {
 # The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. The
 # last three are for checkpoints: in IOB and IOBES (BILOU otherwise) an entity may begin and end
 # with any tag; IO has no way to part two neighbours.
-SCHEMES = {
-    "BIO": {"B": "B", "I": "I", "L": "I", "U": "B"},
-    "BILOU": {"B": "B", "I": "I", "L": "L", "U": "U"},
-    "IOB": {"B": "B", "I": "I", "L": "I", "U": "B"},
-    "IOBES": {"B": "B", "I": "I", "L": "L", "U": "U"},
-    "IO": {"B": "I", "I": "I", "L": "I", "U": "I"},
-}
+BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
+BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
+IO = {"B": "I", "I": "I", "L": "I", "U": "I"}
+SCHEMES = {"BIO": BIO, "BILOU": BILOU, "IOB": BIO, "IOBES": BILOU, "IO": IO}
 STRICT_SCHEMES = ("BIO", "BILOU")
 
 
@@ -262,7 +259,7 @@ def decode(
     if strict:
         path = viterbi(log_p, np.bincount(doc, minlength=len(scores.lengths)), tags)
     else:
-        path = log_p.argmax(axis=1) if len(log_p) else np.zeros(0, dtype=np.int64)
+        path = log_p.argmax(axis=1)
 
     labels = list(dict.fromkeys(tag[2:] for tag in tags if tag != "O"))
     label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
@@ -320,7 +317,7 @@ def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) ->
     RETURNS (Ints1d): A tag for each token (n_tokens,).
     """
     follow, first, last = allowed_transitions(tags)
-    path = log_p.argmax(axis=1) if len(log_p) else np.zeros(0, dtype=np.int64)
+    path = log_p.argmax(axis=1)
 
     # Where the best tags by themselves are allowed already, they are the best path.
     starts = np.cumsum(lengths) - lengths

@@ -542,11 +542,9 @@ def make_optimizer(pretrainer: Pretrainer, training: Training) -> torch.optim.Ad
     training (Training): The run's settings.
     RETURNS (AdamW): The optimizer, whose groups have "rate", by what the rate is multiplied.
     """
-    made, factor = pretrainer.made, training.rate_factor
     names = (name for name, _ in pretrainer.model.named_parameters())
-    groups = group_parameters(
-        pretrainer.model, {name: factor if name in made else 1.0 for name in names}
-    )
+    rates = {name: training.rate_factor if name in pretrainer.made else 1.0 for name in names}
+    groups = group_parameters(pretrainer.model, rates)
     for group in groups:
         group["weight_decay"] = training.weight_decay if group["decays"] else 0.0
     return torch.optim.AdamW(groups, lr=training.learn_rate, eps=1e-6, fused=True)

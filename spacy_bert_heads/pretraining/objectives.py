@@ -6,7 +6,6 @@ what is saved loads there again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -77,9 +76,9 @@ class Pretrainer(nn.Module):
         """RETURNS (Vocabulary): What the examples need of the tokenizer.
         RAISES (ValueError): If it has no mask token.
         """
-        wordpieces, files = self.bert.wordpieces, self.bert.tokenizer_files
+        wordpieces = self.bert.wordpieces
         tokenizer = wordpieces.tokenizer
-        mask = json.loads(files.get("tokenizer_config.json", b"{}")).get("mask_token")
+        mask = self.bert.tokenizer_settings.get("mask_token")
         mask_id = tokenizer.token_to_id(mask["content"] if isinstance(mask, dict) else mask or "")
         if mask_id is None:
             raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
