@@ -15,7 +15,7 @@ from spacy.language import Language
 from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
-from .encoder.listener import checkpoint_behind
+from .encoder.listener import checkpoint_behind, reads_last_layer
 from .encoder.loading import Bert, load_model
 from .encoder.model import bert_of, prepare, shim_of
 from .encoder.shim import PRECISIONS
@@ -397,6 +397,11 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
 
 def _check_shape(head: BertHead, module: Classifier, bert: Bert) -> None:
     """RAISES (ValueError): If Hugging Face's class for the family has no such head."""
+    if not reads_last_layer(head.model.get_ref("tok2vec")) or module.settings.get("lstm_width"):
+        raise ValueError(
+            f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
+            "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
+        )
     expected = family_settings(bert.config, type(module), dropout=module.settings["dropout"])
     for name, value in expected.items():
         if module.settings.get(name) != value:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
     from spacy.tokens import Doc
 
+# Which layers are read: 0 is the embeddings, 1 the lowest layer, -1 the last; "all" is every one.
+Layers = list[int] | str
+
 Ints1d = NDArray[np.int64]
 Ints2d = NDArray[np.int64]
 Bools1d = NDArray[np.bool_]
@@ -201,8 +204,11 @@ Read = TypeVar("Read", bound=Sequences)
 class Encoded(Generic[Read]):
     """The encoder's answer: packed states, and the sequences that they are states of."""
 
-    states: torch.Tensor  # (n_slots, width), float32, on the encoder's device
+    states: torch.Tensor  # (n_slots, n_layers * width), float32, on the encoder's device
     sequences: Read
+    # Whose states stand side by side: 0 for the embeddings, 1 for the lowest layer, and so on.
+    # Empty for what comes from no encoder of ours.
+    layers: tuple[int, ...] = ()
 
 
 class TokenScores(NamedTuple):

@@ -16,7 +16,7 @@ from thinc.api import Model, Optimizer
 
 from ..types import Encoded, MeanLoss, Pairs
 from .listener import BertListener
-from .model import EncoderModel, prepare, shim_of
+from .model import EncoderModel, bert_of, prepare, shim_of
 from .shim import adam_settings
 from .states import LatestBatch, TrainingStep
 
@@ -96,6 +96,7 @@ class BertEncoder(TrainablePipe):
             group.append(listener)
         self._linked.add(listener)
         listener.link(self, component_name)
+        self._choose_layers()
 
     def remove_listener(self, listener: BertListener, component_name: str) -> bool:
         """Unlink a head's listener.
@@ -111,6 +112,7 @@ class BertEncoder(TrainablePipe):
             self.listener_map[component_name] = rest
         self._linked.remove(listener)
         listener.unlink()
+        self._choose_layers()
         return True
 
     def find_listeners(self, component: Any) -> None:
@@ -141,7 +143,7 @@ class BertEncoder(TrainablePipe):
         RETURNS (Encoded): Their states, without a graph.
         """
         self._close_other_step(docs)
-        version = shim_of(self.model).version
+        version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
         encoded = self._latest.find(docs, version)
         if encoded is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
@@ -162,7 +164,7 @@ class BertEncoder(TrainablePipe):
         listener (Optional[BertListener]): The listener, if it is training. Outside of a step
             (this encoder is frozen) it gets states without a graph, and its gradient is dropped.
         RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
-            gradient (n_slots, width).
+            gradient (n_slots, n_layers * width).
         """
         docs = inputs.docs if isinstance(inputs, Pairs) else inputs
         if listener is None or self._step is None or not self._step.has(docs):
@@ -321,6 +323,14 @@ class BertEncoder(TrainablePipe):
         """Link the listeners again, now that the width of the states is known."""
         for listener in self._linked:
             listener.link(self, listener.component_name)
+        self._choose_layers()
+
+    def _choose_layers(self) -> None:
+        """Give the states that some listener reads, and no others."""
+        if shim_of(self.model).has_module:
+            bert = bert_of(self.model)
+            read = {n for one in self._linked for n in bert.layer_numbers(one.reads)}
+            self.model.attrs["layers"] = sorted(read) or [-1]
 
     def __reduce__(self) -> tuple:
         self._close_step()

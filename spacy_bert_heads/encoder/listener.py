@@ -10,18 +10,23 @@ from spacy.tokens import Doc
 from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 
-from ..types import DocSequences, Encoded, Pairs
+from ..types import DocSequences, Encoded, Layers, Pairs
+from .features import combine_layers
 from .loading import Bert
+from .model import bert_of, shim_of
 from .shim import TorchShim
 
 if TYPE_CHECKING:
     from .component import BertEncoder
 
+LAST: Layers = [-1]
 # What a head's config has in its slot for token vectors.
 DEFAULT_LISTENER = {
     "@architectures": "spacy_bert_heads.BertListener.v1",
     "upstream": "*",
     "grad_factor": 1.0,
+    "layers": [-1],
+    "combine": "concat",
 }
 
 
@@ -32,12 +37,15 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
 
     upstream_name (str): The encoder component's name, or "*" for the nearest one before.
     grad_factor (float): What the encoder learns from this head is multiplied by this.
+    reads (Layers): Whose states it gives, side by side.
     """
 
-    def __init__(self, upstream_name: str, grad_factor: float) -> None:
-        super().__init__("bert_listener", forward, dims={"nO": None})
+    def __init__(self, upstream_name: str, grad_factor: float, reads: Layers) -> None:
+        dims: dict[str, int | None] = {"nO": None, "n_layers": None}
+        super().__init__("bert_listener", forward, init=init, dims=dims)
         self.upstream_name = upstream_name
         self.grad_factor = grad_factor
+        self.reads = reads
         self.component_name = "this component"  # the head's name, set with the link
         self._upstream: weakref.ref[BertEncoder] | None = None
 
@@ -53,8 +61,11 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         component_name (str): The name of the component that holds this layer.
         """
         self._upstream, self.component_name = weakref.ref(upstream), component_name
-        if upstream.model.has_dim("nO"):
-            self.set_dim("nO", upstream.model.get_dim("nO"), force=True)
+        if shim_of(upstream.model).has_module:
+            bert = bert_of(upstream.model)
+            n_layers = len(bert.layer_numbers(self.reads))
+            self.set_dim("n_layers", n_layers, force=True)
+            self.set_dim("nO", bert.width * n_layers, force=True)
 
     def unlink(self) -> None:
         """Forget the encoder."""
@@ -80,7 +91,7 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
     def _copy(self, seen: dict[int, Any] | None = None) -> "BertListener":
         """thinc's copy, which would be a plain Model. It reads the same encoder until a pipeline
         links it."""
-        copied = BertListener(self.upstream_name, self.grad_factor)
+        copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
         copied.component_name, copied._upstream = self.component_name, self._upstream
         return copied
 
@@ -90,21 +101,37 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
     def __reduce__(self) -> tuple:
         # An encoder that is packed with its heads links them again.
         name = {"component_name": self.component_name}
-        return BertListener, (self.upstream_name, self.grad_factor), name
+        return BertListener, (self.upstream_name, self.grad_factor, self.reads), name
 
 
-def build_bert_listener(upstream: str = "*", grad_factor: float = 1.0) -> BertListener:
+def build_bert_listener(
+    upstream: str = "*",
+    grad_factor: float = 1.0,
+    layers: Layers = LAST,
+    combine: str = "concat",
+) -> Model[Any, Encoded]:
     """Build a listener.
 
     upstream (str): The encoder component's name, or "*" for the nearest one before.
     grad_factor (float): The head's gradient is multiplied by this before it reaches the encoder, so
         that heads that are hard to learn don't drown the others. The head itself learns as ever.
+    layers (Layers): Whose states to read: [-1] is the last layer, [-2] the one below, [0] the
+        embeddings, "all" the embeddings and every layer (BERT, section 5.3).
+    combine (str): How several layers become one vector: "concat", side by side; "sum"; or
+        "weighted", a weighted mean with weights that the head learns (Peters et al. 2018, eq. 1).
     RETURNS (Model[List[Doc], Encoded]): The layer.
-    RAISES (ValueError): If the factor is negative.
+    RAISES (ValueError): If the factor is negative, no layer is named, or nothing combines so.
     """
     if grad_factor < 0:
         raise ValueError(f"grad_factor is {grad_factor}; it must be 0 or above.")
-    return BertListener(upstream, grad_factor)
+    return combine_layers(BertListener(upstream, grad_factor, layers), layers, combine)
+
+
+def init(model: Model, X: Any = None, Y: Any = None) -> Model:
+    """Make sure that there is an encoder."""
+    assert isinstance(model, BertListener)
+    model.link(model.encoder, model.component_name)
+    return model
 
 
 def forward(
@@ -117,25 +144,46 @@ def forward(
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
     """
     assert isinstance(model, BertListener)
-    encoded, answer = model.encoder.read(inputs, model if is_train else None)
-    return encoded, lambda gradient: answer(gradient * model.grad_factor)
+    encoder = model.encoder
+    encoded, answer = encoder.read(inputs, model if is_train else None)
+    layers = bert_of(encoder.model).layer_numbers(model.reads)
+    if layers == encoded.layers:
+        return encoded, lambda gradient: answer(gradient * model.grad_factor)
+
+    # Other listeners read other layers.
+    states = encoded.states.unflatten(1, (len(encoded.layers), -1))
+    places = [encoded.layers.index(n) for n in layers]
+    taken = states[:, places].flatten(1)
+
+    def backprop(gradient: torch.Tensor) -> None:
+        d_states = torch.zeros_like(states)
+        parts = gradient.unflatten(1, (len(layers), -1)) * model.grad_factor
+        at = torch.tensor(places, device=parts.device)
+        answer(d_states.index_add_(1, at, parts).flatten(1))
+
+    return Encoded(taken, encoded.sequences, layers), backprop
 
 
 # --- token vectors, for spaCy's own components
 
 
 def build_tok2vec_listener(
-    upstream: str = "*", grad_factor: float = 1.0
+    upstream: str = "*",
+    grad_factor: float = 1.0,
+    layers: Layers = LAST,
+    combine: str = "concat",
 ) -> Model[list[Doc], list[Floats2d]]:
     """Build a layer that shares the pipeline's encoder with spaCy's own components: parser, tagger,
     ner, textcat, spancat and so on. A token's vector is the mean of the states of its pieces.
 
     upstream (str): The encoder component's name, or "*" for the nearest one before.
-    grad_factor (float): As in `build_bert_listener`.
+    grad_factor (float): As in `build_bert_listener`, as the others.
+    layers (Layers): Whose states to read.
+    combine (str): How several layers become one vector.
     RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
-    RAISES (ValueError): If the factor is negative.
+    RAISES (ValueError): If a setting makes no sense.
     """
-    return build_tok2vec_encoder(build_bert_listener(upstream, grad_factor))
+    return build_tok2vec_encoder(build_bert_listener(upstream, grad_factor, layers, combine))
 
 
 def build_tok2vec_encoder(
@@ -154,9 +202,7 @@ def build_tok2vec_encoder(
 
 def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
     """Initialize what is below, which knows the width."""
-    layer = model.layers[0]
-    encoder = layer.encoder.model if isinstance(layer, BertListener) else layer.initialize()
-    model.set_dim("nO", encoder.get_dim("nO"), force=True)
+    model.set_dim("nO", model.layers[0].initialize().get_dim("nO"), force=True)
     return model
 
 
@@ -194,8 +240,21 @@ def checkpoint_behind(tok2vec: Model) -> Bert | None:
     tok2vec (Model): A listener, an encoder model, or any other token-to-vector layer.
     RETURNS (Optional[Bert]): The checkpoint, or None behind any other layer.
     """
+    if tok2vec.name == "layer_features":
+        return checkpoint_behind(tok2vec.layers[0])
     model = tok2vec.encoder.model if isinstance(tok2vec, BertListener) else tok2vec
     for shim in model.shims:
         if isinstance(shim, TorchShim) and isinstance(shim.module, Bert):
             return shim.module
     return None
+
+
+def reads_last_layer(tok2vec: Model) -> bool:
+    """tok2vec (Model): A listener, an encoder model, or any other token-to-vector layer.
+    RETURNS (bool): Whether it gives the last layer of a checkpoint, as Hugging Face's heads read.
+    """
+    bert = checkpoint_behind(tok2vec)
+    if bert is None or tok2vec.name == "layer_features":
+        return False
+    reads = tok2vec.reads if isinstance(tok2vec, BertListener) else tok2vec.attrs["layers"]
+    return bert.layer_numbers(reads) == (bert.n_layers,)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from ..types import Layers
 from ..wordpieces import Wordpieces
 from .shim import Files
 
@@ -69,6 +70,29 @@ class Bert(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def n_layers(self) -> int:
+        """RETURNS (int): The layers above the embeddings."""
+        return int(self.config.num_hidden_layers)
+
+    def layer_numbers(self, layers: Layers) -> tuple[int, ...]:
+        """Count layers from the embeddings, which are 0.
+
+        layers (Layers): Numbers, those below 0 from the last one down; or "all".
+        RETURNS (Tuple[int, ...]): The numbers, in the order given.
+        RAISES (ValueError): If there is no such layer.
+        """
+        if isinstance(layers, str):  # "all"
+            return tuple(range(self.n_layers + 1))
+        beyond = [n for n in layers if not -self.n_layers - 1 <= n <= self.n_layers]
+        if beyond:
+            raise ValueError(
+                f"There is no layer {beyond[0]}: '{self.config.model_type}' has 0, the embeddings, "
+                f"to {self.n_layers}, and -1, the last, to {-self.n_layers - 1}. Set layers in the "
+                "head's model.tok2vec to some of these."
+            )
+        return tuple(n if n >= 0 else self.n_layers + 1 + n for n in layers)
+
+    @property
     def max_window(self) -> int:
         """RETURNS (int): The longest sequence that it has positions for."""
         positions = getattr(self.config, "max_position_embeddings", None) or 10**9
@@ -78,19 +102,31 @@ class Bert(nn.Module):
         return int(positions) - (0 if offset is None else int(offset) + 1)
 
     def forward(
-        self, ids: torch.Tensor, type_ids: torch.Tensor, mask: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        type_ids: torch.Tensor,
+        mask: torch.Tensor,
+        layers: tuple[int, ...] | None = None,
     ) -> torch.Tensor:
         """Run a bucket of sequences.
 
         ids (Tensor): (n_sequences, length).
         type_ids (Tensor): (n_sequences, length); not used by families without them.
         mask (Tensor): 1 for a piece, 0 for padding, (n_sequences, length).
-        RETURNS (Tensor): The last layer's states (n_sequences, length, width).
+        layers (Optional[Tuple[int, ...]]): Whose states to give, as `layer_numbers` counts them;
+            None for the last.
+        RETURNS (Tensor): Those, side by side (n_sequences, length, n_layers * width).
         """
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.has_types:
             inputs["token_type_ids"] = type_ids
-        return self.encoder(**inputs).last_hidden_state
+        if layers is None or layers == (self.n_layers,):
+            return self.encoder(**inputs).last_hidden_state
+        output = self.encoder(**inputs, output_hidden_states=True)
+        # ModernBERT's last hidden state has gone through one more LayerNorm than the last in its
+        # list of them: a head reads the same last layer whatever else is read.
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return torch.cat([states[n] for n in layers], dim=-1)
 
 
 def load_checkpoint(name: str) -> Bert:

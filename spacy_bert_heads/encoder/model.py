@@ -60,7 +60,7 @@ def build_bert_encoder(
         "bert_encoder",
         forward,
         init=init,
-        dims={"nO": None},
+        dims={"nO": None, "n_layers": None},
         shims=[shim],
         attrs={
             "name": name,
@@ -68,7 +68,9 @@ def build_bert_encoder(
             "stride": stride,
             "max_batch_tokens": max_batch_tokens,
             "frozen_layers": frozen_layers,
+            "layers": [-1],  # what is read, set by those who read it
             "replace_listener_cfg": own_encoder_config,
+            "replace_listener": own_encoder,
         },
     )
 
@@ -89,7 +91,9 @@ def prepare(model: EncoderModel) -> None:
     RAISES (ValueError): If the two don't go together.
     """
     bert = bert_of(model)
-    model.set_dim("nO", bert.width, force=True)
+    layers = bert.layer_numbers(model.attrs["layers"])
+    model.set_dim("n_layers", len(layers), force=True)
+    model.set_dim("nO", bert.width * len(layers), force=True)
     window, room = model.attrs["window"], model.attrs["window"] - bert.wordpieces.n_special
     if window > bert.max_window:
         raise ValueError(
@@ -140,9 +144,28 @@ def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dic
     listener (Dict[str, Any]): The config of the listener.
     RETURNS (Dict[str, Any]): The config of an encoder that gives the head what the listener gave.
     """
-    if "Tok2VecListener" not in listener["@architectures"]:
-        return encoder
-    return {"@architectures": "spacy_bert_heads.Tok2VecEncoder.v1", "encoder": encoder}
+    config: dict[str, Any] = encoder
+    layers, combine = listener.get("layers", [-1]), listener.get("combine", "concat")
+    if layers != [-1] or combine == "weighted":
+        config = {"@architectures": "spacy_bert_heads.LayerFeatures.v1", "encoder": config}
+        config |= {"layers": layers, "combine": combine}
+    if "Tok2VecListener" in listener["@architectures"]:
+        config = {"@architectures": "spacy_bert_heads.Tok2VecEncoder.v1", "encoder": config}
+    return config
+
+
+def own_encoder(encoder: EncoderModel, listener: Any, component: Any) -> EncoderModel:
+    """What `nlp.replace_listeners` puts in the place of a listener.
+
+    encoder (Model[List[Doc], Encoded]): A copy of the encoder's model.
+    listener (BertListener): The listener.
+    component (BertEncoder): Not used.
+    RETURNS (Model[List[Doc], Encoded]): The copy, which gives the layers that the listener gave.
+    """
+    encoder.attrs["layers"] = listener.reads
+    if shim_of(encoder).has_module:
+        prepare(encoder)
+    return encoder
 
 
 def shim_of(model: Model) -> TorchShim:
@@ -169,10 +192,11 @@ def forward(
     inputs (List[Doc] / Pairs): The Docs or pairs.
     is_train (bool): Whether to use dropout and keep the graph.
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient
-        (n_slots, width).
+        (n_slots, n_layers * width).
     """
     bert, shim, attrs = bert_of(model), shim_of(model), model.attrs
     cut = {"window": attrs["window"], "stride": attrs["stride"]}
+    layers = bert.layer_numbers(attrs["layers"])
     sequences: Sequences
     if isinstance(inputs, Pairs):
         sequences = make_pair_sequences(inputs, bert.wordpieces, **cut)
@@ -182,43 +206,51 @@ def forward(
         sequences = make_sequences(inputs, bert.wordpieces, **cut)
     if is_train:
         with shim.training(), shim.autocast():
-            states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=True)
+            states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=True)
 
         def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
             shim.backward(states, gradient)
             return inputs
 
-        return Encoded(states.detach(), sequences), backprop
+        return Encoded(states.detach(), sequences, layers), backprop
 
     with torch.no_grad(), shim.autocast():
-        states = run(bert, sequences, attrs["max_batch_tokens"], keep_graph=False)
-    return Encoded(states, sequences), lambda gradient: inputs
+        states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=False)
+    return Encoded(states, sequences, layers), lambda gradient: inputs
 
 
 def run(
-    bert: Bert, sequences: Sequences, max_batch_tokens: int, *, keep_graph: bool
+    bert: Bert,
+    sequences: Sequences,
+    max_batch_tokens: int,
+    layers: tuple[int, ...],
+    *,
+    keep_graph: bool,
 ) -> torch.Tensor:
     """Run the sequences bucket by bucket, and pack their states.
 
     bert (Bert): The checkpoint.
     sequences (Sequences): The sequences.
     max_batch_tokens (int): The budget of a bucket, in slots.
+    layers (Tuple[int, ...]): Whose states to keep, as `Bert.layer_numbers` counts them.
     keep_graph (bool): Whether gradients will be asked for.
-    RETURNS (Tensor): The states in the order of the slots (n_slots, width), float32.
+    RETURNS (Tensor): The states in the order of the slots, layers side by side
+        (n_slots, n_layers * width), float32.
     """
     device = next(bert.parameters()).device
     lengths = sequences.lengths
     starts = np.cumsum(lengths) - lengths
     buckets = make_buckets(lengths, max_tokens=max_batch_tokens)
     over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
-    packed = torch.empty(0 if keep_graph else len(sequences.ids), bert.width, device=device)
+    n_rows = 0 if keep_graph else len(sequences.ids)
+    packed = torch.empty(n_rows, bert.width * len(layers), device=device)
     parts, slots = [], []
     for bucket in buckets:
         inputs, at, present = pad(sequences, starts[bucket], lengths[bucket], bert, device)
         if over_budget:
-            states = checkpoint(bert, *inputs, use_reentrant=False)
+            states = checkpoint(bert, *inputs, layers, use_reentrant=False)
         else:
-            states = bert(*inputs)
+            states = bert(*inputs, layers)
         states = states.reshape(-1, states.shape[-1])
         if present is not None:
             states = states.index_select(0, torch.from_numpy(present).to(device))

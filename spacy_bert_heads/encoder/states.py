@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from ..types import DocSequences, Encoded, Ints1d, Pairs
 from .model import EncoderModel
 from .shim import AdamSettings
 
+# The version of the weights, and the layers that are read.
+Version = tuple[int, tuple[int, ...]]
+
 
 class LatestBatch(threading.local):
     """The latest batch of states, one for every thread. The Docs are held weakly."""
@@ -24,26 +28,26 @@ class LatestBatch(threading.local):
     def drop(self) -> None:
         """Forget the batch."""
         self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
-        self.version = -1
+        self.version: Version | None = None
         self.encoded: Encoded[DocSequences] | None = None
 
-    def keep(self, docs: Sequence[Doc], version: int, encoded: Encoded[DocSequences]) -> None:
+    def keep(self, docs: Sequence[Doc], version: Version, encoded: Encoded[DocSequences]) -> None:
         """Hold a batch instead of the one before.
 
         docs (Sequence[Doc]): The Docs.
-        version (int): The version of the weights.
+        version (Version): What the states depend on beside the Docs.
         encoded (Encoded): The states of the Docs.
         """
         self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
         self.version, self.encoded = version, encoded
 
-    def find(self, docs: Sequence[Doc], version: int) -> Encoded[DocSequences] | None:
+    def find(self, docs: Sequence[Doc], version: Version) -> Encoded[DocSequences] | None:
         """Find the states of some of the batch's Docs.
 
         docs (Sequence[Doc]): The Docs, in any order.
-        version (int): The version of the weights.
+        version (Version): What the states depend on beside the Docs.
         RETURNS (Optional[Encoded]): None if a Doc is not in the batch or has other tokens now,
-            or if the weights have changed.
+            or if the version has changed.
         """
         if self.encoded is None or self.version != version:
             return None
@@ -84,7 +88,7 @@ class TrainingStep:
         docs (Sequence[Doc]): Docs of the batch.
         model (Model[List[Doc], Encoded]): The encoder.
         RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
-            gradient (n_slots, width).
+            gradient (n_slots, n_layers * width).
         """
         missing = [doc for doc in docs if not any(read.has(doc) for read in self.reads)]
         if missing:
@@ -101,7 +105,7 @@ class TrainingStep:
         sequences = DocSequences.join([encoded.sequences for encoded, _ in parts])
         # From read after read to the order in which the Docs were asked for.
         order = np.argsort(np.concatenate(list(by_read.values())))
-        joined, rows = take_docs(Encoded(states, sequences), order)
+        joined, rows = take_docs(replace(parts[0][0], states=states, sequences=sequences), order)
 
         def answer(gradient: torch.Tensor) -> None:
             if rows is not None:
@@ -170,7 +174,7 @@ class Read:
     def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
         """Take a listener's gradient.
 
-        gradient (Tensor): (n_slots, width).
+        gradient (Tensor): (n_slots, n_layers * width).
         slots (Optional[Tensor]): Which rows it is for; None for all.
         """
         if slots is not None:
@@ -194,4 +198,5 @@ def take_docs(
         return encoded, None
     taken, slots = sequences.take(places)
     rows = torch.from_numpy(slots).to(encoded.states.device)
-    return Encoded(encoded.states.index_select(0, rows), taken), rows
+    states = encoded.states.index_select(0, rows)
+    return replace(encoded, states=states, sequences=taken), rows

@@ -11,8 +11,9 @@ from spacy.tokens import Doc
 from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from ..encoder.listener import checkpoint_behind
+from ..encoder.listener import checkpoint_behind, reads_last_layer
 from ..encoder.loading import Bert
 from ..encoder.model import shim_of
 from ..encoder.shim import Files, TorchShim
@@ -37,6 +38,7 @@ def build_token_head(
     tok2vec: Model[list[Doc], Any],
     *,
     dropout: float | None = None,
+    lstm_width: int = 0,
     rate_factor: float = 1.0,
     nO: int | None = None,
 ) -> Model[list[Doc], TokenScores]:
@@ -44,12 +46,17 @@ def build_token_head(
 
     tok2vec (Model[List[Doc], Encoded]): A listener; or any layer that gives one Floats2d a Doc.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    lstm_width (int): The width, in each direction, of two LSTM layers between states and
+        classifier, for features of a frozen encoder (as in BERT, section 5.3); 0 for none.
     rate_factor (float): The head learns at this times the optimizer's rate: it begins at random,
         and the encoder does not.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[List[Doc], TokenScores]): Logits for every token of the batch.
+    RAISES (ValueError): If a width is negative.
     """
-    settings = {"dropout": dropout}
+    if lstm_width < 0:
+        raise ValueError(f"lstm_width is {lstm_width}; it must be 0, for no LSTM, or above.")
+    settings = {"dropout": dropout, "lstm_width": lstm_width}
     return _build("token_head", forward_tokens, TokenClassifier, tok2vec, settings, rate_factor, nO)
 
 
@@ -226,7 +233,23 @@ class SlotClassifier(Classifier):
 
 
 class TokenClassifier(Classifier):
-    """Classify every token by the state of its first piece."""
+    """Classify every token by the state of its first piece, perhaps in the light of those around.
+
+    width (int): The width of the states.
+    n_classes (int): The number of classes.
+    lstm_width (int): The width, in each direction, of two LSTM layers over the tokens of a Doc;
+        0 for none.
+    settings (Any): As in `Classifier`.
+    """
+
+    def __init__(self, width: int, n_classes: int, *, lstm_width: int = 0, **settings: Any) -> None:
+        super().__init__(2 * lstm_width or width, n_classes, **settings)
+        self.settings |= {"width": width, "lstm_width": lstm_width}
+        self.lstm = None
+        if lstm_width:
+            self.lstm = nn.LSTM(
+                width, lstm_width, num_layers=2, bidirectional=True, batch_first=True
+            )
 
     def forward(self, states: torch.Tensor, sequences: DocSequences) -> torch.Tensor:
         """states (Tensor): (n_slots, width).
@@ -235,7 +258,19 @@ class TokenClassifier(Classifier):
         """
         rows = _to(sequences.first_rows(), states)
         known = (rows >= 0).unsqueeze(1)
-        return self.classify(states.index_select(0, rows.clamp(min=0)) * known)
+        tokens = states.index_select(0, rows.clamp(min=0)) * known
+        if self.lstm is not None and len(tokens):
+            tokens = self._read_around(tokens, sequences.tokens)
+        return self.classify(tokens)
+
+    def _read_around(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
+        """Run the LSTM over each Doc: (n_tokens, width) to (n_tokens, 2 * lstm_width)."""
+        assert self.lstm is not None
+        docs = self.dropout(tokens).split(lengths[lengths > 0].tolist())
+        packed, _ = self.lstm(pack_sequence(docs, enforce_sorted=False))
+        rows, sizes = pad_packed_sequence(packed, batch_first=True)
+        present = torch.arange(rows.shape[1]) < sizes.unsqueeze(1)
+        return rows[present.to(rows.device)]
 
 
 class SequenceClassifier(Classifier):
@@ -328,10 +363,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     X (Optional[List[Doc]]): Docs, for layers that must see some to know their width.
     RETURNS (Model): The head.
     """
-    tok2vec = model.layers[0]
+    tok2vec = model.layers[0].initialize(X=X)
     bert = checkpoint_behind(tok2vec)
-    if bert is None:
-        tok2vec.initialize(X=X)
     config = None if bert is None else bert.config
     settings = dict(model.attrs)
     if settings["dropout"] is None:
@@ -344,7 +377,7 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
             nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", 0.02))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    if isinstance(module, SequenceClassifier) and bert is not None:
+    if isinstance(module, SequenceClassifier) and bert is not None and reads_last_layer(tok2vec):
         module.start_from(bert)
     shim_of(model).module = module
     return model

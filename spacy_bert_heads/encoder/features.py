@@ -1,0 +1,147 @@
+"""Several layers of the encoder as one vector."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from spacy.tokens import Doc
+from thinc.api import Model
+from thinc.shims import Shim
+from torch import nn
+
+from ..types import Encoded, Layers, Pairs
+from .shim import Files, TorchShim
+
+COMBINATIONS = ("concat", "sum", "weighted")
+# The weights begin equal and have far to go: they learn as fast as new heads do.
+MIX_RATE_FACTOR = 10.0
+
+
+class ScalarMix(nn.Module):
+    """A mean of layers with learned weights, times a learned scale (Peters et al. 2018, eq. 1).
+
+    n_layers (int): The number of layers.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(n_layers))  # before the softmax
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states (Tensor): (n_slots, n_layers, width).
+        RETURNS (Tensor): (n_slots, width).
+        """
+        weights = self.scale * self.weights.softmax(0)
+        return torch.einsum("l,slw->sw", weights, states)
+
+
+def mix_to_files(mix: nn.Module) -> Files:
+    """mix (ScalarMix): The module.
+    RETURNS (Files): Its weights.
+    """
+    from safetensors.torch import save
+
+    return {"model.safetensors": save(mix.state_dict())}
+
+
+def mix_from_files(files: Files) -> ScalarMix:
+    """files (Files): What `mix_to_files` gave.
+    RETURNS (ScalarMix): The module.
+    """
+    from safetensors.torch import load
+
+    weights = load(files["model.safetensors"])
+    mix = ScalarMix(len(weights["weights"]))
+    mix.load_state_dict(weights)
+    return mix
+
+
+def build_layer_features(
+    encoder: Model[Any, Encoded], layers: Layers, combine: str = "concat"
+) -> Model[Any, Encoded]:
+    """Read layers of an encoder of the head's own, which `nlp.replace_listeners` puts in place of a
+    listener.
+
+    encoder (Model[List[Doc], Encoded]): The encoder.
+    layers (Layers): As in `build_bert_listener`.
+    combine (str): As in `build_bert_listener`.
+    RETURNS (Model[List[Doc], Encoded]): The layer.
+    RAISES (ValueError): If no layer is named, or nothing combines so.
+    """
+    encoder.attrs["layers"] = layers
+    return combine_layers(encoder, layers, combine)
+
+
+def combine_layers(
+    source: Model[Any, Encoded], layers: Layers, combine: str
+) -> Model[Any, Encoded]:
+    """Make one vector of layers that stand side by side.
+
+    source (Model[List[Doc], Encoded]): What gives them.
+    layers (Layers): Which ones it gives.
+    combine (str): "concat", "sum" or "weighted".
+    RETURNS (Model[List[Doc], Encoded]): The source itself, where there is nothing to combine.
+    RAISES (ValueError): If no layer is named, or nothing combines so.
+    """
+    if combine not in COMBINATIONS:
+        options = ", ".join(COMBINATIONS)
+        raise ValueError(f"Unknown way to combine layers '{combine}'. Choose one of: {options}.")
+    if not layers or (isinstance(layers, str) and layers != "all"):
+        raise ValueError(f'layers is {layers!r}; name some, as in [-1], or write "all".')
+    if combine == "concat" or (combine == "sum" and len(layers) == 1):
+        return source
+    shims: list[Shim] = []
+    if combine == "weighted":
+        shims = [
+            TorchShim(to_files=mix_to_files, from_files=mix_from_files, rate_factor=MIX_RATE_FACTOR)
+        ]
+    return Model(
+        "layer_features", forward, init=init, dims={"nO": None}, layers=[source], shims=shims
+    )
+
+
+def init(model: Model, X: Any = None, Y: Any = None) -> Model:
+    """Make equal weights for the layers, unless there are weights already."""
+    source = model.layers[0].initialize(X=X)
+    n_layers = source.get_dim("n_layers")
+    model.set_dim("nO", source.get_dim("nO") // n_layers, force=True)
+    for shim in model.shims:
+        assert isinstance(shim, TorchShim)
+        if not shim.has_module:
+            shim.module = ScalarMix(n_layers)
+    return model
+
+
+def mix_of(model: Model) -> ScalarMix:
+    """model (Model[List[Doc], Encoded]): A "weighted" layer.
+    RETURNS (ScalarMix): Its weights.
+    """
+    shim = model.shims[0]
+    assert isinstance(shim, TorchShim)
+    return cast(ScalarMix, shim.module)
+
+
+def forward(
+    model: Model, inputs: list[Doc] | Pairs, is_train: bool
+) -> tuple[Encoded, Callable[[torch.Tensor], Any]]:
+    """Combine the layers of a batch.
+
+    inputs (List[Doc] / Pairs): The Docs, or Docs with second texts.
+    is_train (bool): Whether the caller will answer with a gradient.
+    RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
+    """
+    encoded, backprop_source = model.layers[0](inputs, is_train)
+    layers = encoded.states.unflatten(1, (len(encoded.layers), -1)).detach()
+    with torch.set_grad_enabled(is_train):
+        layers.requires_grad_(is_train)
+        states = mix_of(model)(layers) if model.shims else layers.sum(1)
+
+    def backprop(gradient: torch.Tensor) -> Any:
+        torch.autograd.backward(states, gradient)
+        assert layers.grad is not None
+        backprop_source(layers.grad.flatten(1))
+        return inputs
+
+    return replace(encoded, states=states.detach(), layers=()), backprop
