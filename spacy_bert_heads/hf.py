@@ -16,7 +16,7 @@ from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
 from .encoder.listener import checkpoint_behind, reads_last_layer
-from .encoder.loading import Bert, load_model
+from .encoder.loading import Bert, load_model, plain_encoder
 from .encoder.model import bert_of, prepare, shim_of
 from .encoder.shim import PRECISIONS
 from .heads.families import layer_names
@@ -346,7 +346,7 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
     pipe: Any = nlp.get_pipe(component)
     if isinstance(pipe, BertEncoder):
         bert, task = bert_of(pipe.model), "feature-extraction"
-        model: Any = copy.deepcopy(bert.encoder)
+        model: Any = copy.deepcopy(_plain_encoder(bert))
     elif isinstance(pipe, BertHead):
         task = TASKS[nlp.get_pipe_meta(component).factory.removeprefix("bert_")]
         found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
@@ -386,13 +386,23 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
         config.problem_type = f"{'multi' if several else 'single'}_label_classification"
     # In the precision that we have, whatever the checkpoint's was.
     model = _auto_class(task).from_config(config).float()
-    weights = bert.encoder.state_dict()
+    weights = _plain_encoder(bert).state_dict()
     missing, _ = model.base_model.load_state_dict(weights, strict=False)
     assert not [name for name in missing if not name.startswith("pooler")], missing
     for ours, theirs in names.items():
         source = module.get_submodule(ours).state_dict()
         model.get_submodule(theirs).load_state_dict(source)
     return model
+
+
+def _plain_encoder(bert: Bert) -> PreTrainedModel:
+    """RAISES (ValueError): If Hugging Face has no class for the encoder."""
+    if bert.adapter is not None and bert.adapter.kind != "lora":
+        raise ValueError(
+            "Hugging Face's classes have no place for bottleneck adapters. Train with adapter = "
+            '"lora", which is merged into the weights, or without one.'
+        )
+    return plain_encoder(bert)
 
 
 def _check_shape(head: BertHead, module: Classifier, bert: Bert) -> None:

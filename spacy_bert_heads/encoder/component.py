@@ -28,6 +28,9 @@ DEFAULT_MODEL = {
     "max_batch_tokens": 4096,
     "precision": "auto",
     "frozen_layers": 0,
+    "adapter": None,
+    "adapter_size": None,
+    "share_checkpoint": False,
     "rate_factor": 1.0,
     "layer_decay": 1.0,
 }
@@ -227,7 +230,8 @@ class BertEncoder(TrainablePipe):
         RAISES (ValueError): If it averages parameters.
         """
         rate = sgd.learn_rate * shim_of(self.model).rate_factor
-        if rate > HIGH_LEARN_RATE and not self._warned:
+        keeps_weights = self.model.attrs["adapter"] is not None
+        if rate > HIGH_LEARN_RATE and not keeps_weights and not self._warned:
             self._warned = True
             warnings.warn(
                 f"A learning rate of {rate:g} makes a pretrained encoder forget what it "

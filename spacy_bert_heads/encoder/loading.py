@@ -6,6 +6,7 @@ must not wait for it.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tempfile
@@ -19,6 +20,15 @@ from torch import nn
 
 from ..types import Layers
 from ..wordpieces import Wordpieces
+from .adapters import (
+    AdapterSettings,
+    add_adapter,
+    assume_merged,
+    digest_embeddings,
+    merge_adapter,
+    remove_adapter,
+    trained_weights,
+)
 from .shim import Files
 
 if TYPE_CHECKING:
@@ -34,6 +44,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_AGAIN = "Copy or download the pipeline again."
 
 
 class Bert(nn.Module):
@@ -50,6 +61,7 @@ class Bert(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.adapter: AdapterSettings | None = None
         self.wordpieces = wordpieces
         self.tokenizer_files = tokenizer_files
         self.tokenizer_settings = _tokenizer_settings(tokenizer_files)
@@ -279,32 +291,98 @@ def _read_files(folder: Path, names: tuple[str, ...]) -> Files:
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
-def checkpoint_to_files(bert: nn.Module) -> Files:
-    """Turn a checkpoint into the files of a Hugging Face folder.
+def plain_encoder(bert: Bert) -> PreTrainedModel:
+    """bert (Bert): A checkpoint, perhaps with an adapter.
+    RETURNS (PreTrainedModel): Hugging Face's model as its class builds it: with LoRA in the
+        weights, without bottlenecks. It is a copy if there is an adapter.
+    """
+    if bert.adapter is None:
+        return bert.encoder
+    encoder = copy.deepcopy(bert.encoder)
+    remove_adapter(encoder)
+    return encoder
+
+
+def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
+    """Turn a checkpoint into the files of a Hugging Face folder, and what learns in it, if that is
+    an adapter or if the rest is shared, into two more.
 
     bert (Bert): The checkpoint.
-    RETURNS (Files): config.json, model.safetensors and the tokenizer's files.
+    share (bool): Whether to leave out what is not trained.
+    RETURNS (Files): config.json, model.safetensors and the tokenizer's files; trained.json and
+        trained.safetensors.
     """
+    from safetensors.torch import save
+
     assert isinstance(bert, Bert)
+    trained: Files = {}
+    if share or bert.adapter is not None:
+        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert).items()}
+        adapter = None if bert.adapter is None else list(bert.adapter)
+        about = {"adapter": adapter, "embeddings": digest_embeddings(bert.encoder)}
+        trained["trained.json"] = json.dumps(about).encode("utf8")
+        trained["trained.safetensors"] = save(weights)
+    if share:
+        return trained
     with tempfile.TemporaryDirectory() as folder:
-        bert.encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+        encoder = plain_encoder(bert)
+        encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
         files = _read_files(Path(folder), ("config.json", "model.safetensors"))
-    return {**files, **bert.tokenizer_files}
+    return {**files, **bert.tokenizer_files, **trained}
 
 
-def checkpoint_from_files(files: Files) -> Bert:
-    """Build a checkpoint from what `checkpoint_to_files` gave. Needs no network.
+def checkpoint_from_files(files: Files, *, name: str = "") -> Bert:
+    """Build a checkpoint from what `checkpoint_to_files` gave. Needs no network, unless the
+    checkpoint is shared and its name one of the hub.
 
     files (Files): The named files.
-    RETURNS (Bert): The checkpoint.
-    RAISES (ValueError): If a file is missing or damaged.
+    name (str): The shared checkpoint, where there is one.
+    RETURNS (Bert): The checkpoint, with LoRA in its weights.
+    RAISES (ValueError): If a file is missing or damaged, or the shared checkpoint is another one.
     """
+    shared = "trained.json" in files and "model.safetensors" not in files
+    bert = load_checkpoint(name) if shared else _whole_from_files(files)
+    if "trained.json" in files:
+        _add_trained(bert, files, name if shared else None)
+    return bert
+
+
+def _add_trained(bert: Bert, files: Files, shared: str | None) -> None:
+    """Put into a checkpoint what was trained of it."""
+    from safetensors.torch import load
+
+    try:
+        about = json.loads(files["trained.json"])
+        embeddings = about["embeddings"]
+        adapter = about["adapter"] and AdapterSettings(*about["adapter"])
+        weights = load(files["trained.safetensors"])
+    except Exception as error:  # json and safetensors have their own each
+        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
+    if shared is not None and embeddings != digest_embeddings(bert.encoder):
+        raise ValueError(
+            f"The pipeline was trained on another checkpoint than '{shared}' is now. Set the "
+            "encoder's name to that one: spacy.load(…, config={'components': {'bert_encoder': "
+            "{'model': {'name': …}}}})."
+        )
+    if adapter is not None:
+        add_adapter(bert, adapter)
+        if shared is None:
+            assume_merged(bert)
+    try:
+        _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
+    if unexpected:
+        raise ValueError(f"The checkpoint has no {unexpected[0]}. {_AGAIN}")
+    merge_adapter(bert, True)
+
+
+def _whole_from_files(files: Files) -> Bert:
     from transformers import AutoModel
 
-    again = "Copy or download the pipeline again."
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if name not in files:
-            raise ValueError(f"The saved encoder has no {name}. {again}")
+            raise ValueError(f"The saved encoder has no {name}. {_AGAIN}")
     tokenizer_files = {name: files[name] for name in TOKENIZER_FILES if name in files}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -313,4 +391,4 @@ def checkpoint_from_files(files: Files) -> Bert:
             encoder, _ = _load_weights(folder, AutoModel)
         return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
     except Exception as error:  # as above
-        raise ValueError(f"The saved encoder is damaged: {error}\n{again}") from error
+        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error

@@ -1,6 +1,7 @@
 """The encoder as a thinc model: Docs in, packed states out."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..sequences import choose_windows, make_buckets, make_pair_sequences, make_sequences
 from ..types import Encoded, Ints1d, Pairs, Sequences
+from .adapters import (
+    AdapterSettings,
+    add_adapter,
+    learning_parameters,
+    make_settings,
+    merge_adapter,
+)
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
 from .shim import TorchShim, find_layers
 
@@ -25,6 +33,9 @@ def build_bert_encoder(
     max_batch_tokens: int = 4096,
     precision: str = "auto",
     frozen_layers: int = 0,
+    adapter: str | None = None,
+    adapter_size: int | None = None,
+    share_checkpoint: bool = False,
     rate_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> EncoderModel:
@@ -39,6 +50,13 @@ def build_bert_encoder(
         more time; Chen et al. 2016).
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
     frozen_layers (int): The embeddings and this many of the lowest layers don't learn.
+    adapter (Optional[str]): Small modules that learn in place of the checkpoint's weights:
+        "pfeiffer", a bottleneck after each feed-forward block; "houlsby", one after each
+        attention too; "lora", low-rank changes of the weights of query and value. Frozen layers
+        get none.
+    adapter_size (Optional[int]): The width of a bottleneck (None: 64), or the rank (None: 8).
+    share_checkpoint (bool): Whether a saved pipeline has only what was trained, and reads the
+        checkpoint `name` again when it is loaded.
     rate_factor (float): The encoder learns at this times the optimizer's rate.
     layer_decay (float): Each layer learns at this times the rate of the layer above it
         (Howard & Ruder 2018, section 3.2).
@@ -49,9 +67,15 @@ def build_bert_encoder(
         raise ValueError(f"stride is {stride}; it must be between 1 and the window, {window}.")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay is {layer_decay}; it must be above 0, 1 at the most.")
+    settings = None if adapter is None else make_settings(adapter, adapter_size, frozen_layers)
+    if share_checkpoint and settings is None and not frozen_layers:
+        raise ValueError(
+            "share_checkpoint is for pipelines that train a part of it: set adapter or "
+            "frozen_layers beside it."
+        )
     shim = TorchShim(
-        to_files=checkpoint_to_files,
-        from_files=checkpoint_from_files,
+        to_files=partial(checkpoint_to_files, share=share_checkpoint),
+        from_files=partial(checkpoint_from_files, name=name),
         precision=precision,
         rate_factor=rate_factor,
         layer_decay=layer_decay,
@@ -68,6 +92,7 @@ def build_bert_encoder(
             "stride": stride,
             "max_batch_tokens": max_batch_tokens,
             "frozen_layers": frozen_layers,
+            "adapter": settings,
             "layers": [-1],  # what is read, set by those who read it
             "replace_listener_cfg": own_encoder_config,
             "replace_listener": own_encoder,
@@ -81,6 +106,7 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
     if not shim.has_module:
         shim.module = load_checkpoint(model.attrs["name"])
     prepare(model)
+    open_adapter(model)
     return model
 
 
@@ -110,11 +136,11 @@ def prepare(model: EncoderModel) -> None:
             f"stride is {model.attrs['stride']}, but a window of {window} has room for {room} "
             f"wordpieces beside the special tokens. Set stride to {room} or less."
         )
-    freeze_lowest(bert, model.attrs["frozen_layers"])
+    choose_what_learns(bert, model.attrs["frozen_layers"])
 
 
-def freeze_lowest(bert: Bert, n_layers: int) -> None:
-    """Freeze the embeddings and the lowest layers.
+def choose_what_learns(bert: Bert, n_layers: int) -> None:
+    """Freeze the embeddings and the lowest layers, or, where there is an adapter, all but that.
 
     bert (Bert): The checkpoint.
     n_layers (int): How many layers; 0 frees all.
@@ -128,6 +154,11 @@ def freeze_lowest(bert: Bert, n_layers: int) -> None:
             f"{depth} layers that can be frozen one by one. To freeze the whole encoder, put "
             "its name into [training] frozen_components."
         )
+    if bert.adapter is not None:
+        bert.requires_grad_(False)
+        for parameter in learning_parameters(bert):
+            parameter.requires_grad_(True)
+        return
     bert.requires_grad_(True)
     if stack is not None and n_layers:
         free = {id(p) for layer in stack[n_layers:] for p in layer.parameters()}
@@ -205,6 +236,7 @@ def forward(
     else:
         sequences = make_sequences(inputs, bert.wordpieces, **cut)
     if is_train:
+        open_adapter(model)
         with shim.training(), shim.autocast():
             states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=True)
 
@@ -217,6 +249,18 @@ def forward(
     with torch.no_grad(), shim.autocast():
         states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=False)
     return Encoded(states, sequences, layers), lambda gradient: inputs
+
+
+def open_adapter(model: EncoderModel) -> None:
+    """Make an adapter ready to learn: put it in, or take what LoRA learned out of the weights.
+
+    model (EncoderModel): A model with weights.
+    """
+    bert, settings = bert_of(model), model.attrs["adapter"]
+    if settings is not None and bert.adapter is None:
+        add_adapter(bert, AdapterSettings(*settings))
+        choose_what_learns(bert, model.attrs["frozen_layers"])
+    merge_adapter(bert, False)
 
 
 def run(
