@@ -351,13 +351,16 @@ def _add_trained(bert: Bert, files: Files, shared: str | None) -> None:
     """Put into a checkpoint what was trained of it."""
     from safetensors.torch import load
 
+    if "trained.safetensors" not in files:
+        raise ValueError(f"The saved encoder has no trained.safetensors. {_AGAIN}")
     try:
         about = json.loads(files["trained.json"])
         embeddings = about["embeddings"]
         adapter = about["adapter"] and AdapterSettings(*about["adapter"])
         weights = load(files["trained.safetensors"])
     except Exception as error:  # json and safetensors have their own each
-        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
+        message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
+        raise ValueError(f"{message}\n{_AGAIN}") from error
     if shared is not None and embeddings != digest_embeddings(bert.encoder):
         raise ValueError(
             f"The pipeline was trained on another checkpoint than '{shared}' is now. Set the "
