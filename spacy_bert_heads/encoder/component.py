@@ -15,6 +15,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
 from ..types import Encoded, MeanLoss, Pairs
+from .cache import StatesCache
 from .listener import BertListener
 from .model import EncoderModel, bert_of, prepare, shim_of
 from .shim import adam_settings
@@ -73,6 +74,8 @@ class BertEncoder(TrainablePipe):
         self._latest = LatestBatch()
         self._step: TrainingStep | None = None
         self._warned = False
+        # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
+        self.cache: StatesCache | None = None
 
     # --- spaCy's protocol for shared layers (spacy.ty.ListenedToComponent)
 
@@ -150,9 +153,14 @@ class BertEncoder(TrainablePipe):
         encoded = self._latest.find(docs, version)
         if encoded is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
-            encoded = self.model.predict(list(docs))
+            encoded = self._encode(list(docs))
             self._latest.keep(docs, version, encoded)
         return encoded
+
+    def _encode(self, inputs: list[Doc] | Pairs) -> Encoded:
+        if self.cache is None:
+            return self.model.predict(inputs)
+        return self.cache.encode(self.model, inputs)
 
     def set_annotations(self, docs: Sequence[Doc], encoded: Encoded) -> None:
         """Do nothing: states never stay on a Doc."""
@@ -173,7 +181,7 @@ class BertEncoder(TrainablePipe):
         if listener is None or self._step is None or not self._step.has(docs):
             if isinstance(inputs, Pairs):
                 self._close_other_step(docs)
-                return self.model.predict(inputs), lambda gradient: None
+                return self._encode(inputs), lambda gradient: None
             return self.predict(inputs), lambda gradient: None
         step = self._step
         if isinstance(inputs, Pairs):
@@ -345,3 +353,22 @@ class BertEncoder(TrainablePipe):
         self.listener_map, linked = state
         self._linked.update(linked)
         self._tell_listeners()
+
+
+def make_cache_states(folder: Path) -> Callable[[Language], Language]:
+    """Make the callback that keeps the states of frozen encoders on disk while heads are trained,
+    so that epochs after the first, and evaluations, run no encoder. It belongs to
+    `[initialize.after_init]`.
+
+    folder (Path): Where to keep them: 4 bytes for a number, so 1.5 MB for a thousand wordpieces
+        of width 384, times the layers that are read. It can be deleted after the training.
+    RETURNS (Callable[[Language], Language]): The callback.
+    """
+
+    def cache_states(nlp: Language) -> Language:
+        for _, pipe in nlp.pipeline:
+            if isinstance(pipe, BertEncoder):
+                pipe.cache = StatesCache(folder)
+        return nlp
+
+    return cache_states

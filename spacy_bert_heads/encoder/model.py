@@ -225,30 +225,52 @@ def forward(
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient
         (n_slots, n_layers * width).
     """
-    bert, shim, attrs = bert_of(model), shim_of(model), model.attrs
-    cut = {"window": attrs["window"], "stride": attrs["stride"]}
-    layers = bert.layer_numbers(attrs["layers"])
-    sequences: Sequences
-    if isinstance(inputs, Pairs):
-        sequences = make_pair_sequences(inputs, bert.wordpieces, **cut)
-        if inputs.answers is not None:
-            sequences = choose_windows(sequences, inputs.answers)
-    else:
-        sequences = make_sequences(inputs, bert.wordpieces, **cut)
-    if is_train:
-        open_adapter(model)
-        with shim.training(), shim.autocast():
-            states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=True)
+    sequences = lay_out(model, inputs)
+    if not is_train:
+        return encode(model, sequences), lambda gradient: inputs
 
-        def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
-            shim.backward(states, gradient)
-            return inputs
+    open_adapter(model)
+    bert, shim, max_batch_tokens = bert_of(model), shim_of(model), model.attrs["max_batch_tokens"]
+    layers = bert.layer_numbers(model.attrs["layers"])
+    with shim.training(), shim.autocast():
+        states = run(bert, sequences, max_batch_tokens, layers, keep_graph=True)
 
-        return Encoded(states.detach(), sequences, layers), backprop
+    def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
+        shim.backward(states, gradient)
+        return inputs
 
-    with torch.no_grad(), shim.autocast():
-        states = run(bert, sequences, attrs["max_batch_tokens"], layers, keep_graph=False)
-    return Encoded(states, sequences, layers), lambda gradient: inputs
+    return Encoded(states.detach(), sequences, layers), backprop
+
+
+def lay_out(model: EncoderModel, inputs: list[Doc] | Pairs) -> Sequences:
+    """Make the sequences that the encoder reads.
+
+    model (EncoderModel): A model with weights.
+    inputs (List[Doc] / Pairs): The Docs or pairs.
+    RETURNS (Sequences): Their windows.
+    """
+    wordpieces = bert_of(model).wordpieces
+    cut = {"window": model.attrs["window"], "stride": model.attrs["stride"]}
+    if not isinstance(inputs, Pairs):
+        return make_sequences(inputs, wordpieces, **cut)
+    sequences = make_pair_sequences(inputs, wordpieces, **cut)
+    if inputs.answers is not None:
+        sequences = choose_windows(sequences, inputs.answers)
+    return sequences
+
+
+def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
+    """Run sequences without a graph.
+
+    model (EncoderModel): A model with weights.
+    sequences (Sequences): What to read.
+    RETURNS (Encoded): The states.
+    """
+    bert, max_batch_tokens = bert_of(model), model.attrs["max_batch_tokens"]
+    layers = bert.layer_numbers(model.attrs["layers"])
+    with torch.no_grad(), shim_of(model).autocast():
+        states = run(bert, sequences, max_batch_tokens, layers, keep_graph=False)
+    return Encoded(states, sequences, layers)
 
 
 def open_adapter(model: EncoderModel) -> None:

@@ -1,0 +1,179 @@
+"""States of a frozen encoder on disk, computed once for all epochs (BERT, section 5.3)."""
+
+import warnings
+from hashlib import blake2b
+from io import BufferedIOBase
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+
+from ..types import Encoded, Ints1d, Pairs, Sequences, ranges, sums
+from .loading import Bert
+from .model import EncoderModel, bert_of, encode, lay_out, shim_of
+
+# Of a text or pair: the digest of its wordpieces, its first row, its number of rows.
+ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
+
+
+class StatesCache:
+    """Find the states of a text or pair by its wordpieces, or compute and keep them.
+
+    Each process appends to files of its own and reads those of all. An entry is written after its
+    states, so what a killed process left undone is not found.
+
+    folder (Path): Where the files are, in a folder for each encoder; it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._version: tuple | None = None  # what was open last
+        self._digest = ""  # of the weights, layers and precision
+        self._off = False
+        self._width = 0
+        self._files: list[BufferedIOBase] = []
+        self._places: dict[bytes, tuple[BufferedIOBase, int]] = {}  # file, first row
+        self._own: tuple[BufferedIOBase, BufferedIOBase] | None = None  # states, entries
+        self._n_rows = 0  # in the own file
+
+    def encode(self, model: EncoderModel, inputs: list[Doc] | Pairs) -> Encoded:
+        """Give the states of a batch.
+
+        model (EncoderModel): The encoder. Once it has learned, nothing is kept any more.
+        inputs (List[Doc] / Pairs): The Docs or pairs.
+        RETURNS (Encoded): The states, those that were computed first to the last bit.
+        """
+        sequences = lay_out(model, inputs)
+        if not self._open(model):
+            return encode(model, sequences)
+        slots = sums(sequences.lengths, sequences.windows)
+        begin = (np.cumsum(slots) - slots).tolist()
+        keys = _digest_each(sequences, slots)
+        missing = {key: i for i, key in enumerate(keys) if key not in self._places}
+        if missing and not self._add(model, sequences, list(missing.values()), list(missing)):
+            return encode(model, sequences)
+        states = np.empty((len(sequences.ids), self._width), dtype="<f4")
+        for key, at, n in zip(keys, begin, slots.tolist(), strict=True):
+            file, row = self._places[key]
+            file.seek(row * self._width * 4)
+            file.readinto(states[at : at + n].view("B").data)
+        layers = bert_of(model).layer_numbers(model.attrs["layers"])
+        return Encoded(torch.from_numpy(states).to(shim_of(model).device), sequences, layers)
+
+    def _open(self, model: EncoderModel) -> bool:
+        """Open the files of an encoder as it is now; False if nothing is to be kept."""
+        bert, shim = bert_of(model), shim_of(model)
+        layers = bert.layer_numbers(model.attrs["layers"])
+        version = shim.version, layers, shim.precision
+        if self._off or version == self._version:
+            return not self._off
+        had, weights = self._version, _digest_weights(bert)
+        digest = blake2b(repr((weights, *version[1:])).encode(), digest_size=16).hexdigest()
+        if had is not None and had[1:] == version[1:] and digest != self._digest:
+            self._stop(
+                "The encoder learns, so its states are computed anew each time. Put its name into "
+                "[training] frozen_components, or leave cache_states out of [initialize]."
+            )
+            return False
+        self._version, self._digest, self._width = version, digest, bert.width * len(layers)
+        self._close()
+        try:
+            self._read(self.folder / digest)
+        except OSError as error:
+            self._stop(f"The states can't be kept in '{self.folder}' ({error}). Training goes on.")
+        return not self._off
+
+    def _read(self, folder: Path) -> None:
+        """Find what there is, and begin files of our own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.entries")):
+            states = path.with_suffix(".states").open("rb")
+            self._files.append(states)
+            n_rows = states.seek(0, 2) // (self._width * 4)
+            for entry in np.fromfile(path, dtype=ENTRY):
+                if entry["row"] + entry["n_rows"] <= n_rows:
+                    self._places.setdefault(entry["key"].tobytes(), (states, int(entry["row"])))
+        name = uuid4().hex
+        self._own = (
+            (folder / f"{name}.states").open("w+b"),
+            (folder / f"{name}.entries").open("wb"),
+        )
+        self._files += self._own
+        self._n_rows = 0
+
+    def _add(
+        self, model: EncoderModel, sequences: Sequences, places: list[int], keys: list[bytes]
+    ) -> bool:
+        """Compute and write what is missing; False if it can't be written."""
+        chosen = np.asarray(places, dtype=np.int64)
+        part = _take(sequences, chosen)
+        states = encode(model, part).states.cpu().numpy()
+        sizes = sums(part.lengths, part.windows)
+        entries = np.empty(len(keys), dtype=ENTRY)
+        entries["key"] = np.frombuffer(b"".join(keys), dtype="V16")
+        entries["row"] = self._n_rows + np.cumsum(sizes) - sizes
+        entries["n_rows"] = sizes
+        assert self._own is not None
+        own_states, own_entries = self._own
+        try:
+            own_states.seek(self._n_rows * self._width * 4)
+            own_states.write(np.ascontiguousarray(states, dtype="<f4").tobytes())
+            own_states.flush()
+            own_entries.write(entries.tobytes())
+            own_entries.flush()
+        except OSError as error:
+            self._stop(f"The states can't be kept in '{self.folder}' ({error}). Training goes on.")
+            return False
+        for key, row in zip(keys, entries["row"].tolist(), strict=True):
+            self._places[key] = own_states, row
+        self._n_rows += len(states)
+        return True
+
+    def _stop(self, message: str) -> None:
+        self._off = True
+        self._close()
+        warnings.warn(message, stacklevel=2)
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files, self._places, self._own = [], {}, None
+
+
+def _take(sequences: Sequences, inputs: Ints1d) -> Sequences:
+    """Some of the inputs, in the order given."""
+    begin = np.cumsum(sequences.windows) - sequences.windows
+    windows = ranges(begin[inputs], sequences.windows[inputs])
+    begin = np.cumsum(sequences.lengths) - sequences.lengths
+    slots = ranges(begin[windows], sequences.lengths[windows])
+    return Sequences(
+        ids=sequences.ids[slots],
+        type_ids=sequences.type_ids[slots],
+        lengths=sequences.lengths[windows],
+        windows=sequences.windows[inputs],
+    )
+
+
+def _digest_each(sequences: Sequences, slots: Ints1d) -> list[bytes]:
+    """What tells inputs apart: their windows' lengths, and what stands in them."""
+    read = np.stack((sequences.ids, sequences.type_ids), axis=1)
+    slot_ends, window_ends = np.cumsum(slots).tolist(), np.cumsum(sequences.windows).tolist()
+    keys = []
+    for i, (n_slots, n_windows) in enumerate(
+        zip(slots.tolist(), sequences.windows.tolist(), strict=True)
+    ):
+        digest = blake2b(digest_size=16)
+        digest.update(sequences.lengths[window_ends[i] - n_windows : window_ends[i]].tobytes())
+        digest.update(read[slot_ends[i] - n_slots : slot_ends[i]].tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+def _digest_weights(bert: Bert) -> str:
+    digest = blake2b(digest_size=16)
+    for name, weight in bert.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

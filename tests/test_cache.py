@@ -1,0 +1,137 @@
+"""States of a frozen encoder that are kept on disk."""
+
+import shutil
+
+import pytest
+import spacy
+import torch
+from conftest import TRAIN_DATA, make_examples
+from thinc.api import Adam
+
+from spacy_bert_heads.encoder.cache import ENTRY, StatesCache
+from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.types import Pairs
+
+TEXTS = ["Anna left Skagen", "", "Hull burned " * 60, "Skagen"]
+
+
+@pytest.fixture
+def runs(make_nlp):
+    """An encoder with a cache; and the sizes of the batches that the encoder really runs."""
+    nlp = make_nlp("ner")
+    encoder = nlp.get_pipe("bert_encoder")
+    sizes = []
+
+    def count(module, inputs):
+        sizes.append(len(inputs[0]))
+
+    bert_of(encoder.model).register_forward_pre_hook(count)
+    return nlp, encoder, sizes
+
+
+def test_what_is_kept_is_what_was_computed(runs, tmp_path):
+    nlp, encoder, sizes = runs
+    docs = [nlp.make_doc(text) for text in TEXTS]
+    expected = encoder.model.predict(docs).states
+    encoder.cache = StatesCache(tmp_path)
+    first = encoder.predict(docs).states
+    torch.testing.assert_close(first, expected)
+    sizes.clear()
+    again = encoder.predict([nlp.make_doc(text) for text in reversed(TEXTS)])
+    assert not sizes  # nothing was run
+    n = again.sequences.lengths[0]
+    torch.testing.assert_close(again.states[:n], first[-n:], atol=0, rtol=0)
+    # A new process, and a text that is new.
+    encoder.cache = StatesCache(tmp_path)
+    mixed = [nlp.make_doc(text) for text in ("Grete", TEXTS[0], TEXTS[0])]
+    encoded = encoder.predict(mixed)
+    assert sizes == [1]
+    n = encoded.sequences.lengths[-1]
+    torch.testing.assert_close(encoded.states[-n:], first[:n], atol=0, rtol=0)
+    torch.testing.assert_close(encoded.states, encoder.model.predict(mixed).states)
+
+
+def test_pairs_and_other_layers_are_told_apart(runs, tmp_path):
+    nlp, encoder, sizes = runs
+    encoder.cache = StatesCache(tmp_path)
+    doc = nlp.make_doc(TEXTS[0])
+    for doc_first in (True, False):
+        pairs = Pairs([doc], [["Skagen", "Who left?"]], doc_first)
+        expected = encoder.model.predict(pairs).states
+        for _ in range(2):
+            torch.testing.assert_close(encoder.read(pairs, None)[0].states, expected)
+    encoder.predict([doc])
+    encoder.model.attrs["layers"] = [0, 2]
+    wide = encoder.predict([doc])
+    torch.testing.assert_close(wide.states, encoder.model.predict([doc]).states)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_undone_entry_is_not_found(runs, tmp_path):
+    nlp, encoder, sizes = runs
+    docs = [nlp.make_doc(text) for text in TEXTS]
+    encoder.cache = StatesCache(tmp_path)
+    expected = encoder.predict(docs).states
+    (states,) = tmp_path.glob("*/*.states")
+    with states.open("r+b") as file:
+        file.truncate(states.stat().st_size - 4)
+    (entries,) = tmp_path.glob("*/*.entries")
+    entries.write_bytes(entries.read_bytes()[: ENTRY.itemsize * 4 - 1] + b"")
+    encoder.cache = StatesCache(tmp_path)
+    sizes.clear()
+    torch.testing.assert_close(encoder.predict([nlp.make_doc(t) for t in TEXTS]).states, expected)
+    assert sizes == [1]  # the last text alone
+
+
+def test_training_with_a_cache_is_training_without(checkpoint, tmp_path):
+    """Through spaCy's own config: the callback, and a frozen encoder."""
+    found = []
+    for folder in (None, tmp_path / "states"):
+        nlp = spacy.blank("en")
+        settings = {"name": checkpoint, "window": 64, "stride": 48}
+        nlp.add_pipe("bert_encoder", config={"model": settings})
+        nlp.add_pipe("bert_ner", config={"model": {"tok2vec": {"layers": "all"}}})
+        if folder is not None:
+            callback = {"@callbacks": "spacy_bert_heads.cache_states.v1", "folder": str(folder)}
+            nlp = spacy.blank("en").from_config(
+                nlp.config.merge({"initialize": {"after_init": callback}})
+            )
+        torch.manual_seed(0)
+        nlp.initialize(lambda nlp=nlp: make_examples(nlp))
+        optimizer = Adam(3e-3, use_averages=False)
+        for _ in range(5):
+            nlp.update(make_examples(nlp), sgd=optimizer, exclude=["bert_encoder"])
+        found.append(nlp)
+    plain, cached = found
+    assert list((tmp_path / "states").glob("*/*.entries"))
+    doc, other = (nlp(TRAIN_DATA[0][0]) for nlp in found)
+    assert doc.to_json() == other.to_json()
+    # The cache is no part of the pipeline.
+    cached.to_disk(tmp_path / "pipeline")
+    shutil.rmtree(tmp_path / "states")
+    assert spacy.load(tmp_path / "pipeline")(TRAIN_DATA[0][0]).to_json() == doc.to_json()
+    assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.filterwarnings("ignore:A learning rate")
+def test_an_encoder_that_learns_is_not_cached(make_nlp, tmp_path):
+    nlp = make_nlp("ner")
+    encoder = nlp.get_pipe("bert_encoder")
+    encoder.cache = StatesCache(tmp_path)
+    nlp(TEXTS[0])
+    nlp.update(make_examples(nlp), sgd=Adam(3e-3, use_averages=False))
+    with pytest.warns(UserWarning, match="frozen_components"):
+        states = encoder.predict([nlp.make_doc(TEXTS[0])]).states
+    expected = encoder.model.predict([nlp.make_doc(TEXTS[0])]).states
+    torch.testing.assert_close(states, expected)
+
+
+def test_a_folder_that_cannot_be_written(make_nlp, tmp_path):
+    nlp = make_nlp("ner")
+    encoder = nlp.get_pipe("bert_encoder")
+    (tmp_path / "file").write_text("in the way")
+    encoder.cache = StatesCache(tmp_path / "file")
+    with pytest.warns(UserWarning, match="can't be kept"):
+        states = encoder.predict([nlp.make_doc(TEXTS[0])]).states
+    expected = encoder.model.predict([nlp.make_doc(TEXTS[0])]).states
+    torch.testing.assert_close(states, expected)
