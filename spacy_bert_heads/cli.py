@@ -406,8 +406,8 @@ def inspect_map_command(
         str | None, typer.Option(help="Show where this label holds; else the one that holds")
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Whose states: 0 for the embeddings; else the last")
-    ] = None,
+        int, typer.Option(help="Whose states: 0 for the embeddings, -1 for the last layer")
+    ] = -1,
     method: Annotated[str, typer.Option("--method", "-m", help="pca or tsne")] = "pca",
     limit: Annotated[
         int, typer.Option(min=0, help="The most documents, chosen at random; 0 for all")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import spacy
@@ -21,11 +21,12 @@ from thinc.api import Model
 
 from .corpora import BertCorpus
 from .encoder.component import BertEncoder
-from .encoder.listener import BertListener
+from .encoder.features import mix_of
+from .encoder.listener import BertListener, checkpoint_behind
 from .encoder.loading import Bert, load_checkpoint
-from .encoder.model import bert_of, pad, shim_of
+from .encoder.model import bert_of, run
 from .heads.layers import mean_by_group
-from .sequences import make_buckets, make_sequences
+from .sequences import make_sequences
 from .types import DocSequences, Sequences
 
 Floats1d = NDArray[np.float64]
@@ -34,7 +35,7 @@ Floats3d = NDArray[np.float64]
 
 MAX_BATCH_TOKENS = 4096  # wordpieces that are run at once, padding included
 BATCH_DOCS = 256  # Docs whose states are held at once
-MAX_OCCURRENCES = 40  # rows of a matrix that a person reads
+MAX_OCCURRENCES = 20  # rows of a matrix that a person reads
 NEAREST_ROWS = 1024  # rows of the matrix of all distances that are held at once
 METHODS = ("pca", "tsne")
 
@@ -51,7 +52,7 @@ class Source(NamedTuple):
     @property
     def depth(self) -> int:
         """RETURNS (int): Its layers; that of the embeddings, 0, is not counted."""
-        return int(self.bert.config.num_hidden_layers)
+        return self.bert.n_layers
 
     def read(self, docs: Sequence[Doc]) -> DocSequences:
         """docs (Sequence[Doc]): Docs of any length.
@@ -99,22 +100,9 @@ def encode_layers(bert: Bert, sequences: Sequences, layers: Sequence[int]) -> to
     layers (Sequence[int]): Which layers: 0 for the embeddings, the encoder's depth for the last.
     RETURNS (Tensor): (n_slots, n_layers, width), float32.
     """
-    device = next(bert.parameters()).device
-    starts = np.cumsum(sequences.lengths) - sequences.lengths
-    packed = torch.empty(len(sequences.ids), len(layers), bert.width, device=device)
-    for bucket in make_buckets(sequences.lengths, max_tokens=MAX_BATCH_TOKENS):
-        lengths = sequences.lengths[bucket]
-        (ids, type_ids, mask), slots, _ = pad(sequences, starts[bucket], lengths, bert, device)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if bert.has_types:
-            inputs["token_type_ids"] = type_ids
-        with torch.no_grad():
-            output = cast(Any, bert.encoder)(**inputs, output_hidden_states=True)
-        # The last one is what heads read; some families normalize it once more.
-        states = [*output.hidden_states[:-1], output.last_hidden_state]
-        chosen = torch.stack([states[layer] for layer in layers], dim=2)
-        packed[torch.from_numpy(slots).to(device)] = chosen[mask.bool()].float()
-    return packed
+    with torch.no_grad():
+        states = run(bert, sequences, MAX_BATCH_TOKENS, tuple(layers), keep_graph=False)
+    return states.unflatten(1, (len(layers), bert.width))
 
 
 # --- one word in many sentences
@@ -234,17 +222,18 @@ def read_weights(name: str) -> list[LayerWeights]:
     for head, component in nlp.components:
         model = getattr(component, "model", None)
         for node in model.walk() if isinstance(model, Model) else ():
-            if isinstance(node, BertListener) and getattr(node, "combine", None) == "weighted":
-                mix = cast(Any, shim_of(node).module)
+            if node.name == "layer_features" and node.shims:
+                mix, source = mix_of(node), node.layers[0]
+                bert = checkpoint_behind(source)
+                assert bert is not None
+                reads = source.reads if isinstance(source, BertListener) else source.attrs["layers"]
                 weights = mix.weights.detach().double().softmax(0).cpu().numpy()
-                depth = int(bert_of(node.encoder.model).config.num_hidden_layers)
-                layers = tuple(cast(Any, node).layers)
-                found.append(LayerWeights(head, layers, weights, float(mix.scale), depth))
+                layers, scale = bert.layer_numbers(reads), float(mix.scale.detach())
+                found.append(LayerWeights(head, layers, weights, scale, bert.n_layers))
     if not found:
         raise ValueError(
             f"No head of '{name}' has learned layer weights ({', '.join(nlp.component_names)}). "
-            'Set combine = "weighted" and several layers in the tok2vec of a head\'s model, and '
-            "train it."
+            'Set layers = "all" and combine = "weighted" in a head\'s model.tok2vec, and train it.'
         )
     return found
 
@@ -317,14 +306,14 @@ def map_documents(
     source: Source,
     labelled: Labelled,
     *,
-    layer: int | None = None,
+    layer: int = -1,
     method: str = "pca",
 ) -> MapView:
     """Lay documents out in two dimensions.
 
     source (Source): The encoder.
     labelled (Labelled): The documents.
-    layer (Optional[int]): Whose states: 0 for the embeddings; None for the last.
+    layer (int): Whose states: 0 for the embeddings, 1 for the first layer, -1 for the last.
     method (str): "pca", or "tsne" (van der Maaten & Hinton 2008), which keeps neighbours together
         and distorts distances.
     RETURNS (MapView): The map.
@@ -333,11 +322,12 @@ def map_documents(
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'. Choose one of: {', '.join(METHODS)}.")
-    layer = source.depth if layer is None else layer
-    if not 0 <= layer <= source.depth:
+    if not -source.depth - 1 <= layer <= source.depth:
         raise ValueError(
-            f"layer is {layer}, but '{source.name}' has 0 (the embeddings) to {source.depth}."
+            f"There is no layer {layer}: '{source.name}' has 0, the embeddings, to {source.depth}, "
+            f"and -1, the last, to {-source.depth - 1}."
         )
+    (layer,) = source.bert.layer_numbers([layer])
     reduce = pca if method == "pca" else tsne
     vectors = encode_documents(source, labelled.docs, layer)
     points, axes = reduce(vectors)

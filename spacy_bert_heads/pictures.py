@@ -30,9 +30,9 @@ SHAPES = "o^sDvPX*"  # as many as are coprime to the colours: 56 categories look
 MAP = "Blues"
 # Characters of a text on each side of its word, in a picture and on a page.
 PICTURE_CONTEXT, PAGE_CONTEXT = 30, 150
-MAX_ROW = 16.0  # inches that a row of panels takes at the most
+MAX_ROW = 17.0  # inches that a row of panels takes at the most
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem;
        color: #1d2733; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 50rem; } .scroll { overflow-x: auto; }
@@ -45,29 +45,46 @@ th.text { text-align: left; min-width: 22rem; } mark { background: none; font-we
 """
 
 
-def write(output: Path, figure: Figure, title: str, body: str) -> list[Path]:
-    """Write a picture, and a page with it that needs no other file.
+def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
+    """Write a picture, and a page that needs no other file.
 
     output (Path): The files' name, with or without a suffix.
-    figure (Figure): The picture.
+    picture (bytes): The picture, a PNG.
     title (str): The page's title.
-    body (str): HTML, with {picture} where the picture's data belong.
+    body (str): HTML.
     RETURNS (List[Path]): The PNG and the HTML file.
     """
     name = output.with_suffix("") if output.suffix in (".png", ".html") else output
-    picture, page = (name.with_name(f"{name.name}.{kind}") for kind in ("png", "html"))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    data = f"data:image/png;base64,{b64encode(drawn.getvalue()).decode('ascii')}"
+    files = [name.with_name(f"{name.name}.{kind}") for kind in ("png", "html")]
     name.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(drawn.getvalue())
-    page.write_text(
+    files[0].write_bytes(picture)
+    files[1].write_text(
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>\n'
-        f"<h1>{escape(title)}</h1>\n{body.replace('{picture}', data)}\n</html>\n",
+        f"<h1>{escape(title)}</h1>\n{body}\n</html>\n",
         encoding="utf8",
     )
-    return [picture, page]
+    return files
+
+
+def draw(figure: Figure) -> bytes:
+    """RETURNS (bytes): A figure as a PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def embed(picture: bytes, alt: str, settings: str = 'class="full"') -> str:
+    """picture (bytes): A PNG.
+    alt (str): What it shows, for those who don't see it.
+    settings (str): Attributes of the image.
+    RETURNS (str): HTML with the picture in it.
+    """
+    data = b64encode(picture).decode("ascii")
+    alt = escape(alt, quote=True)
+    return (
+        f'<div class="scroll"><img {settings} src="data:image/png;base64,{data}" alt="{alt}"></div>'
+    )
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -122,10 +139,13 @@ def in_context(span: Span, *, limit: int) -> Context:
     text = span.doc.text
     parts = text[: span.start_char], span.text, text[span.end_char :]
     before, word, after = (re.sub(r"\s+", " ", part) for part in parts)
+    # At a space, in languages that have any.
     if len(before) > limit:
-        before = "…" + before[-limit:].partition(" ")[2]
+        before = before[-limit:]
+        before = "…" + (before.partition(" ")[2] or before)
     if len(after) > limit:
-        after = after[:limit].rpartition(" ")[0] + "…"
+        after = after[:limit]
+        after = (after.rpartition(" ")[0] or after) + "…"
     return Context(before.lstrip(), word, after.rstrip())
 
 
@@ -139,11 +159,11 @@ def save_word(view: WordView, output: Path) -> list[Path]:
     n = len(view.occurrences)
     title = f"“{view.word}” in {n} places: cosine similarity by layer"
     lowest = min(float(np.floor(10 * view.cosines.min())) / 10, 0.9)  # where the scale begins
-    figure = draw_word(view, title, lowest)
+    picture = draw(draw_word(view, f"{title}\n{short_name(view.source)}", lowest))
     parts = [
         f"<p>How alike the states of the word are, of two places each, in {escape(view.source)}; "
         "1 is the same. The number beside a layer is the mean over all pairs.</p>",
-        f'<p><img class="full" src="{{picture}}" alt="{escape(title, quote=True)}"></p>',
+        embed(picture, title),
     ]
     contexts = [in_context(span, limit=PAGE_CONTEXT) for span in view.occurrences]
     for layer, (cosines, mean) in enumerate(zip(view.cosines, view.self_similarity, strict=True)):
@@ -158,7 +178,7 @@ def save_word(view: WordView, output: Path) -> list[Path]:
             f'<h2>{name} · mean {mean:.2f}</h2>\n<div class="scroll"><table><thead><tr><th></th>'
             f"{head}</tr></thead>\n" + "\n".join(rows) + "</table></div>"
         )
-    return write(output, figure, title, "\n".join(parts))
+    return write(output, picture, title, "\n".join(parts))
 
 
 def draw_word(view: WordView, title: str, lowest: float) -> Figure:
@@ -180,9 +200,7 @@ def draw_word(view: WordView, title: str, lowest: float) -> Figure:
     n_columns = -(-n_layers // n_rows)  # rows as even as they can be
     widths = [left + right, *[side + 0.35] * n_columns]
     figure = new_figure(sum(widths) + 0.9, n_rows * (side + 0.6) + 0.5)
-    figure.suptitle(
-        plain(f"{title}\n{short_name(view.source)}"), fontsize=FONTS["title"], x=0.01, ha="left"
-    )
+    figure.suptitle(plain(title), fontsize=FONTS["title"], x=0.01, ha="left")
     grid: Any = figure.subplots(n_rows, n_columns + 1, width_ratios=widths, squeeze=False)
     for axes in grid[:, 0]:
         _write_contexts(axes, contexts, left / (left + right))
@@ -207,7 +225,7 @@ def draw_word(view: WordView, title: str, lowest: float) -> Figure:
                     ha="center",
                     va="center",
                 )
-    bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.02, aspect=30)
+    bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.02, aspect=30, shrink=0.8)
     bar.set_label("cosine similarity", size=FONTS["text"])
     bar.ax.tick_params(labelsize=FONTS["cell"])
     bar.outline.set_visible(False)
@@ -259,32 +277,6 @@ def save_weights(name: str, views: Sequence[LayerWeights], output: Path) -> list
     RETURNS (List[Path]): The PNG and the HTML file.
     """
     title = "Layers that the heads read"
-    figure = new_figure(max(len(views) * (0.45 * (views[0].depth + 1) + 1), 5), 3.8)
-    figure.suptitle(
-        plain(f"{title}\n{short_name(name)}"), fontsize=FONTS["title"], x=0.01, ha="left"
-    )
-    panels: Any = figure.subplots(1, len(views), sharey=True, squeeze=False)
-    for axes, view in zip(panels[0], views, strict=True):
-        bars = axes.bar(view.layers, view.weights, color=BLUE, width=0.75)
-        axes.bar_label(bars, fmt="%.2f", fontsize=FONTS["cell"], padding=2)
-        axes.axhline(1 / len(view.layers), color=GREY, linestyle=":", label="all the same")
-        axes.axvline(view.centre, color=ORANGE, linestyle="--", label="mean layer")
-        axes.set_title(
-            plain(f"{view.head} · mean layer {view.centre:.1f} · scale {view.scale:.2f}"),
-            size=FONTS["panel"],
-        )
-        names = ["emb.", *map(str, range(1, view.depth + 1))]
-        axes.set_xticks(range(view.depth + 1), names, fontsize=FONTS["text"])
-        axes.set_xlabel("layer", size=FONTS["text"])
-        axes.margins(y=0.12)
-        axes.tick_params(axis="y", labelsize=FONTS["text"])
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("weight", size=FONTS["text"])
-    lines, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(
-        lines, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=FONTS["text"]
-    )
-
     layers = sorted({layer for view in views for layer in view.layers})
     head = "".join(f'<th scope="col">{layer_name(layer, views[0].depth)}</th>' for layer in layers)
     rows = []
@@ -294,14 +286,58 @@ def save_weights(name: str, views: Sequence[LayerWeights], output: Path) -> list
         cells += [f"{view.centre:.2f}", f"{view.scale:.3f}"]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row" class="text">{escape(view.head)}</th>{row}</tr>')
+    picture = draw(draw_weights(views, f"{title}\n{short_name(name)}"))
     body = (
         f"<p>How much of each layer the heads of {escape(name)} take: the weights sum to 1, what "
         "they make of the layers is multiplied by the scale.</p>\n"
-        f'<p><img class="full" src="{{picture}}" alt="{title}"></p>\n<div class="scroll"><table>'
+        f'{embed(picture, title)}\n<div class="scroll"><table>'
         f'<thead><tr><th></th>{head}<th scope="col">mean layer</th><th scope="col">scale</th></tr>'
         "</thead>\n" + "\n".join(rows) + "</table></div>"
     )
-    return write(output, figure, title, body)
+    return write(output, picture, title, body)
+
+
+def draw_weights(views: Sequence[LayerWeights], title: str) -> Figure:
+    """views (Sequence[LayerWeights]): The weights of each head.
+    title (str): The figure's title.
+    RETURNS (Figure): Bars for each head.
+    """
+    n_columns = min(len(views), 2)
+    n_rows = -(-len(views) // n_columns)
+    places = np.arange(max(view.depth for view in views) + 1)
+    width = n_columns * max(0.5 * len(places) + 0.6, 4.2)
+    figure = new_figure(width, 2.6 * n_rows + 1)
+    figure.suptitle(plain(title), fontsize=FONTS["title"], x=0.01, ha="left")
+    grid: Any = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    panels = grid.ravel().tolist()
+    for axes in panels[len(views) :]:
+        axes.set_axis_off()
+    for axes, view in zip(panels, views, strict=False):
+        bars = axes.bar(view.layers, view.weights, color=BLUE, width=0.75)
+        backed = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line stays behind
+        axes.bar_label(bars, fmt="%.2f", fontsize=FONTS["cell"], padding=3, bbox=backed)
+        even, centre = "all layers alike", "mean layer"
+        axes.axhline(1 / len(view.layers), color=GREY, linestyle=":", zorder=0, label=even)
+        top = axes.get_xaxis_transform()  # layers across, the height of the panel upwards
+        axes.plot(view.centre, 1, "v", color=ORANGE, transform=top, clip_on=False, label=centre)
+        axes.set_title(
+            plain(f"{view.head} · mean layer {view.centre:.1f} · scale {view.scale:.2f}"),
+            size=FONTS["panel"],
+            pad=10,
+        )
+        axes.set_xlim(-0.6, places[-1] + 0.6)
+        axes.set_xticks(places, ["emb.", *map(str, places[1:])], fontsize=FONTS["text"])
+        axes.set_xlabel("layer", size=FONTS["text"])
+        axes.margins(y=0.15)
+        axes.tick_params(axis="y", labelsize=FONTS["text"])
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("weight", size=FONTS["text"])
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=FONTS["text"]
+    )
+    return figure
 
 
 # --- documents in two dimensions
@@ -316,6 +352,35 @@ def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list
     RETURNS (List[Path]): The PNG and the HTML file.
     """
     title = f"{len(labelled.docs):,} documents by category"
+    figure = draw_map(views, labelled, title)
+    picture = draw(figure)  # after which points have their places
+    height = figure.bbox.height
+    areas = [
+        f'<area shape="circle" coords="{x:.0f},{height - y:.0f},6" '
+        f'title="{escape(f"{category}: {doc.text[:300]}", quote=True)}">'
+        for axes, view in zip(figure.axes, views, strict=True)
+        for (x, y), doc, category in zip(
+            axes.transData.transform(view.points), labelled.docs, labelled.categories, strict=True
+        )
+    ]
+    body = (
+        "<p>Each document is a point: the mean of its states, in two dimensions. Point at one to "
+        "read it. The figure above a map is the share of documents whose nearest neighbour, in all "
+        "dimensions, has the same category.</p>\n"
+        + embed(picture, title, 'usemap="#documents"')
+        + '\n<map name="documents">\n'
+        + "\n".join(areas)
+        + "\n</map>"
+    )
+    return write(output, picture, title, body)
+
+
+def draw_map(views: Sequence[MapView], labelled: Labelled, title: str) -> Figure:
+    """views (Sequence[MapView]): Maps of the same documents.
+    labelled (Labelled): The documents.
+    title (str): The figure's title.
+    RETURNS (Figure): The maps side by side, a colour and a shape for each category.
+    """
     categories = np.asarray(labelled.categories)
     names = sorted(set(labelled.categories))
     figure = new_figure(5.6 * len(views) + 0.2, 5.9)
@@ -356,21 +421,4 @@ def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list
         fontsize=FONTS["text"],
         markerscale=1.6,
     )
-    figure.draw_without_rendering()  # the layout, by which points have their places
-    height = figure.bbox.height
-    areas = [
-        f'<area shape="circle" coords="{x:.0f},{height - y:.0f},6" '
-        f'title="{escape(f"{category}: {doc.text[:300]}", quote=True)}">'
-        for axes, view in zip(panels[0], views, strict=True)
-        for (x, y), doc, category in zip(
-            axes.transData.transform(view.points), labelled.docs, labelled.categories, strict=True
-        )
-    ]
-    body = (
-        "<p>Each document is a point: the mean of its states, in two dimensions. Point at one to "
-        "read it. The figure above a map is the share of documents whose nearest neighbour, in all "
-        "dimensions, has the same category.</p>\n"
-        f'<div class="scroll"><img src="{{picture}}" usemap="#documents" alt="{title}"></div>\n'
-        f'<map name="documents">\n' + "\n".join(areas) + "\n</map>"
-    )
-    return write(output, figure, title, body)
+    return figure
