@@ -315,7 +315,7 @@ def draw_weights(views: Sequence[LayerWeights], title: str) -> Figure:
     for axes, view in zip(panels, views, strict=False):
         bars = axes.bar(view.layers, view.weights, color=BLUE, width=0.75)
         backed = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line stays behind
-        axes.bar_label(bars, fmt="%.2f", fontsize=FONTS["cell"], padding=3, bbox=backed)
+        axes.bar_label(bars, fmt="%.3f", fontsize=FONTS["cell"], padding=3, bbox=backed)
         even, centre = "all layers alike", "mean layer"
         axes.axhline(1 / len(view.layers), color=GREY, linestyle=":", zorder=0, label=even)
         top = axes.get_xaxis_transform()  # layers across, the height of the panel upwards
