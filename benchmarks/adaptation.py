@@ -27,17 +27,12 @@ random-vs-pretrained-TASK
 import dataclasses
 import json
 import math
-import os
-import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -45,17 +40,22 @@ from typing import Annotated, Any
 from unittest import mock
 
 import numpy as np
-import spacy
 import torch
 import typer
-from quality import BATCH_SIZE, HEADS, METRICS, convert_task, run_training
-from spacy.tokens import DocBin
-from spacy.vocab import Vocab
+from jobs import (
+    N_POINTS,
+    Bench,
+    Job,
+    finetune,
+    print_head,
+    print_row,
+    read_log,
+    run_jobs,
+    show_jobs,
+)
 from thinc.api import Config
 
-from spacy_bert_heads.corpora import BertCorpus
 from spacy_bert_heads.encoder.shim import autocast_for
-from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pretraining import loop
 from spacy_bert_heads.pretraining.corpus import Corpus, prepare
 from spacy_bert_heads.pretraining.examples import Choice, uniform
@@ -63,7 +63,7 @@ from spacy_bert_heads.pretraining.objectives import Pretrainer, Totals, load_pre
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
 
 # Scratch: updates count for more than large batches as long as the model knows next to nothing.
-SCRATCH = {"max_steps": 1500, "batch_pieces": 2048, "learn_rate": 2e-3}
+SCRATCH = {"max_steps": 10_000, "batch_pieces": 2048, "learn_rate": 2e-3}
 SCRATCH_ENCODER = {"family": "bert", "size": "tiny", "tokenizer": None, "vocab_size": 8000}
 ADAPT_PIECES = 2048  # of a step
 MAX_LENGTH = 128
@@ -78,40 +78,8 @@ STARTS = {
     "nsp": "adapt-nsp",
 }
 SEEDS = (0, 1, 2)
-RATE = 1e-4  # of fine-tuning: that of init-config
-N_POINTS = 10  # of a curve
 # Estimates: wordpieces a second on one core.
 LEARN, READ, LEARN_TINY = 730, 2200, 7000
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all jobs share. scale: less than 1 to test this script, not the models."""
-
-    data: Path
-    encoder: str
-    out: Path
-    precision: str
-    scale: float
-    steps: int  # of an adaptation
-    rate: float
-
-    def scaled(self, number: float, least: int) -> int:
-        return max(round(number * self.scale), least)
-
-    def work(self, name: str) -> Path:
-        return self.out / "work" / name
-
-    def file(self, name: str) -> Path:
-        return self.out / f"{name}.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    name: str
-    minutes: float
-    run: Callable[[Bench], dict[str, Any]]
-    needs: str | None = None  # the job that makes its encoder
 
 
 def main(
@@ -127,8 +95,8 @@ def main(
     table: Annotated[bool, typer.Option("--table", help="Print and plot, run none")] = False,
 ) -> None:
     """Run the jobs that were not run yet."""
-    bench = Bench(data, encoder, out.absolute(), precision, scale, steps, rate)
-    chosen = [job for job in list_jobs(bench) if fnmatch(job.name, jobs)]
+    bench = Bench(data, encoder, out.absolute(), precision, scale)
+    chosen = [job for job in list_jobs(steps, rate) if fnmatch(job.name, jobs)]
     if table:
         print_tables(bench)
     elif show:
@@ -137,7 +105,7 @@ def main(
         run_jobs(bench, chosen)
 
 
-def list_jobs(bench: Bench) -> list[Job]:
+def list_jobs(steps: int, rate: float) -> list[Job]:
     """All jobs, those first that others need."""
     pieces = SCRATCH["max_steps"] * SCRATCH["batch_pieces"]
     jobs = [
@@ -148,10 +116,10 @@ def list_jobs(bench: Bench) -> list[Job]:
         )
         for objective in ("nsp", "sop")
     ]
-    learned = bench.steps * ADAPT_PIECES / 60
+    learned = steps * ADAPT_PIECES / 60
     speeds = {"covid": LEARN, "wikitext": LEARN, "nsp": LEARN, "frozen": READ}
     for name, speed in speeds.items():
-        jobs.append(Job(f"adapt-{name}", 5 + learned / speed, partial(adapt, name)))
+        jobs.append(Job(f"adapt-{name}", 5 + learned / speed, partial(adapt, name, steps, rate)))
     for share, epochs in EPOCHS.items():
         for seed in SEEDS:
             for start, needs in STARTS.items():
@@ -162,51 +130,6 @@ def list_jobs(bench: Bench) -> list[Job]:
         minutes = 2 * (2 + PIECES[task] * epochs / LEARN / 60)
         jobs.append(Job(f"random-vs-pretrained-{task}", minutes, partial(compare, task)))
     return jobs
-
-
-def show_jobs(bench: Bench, jobs: list[Job]) -> None:
-    left = 0.0
-    for job in jobs:
-        if bench.file(job.name).exists():
-            result = json.loads(bench.file(job.name).read_bytes())
-            minutes, cpu = result["seconds"] / 60, result["cpu_seconds"] / 60
-            print(f"{job.name:32} done in {minutes:.0f} min, {cpu:.0f} min of CPU time")
-            continue
-        left += job.minutes
-        state = "begun" if bench.work(job.name).exists() else "missing"
-        if job.needs and not bench.file(job.needs).exists():
-            state += f", needs {job.needs}"
-        print(f"{job.name:32} about {job.minutes:3.0f} min  {state}")
-    print(f"{left / 60:.1f} hours are left, for one core.")
-
-
-def run_jobs(bench: Bench, jobs: list[Job]) -> None:
-    for job in jobs:
-        if bench.file(job.name).exists():
-            continue
-        if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
-            model = bench.work(job.needs) / "model-last"
-            print(f"{job.name} is left out: it needs {model}. Run {job.needs}.", flush=True)
-            continue
-        print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
-        start, start_cpu = time.perf_counter(), sum(os.times()[:4])
-        result = {
-            "job": job.name,
-            "precision": bench.precision,
-            "scale": bench.scale,
-            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-            "torch": torch.__version__,
-            **job.run(bench),
-        }
-        # Since the job was last started, if a pretraining was interrupted. Where other programs run
-        # beside it, CPU time is what tells the cost.
-        result["seconds"] = round(time.perf_counter() - start)
-        result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
-        partly = bench.file(job.name).with_suffix(".partly")
-        partly.write_text(json.dumps(result, indent=1), encoding="utf8")
-        partly.replace(bench.file(job.name))
-        for left_over in ("states", "plans", "model-best"):
-            shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
 
 
 # --- raw text
@@ -289,12 +212,6 @@ def write_settings(folder: Path, config: dict[str, Any]) -> Settings:
     return read_settings(folder / "pretrain.cfg", {})
 
 
-def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """The reports of a pretraining."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def pretrain_scratch(objective: str, bench: Bench) -> dict[str, Any]:
     config = settings_of(bench, "wikitext", objective, **SCRATCH)
     config["paths"]["encoder"] = None
@@ -303,17 +220,17 @@ def pretrain_scratch(objective: str, bench: Bench) -> dict[str, Any]:
     settings = run_pretraining(folder, config)
     return {
         "settings": dataclasses.asdict(settings),
-        "curve": read_curve(folder),
+        "curve": read_log(folder / "log.jsonl"),
         "held_out": score(bench, folder / "model-last", settings, "wikitext"),
     }
 
 
-def adapt(kind: str, bench: Bench) -> dict[str, Any]:
+def adapt(kind: str, steps: int, rate: float, bench: Bench) -> dict[str, Any]:
     text = "wikitext" if kind == "wikitext" else "covid"
     training = {
-        "max_steps": bench.steps,
+        "max_steps": steps,
         "batch_pieces": ADAPT_PIECES,
-        "learn_rate": bench.rate if kind != "frozen" else 1e-4,  # and heads ten times as fast
+        "learn_rate": rate if kind != "frozen" else 1e-4,  # and heads ten times as fast
     }
     objective = "nsp" if kind in ("nsp", "frozen") else "full-sentences"
     config = settings_of(bench, text, objective, **training)
@@ -340,7 +257,7 @@ def adapt(kind: str, bench: Bench) -> dict[str, Any]:
         result[text] = score(bench, folder / "model-last", settings, text)
     return {
         "settings": dataclasses.asdict(settings),
-        "curve": read_curve(folder),
+        "curve": read_log(folder / "log.jsonl"),
         **result,
     }
 
@@ -440,66 +357,6 @@ def make_random(encoder: str, folder: Path) -> None:
     AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
 
 
-def finetune(
-    bench: Bench,
-    folder: Path,
-    task: str,
-    encoder: str,
-    *,
-    n_train: int,
-    n_dev: int,
-    seed: int,
-    epochs: int,
-) -> dict[str, Any]:
-    """`spacy train` with the config of `init-config`; its curve, and the last model's score."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-    folder.mkdir(parents=True)
-    convert_task(bench.data, task, folder / "data")
-    sizes = {"train": n_train, "dev": n_dev, "test": 10_000}
-    for part, size in sizes.items():
-        (folder / part).mkdir()
-        target = folder / part / f"{task}.spacy"
-        take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
-    key, head = METRICS[HEADS[task]]["score"], f"bert_{HEADS[task]}"
-    config = init_config([HEADS[task]], name=encoder)
-    config["training"]["score_weights"] = {key: 1.0}  # so that the log has it
-    config["training"]["logger"] = {
-        "@loggers": "spacy.ConsoleLogger.v3",
-        "progress_bar": None,
-        "console_output": True,
-        "output_file": str(folder / "log.jsonl"),
-    }
-    steps = epochs * -(-bench.scaled(n_train, least=BATCH_SIZE) // BATCH_SIZE)
-    overrides = {
-        # Above any batch, so that none is checkpointed.
-        "components.bert_encoder.model.max_batch_tokens": 16384,
-        "training.eval_frequency": max(steps // N_POINTS, 1) if n_dev > 50 else steps,
-    }
-    seconds = run_training(folder, config, seed, epochs, RATE, bench.precision, overrides)
-    nlp = spacy.load(folder / "out" / "model-last")
-    found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-    curve = [
-        {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
-        for row in read_curve(folder)
-    ]
-    shutil.rmtree(folder)
-    return {
-        "test": found[key],
-        "metric": key,
-        "steps": steps,
-        "rate": RATE,
-        "train_seconds": round(seconds),
-        "curve": curve,
-    }
-
-
-def take(source: Path, size: int, target: Path) -> None:
-    """The first Docs of an order that is always the same."""
-    docs = list(DocBin().from_disk(source).get_docs(Vocab()))
-    random.Random(0).shuffle(docs)
-    DocBin(docs=docs[:size], store_user_data=True).to_disk(target)
-
-
 # --- tables and plots
 
 
@@ -514,15 +371,6 @@ def print_tables(bench: Bench) -> None:
     print_ncbi(done)
     print_comparison(done)
     draw(bench, done)
-
-
-def print_row(*cells: Any) -> None:
-    print(f"| {' | '.join(map(str, cells))} |")
-
-
-def print_head(*cells: Any) -> None:
-    print_row(*cells)
-    print("|---" * len(cells) + "|")
 
 
 def print_scratch(done: dict[str, dict]) -> None:

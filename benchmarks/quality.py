@@ -7,6 +7,7 @@ threads, one after the other in one run. Needs the data sets of the tasks.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -173,7 +174,7 @@ def train_ours(
     if "bert_qa" in config["components"]:
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
     settings = dict(item.split("=", 1) for item in overrides)
-    seconds = run_training(run, config, seed, epochs, rate, precision, settings)
+    seconds = run_training(run, config, seed, epochs, rate, precision, settings)["seconds"]
     nlp = spacy.load(run / "out" / "model-last")
     results = {}
     for task in tasks:
@@ -192,9 +193,9 @@ def run_training(
     rate: float,
     precision: str,
     overrides: dict[str, Any],
-) -> float:
-    """Run `spacy train` on the folders `train` and `dev` of a run, to its `out`; the seconds,
-    with its start and evaluations."""
+) -> dict[str, float]:
+    """Run `spacy train` on the folders `train` and `dev` of a run, to its `out`; the seconds, with
+    its start and evaluations, those of the processor, and the peak of its memory."""
     corpus = make_corpus(run / "train", max_pairs=1)  # so a batch is 32 pairs, as in the plain loop
     config["corpora"]["train"]["max_pairs"] = 1
     n_examples = sum(1 for _ in corpus(spacy.blank("en")))
@@ -218,8 +219,15 @@ def run_training(
     command += ["--output", str(run / "out")]
     command += [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
     start = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - start
+    process = subprocess.Popen(command)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_mib": used.ru_maxrss / 1024,
+    }
 
 
 if __name__ == "__main__":

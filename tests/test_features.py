@@ -1,6 +1,7 @@
 """Layers that a head reads, what it makes of them, and the LSTM behind them."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 import transformers
 from checkpoints import FAMILIES, make_checkpoint
 from conftest import TRAIN_DATA, make_examples
-from spacy.tokens import Doc
+from spacy.tokens import Doc, DocBin
+from spacy.training.initialize import init_nlp
 from thinc.api import Adam
 
 import spacy_bert_heads
@@ -198,6 +200,29 @@ def test_features_of_a_frozen_encoder(checkpoint):
     ents = nlp(TRAIN_DATA[0][0]).ents
     found = [(e.start_char, e.end_char, e.label_) for e in ents]
     assert found == TRAIN_DATA[0][1]["entities"]
+
+
+@pytest.mark.parametrize("factory", ["bert_ner", "tagger"])
+def test_a_new_encoder_can_be_frozen_from_the_start(factory, checkpoint, tmp_path):
+    """spaCy leaves frozen components out when it initializes a pipeline."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("bert_encoder", config={"model": {"name": checkpoint, "window": 64, "stride": 48}})
+    tok2vec = {"@architectures": "spacy_bert_heads.Tok2VecListener.v1"}
+    model = {"@architectures": "spacy.Tagger.v2", "tok2vec": tok2vec}
+    nlp.add_pipe(factory, config={"model": model} if factory == "tagger" else {})
+    docs = DocBin(docs=[eg.reference for eg in make_examples(nlp)])
+    docs.to_disk(tmp_path / "train.spacy")
+    config = nlp.config.merge(
+        {
+            "paths": {"train": str(tmp_path / "train.spacy")},
+            "training": {"frozen_components": ["bert_encoder"]},
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spaCy's own, of a frozen layer that others read
+        trained = init_nlp(config)
+    trained.to_disk(tmp_path / "pipeline")
+    spacy.load(tmp_path / "pipeline")("Anna left")
 
 
 @pytest.mark.filterwarnings("ignore:A learning rate")

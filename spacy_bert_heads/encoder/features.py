@@ -14,8 +14,9 @@ from ..types import Encoded, Layers, Pairs
 from .shim import Files, TorchShim
 
 COMBINATIONS = ("concat", "sum", "weighted")
-# The weights begin equal and have far to go: they learn as fast as new heads do.
-MIX_RATE_FACTOR = 10.0
+# The weights begin equal and have far to go: at the rate of a new head they have hardly moved after
+# a few hundred steps.
+MIX_RATE_FACTOR = 100.0
 
 
 class ScalarMix(nn.Module):

@@ -128,9 +128,13 @@ def build_bert_listener(
 
 
 def init(model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make sure that there is an encoder."""
+    """Make sure that there is an encoder, with weights: where it is named in frozen_components,
+    spaCy leaves it out when it initializes a pipeline."""
     assert isinstance(model, BertListener)
-    model.link(model.encoder, model.component_name)
+    encoder = model.encoder
+    if not shim_of(encoder.model).has_module:
+        encoder.initialize(lambda: [])
+    model.link(encoder, model.component_name)
     return model
 
 

@@ -1,0 +1,179 @@
+"""Benchmarks that take hours, as named jobs: a JSON file for each, so that what is done is not run
+again, work can be done in pieces, and files of several machines can be put into one folder."""
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import spacy
+import torch
+from quality import BATCH_SIZE, HEADS, METRICS, convert_task, run_training
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
+from thinc.api import Config
+
+from spacy_bert_heads.corpora import BertCorpus
+from spacy_bert_heads.init_config import init_config
+
+RATE = 1e-4  # of fine-tuning: that of init-config
+N_POINTS = 10  # of a curve
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all jobs share. scale: less than 1 to test this script, not the models."""
+
+    data: Path
+    encoder: str
+    out: Path
+    precision: str
+    scale: float
+
+    def scaled(self, number: float, least: int) -> int:
+        return max(round(number * self.scale), least)
+
+    def work(self, name: str) -> Path:
+        return self.out / "work" / name
+
+    def file(self, name: str) -> Path:
+        return self.out / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    minutes: float
+    run: Callable[[Bench], dict[str, Any]]
+    needs: str | None = None  # the job that makes its encoder
+
+
+def show_jobs(bench: Bench, jobs: list[Job]) -> None:
+    left = 0.0
+    for job in jobs:
+        if bench.file(job.name).exists():
+            result = json.loads(bench.file(job.name).read_bytes())
+            minutes, cpu = result["seconds"] / 60, result["cpu_seconds"] / 60
+            print(f"{job.name:32} done in {minutes:.0f} min, {cpu:.0f} min of CPU time")
+            continue
+        left += job.minutes
+        state = "begun" if bench.work(job.name).exists() else "missing"
+        if job.needs and not bench.file(job.needs).exists():
+            state += f", needs {job.needs}"
+        print(f"{job.name:32} about {job.minutes:3.0f} min  {state}")
+    print(f"{left / 60:.1f} hours are left, for one core.")
+
+
+def run_jobs(bench: Bench, jobs: list[Job]) -> None:
+    for job in jobs:
+        if bench.file(job.name).exists():
+            continue
+        if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
+            model = bench.work(job.needs) / "model-last"
+            print(f"{job.name} is left out: it needs {model}. Run {job.needs}.", flush=True)
+            continue
+        print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
+        start, start_cpu = time.perf_counter(), sum(os.times()[:4])
+        result = {
+            "job": job.name,
+            "precision": bench.precision,
+            "scale": bench.scale,
+            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+            "torch": torch.__version__,
+            **job.run(bench),
+        }
+        # Since the job was last started, if a pretraining was interrupted. Where other programs run
+        # beside it, CPU time is what tells the cost.
+        result["seconds"] = round(time.perf_counter() - start)
+        result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
+        partly = bench.file(job.name).with_suffix(".partly")
+        partly.write_text(json.dumps(result, indent=1), encoding="utf8")
+        partly.replace(bench.file(job.name))
+        for left_over in ("states", "plans", "model-best"):
+            shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
+
+
+def finetune(
+    bench: Bench,
+    folder: Path,
+    task: str,
+    encoder: str,
+    *,
+    n_train: int,
+    n_dev: int,
+    seed: int,
+    epochs: int,
+    change: Callable[[Config], None] = lambda config: None,
+    look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
+) -> dict[str, Any]:
+    """`spacy train` with the config of `init-config`, changed, if need be, by `change`; its curve,
+    the last model's score, and what `look` finds in that model."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    folder.mkdir(parents=True)
+    convert_task(bench.data, task, folder / "data")
+    sizes = {"train": n_train, "dev": n_dev, "test": 10_000}
+    for part, size in sizes.items():
+        (folder / part).mkdir()
+        target = folder / part / f"{task}.spacy"
+        take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
+    key, head = METRICS[HEADS[task]]["score"], f"bert_{HEADS[task]}"
+    config = init_config([HEADS[task]], name=encoder)
+    config["training"]["score_weights"] = {key: 1.0}  # so that the log has it
+    config["training"]["logger"] = {
+        "@loggers": "spacy.ConsoleLogger.v3",
+        "progress_bar": None,
+        "console_output": True,
+        "output_file": str(folder / "log.jsonl"),
+    }
+    steps = epochs * -(-bench.scaled(n_train, least=BATCH_SIZE) // BATCH_SIZE)
+    overrides = {
+        # Above any batch, so that none is checkpointed.
+        "components.bert_encoder.model.max_batch_tokens": 16384,
+        "training.eval_frequency": max(steps // N_POINTS, 1) if n_dev > 50 else steps,
+    }
+    change(config)
+    spent = run_training(folder, config, seed, epochs, RATE, bench.precision, overrides)
+    nlp = spacy.load(folder / "out" / "model-last")
+    found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
+    curve = [
+        {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
+        for row in read_log(folder / "log.jsonl")
+    ]
+    shutil.rmtree(folder)
+    return {
+        "test": found[key],
+        "metric": key,
+        "steps": steps,
+        "rate": RATE,
+        "train_seconds": round(spent["seconds"]),
+        "train_cpu_seconds": round(spent["cpu_seconds"], 1),
+        "train_peak_mib": round(spent["peak_mib"]),
+        "curve": curve,
+        **look(nlp),
+    }
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The reports of a training."""
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+
+
+def take(source: Path, size: int, target: Path) -> None:
+    """The first Docs of an order that is always the same."""
+    docs = list(DocBin().from_disk(source).get_docs(Vocab()))
+    random.Random(0).shuffle(docs)
+    DocBin(docs=docs[:size], store_user_data=True).to_disk(target)
+
+
+def print_row(*cells: Any) -> None:
+    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def print_head(*cells: Any) -> None:
+    print_row(*cells)
+    print("|---" * len(cells) + "|")
