@@ -153,6 +153,10 @@ def init_config_command(
         str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; else en")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="For training on a GPU")] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="pfeiffer, houlsby or lora: train small modules, not the encoder"),
+    ] = None,
     train: Annotated[
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")
     ] = None,
@@ -171,6 +175,7 @@ def init_config_command(
             source=source,
             lang=lang,
             gpu=gpu,
+            adapter=adapter,
             train=train,
             dev=dev,
         )

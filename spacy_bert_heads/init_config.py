@@ -25,6 +25,8 @@ QA_WINDOW = {"window": 384, "stride": 256}
 # A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
 # is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
 HEAD = {"model": {"rate_factor": 10.0}}
+# An adapter begins as new as a head.
+ADAPTED = {"rate_factor": 10.0}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
 EPOCHS = 5
@@ -39,6 +41,7 @@ def init_config(
     source: str | Path | None = None,
     lang: str | None = None,
     gpu: bool = False,
+    adapter: str | None = None,
     train: Path | None = None,
     dev: Path | None = None,
 ) -> Config:
@@ -51,17 +54,21 @@ def init_config(
         further, in place of new ones.
     lang (Optional[str]): The language of spaCy's tokenizer; None for English.
     gpu (bool): Whether it will be trained on a GPU.
+    adapter (Optional[str]): "pfeiffer", "houlsby" or "lora", to train a part of the encoder only.
     train (Optional[Path]): The training data; the number of steps is then fitted to its size.
     dev (Optional[Path]): The data to evaluate on while training.
     RETURNS (Config): The config, with every default filled in.
     RAISES (ValueError): If there is no such head, or none is named.
     """
     if source is None:
-        nlp = _make_pipeline(heads, name or "bert-base-uncased", lang=lang or "en", gpu=gpu)
+        encoder = {"name": name or "bert-base-uncased", **(ADAPTED if adapter else {})}
+        encoder["adapter"] = adapter
+        nlp = _make_pipeline(heads, encoder, lang=lang or "en", gpu=gpu)
         sourced = {}
-    elif heads or name or lang:
+    elif heads or name or lang or adapter:
         raise ValueError(
-            "A source brings its heads, its checkpoint and its language. Name none beside it."
+            "A source brings its heads, its checkpoint, its language and its adapter. Name none "
+            "beside it."
         )
     else:
         nlp = spacy.load(source)
@@ -125,13 +132,14 @@ def init_config(
     return filled
 
 
-def _make_pipeline(heads: Sequence[str], name: str, *, lang: str, gpu: bool) -> Language:
+def _make_pipeline(
+    heads: Sequence[str], encoder: dict[str, Any], *, lang: str, gpu: bool
+) -> Language:
     unknown = [head for head in heads if head not in HEADS]
     if unknown or not heads:
         what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
         raise ValueError(f"{what} Choose from: {', '.join(HEADS)}; several with commas.")
     nlp = spacy.blank(lang)
-    encoder: dict[str, Any] = {"name": name}
     if gpu:
         encoder["max_batch_tokens"] = 32768
     if "qa" in heads:

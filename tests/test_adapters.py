@@ -24,6 +24,7 @@ from spacy_bert_heads.encoder.adapters import (
 )
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.init_config import init_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:A learning rate")
 KINDS = ["pfeiffer", "houlsby", "lora"]
@@ -274,3 +275,13 @@ def test_a_trained_pipeline_gets_an_adapter_when_it_learns_further(checkpoint, t
     assert any(".down." in name for name in after)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert shim_of(again.get_pipe("bert_encoder").model).has_module
+
+
+def test_init_config_gives_it_the_rate_of_a_new_head(checkpoint):
+    config = init_config(["ner"], name=checkpoint, adapter="lora")
+    encoder = config["components"]["bert_encoder"]["model"]
+    assert (encoder["adapter"], encoder["rate_factor"]) == ("lora", 10.0)
+    plain = init_config(["ner"], name=checkpoint)["components"]["bert_encoder"]["model"]
+    assert (plain["adapter"], plain["rate_factor"]) == (None, 1.0)
+    with pytest.raises(ValueError, match="its adapter"):
+        init_config(source="pipeline", adapter="lora")

@@ -212,9 +212,10 @@ def test_a_new_encoder_can_be_frozen_from_the_start(factory, checkpoint, tmp_pat
     nlp.add_pipe(factory, config={"model": model} if factory == "tagger" else {})
     docs = DocBin(docs=[eg.reference for eg in make_examples(nlp)])
     docs.to_disk(tmp_path / "train.spacy")
+    path = str(tmp_path / "train.spacy")
     config = nlp.config.merge(
         {
-            "paths": {"train": str(tmp_path / "train.spacy")},
+            "paths": {"train": path, "dev": path},
             "training": {"frozen_components": ["bert_encoder"]},
         }
     )
