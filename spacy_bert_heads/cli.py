@@ -200,6 +200,10 @@ def evaluate_command(
     per_type: Annotated[
         bool, typer.Option("--per-type", help="Show the scores of each label too")
     ] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
+    ] = None,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
@@ -212,7 +216,7 @@ def evaluate_command(
 
     import_code(code)
     try:
-        report = evaluate(model, data, gpu_id=gpu_id)
+        report = evaluate(model, data, gpu_id=gpu_id, lang=lang)
         typer.echo(format_report(report, per_type=per_type))
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

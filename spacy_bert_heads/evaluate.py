@@ -54,16 +54,20 @@ SUMMED_UP = ("token_", "morph_", "cats_")
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
 
 
-def evaluate(model: str, data: Path, *, gpu_id: int = -1) -> dict[str, Any]:
+def evaluate(
+    model: str, data: Path, *, gpu_id: int = -1, lang: str | None = None
+) -> dict[str, Any]:
     """Score a pipeline.
 
     model (str): A pipeline's folder, or the name of an installed one.
     data (Path): A `.spacy` file, or a folder of them.
     gpu_id (int): The GPU to use, -1 for the CPU.
+    lang (Optional[str]): The language of the data, if it is not that of the pipeline: its
+        tokenizer then reads the texts. None for the pipeline's own.
     RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
         `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
         and `pairs_speed` in pairs per second (None without pairs).
-    RAISES (ValueError): If there is no such pipeline or data, or nothing to score.
+    RAISES (ValueError): If there is no such pipeline, data or language, or nothing to score.
     """
     if not is_package(model) and not (Path(model) / "config.cfg").is_file():
         raise ValueError(
@@ -73,7 +77,7 @@ def evaluate(model: str, data: Path, *, gpu_id: int = -1) -> dict[str, Any]:
         )
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
-    nlp = spacy.load(model)
+    nlp = spacy.load(model) if lang is None else load_with_tokenizer(model, lang)
     examples = list(BertCorpus(data)(nlp))
     if not examples:
         raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
@@ -99,6 +103,22 @@ def evaluate(model: str, data: Path, *, gpu_id: int = -1) -> dict[str, Any]:
         "speed": sum(map(len, docs)) / seconds,
         "pairs_speed": pairs / seconds if pairs else None,
     }
+
+
+def load_with_tokenizer(model: str, lang: str) -> Language:
+    """Load a pipeline to read another language.
+
+    model (str): A pipeline's folder, or the name of an installed one.
+    lang (str): The language.
+    RETURNS (Language): The pipeline, with that language's tokenizer in place of its own.
+    RAISES (ValueError): If spaCy doesn't have the language.
+    """
+    try:
+        tokenizer = spacy.blank(lang).config["nlp"]["tokenizer"]
+    except ImportError as error:
+        raise ValueError(f"spaCy has no tokenizer for '{lang}': {error}") from error
+    config = {"nlp": {"lang": lang, "tokenizer": tokenizer}}
+    return spacy.load(model, config=config, exclude=["tokenizer"])
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from spacy.training import Example
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
+from spacy_bert_heads.convert import convert
 from spacy_bert_heads.corpora import BertCorpus
 from spacy_bert_heads.evaluate import evaluate, format_report
 from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict
@@ -257,3 +258,35 @@ def test_pairs_that_do_not_match_are_an_error(pair_nlp, tmp_path):
     assert result.exit_code == 1
     assert "Error: doc._.nli has 2 entries for 3 hypotheses." in result.output
     assert isinstance(result.exception, SystemExit)
+
+
+def test_another_languages_tokenizer_reads_the_data(tmp_path):
+    """ "don't" is two tokens in English and one in German, where the entity is found whole."""
+    nlp = spacy.blank("en")
+    ruler = nlp.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "X", "pattern": [{"TEXT": "don't"}]}])
+    nlp.to_disk(tmp_path / "rules")
+    doc = spacy.blank("de").make_doc("We don't know")
+    doc.ents = [doc.char_span(3, 8, label="X")]
+    data = save(tmp_path / "gold.spacy", [doc])
+    assert evaluate(str(tmp_path / "rules"), data)["ents_f"] == 0
+    assert evaluate(str(tmp_path / "rules"), data, lang="de")["ents_f"] == 1
+    result = run(tmp_path / "rules", data, "--lang", "qq")
+    assert result.exit_code == 1
+    assert "no tokenizer for 'qq'" in result.output
+
+
+def test_answers_in_another_language(joint, data, tmp_path):
+    """Trained on one language, scored on others: windows, answers and scores of real questions."""
+    wide = {"window": 128, "stride": 96}  # for questions of many small pieces
+    config = {"components": {"bert_encoder": {"model": wide}}}
+    spacy.load(joint, config=config).to_disk(tmp_path / "pipeline")
+    for lang in ("de", "zh"):
+        convert(data / "qa_xquad" / f"xquad.{lang}.json", tmp_path / f"{lang}.spacy", lang=lang)
+        found = DocBin().from_disk(tmp_path / f"{lang}.spacy")
+        doc = next(found.get_docs(spacy.blank(lang).vocab))
+        doc._.answers, doc._.questions = doc._.answers[:3], doc._.questions[:3]
+        few = save(tmp_path / f"{lang}-few.spacy", [doc])
+        report = evaluate(str(tmp_path / "pipeline"), few, lang=lang)
+        assert report["pairs"] == 3
+        assert 0 <= report["qa_exact"] <= report["qa_f1"] <= 1
