@@ -171,13 +171,13 @@ def read_wikitext(data: Path) -> Iterator[str]:
 # --- pretraining
 
 
-def settings_of(bench: Bench, text: str, objective: str, **training: Any) -> dict[str, Any]:
-    """The config of a run, with a tenth of the documents held out."""
+def settings_of(bench: Bench, text: str | Path, objective: str, **training: Any) -> dict[str, Any]:
+    """The config of a run on a text, with a tenth of the documents held out."""
     steps = bench.scaled(training["max_steps"], least=4)
     every = max(steps // N_POINTS, 1)
     return {
         "paths": {
-            "raw": str(raw_text(bench, text)),
+            "raw": str(text if isinstance(text, Path) else raw_text(bench, text)),
             "encoder": bench.encoder,
             "cache": str(bench.work("cache")),
         },

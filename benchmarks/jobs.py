@@ -144,6 +144,7 @@ def finetune(
         {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
         for row in read_log(folder / "log.jsonl")
     ]
+    looked = look(nlp)
     shutil.rmtree(folder)
     return {
         "test": found[key],
@@ -154,7 +155,7 @@ def finetune(
         "train_cpu_seconds": round(spent["cpu_seconds"], 1),
         "train_peak_mib": round(spent["peak_mib"]),
         "curve": curve,
-        **look(nlp),
+        **looked,
     }
 
 
