@@ -11,7 +11,6 @@ for all alike, padding is not.
 
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from contenders import peak_rss
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -187,14 +187,6 @@ def take_round(steps: int, cpu_time: bool) -> dict[str, float]:
     gpu = torch.cuda.max_memory_allocated() / 2**20 if is_cuda else 0.0
     speed, per_step = pieces / seconds, pieces / steps
     return {"speed": speed, "per_step": per_step, "rss": peak_rss(), "gpu": gpu}
-
-
-def peak_rss() -> float:
-    """In MiB, of this process. (The counter of `resource` would begin at its parent's.)"""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on a Mac
-    return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 def read_corpus(raw: str, encoder: str, work: Path) -> Corpus:
