@@ -564,8 +564,12 @@ class Worker:
             torch.set_num_threads(threads)
         torch.manual_seed(0)
         clock = time.process_time if cpu_time else time.perf_counter
-        if spec["device"] == "cuda" and spec["system"] != "hf-pipeline":
-            require_gpu(spec["system"])
+        if spec["device"] == "cuda" and spec["system"].startswith(("ours", "spacy")):
+            import spacy
+            from thinc.api import set_gpu_allocator
+
+            set_gpu_allocator("pytorch")  # as in the configs of `init-config --gpu`
+            spacy.require_gpu()
         self.inputs = json.loads(Path(inputs).read_text(encoding="utf8"))
         self.spec = Spec(inputs=self.inputs, **spec)
         self.synchronize = synchronizer(self.spec.device)
@@ -607,13 +611,6 @@ def synchronizer(device: str) -> Callable[[], Any]:
     import torch
 
     return torch.cuda.synchronize
-
-
-def require_gpu(system: str) -> None:
-    if system == "ours" or system.startswith("spacy"):
-        import spacy
-
-        spacy.require_gpu()
 
 
 def peak_rss() -> float:

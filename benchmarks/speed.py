@@ -1,7 +1,7 @@
 """Speed and memory beside what a spaCy user can pick today: from text to annotated Docs, and of
 training. Every contender works in a process of its own, all take turns, and get the same encoder,
 texts and threads. Heads are not trained: only time is measured, and whether those with the same
-weights find the same.
+weights find the same. (Entities can't all be: a token of spaCy's may be two words of BERT's.)
 
     python benchmarks/speed.py DATA ENCODER --tasks ner,textcat --json speed.json --plot speed.png
 
@@ -21,8 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,7 @@ from contenders import BATCH_SIZE, HEADS, MAX_ANSWER, TOKEN_BUDGET
 from plain_loops import FILES, list_questions, load_squad, read_conll, read_sick
 from spacy.language import Language
 from spacy.tokens import Doc
+from transformers import AutoConfig
 
 from spacy_bert_heads import to_hf
 from spacy_bert_heads.encoder.model import bert_of, shim_of
@@ -59,14 +60,14 @@ CONTENDERS = {
     "overhead": OURS,
     "growth": OURS[:1],
 }
-# What others are compared with: the fastest whose name begins so.
+# What others are compared with: the fastest of these.
 BASES = {
-    "ner": "spacy-transformers",
-    "textcat": "hf-pipeline",
-    "nli": "hf-pipeline",
-    "qa": "hf-pipeline",
-    "qa-long": "hf-pipeline",
-    "train": "hf-trainer",
+    "ner": ("spacy-transformers",),
+    "textcat": HUGGING_FACE,
+    "nli": HUGGING_FACE,
+    "qa": HUGGING_FACE,
+    "qa-long": HUGGING_FACE,
+    "train": ("hf-trainer",),
 }
 UNITS = {"nli": "pairs/s", "qa": "questions/s", "qa-long": "questions/s", "train": "steps/s"}
 # Documents, pairs, contexts, papers, steps.
@@ -78,8 +79,8 @@ LABELS = {
     "nli": ["contradiction", "entailment", "neutral"],
     "qa": [],
 }
-# A recognizer of random numbers finds an entity in every other word, and no user's decoder has so
-# much to do. This one learns from so many sentences, and tags this share of their words.
+# A recognizer of random numbers finds entities everywhere, and no user's decoder has so much to do.
+# This one learns from so many sentences, and tags this share of the words that are timed.
 FITTED = 300
 TAGGED = 0.1
 QUESTIONS = [
@@ -93,6 +94,7 @@ QUESTIONS = [
     "Which treatment is recommended?",
 ]
 CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+BATCH = 64  # documents of a stream that are annotated at once
 SHOWN = 50  # inputs whose results are compared
 
 
@@ -119,25 +121,31 @@ class Bench:
         return (QUICK_SIZES if self.quick else SIZES)[task]
 
     def takes(self, contender: str) -> bool:
+        all_names = {name for names in CONTENDERS.values() for name in names}
         return not self.chosen or any(
-            contender == name or contender.startswith(f"{name}-") for name in self.chosen
+            contender == name or (name not in all_names and contender.startswith(f"{name}-"))
+            for name in self.chosen
         )
 
 
 @dataclass
 class Job:
-    """What one process measures. title: its row in the table of its task. kind: what is done.
-    inputs: the name of a file. amount: of work in a round, in the unit."""
+    """What one process measures. task: the table. kind: what is done. inputs: the name of a file.
+    amount: of work in a round, in the unit. detail: behind the contender's name in the table."""
 
     task: str
     contender: str
-    title: str
     kind: str
     inputs: str
     amount: float
     rounds: int
+    detail: str = ""
     warm_up: int = 16
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.contender}, {self.detail}" if self.detail else self.contender
 
     @property
     def unit(self) -> str:
@@ -187,7 +195,7 @@ def main(
         report: dict[str, Any] = {"machine": describe_machine(bench), "rows": []}
         for task in tasks.split(","):
             rows = measure(bench, list(MAKE_JOBS.get(task, task_jobs)(bench, task)))
-            show(task, rows, bench)
+            show(task, rows)
             report["rows"] += rows
             if json_file:
                 report["machine"]["versions"] = bench.versions
@@ -224,7 +232,7 @@ def prepare(bench: Bench) -> None:
     bench.amounts["sentences"] = bench.size("train")
 
     nlp = make_pipeline(bench.encoder)
-    fit_recognizer(nlp, wnut[:FITTED])
+    fit_recognizer(nlp, wnut[:FITTED], texts[:SHOWN])
     count_flops(bench, nlp, texts)
     nlp.to_disk(bench.work / "pipeline")
     for task, head in HEADS.items():
@@ -271,12 +279,14 @@ def make_pipeline(encoder: str) -> Language:
     return nlp
 
 
-def fit_recognizer(nlp: Language, sentences: list[tuple[list[str], list[str]]]) -> None:
-    """Give the recognizer tags of sentences by least squares on the encoder's states, and move the
-    bias of "O" until it tags as many words as a trained one."""
+def fit_recognizer(
+    nlp: Language, sentences: list[tuple[list[str], list[str]]], texts: list[str]
+) -> None:
+    """Give the recognizer the tags of sentences, by least squares on the encoder's states, and move
+    the bias of "O" until it tags as many words of the texts as a trained one."""
     encoder, ner = (nlp.get_pipe(name) for name in ("bert_encoder", "bert_ner"))
-    encoded = encoder.predict([Doc(nlp.vocab, words=words) for words, _ in sentences])
     module: Any = shim_of(ner.model).module
+    encoded = encoder.predict([Doc(nlp.vocab, words=words) for words, _ in sentences])
     states = encoded.states[torch.from_numpy(encoded.sequences.first_rows())]
     targets = torch.tensor([ner.tags.index(tag) for _, tags in sentences for tag in tags])
     with torch.no_grad():
@@ -284,11 +294,11 @@ def fit_recognizer(nlp: Language, sentences: list[tuple[list[str], list[str]]]) 
             states = module.dense(states)
         inputs = torch.cat([states, torch.ones(len(states), 1)], dim=1)
         weights = torch.linalg.lstsq(inputs, F.one_hot(targets).float()).solution
-        logits = inputs @ weights
-        lead = logits[:, 1:].amax(1) - logits[:, 0]
-        weights[-1, 0] += lead.quantile(1 - TAGGED)
         module.classifier.weight.copy_(weights[:-1].T)
         module.classifier.bias.copy_(weights[-1])
+        logits = ner.predict([nlp.make_doc(text) for text in texts]).logits
+        lead = logits[:, 1:].max(axis=1) - logits[:, 0]
+        module.classifier.bias[0] += float(np.quantile(lead, 1 - TAGGED))
 
 
 def count_flops(bench: Bench, nlp: Language, texts: list[str]) -> None:
@@ -309,46 +319,33 @@ def count_flops(bench: Bench, nlp: Language, texts: list[str]) -> None:
 def task_jobs(bench: Bench, task: str) -> Iterator[Job]:
     """A job for each contender."""
     kind = task.removesuffix("-long")
-    inputs = {"nli": "pairs", "qa": "questions", "qa-long": "papers", "train": "sentences"}
-    name = inputs.get(task, "texts")
+    files = {"nli": "pairs", "qa": "questions", "qa-long": "papers", "train": "sentences"}
+    inputs = files.get(task, "texts")
     options = {"labels": LABELS.get(kind, LABELS["ner"]), "folder": str(bench.work / "trainer")}
     warm_up = {"train": 2 * BATCH_SIZE, "qa": 2, "qa-long": 0}.get(task, 16)
     for contender in filter(bench.takes, CONTENDERS[task]):
-        yield Job(
-            task,
-            contender,
-            contender,
-            kind,
-            name,
-            bench.amounts[name],
-            bench.rounds,
-            warm_up,
-            options,
-        )
+        amount = bench.amounts[inputs]
+        job = Job(task, contender, kind, inputs, amount, bench.rounds)
+        yield replace(job, warm_up=warm_up, options=options)
 
 
 def joint_jobs(bench: Bench, task: str) -> Iterator[Job]:
     """Each head alone, and both on one encoder."""
     for contender in filter(bench.takes, CONTENDERS[task]):
+        job = Job(task, contender, task, "texts", bench.amounts["texts"], bench.rounds)
         for heads in (["ner"], ["textcat"], ["ner", "textcat"]):
-            title = f"{contender}, {' + '.join(heads)}"
-            amount = bench.amounts["texts"]
-            options = {"heads": heads}
-            yield Job(task, contender, title, task, "texts", amount, bench.rounds, options=options)
+            yield replace(job, detail=" + ".join(heads), options={"heads": heads})
 
 
 def overhead_jobs(bench: Bench, task: str) -> Iterator[Job]:
     """Ours, and what the machine could do in each precision."""
     ours = list(filter(bench.takes, CONTENDERS[task]))
-    for contender in ours:
-        amount = bench.amounts["texts"]
-        yield Job(task, contender, contender, task, "texts", amount, bench.rounds)
     products = [f"products-{name.removeprefix('ours-')}" for name in ours if "int8" not in name]
     if "products-fp32" in products and bench.device == "cpu":
         products.append("products-onednn")
-    for contender in products:
-        amount = bench.amounts["times"]
-        yield Job(task, contender, contender, task, "times", amount, bench.rounds, 1)
+    for contender in (*ours, *products):
+        inputs = "texts" if contender in ours else "times"
+        yield Job(task, contender, task, inputs, bench.amounts[inputs], bench.rounds, warm_up=1)
 
 
 def growth_jobs(bench: Bench, task: str) -> Iterator[Job]:
@@ -360,25 +357,26 @@ def growth_jobs(bench: Bench, task: str) -> Iterator[Job]:
     if bench.full:
         streams, sizes = [*streams, 100_000], [*sizes, 1_000_000]
     for contender in list(filter(bench.takes, CONTENDERS[task]))[:1]:
+        job = Job(task, contender, "ner", "texts", sum(words), bench.rounds)
+        for batch in (64, 1_000):
+            yield replace(job, detail=f"batches of {batch:,}", options={"batch_size": batch})
+        job.rounds = 1
         for count in streams:
-            options = {"repeat": count, "batch_size": 64}
             rounds, last = divmod(count, len(texts))
-            amount = rounds * sum(words) + sum(words[:last])
-            title = f"{contender}, {count:,} documents"
-            yield Job(task, contender, title, "ner", "texts", amount, 1, options=options)
-        for size in (64, 1_000):
-            title = f"{contender}, batches of {size:,}"
-            options = {"batch_size": size}
-            yield Job(
-                task, contender, title, "ner", "texts", sum(words), bench.rounds, options=options
+            yield replace(
+                job,
+                amount=rounds * sum(words) + sum(words[:last]),
+                detail=f"{count:,} documents",
+                options={"repeat": count, "batch_size": BATCH},
             )
         for size in sizes:
-            n = -(-size // sum(words))
-            ends = np.cumsum(words * n)
-            count = int(np.searchsorted(ends, size)) + 1
-            write_inputs(bench, f"text-{size}", [" ".join((texts * n)[:count])], 0)
-            title = f"{contender}, a text of {size:,} words"
-            yield Job(task, contender, title, "ner", f"text-{size}", int(ends[count - 1]), 1, 0)
+            times = -(-size // sum(words))
+            ends = np.cumsum(words * times)
+            last = int(np.searchsorted(ends, size))
+            write_inputs(bench, f"text-{size}", [" ".join((texts * times)[: last + 1])], ends[last])
+            amount = bench.amounts[f"text-{size}"]
+            detail = f"a text of {size:,} words"
+            yield replace(job, inputs=f"text-{size}", amount=amount, detail=detail, warm_up=0)
 
 
 MAKE_JOBS = {"joint": joint_jobs, "overhead": overhead_jobs, "growth": growth_jobs}
@@ -392,9 +390,12 @@ class LeftOut(Exception):
 
 
 class Process:
-    """A process with a contender that is ready."""
+    """A process with a contender that is ready, and what it has answered."""
 
     def __init__(self, bench: Bench, job: Job) -> None:
+        self.job = job
+        self.rounds: list[dict[str, Any]] = []
+        self.shown: list[Any] | None = None
         system = next(name for name in SYSTEMS if job.contender.startswith(name))
         command = bench.pythons.get(job.contender) or bench.pythons.get(system) or [sys.executable]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
@@ -456,46 +457,42 @@ SYSTEMS = ("ours", "hf-pipeline", "hf-trainer", "by-hand", "products", *SPACY)
 COMPARED = ("ours", "hf-pipeline", "by-hand")
 
 
+def attempt(job: Job, function: Callable, *args: Any, **options: Any) -> Any:
+    """What the function gives, or None and a line that says why the job is left out."""
+    try:
+        return function(*args, **options)
+    except LeftOut as reason:
+        print(f"{job.task}: {job.title} is left out: {reason}", flush=True)
+
+
 def measure(bench: Bench, jobs: list[Job]) -> list[dict[str, Any]]:
-    """Rounds in turns, one process at work at a time; a row for each job."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    shown: dict[int, list[Any]] = {}
-    processes: dict[int, Process] = {}
-
-    def ask(number: int, what: str, **options: Any) -> Any:
-        try:
-            return processes[number].ask(what, **options)
-        except LeftOut as reason:
-            print(f"{jobs[number].task}: {jobs[number].title} is left out: {reason}", flush=True)
-            del processes[number]
-            found.pop(number, None)
-
-    for number, job in enumerate(jobs):
-        try:
-            processes[number] = Process(bench, job)
-        except LeftOut as reason:
-            print(f"{job.task}: {job.title} is left out: {reason}", flush=True)
-    for turn in range(max((job.rounds for job in jobs), default=0)):
-        for number in list(processes):
-            if turn < jobs[number].rounds and (result := ask(number, "round")):
-                found.setdefault(number, []).append(result)
-    for number in list(processes):
-        if jobs[number].task in HEADS and jobs[number].contender.startswith(COMPARED):
-            shown[number] = ask(number, "show", count=10 if jobs[number].task == "qa" else SHOWN)
-    for process in processes.values():
+    """Rounds in turns, one process at work at a time; rows for each job."""
+    started = [attempt(job, Process, bench, job) for job in jobs]
+    processes: list[Process] = [process for process in started if process]
+    for turn in range(bench.rounds):
+        for process in list(processes):
+            if turn < process.job.rounds:
+                result = attempt(process.job, process.ask, "round")
+                process.rounds.append(result) if result else processes.remove(process)
+    for process in processes:
+        if process.job.task in HEADS and process.job.contender.startswith(COMPARED):
+            count = 10 if process.job.task == "qa" else SHOWN
+            process.shown = attempt(process.job, process.ask, "show", count=count)
+    for process in processes:
         process.close()
-    reference = next(iter(shown.values()), None)
+    reference = next((process.shown for process in processes if process.shown), [])
     rows = []
-    for number, results in found.items():
-        job = jobs[number]
+    for process in processes:
+        job, results = process.job, process.rounds
         if job.task == "overhead":
             rows += overhead_rows(bench, job, results)
             continue
-        rows.append(make_row(job, job.unit, [job.amount / r["seconds"] for r in results], results))
-        if job.task == "growth" and (fit := fit_line(results[0]["times"])):
-            rows[-1]["r2"] = fit
-        if number in shown and shown[number] is not reference:
-            rows[-1]["same"] = round(same_share(job.task, reference, shown[number]), 3)
+        row = make_row(job, job.unit, [job.amount / r["seconds"] for r in results], results)
+        if "repeat" in job.options and (fit := fit_line(results[0]["times"])):
+            row["r2"] = fit
+        if process.shown and process.shown is not reference:
+            row["same"] = round(same_share(job.task, reference, process.shown), 3)
+        rows.append(row)
     if bench.cpu_time:
         for row in rows:
             row["unit"] = row["unit"].replace("/s", "/CPU s")
@@ -524,9 +521,13 @@ def significant(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def fit_line(times: list[float], batch: int = 64) -> float | None:
+def readable(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def fit_line(times: list[float]) -> float | None:
     """How well documents that are done, at the ends of batches, grow in a line with time: R²."""
-    ends = np.asarray(times)[batch - 1 :: batch]
+    ends = np.asarray(times)[BATCH - 1 :: BATCH]
     if len(ends) < 5:
         return None
     return round(float(np.corrcoef(ends, np.arange(len(ends)))[0, 1] ** 2), 5)
@@ -568,7 +569,7 @@ def overhead_rows(bench: Bench, job: Job, results: list[dict[str, Any]]) -> list
 
 def compare(task: str, rows: list[dict[str, Any]]) -> None:
     """Add to each row what it makes of others: the ratio to the task's base, or what NOTES has."""
-    base = [row["median"] for row in rows if row["contender"].startswith(BASES.get(task, "-"))]
+    base = [row["median"] for row in rows if row["contender"] in BASES.get(task, ())]
     for row in rows if base else []:
         row["ratio"] = significant(row["median"] / max(base))
     by_name = {row["contender"]: row for row in rows if row["unit"].startswith("GFLOP")}
@@ -597,13 +598,12 @@ NOTES = {
 }
 
 
-def show(task: str, rows: list[dict[str, Any]], bench: Bench) -> None:
+def show(task: str, rows: list[dict[str, Any]]) -> None:
     """Print a task's table."""
     compare(task, rows)
     print(f"\n{task}")
     for row in rows:
-        digits = 0 if row["min"] >= 1000 else 3 if row["max"] < 1 else 1
-        low, middle, high = (f"{row[key]:,.{digits}f}" for key in ("min", "median", "max"))
+        low, middle, high = (readable(row[key]) for key in ("min", "median", "max"))
         ratio = f"{row['ratio']:.2f} x" if "ratio" in row else ""
         memory = f"{row.get('peak_gpu_mib', row['peak_rss_mib']):,} MiB"
         notes = ", ".join(text.format(row[key]) for key, text in NOTES.items() if key in row)
@@ -621,6 +621,7 @@ def describe_machine(bench: Bench) -> dict[str, Any]:
     lines = info.read_text().splitlines() if info.exists() else []
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     fields = {key.strip(): value.strip() for key, value in fields.items()}
+    c = AutoConfig.from_pretrained(bench.encoder)
     gpu = {"gpu": torch.cuda.get_device_name()} if bench.device == "cuda" else {}
     return {
         "date": datetime.now().isoformat(timespec="minutes"),
@@ -634,7 +635,7 @@ def describe_machine(bench: Bench) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "spacy": spacy.__version__,
-        "encoder": Path(bench.encoder).name,
+        "encoder": f"{c.model_type}, {c.num_hidden_layers} layers, width {c.hidden_size}",
         "rounds": bench.rounds,
     }
 
@@ -667,7 +668,7 @@ def draw(report: dict[str, Any], picture: Path) -> None:
         axes.barh(names, medians, xerr=spread, color=colours, height=0.7, ecolor="#444444")
         for i, row in enumerate(rows):
             ratio = f"  ({row['ratio']:.2f} x)" if "ratio" in row else ""
-            text = f"{row['median']:,.{0 if row['median'] >= 100 else 1}f}{ratio}"
+            text = f"{readable(row['median'])}{ratio}"
             axes.annotate(
                 text, (row["max"], i), (6, 0), textcoords="offset points", va="center", size=9
             )
@@ -680,9 +681,10 @@ def draw(report: dict[str, Any], picture: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     machine = report["machine"]
-    where = machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads")
-    title = f"{machine['encoder']} on {where}, {machine['date'][:10]}"
+    where = machine.get("gpu", f"{machine['cpu']}, threads: {machine['threads']}")
+    title = f"{machine['encoder']}; {where}; {machine['date'][:10]}"
     figure.suptitle(title, size=10, x=0.01, ha="left")
+    figure.get_layout_engine().set(hspace=0.02, h_pad=0.12)
     figure.savefig(picture, dpi=120, format="png")
 
 
