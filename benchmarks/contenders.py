@@ -574,8 +574,8 @@ class Worker:
         self.spec = Spec(inputs=self.inputs, **spec)
         self.synchronize = synchronizer(self.spec.device)
         self.contender = START[self.spec.task, self.spec.system](self.spec)
-        for _ in self.contender.run(self.inputs[:warm_up]):
-            pass
+        if warm_up:
+            list(self.contender.run(self.inputs[:warm_up]))
         self.contender.spent.clear()
         return {name: found for name in PACKAGES if (found := version_of(name))}
 

@@ -157,7 +157,7 @@ def main(
     encoder: Annotated[str, typer.Argument(help="The checkpoint")],
     tasks: str = ",".join(CONTENDERS),
     contenders: Annotated[str, typer.Option(help="Names or what they begin with")] = "",
-    rounds: int = 0,
+    rounds: Annotated[int, typer.Option(help="0: 5, or 3 with --quick")] = 0,
     threads: Annotated[int, typer.Option(help="On a CPU; 0 for all")] = 0,
     device: str = "cpu",
     cpu_time: Annotated[
