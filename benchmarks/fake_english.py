@@ -115,15 +115,14 @@ def main(
 def pretrain(bench: Bench) -> dict[str, Any]:
     """The encoder of both languages, without a sentence objective."""
     folder = bench.work("pretrain")
-    folder.mkdir(parents=True, exist_ok=True)
-    both, start = folder / "both.jsonl", folder / "start"
+    both, start = bench.work("both.jsonl"), bench.work("start")
     if not start.exists():
         english = raw_text(bench, "wikitext").read_text(encoding="utf8").splitlines()
         texts = [json.loads(line)["text"] for line in english]
         both_of = ((text, text.translate(FAKE)) for text in texts)
         lines = [json.dumps({"text": text}) + "\n" for pair in both_of for text in pair]
         both.write_text("".join(lines), encoding="utf8")
-        making = folder / "making"
+        making = bench.work("making")
         shutil.rmtree(making, ignore_errors=True)
         make_start(texts, making)
         making.rename(start)

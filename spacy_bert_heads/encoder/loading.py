@@ -134,7 +134,8 @@ class Bert(nn.Module):
             inputs["token_type_ids"] = type_ids
         if layers is None or layers == (self.n_layers,):
             return self.encoder(**inputs).last_hidden_state
-        output = self.encoder(**inputs, output_hidden_states=True)
+        # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".
+        output = self.encoder(**inputs, output_hidden_states=list(layers))
         # ModernBERT's last hidden state has gone through one more LayerNorm than the last in its
         # list of them: a head reads the same last layer whatever else is read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
@@ -230,15 +231,19 @@ def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from warning of missing weights: our callers say what they mean."""
+    """Keep transformers from warning of missing weights, which our callers do where it matters, and
+    from progress bars, which are gone before anyone reads them."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -326,7 +331,8 @@ def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
         return trained
     with tempfile.TemporaryDirectory() as folder:
         encoder = plain_encoder(bert)
-        encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+        with quiet():
+            encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
         files = _read_files(Path(folder), ("config.json", "model.safetensors"))
     return {**files, **bert.tokenizer_files, **trained}
 

@@ -306,12 +306,19 @@ class TorchShim(Shim):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.update(_adam=None, _driver=None, _scaler=None)
+        if self._model is not None:
+            # transformers 5 puts hooks into a model whose lower layers are read, which can't be
+            # pickled, and a mark that they are there. It makes them again where that is missing.
+            model = state["_model"] = copy.deepcopy(self._model)
+            for module in model.modules():
+                module._forward_hooks.clear()
+                module.__dict__.pop("_output_capturing_hooks_installed", None)
         return state
 
     def copy(self) -> TorchShim:
         """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer
         keeps the two apart."""
-        copied = copy.deepcopy(self)
+        copied = copy.copy(self)  # by __getstate__, which copies the module
         with Shim.global_id_lock:
             Shim.global_id += 1
             copied.id = Shim.global_id
