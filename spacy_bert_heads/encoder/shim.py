@@ -307,18 +307,13 @@ class TorchShim(Shim):
         state = self.__dict__.copy()
         state.update(_adam=None, _driver=None, _scaler=None)
         if self._model is not None:
-            # transformers 5 puts hooks into a model whose lower layers are read, which can't be
-            # pickled, and a mark that they are there. It makes them again where that is missing.
-            model = state["_model"] = copy.deepcopy(self._model)
-            for module in model.modules():
-                module._forward_hooks.clear()
-                module.__dict__.pop("_output_capturing_hooks_installed", None)
+            state["_model"] = _without_hooks(self._model)
         return state
 
     def copy(self) -> TorchShim:
         """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer
         keeps the two apart."""
-        copied = copy.copy(self)  # by __getstate__, which copies the module
+        copied = copy.deepcopy(self)
         with Shim.global_id_lock:
             Shim.global_id += 1
             copied.id = Shim.global_id
@@ -347,6 +342,18 @@ class TorchShim(Shim):
         RETURNS (TorchShim): This shim.
         """
         return self.from_files(srsly.msgpack_loads(data))
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """The same weights in modules without forward hooks: transformers 5 puts some into a model
+    whose lower layers are read, which can't be pickled, and a mark that they are there. It makes
+    them again where that is missing."""
+    tensors = (*module.parameters(), *module.buffers())
+    bare = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    for part in bare.modules():
+        part._forward_hooks.clear()
+        part.__dict__.pop("_output_capturing_hooks_installed", None)
+    return bare
 
 
 def find_layers(module: nn.Module) -> nn.ModuleList | None:
