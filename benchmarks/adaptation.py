@@ -60,6 +60,7 @@ from spacy_bert_heads.pretraining import loop
 from spacy_bert_heads.pretraining.corpus import Corpus, prepare
 from spacy_bert_heads.pretraining.examples import Choice, uniform
 from spacy_bert_heads.pretraining.objectives import Pretrainer, Totals, load_pretrainer, no_totals
+from spacy_bert_heads.pretraining.reports import COLUMNS, format_row
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
 
 # Scratch: updates count for more than large batches as long as the model knows next to nothing.
@@ -244,12 +245,12 @@ def adapt(kind: str, steps: int, rate: float, bench: Bench) -> dict[str, Any]:
         }
         # In this process, because the command has no setting for it, which nobody else needs.
         with mock.patch.object(loop, "load_pretrainer", load_frozen):
-            print(loop.COLUMNS)
+            print(COLUMNS)
             loop.pretrain(
                 settings,
                 folder,
                 resume=True,
-                on_report=lambda report: print(loop.format_row(report), flush=True),
+                on_report=lambda report: print(format_row(report), flush=True),
             )
     else:
         settings = run_pretraining(folder, config)
