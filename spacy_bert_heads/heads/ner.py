@@ -19,6 +19,7 @@ from .head import BertHead, cross_entropy
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
+    "lstm_width": 0,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
