@@ -263,12 +263,12 @@ def adapt(kind: str, steps: int, rate: float, bench: Bench) -> dict[str, Any]:
     }
 
 
-def load_frozen(name: str, *, sentence_objective: str | None) -> tuple[Pretrainer, list[str]]:
+def load_frozen(name: str, *, sentence_objective: str | None) -> Pretrainer:
     """A checkpoint of which the heads alone will learn, those for pairs with their pooler."""
-    pretrainer, made = load_pretrainer(name, sentence_objective=sentence_objective)
+    pretrainer = load_pretrainer(name, sentence_objective=sentence_objective)
     for parameter_name, parameter in pretrainer.model.named_parameters():
         parameter.requires_grad_("pooler" in parameter_name or parameter_name.startswith("cls."))
-    return pretrainer, made
+    return pretrainer
 
 
 def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dict[str, float]:
@@ -276,7 +276,7 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
     loss, on the same masked pieces, of the frequencies of pieces in the other documents."""
     torch.manual_seed(settings.training.seed)  # as the run: new heads are the same ones
     objective = settings.objective.sentences
-    pretrainer, _ = load_pretrainer(str(model), sentence_objective=objective)
+    pretrainer = load_pretrainer(str(model), sentence_objective=objective)
     pretrainer.eval()
     cache = Path(settings.paths.cache)
     vocabulary = pretrainer.vocabulary()

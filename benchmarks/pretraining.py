@@ -205,7 +205,7 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
             phases=[Phase(job.length)],
         ),
     )
-    pretrainer, _ = load_pretrainer(job.encoder, sentence_objective=job.contender)
+    pretrainer = load_pretrainer(job.encoder, sentence_objective=job.contender)
     pretrainer.to(job.device).eval()
     plans = job.work / f"{job.task}-{job.contender}-{job.precision}-{job.length}"
     data = Data(corpus, pretrainer.vocabulary(), settings, plans)

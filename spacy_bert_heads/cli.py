@@ -282,8 +282,8 @@ def fill_mask_command(
     from .pretraining.objectives import fill_mask, load_pretrainer
 
     try:
-        pretrainer, made = load_pretrainer(model, sentence_objective=None)
-        if "masked-piece head" in made:
+        pretrainer = load_pretrainer(model, sentence_objective=None)
+        if "masked-piece head" in pretrainer.new_heads:
             raise ValueError(f"'{model}' has no head for masked pieces. Pretrain it first.")
         rows = fill_mask(pretrainer, text, top=top)
     except (ValueError, OSError) as error:

@@ -122,7 +122,7 @@ def whole(settings, tmp_path_factory) -> Path:
 def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, objective, model_class):
     name = make_checkpoint(tmp_path / family, family=family)
     settings = replace(settings, objective=replace(settings.objective, sentences=objective))
-    pretrainer, _ = load_pretrainer(name, sentence_objective=objective)
+    pretrainer = load_pretrainer(name, sentence_objective=objective)
     pretrainer.model.save_pretrained(tmp_path / "saved")
     corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
@@ -175,7 +175,7 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
 )
 def test_all_that_learns_takes_part_in_every_bucket(tmp_path, family, objective):
     name = make_checkpoint(tmp_path / family, family=family)
-    pretrainer, _ = load_pretrainer(name, sentence_objective=objective)
+    pretrainer = load_pretrainer(name, sentence_objective=objective)
     ids, none = torch.full((2, 7), 5), torch.empty(0, dtype=torch.int64)
     inputs = (ids, torch.zeros_like(ids), torch.ones_like(ids), none, none, none, none)
     mlm_loss, _, sentence_loss, _ = pretrainer(*inputs)
@@ -188,7 +188,7 @@ def test_all_that_learns_takes_part_in_every_bucket(tmp_path, family, objective)
 
 
 def test_a_wrapped_step_exchanges_gradients_after_the_last_bucket(settings, encoder, tmp_path):
-    pretrainer, _ = load_pretrainer(encoder, sentence_objective="nsp")
+    pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
     corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
     batch = data.held_out_batches(0)[0]
@@ -245,7 +245,7 @@ def test_a_run_learns(settings, tmp_path):
 
 
 def test_what_the_checkpoint_lacks_learns_faster(settings):
-    pretrainer, _ = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
+    pretrainer = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
     assert "cls.predictions.transform.dense.weight" in pretrainer.made
     assert not any(name.startswith("bert.") for name in pretrainer.made)
     training = replace(settings.training, learn_rate=1e-3, rate_factor=7.0, weight_decay=0.0)

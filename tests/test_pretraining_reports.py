@@ -88,7 +88,7 @@ def test_a_run_shows_its_guesses_and_curves(settings, tmp_path):
     assert report.samples and all(len(one["guesses"]) == 5 for one in report.samples)
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1]) == asdict(report)
-    pretrainer, _ = load_pretrainer(str(tmp_path / "out" / "model-last"), sentence_objective=None)
+    pretrainer = load_pretrainer(str(tmp_path / "out" / "model-last"), sentence_objective=None)
     for one in report.samples:
         (expected,) = fill_mask(pretrainer, one["text"], top=5)
         assert [text for text, _ in one["guesses"]] == [guess.text for guess in expected]

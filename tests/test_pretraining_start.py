@@ -144,8 +144,8 @@ def test_a_new_encoder_is_a_whole_folder(raw, tmp_path, family):
     assert torch.equal(torch.get_rng_state(), random)
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
 
-    pretrainer, made = load_pretrainer(name, sentence_objective="full-sentences")
-    assert made == []
+    pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
+    assert not pretrainer.made
     assert pretrainer.vocabulary().mask_id == 4
     assert pretrainer.vocabulary().size == pretrainer.model.config.vocab_size == 120
     assert pretrainer.bert.max_window == 512
@@ -206,8 +206,8 @@ def test_a_tokenizer_of_another_family(raw, tmp_path, family, kind):
     tokenizer.save_pretrained(tmp_path / "tokenizer")  # no config.json, no weights
     settings = ask(raw, family=family, tokenizer=str(tmp_path / "tokenizer"))
     name = make_start(settings, tmp_path / "start", say=quiet)
-    pretrainer, made = load_pretrainer(name, sentence_objective="full-sentences")
-    assert made == []
+    pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
+    assert not pretrainer.made
     assert pretrainer.bert.max_window == 512
     assert pretrainer.model.config.pad_token_id == tokenizer.pad_token_id
     assert pretrainer.vocabulary().mask_id == tokenizer.mask_token_id
@@ -381,8 +381,8 @@ def test_new_rows_are_means(wordy, tmp_path, family, tied):
     for i, ids in enumerate(pieces):
         torch.testing.assert_close(found[..., n_old + i], expected[..., ids].mean(-1))
 
-    pretrainer, made = load_pretrainer(start, sentence_objective=None)
-    assert made == []
+    pretrainer = load_pretrainer(start, sentence_objective=None)
+    assert not pretrainer.made
     ids = inputs["input_ids"]
     with torch.no_grad():
         states = pretrainer.bert(ids, torch.zeros_like(ids), torch.ones_like(ids))
@@ -463,11 +463,11 @@ def cached(before, after):
 
 
 def test_heads_that_the_checkpoint_lacks_are_still_lacking(checkpoint, wordy, tmp_path):
-    _, expected = load_pretrainer(checkpoint, sentence_objective=None)
+    expected = load_pretrainer(checkpoint, sentence_objective=None).new_heads
     assert expected == ["sentence head", "masked-piece head"]
     name = make_start(ask(wordy, checkpoint, add_words=2), tmp_path / "start", say=quiet)
-    pretrainer, made = load_pretrainer(name, sentence_objective=None)
-    assert made == expected
+    pretrainer = load_pretrainer(name, sentence_objective=None)
+    assert pretrainer.new_heads == expected
     assert pretrainer.model.get_output_embeddings().weight.shape[0] == pretrainer.vocabulary().size
     assert load_checkpoint(name).encoder.pooler is not None
 
@@ -487,8 +487,8 @@ def test_rows_beyond_the_tokenizer_are_taken_first(wordy, tmp_path):
 def test_words_for_a_new_encoder(wordy, before, tmp_path):
     settings = ask(wordy, family="roberta", tokenizer=before, add_words=3)
     name = make_start(settings, tmp_path / "start", say=quiet)
-    pretrainer, made = load_pretrainer(name, sentence_objective="full-sentences")
-    assert made == []
+    pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
+    assert not pretrainer.made
     size = pretrainer.model.config.vocab_size
     assert size == load_wordpieces(before).tokenizer.get_vocab_size() + 3
     ids = pretrainer.bert.wordpieces(["Harbourmaster boatyard lightvessel"]).ids

@@ -277,9 +277,9 @@ def begin(
         (output / "log.jsonl").unlink(missing_ok=True)
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(t.seed)
-    pretrainer, made = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
-    if made:
-        say(f"{encoder} has no {', no '.join(made)}: made anew.")
+    pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
+    if pretrainer.new_heads:
+        say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: made anew.")
     max_length = max(phase.max_length for phase in t.phases)
     if max_length > pretrainer.bert.max_window:
         raise ValueError(

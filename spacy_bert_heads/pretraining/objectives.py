@@ -52,6 +52,14 @@ class Guess(NamedTuple):
     score: float
 
 
+# What to call heads by the names of their parameters.
+HEAD_PARTS = {
+    "sentence head": ("seq_relationship", "sop_classifier"),
+    "pooler": ("pooler",),
+    "masked-piece head": ("predictions", "lm_head", "vocab_", "generator_"),
+}
+
+
 class Pretrainer(nn.Module):
     """A checkpoint with the heads that pretraining needs.
 
@@ -71,6 +79,15 @@ class Pretrainer(nn.Module):
         self.made = frozenset(made)
         for module in self.sentence_head():
             module.requires_grad_(has_pairs)
+
+    @property
+    def new_heads(self) -> list[str]:
+        """RETURNS (List[str]): What to call the heads that the checkpoint lacks."""
+        return [
+            name
+            for name, parts in HEAD_PARTS.items()
+            if any(part in key for key in self.made for part in parts)
+        ]
 
     def vocabulary(self) -> Vocabulary:
         """RETURNS (Vocabulary): What the examples need of the tokenizer.
@@ -263,13 +280,12 @@ def guess_masked(
     ]
 
 
-def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretrainer, list[str]]:
+def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
     """Load a checkpoint to continue its pretraining.
 
     name (str): A hub name or a folder.
     sentence_objective (Optional[str]): "nsp", "sop", or None if no head for it is needed.
-    RETURNS (Tuple[Pretrainer, List[str]]): The modules, and the names of those that the checkpoint
-        lacks and that were made anew.
+    RETURNS (Pretrainer): The modules, with new heads where the checkpoint lacks them.
     RAISES (ValueError): If it can't be loaded, or its family has no head for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
@@ -286,8 +302,7 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> tuple[Pretr
         return own.get(family, AutoModelForMaskedLM)
 
     model, bert, missing = load_model(name, choose_class)
-    has_pairs = sentence_objective in PAIRS
-    return Pretrainer(model, bert, has_pairs=has_pairs, made=missing), made_anew(missing)
+    return Pretrainer(model, bert, has_pairs=sentence_objective in PAIRS, made=missing)
 
 
 def check_objective(family: str, objective: str | None) -> None:
@@ -301,22 +316,6 @@ def check_objective(family: str, objective: str | None) -> None:
             f'A "{family}" model has no head for pairs of segments, so it can\'t learn '
             f'"{objective}". Set [objective] sentences = "full-sentences" or "doc-sentences".'
         )
-
-
-def made_anew(missing: Iterable[str]) -> list[str]:
-    """missing (Iterable[str]): The parameters that a checkpoint lacks.
-    RETURNS (List[str]): What to call the heads that they belong to.
-    """
-    names = {
-        "sentence head": ("seq_relationship", "sop_classifier"),
-        "pooler": ("pooler",),
-        "masked-piece head": ("predictions", "lm_head", "vocab_", "generator_"),
-    }
-    return [
-        name
-        for name, parts in names.items()
-        if any(part in key for key in missing for part in parts)
-    ]
 
 
 def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:

@@ -111,7 +111,7 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     folder (Path): Where the checkpoint goes that has them.
     say (Callable[[str], None]): Takes what is worth knowing.
     """
-    pretrainer, _ = load_pretrainer(name, sentence_objective=None)
+    pretrainer = load_pretrainer(name, sentence_objective=None)
     for file_, content in pretrainer.bert.tokenizer_files.items():
         (folder / file_).write_bytes(content)
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
