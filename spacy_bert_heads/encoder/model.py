@@ -289,7 +289,7 @@ def run(
     bert: Bert,
     sequences: Sequences,
     max_batch_tokens: int,
-    layers: tuple[int, ...],
+    layers: tuple[int, ...] | None = None,
     *,
     keep_graph: bool,
 ) -> torch.Tensor:
@@ -298,7 +298,8 @@ def run(
     bert (Bert): The checkpoint.
     sequences (Sequences): The sequences.
     max_batch_tokens (int): The budget of a bucket, in slots.
-    layers (Tuple[int, ...]): Whose states to keep, as `Bert.layer_numbers` counts them.
+    layers (Optional[Tuple[int, ...]]): Whose states to keep, as `Bert.layer_numbers` counts them;
+        None for the last.
     keep_graph (bool): Whether gradients will be asked for.
     RETURNS (Tensor): The states in the order of the slots, layers side by side
         (n_slots, n_layers * width), float32.
@@ -308,6 +309,7 @@ def run(
     starts = np.cumsum(lengths) - lengths
     buckets = make_buckets(lengths, max_tokens=max_batch_tokens)
     over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
+    layers = (bert.n_layers,) if layers is None else layers
     n_rows = 0 if keep_graph else len(sequences.ids)
     packed = torch.empty(n_rows, bert.width * len(layers), device=device)
     parts, slots = [], []
