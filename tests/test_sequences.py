@@ -370,7 +370,7 @@ class Stub(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(4))
         self.shapes: list[tuple[int, int]] = []
 
-    def forward(self, ids, type_ids, mask):
+    def forward(self, ids, type_ids, mask, layers=None):
         self.shapes.append(tuple(ids.shape))
         assert (ids[mask == 0] == 99).all() and (type_ids[mask == 0] == 0).all()
         position, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True).expand_as(mask)

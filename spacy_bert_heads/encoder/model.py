@@ -309,9 +309,8 @@ def run(
     starts = np.cumsum(lengths) - lengths
     buckets = make_buckets(lengths, max_tokens=max_batch_tokens)
     over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
-    layers = (bert.n_layers,) if layers is None else layers
-    n_rows = 0 if keep_graph else len(sequences.ids)
-    packed = torch.empty(n_rows, bert.width * len(layers), device=device)
+    n_rows, n_layers = 0 if keep_graph else len(sequences.ids), 1 if layers is None else len(layers)
+    packed = torch.empty(n_rows, bert.width * n_layers, device=device)
     parts, slots = [], []
     for bucket in buckets:
         inputs, at, present = pad(sequences, starts[bucket], lengths[bucket], bert, device)
