@@ -78,6 +78,12 @@ STARTS = {
     "wikitext": "adapt-wikitext",
     "nsp": "adapt-nsp",
 }
+TITLES = {
+    "as_it_came": "as it came",
+    "covid": "adapted to papers",
+    "wikitext": "adapted to WikiText-2",
+    "nsp": "adapted to papers, NSP beside",
+}
 SEEDS = (0, 1, 2)
 # Estimates: wordpieces a second on one core.
 LEARN, READ, LEARN_TINY = 730, 2200, 7000
@@ -451,7 +457,7 @@ def print_ncbi(done: dict[str, dict]) -> None:
             found = scores_of(done, start, share)
             spread = f"({min(found):.3f} to {max(found):.3f}), n={len(found)}" if found else ""
             cells.append(f"{statistics.mean(found):.3f} {spread}" if found else "–")
-        print_row(start, *cells)
+        print_row(TITLES[start], *cells)
     print()
 
 
@@ -515,12 +521,14 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
         for start in STARTS:
             points = [(share, scores_of(done, start, share)) for share in sorted(EPOCHS)]
             points = [(share, found) for share, found in points if found]
+            if not points:
+                continue
             means = np.array([statistics.mean(found) for _, found in points])
             low = means - [min(found) for _, found in points]
             high = [max(found) for _, found in points] - means
             shares = [share for share, _ in points]
-            axes.errorbar(shares, means, yerr=(low, high), label=start, capsize=3)
-        axes.set(xscale="log", xlabel="% of the sentences", ylabel="entity F1, test")
+            axes.errorbar(shares, means, yerr=(low, high), label=TITLES[start], capsize=3)
+        axes.set(xscale="log", xlabel="% of the training sentences", ylabel="entity F1, test")
         axes.set_xticks(sorted(EPOCHS), map(str, sorted(EPOCHS)))
         axes.legend()
         save(figure, "ncbi")
