@@ -17,7 +17,6 @@ from spacy_bert_heads.encoder.adapters import (
     LORA_SCALE,
     Bottleneck,
     LowRank,
-    add_adapter,
     make_settings,
     merge_adapter,
     remove_adapter,
@@ -49,7 +48,7 @@ def randomize(bert) -> None:
 def test_every_family_has_a_place_for_it(family, kind, tmp_path):
     bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
     expected = bert(*inputs(bert))
-    add_adapter(bert, make_settings(kind, 4, 0))
+    bert.add_adapter(make_settings(kind, 4, 0))
     adapted = [m for m in bert.modules() if isinstance(m, LowRank | Bottleneck)]
     # ALBERT's layers are one, ModernBERT's query and value are.
     layers = 1 if family == "albert" else 2
@@ -210,7 +209,7 @@ def test_a_saved_encoder_is_a_hugging_face_checkpoint(checkpoint, tmp_path):
         ids, types, mask = inputs(bert)
         states = model(ids, mask, types).last_hidden_state
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-4)
-    merge_adapter(bert, True)  # a pipeline that predicts
+    merge_adapter(bert.encoder, True)  # a pipeline that predicts
     spacy_bert_heads.to_hf(nlp, "bert_encoder", tmp_path / "merged")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     exported = load_file(tmp_path / "exported" / "model.safetensors")

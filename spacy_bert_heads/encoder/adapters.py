@@ -4,19 +4,14 @@ What is trained is kept apart from the checkpoint, in files of its own; LoRA is 
 weights for prediction.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import gelu
-
-if TYPE_CHECKING:
-    from .loading import Bert
 
 # The width of a bottleneck, the rank of LoRA.
 SIZES = {"pfeiffer": 64, "houlsby": 64, "lora": 8}
@@ -138,14 +133,14 @@ def make_settings(kind: str, size: int | None, first_layer: int) -> AdapterSetti
     return AdapterSettings(kind, size or SIZES[kind], first_layer)
 
 
-def add_adapter(bert: Bert, settings: AdapterSettings) -> None:
+def add_adapter(encoder: Any, settings: AdapterSettings) -> None:
     """Put an adapter into a checkpoint.
 
-    bert (Bert): The checkpoint, without one.
+    encoder (PreTrainedModel): Hugging Face's model, without one.
     settings (AdapterSettings): Which.
     RAISES (ValueError): If it isn't known where one goes in the family.
     """
-    family = bert.config.model_type
+    family = encoder.config.model_type
     if family not in PLACES:
         raise ValueError(
             f"Adapters don't know where to go in '{family}' models. The families are: "
@@ -158,13 +153,12 @@ def add_adapter(bert: Bert, settings: AdapterSettings) -> None:
         "lora": places.low_rank,
     }[settings.kind]
     module_class = LowRank if settings.kind == "lora" else Bottleneck
-    for name, linear in list(bert.encoder.named_modules()):
+    for name, linear in list(encoder.named_modules()):
         found = re.search(r"layers?\.(\d+)\.(.+)$", name)
         if found and int(found[1]) >= settings.first_layer and found[2] in names:
             assert isinstance(linear, nn.Linear)
             adapted = module_class(linear, settings.size).to(linear.weight.device)
-            _replace(bert.encoder, name, adapted.train(linear.training))
-    bert.adapter = settings
+            _replace(encoder, name, adapted.train(linear.training))
 
 
 def remove_adapter(encoder: nn.Module) -> None:
@@ -184,51 +178,50 @@ def _replace(encoder: nn.Module, name: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(parent), last, module)
 
 
-def merge_adapter(bert: Bert, merge: bool) -> None:
+def merge_adapter(encoder: nn.Module, merge: bool) -> None:
     """Make LoRA part of the weights, for prediction, or take it out again, to train. Bottlenecks
     can't be merged.
 
-    bert (Bert): The checkpoint.
+    encoder (nn.Module): Hugging Face's model.
     merge (bool): Which.
     """
-    for module in bert.modules():
+    for module in encoder.modules():
         if isinstance(module, LowRank):
             module.merge(merge)
 
 
-def assume_merged(bert: Bert) -> None:
+def assume_merged(encoder: nn.Module) -> None:
     """Take the weights for ones that have LoRA in them already, as they are saved.
 
-    bert (Bert): The checkpoint, whose adapter has just been made.
+    encoder (nn.Module): Hugging Face's model, whose adapter has just been made.
     """
-    for module in bert.modules():
+    for module in encoder.modules():
         if isinstance(module, LowRank):
             module.is_merged = True
 
 
-def learning_parameters(bert: Bert) -> Iterator[nn.Parameter]:
+def learning_parameters(encoder: nn.Module, settings: AdapterSettings) -> Iterator[nn.Parameter]:
     """What learns where there is an adapter: it alone, and with bottlenecks the LayerNorms of its
     layers (Houlsby et al. 2019, section 2).
 
-    bert (Bert): A checkpoint with an adapter.
+    encoder (nn.Module): Hugging Face's model.
+    settings (AdapterSettings): Its adapter.
     YIELDS (nn.Parameter): The parameters.
     """
-    assert bert.adapter is not None
-    kind, _, first_layer = bert.adapter
-    for name, module in bert.encoder.named_modules():
+    for name, module in encoder.named_modules():
         if isinstance(module, LowRank | Bottleneck):
             yield from (*module.down.parameters(), *module.up.parameters())
-        elif isinstance(module, nn.LayerNorm) and kind != "lora":
+        elif isinstance(module, nn.LayerNorm) and settings.kind != "lora":
             layer = re.search(r"layers?\.(\d+)\.", name)
-            if layer and int(layer[1]) >= first_layer:
+            if layer and int(layer[1]) >= settings.first_layer:
                 yield from module.parameters()
 
 
-def trained_weights(bert: Bert) -> dict[str, torch.Tensor]:
-    """bert (Bert): A checkpoint.
+def trained_weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """encoder (nn.Module): Hugging Face's model.
     RETURNS (Dict[str, Tensor]): What learns of it, by name.
     """
-    return {n: p.detach() for n, p in bert.encoder.named_parameters() if p.requires_grad}
+    return {n: p.detach() for n, p in encoder.named_parameters() if p.requires_grad}
 
 
 def digest_embeddings(encoder: Any) -> str:

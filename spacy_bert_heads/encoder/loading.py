@@ -113,6 +113,15 @@ class Bert(nn.Module):
         offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         return int(positions) - (0 if offset is None else int(offset) + 1)
 
+    def add_adapter(self, settings: AdapterSettings) -> None:
+        """Put an adapter in, where there is none.
+
+        settings (AdapterSettings): Which.
+        RAISES (ValueError): If it isn't known where one goes in the family.
+        """
+        add_adapter(self.encoder, settings)
+        self.adapter = settings
+
     def forward(
         self,
         ids: torch.Tensor,
@@ -322,7 +331,7 @@ def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
     assert isinstance(bert, Bert)
     trained: Files = {}
     if share or bert.adapter is not None:
-        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert).items()}
+        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert.encoder).items()}
         adapter = None if bert.adapter is None else list(bert.adapter)
         about = {"adapter": adapter, "embeddings": digest_embeddings(bert.encoder)}
         trained["trained.json"] = json.dumps(about).encode("utf8")
@@ -374,16 +383,16 @@ def _add_trained(bert: Bert, files: Files, shared: str | None) -> None:
             "{'model': {'name': …}}}})."
         )
     if adapter is not None:
-        add_adapter(bert, adapter)
+        bert.add_adapter(adapter)
         if shared is None:
-            assume_merged(bert)
+            assume_merged(bert.encoder)
     try:
         _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
     if unexpected:
         raise ValueError(f"The checkpoint has no {unexpected[0]}. {_AGAIN}")
-    merge_adapter(bert, True)
+    merge_adapter(bert.encoder, True)
 
 
 def _whole_from_files(files: Files) -> Bert:

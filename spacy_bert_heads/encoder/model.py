@@ -14,7 +14,6 @@ from ..sequences import choose_windows, make_buckets, make_pair_sequences, make_
 from ..types import Encoded, Ints1d, Pairs, Sequences
 from .adapters import (
     AdapterSettings,
-    add_adapter,
     learning_parameters,
     make_settings,
     merge_adapter,
@@ -156,7 +155,7 @@ def choose_what_learns(bert: Bert, n_layers: int) -> None:
         )
     if bert.adapter is not None:
         bert.requires_grad_(False)
-        for parameter in learning_parameters(bert):
+        for parameter in learning_parameters(bert.encoder, bert.adapter):
             parameter.requires_grad_(True)
         return
     bert.requires_grad_(True)
@@ -280,9 +279,9 @@ def open_adapter(model: EncoderModel) -> None:
     """
     bert, settings = bert_of(model), model.attrs["adapter"]
     if settings is not None and bert.adapter is None:
-        add_adapter(bert, AdapterSettings(*settings))
+        bert.add_adapter(AdapterSettings(*settings))
         choose_what_learns(bert, model.attrs["frozen_layers"])
-    merge_adapter(bert, False)
+    merge_adapter(bert.encoder, False)
 
 
 def run(
