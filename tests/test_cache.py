@@ -1,11 +1,14 @@
 """States of a frozen encoder that are kept on disk."""
 
 import shutil
+import warnings
 
 import pytest
 import spacy
 import torch
 from conftest import TRAIN_DATA, make_examples
+from spacy.tokens import DocBin
+from spacy.training.initialize import init_nlp
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.cache import ENTRY, StatesCache
@@ -84,20 +87,27 @@ def test_an_undone_entry_is_not_found(runs, tmp_path):
 
 
 def test_training_with_a_cache_is_training_without(checkpoint, tmp_path):
-    """Through spaCy's own config: the callback, and a frozen encoder."""
+    """By what `spacy train` does: the config's callback, and a frozen encoder."""
+    data = str(tmp_path / "data.spacy")
+    blank = spacy.blank("en")
+    DocBin(docs=[eg.reference for eg in make_examples(blank)]).to_disk(data)
     found = []
-    for folder in (None, tmp_path / "states"):
+    for folder in (None, str(tmp_path / "states")):
         nlp = spacy.blank("en")
         settings = {"name": checkpoint, "window": 64, "stride": 48}
         nlp.add_pipe("bert_encoder", config={"model": settings})
         nlp.add_pipe("bert_ner", config={"model": {"tok2vec": {"layers": "all"}}})
-        if folder is not None:
-            callback = {"@callbacks": "spacy_bert_heads.cache_states.v1", "folder": str(folder)}
-            nlp = spacy.blank("en").from_config(
-                nlp.config.merge({"initialize": {"after_init": callback}})
-            )
-        torch.manual_seed(0)
-        nlp.initialize(lambda nlp=nlp: make_examples(nlp))
+        callback = {"@callbacks": "spacy_bert_heads.cache_states.v1", "folder": folder}
+        config = nlp.config.merge(
+            {
+                "paths": {"train": data, "dev": data},
+                "training": {"frozen_components": ["bert_encoder"], "seed": 0},
+                "initialize": {"after_init": callback if folder else None},
+            }
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # spaCy's own, of a frozen layer that others read
+            nlp = init_nlp(config)
         optimizer = Adam(3e-3, use_averages=False)
         for _ in range(5):
             nlp.update(make_examples(nlp), sgd=optimizer, exclude=["bert_encoder"])

@@ -366,7 +366,7 @@ def make_cache_states(folder: Path) -> Callable[[Language], Language]:
     """
 
     def cache_states(nlp: Language) -> Language:
-        for _, pipe in nlp.pipeline:
+        for _, pipe in nlp.components:  # spaCy has disabled frozen ones meanwhile
             if isinstance(pipe, BertEncoder):
                 pipe.cache = StatesCache(folder)
         return nlp
