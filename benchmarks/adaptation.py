@@ -44,13 +44,16 @@ import torch
 import typer
 from jobs import (
     N_POINTS,
+    SEEDS,
     Bench,
     Job,
     finetune,
     print_head,
     print_row,
     read_log,
+    read_results,
     run_jobs,
+    runs_of,
     show_jobs,
 )
 from thinc.api import Config
@@ -84,7 +87,6 @@ TITLES = {
     "wikitext": "adapted to WikiText-2",
     "nsp": "adapted to papers, NSP beside",
 }
-SEEDS = (0, 1, 2)
 # Estimates: wordpieces a second on one core.
 LEARN, READ, LEARN_TINY = 730, 2200, 7000
 
@@ -369,10 +371,7 @@ def make_random(encoder: str, folder: Path) -> None:
 
 def print_tables(bench: Bench) -> None:
     """All tables, as Markdown, and the plots, of what is done."""
-    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
-    scales = {result["scale"] for result in done.values()}
-    if scales - {1.0}:
-        print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
+    done = read_results(bench)
     print_scratch(done)
     print_adaptation(done)
     print_ncbi(done)
@@ -444,8 +443,7 @@ def print_adaptation(done: dict[str, dict]) -> None:
 
 
 def scores_of(done: dict[str, dict], start: str, share: int) -> list[float]:
-    names = (f"ncbi-{start}-{share}-{seed}" for seed in SEEDS)
-    return [done[name]["test"] for name in names if name in done]
+    return [run["test"] for run in runs_of(done, f"ncbi-{start}-{share}")]
 
 
 def print_ncbi(done: dict[str, dict]) -> None:

@@ -19,7 +19,6 @@ retrieval
 
 import json
 import shutil
-import statistics
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,19 @@ import spacy
 import torch
 import typer
 from adaptation import raw_text, run_pretraining, settings_of
-from jobs import Bench, Job, finetune, print_head, print_row, read_log, run_jobs
+from jobs import (
+    SEEDS,
+    Bench,
+    Job,
+    finetune,
+    print_head,
+    print_row,
+    read_log,
+    read_results,
+    run_jobs,
+    runs_of,
+    spread,
+)
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from tokenizers import Tokenizer
@@ -42,7 +53,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from spacy_bert_heads.corpora import BertCorpus
 from spacy_bert_heads.encoder.loading import Bert, load_model
-from spacy_bert_heads.encoder.model import bert_of, run
+from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.inspect_encoder import encode_layers
 from spacy_bert_heads.pretraining.settings import Encoder
 from spacy_bert_heads.pretraining.start import make_tokenizer
 from spacy_bert_heads.sequences import make_sequences
@@ -71,7 +83,6 @@ SHAPE = {
 TRAINING = {"max_steps": 6000, "batch_pieces": 4096, "learn_rate": 1e-3}
 TASKS = {"wnut17": 3394, "sst2": 6920}
 EPOCHS = 5
-SEEDS = (0, 1, 2)
 N_SENTENCES = 500  # to find means, and counterparts in
 N_PIECES = 2000  # among which a counterpart is looked for
 
@@ -173,10 +184,8 @@ def encode(bert: Bert, texts: list[str]) -> Language:
     docs = [blank.make_doc(text) for text in texts]
     window = bert.max_window
     sequences = make_sequences(docs, bert.wordpieces, window=window, stride=window // 2)
-    layers = tuple(range(bert.n_layers + 1))
-    with torch.no_grad():
-        states = run(bert, sequences, 4096, layers, keep_graph=False)
-    return Language(torch.from_numpy(sequences.ids), states.unflatten(1, (len(layers), -1)))
+    states = encode_layers(bert, sequences, range(bert.n_layers + 1))
+    return Language(torch.from_numpy(sequences.ids), states)
 
 
 def read_texts(data: Path) -> list[str]:
@@ -307,7 +316,7 @@ def shifted(bert: Bert, vector: torch.Tensor) -> Iterator[None]:
 
 
 def print_tables(bench: Bench) -> None:
-    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
+    done = read_results(bench)
     if "pretrain" in done:
         last = done["pretrain"]["curve"][-1]
         print(f"MLM loss, held out: {last['held_out_mlm_loss']:.3f} after {last['step']} steps\n")
@@ -325,14 +334,10 @@ def print_tables(bench: Bench) -> None:
         print()
     print_head("task", "English", "fake English", "… with the difference of the means")
     for task in TASKS:
-        runs = [done[f"zero-shot-{task}-{s}"] for s in SEEDS if f"zero-shot-{task}-{s}" in done]
+        runs = runs_of(done, f"zero-shot-{task}")
         if runs:
-            cells = []
-            for kind in ("english", "fake", "fake_shifted"):
-                values = [run["scores"][kind] for run in runs]
-                mean = statistics.mean(values)
-                cells.append(f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})")
-            print_row(task, *cells)
+            kinds = ("english", "fake", "fake_shifted")
+            print_row(task, *(spread([run["scores"][kind] for run in runs]) for kind in kinds))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spacy_bert_heads.init_config import init_config
 
 RATE = 1e-4  # of fine-tuning: that of init-config
 N_POINTS = 10  # of a curve
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,28 @@ def take(source: Path, size: int, target: Path) -> None:
     docs = list(DocBin().from_disk(source).get_docs(Vocab()))
     random.Random(0).shuffle(docs)
     DocBin(docs=docs[:size], store_user_data=True).to_disk(target)
+
+
+def read_results(bench: Bench) -> dict[str, dict]:
+    """What is done, by the names of the jobs; it says so if some of it is a test of a script."""
+    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
+    scales = {result["scale"] for result in done.values()}
+    if scales - {1.0}:
+        print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
+    return done
+
+
+def runs_of(done: dict[str, dict], prefix: str) -> list[dict]:
+    """The results of a job with all seeds."""
+    return [done[f"{prefix}-{seed}"] for seed in SEEDS if f"{prefix}-{seed}" in done]
+
+
+def spread(values: list[float], form: str = ".3f") -> str:
+    """The mean, and from where to where."""
+    if not values:
+        return "–"
+    low, mean, high = (format(f(values), form) for f in (min, statistics.mean, max))
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
 def print_row(*cells: Any) -> None:

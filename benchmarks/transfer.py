@@ -16,7 +16,6 @@ parameters-TASK-WAY-SEED
 Every setting is that of `init-config`, but for what a way is about. Nothing is chosen by a score.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -26,14 +25,26 @@ from typing import Annotated, Any
 
 import spacy
 import typer
-from jobs import Bench, Job, finetune, print_head, print_row, run_jobs, show_jobs
+from jobs import (
+    SEEDS,
+    Bench,
+    Job,
+    finetune,
+    print_head,
+    print_row,
+    read_results,
+    run_jobs,
+    runs_of,
+    show_jobs,
+    spread,
+)
 from thinc.api import Config
 
 from spacy_bert_heads.encoder.features import mix_of
 from spacy_bert_heads.encoder.loading import checkpoint_to_files
 from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.init_config import ADAPTED
 
-SEEDS = (0, 1, 2)
 N_LAYERS = 6
 LAST_FOUR = [-4, -3, -2, -1]
 ALL = list(range(1, N_LAYERS + 1))  # without the embeddings, as in the paper
@@ -64,16 +75,13 @@ LSTM_WIDTH = 192  # of each direction: together as wide as the states
 
 PARAMETER_TASKS = {"sst2": 2000, "sick": 2000}  # examples to train on
 PARAMETER_EPOCHS = 2
-# The settings of the encoder. A learning rate of new modules is that of new heads.
+# The settings of the encoder.
 PARAMETERS: dict[str, dict[str, Any]] = {
     **{
-        f"adapter-{size}": {"adapter": "houlsby", "adapter_size": size, "rate_factor": 10.0}
+        f"adapter-{size}": {"adapter": "houlsby", "adapter_size": size, **ADAPTED}
         for size in (4, 16, 64, 128, 256)
     },
-    **{
-        f"lora-{rank}": {"adapter": "lora", "adapter_size": rank, "rate_factor": 10.0}
-        for rank in (2, 8, 32)
-    },
+    **{f"lora-{rank}": {"adapter": "lora", "adapter_size": rank, **ADAPTED} for rank in (2, 8, 32)},
     **{f"top-{k}": {"frozen_layers": N_LAYERS - k} for k in range(1, N_LAYERS)},
     "everything": {},
 }
@@ -199,26 +207,10 @@ def count_trained(nlp: spacy.Language) -> dict[str, Any]:
 
 def print_tables(bench: Bench) -> None:
     """All tables, as Markdown, and the plot, of what is done."""
-    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
-    scales = {result["scale"] for result in done.values()}
-    if scales - {1.0}:
-        print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
+    done = read_results(bench)
     print_features(done)
     print_parameters(done)
     draw(bench, done)
-
-
-def runs_of(done: dict[str, dict], prefix: str) -> list[dict]:
-    """The results of a job with all seeds."""
-    return [done[f"{prefix}-{seed}"] for seed in SEEDS if f"{prefix}-{seed}" in done]
-
-
-def spread(values: list[float], form: str = ".3f") -> str:
-    """The mean, and from where to where."""
-    if not values:
-        return "–"
-    low, mean, high = (format(f(values), form) for f in (min, statistics.mean, max))
-    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
 def print_features(done: dict[str, dict]) -> None:

@@ -424,7 +424,8 @@ def inspect_map_command(
     encoder: Annotated[str | None, ENCODER] = None,
 ) -> None:
     """Draw documents as points, coloured by category, as one or two encoders see them."""
-    from .inspect_encoder import is_pipeline, map_documents, open_source, read_labelled
+    from .evaluate import is_pipeline
+    from .inspect_encoder import map_documents, open_source, read_labelled
     from .pictures import save_map
 
     *models, data = names

@@ -69,7 +69,7 @@ def evaluate(
         and `pairs_speed` in pairs per second (None without pairs).
     RAISES (ValueError): If there is no such pipeline, data or language, or nothing to score.
     """
-    if not is_package(model) and not (Path(model) / "config.cfg").is_file():
+    if not is_pipeline(model):
         raise ValueError(
             f"There is no pipeline '{model}', neither a folder with a config.cfg nor an installed "
             "package. Train one: python -m spacy train CONFIG --output FOLDER makes "
@@ -103,6 +103,11 @@ def evaluate(
         "speed": sum(map(len, docs)) / seconds,
         "pairs_speed": pairs / seconds if pairs else None,
     }
+
+
+def is_pipeline(name: str) -> bool:
+    """RETURNS (bool): Whether a name is a pipeline's folder, or that of an installed one."""
+    return is_package(name) or (Path(name) / "config.cfg").is_file()
 
 
 def load_with_tokenizer(model: str, lang: str) -> Language:

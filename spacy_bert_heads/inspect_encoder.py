@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spacy.language import Language
 from spacy.matcher import PhraseMatcher
 from spacy.tokens import Doc, Span
-from spacy.util import filter_spans, is_package
+from spacy.util import filter_spans
 from thinc.api import Model
 
 from .corpora import BertCorpus
@@ -25,6 +25,7 @@ from .encoder.features import mix_of
 from .encoder.listener import BertListener, checkpoint_behind
 from .encoder.loading import Bert, load_checkpoint
 from .encoder.model import bert_of, run
+from .evaluate import is_pipeline
 from .heads.layers import mean_by_group
 from .sequences import make_sequences
 from .types import DocSequences, Sequences
@@ -85,11 +86,6 @@ def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> S
     bert = load_checkpoint(name)
     window = min(256, bert.max_window)
     return Source(name, spacy.blank(lang), bert, window, max(window * 3 // 4, 1))
-
-
-def is_pipeline(name: str) -> bool:
-    """RETURNS (bool): Whether a name is a pipeline's, and not a checkpoint's."""
-    return is_package(name) or (Path(name) / "config.cfg").is_file()
 
 
 def encode_layers(bert: Bert, sequences: Sequences, layers: Sequence[int]) -> torch.Tensor:

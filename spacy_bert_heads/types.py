@@ -156,10 +156,10 @@ class DocSequences(Sequences):
         RETURNS (Tuple[DocSequences, Ints1d]): Their sequences, and the rows of the packed states
             that belong to them.
         """
-        windows = _select(docs, self.windows)
-        slots = _select(windows, self.lengths)
-        tokens = _select(docs, self.tokens)
-        pieces = _select(tokens, self.pieces)
+        windows = select(docs, self.windows)
+        slots = select(windows, self.lengths)
+        tokens = select(docs, self.tokens)
+        pieces = select(tokens, self.pieces)
         # The rows of each Doc move together, from where its slots began to where they begin now.
         doc_slots = sums(self.lengths, self.windows)
         began = (np.cumsum(doc_slots) - doc_slots)[docs]
@@ -186,7 +186,7 @@ def ranges(starts: Ints1d, lengths: Ints1d) -> Ints1d:
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
-def _select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
+def select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
     """The member indices of some groups, where group i has sizes[i] members in a row."""
     return ranges((np.cumsum(sizes) - sizes)[groups], sizes[groups])
 

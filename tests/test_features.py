@@ -17,6 +17,7 @@ from thinc.api import Adam
 import spacy_bert_heads
 from spacy_bert_heads.encoder.features import mix_of
 from spacy_bert_heads.encoder.listener import build_bert_listener
+from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, shim_of
 from spacy_bert_heads.heads.layers import TokenClassifier
 from spacy_bert_heads.types import DocSequences
@@ -222,8 +223,13 @@ def test_a_new_encoder_can_be_frozen_from_the_start(factory, checkpoint, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spaCy's own, of a frozen layer that others read
         trained = init_nlp(config)
+    # It has the checkpoint's weights, and so has what is saved.
+    expected = load_checkpoint(checkpoint).state_dict()
     trained.to_disk(tmp_path / "pipeline")
-    spacy.load(tmp_path / "pipeline")("Anna left")
+    for nlp in (trained, spacy.load(tmp_path / "pipeline")):
+        found = bert_of(nlp.get_pipe("bert_encoder").model).state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+        nlp("Anna left")
 
 
 @pytest.mark.filterwarnings("ignore:A learning rate")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from spacy.tokens import Doc
 
-from ..types import Encoded, Ints1d, Pairs, Sequences, ranges, sums
+from ..types import Encoded, Ints1d, Pairs, Sequences, select, sums
 from .loading import Bert
-from .model import EncoderModel, bert_of, encode, lay_out, shim_of
+from .model import EncoderModel, bert_of, encode, lay_out, layers_of, shim_of
 
 # Of a text or pair: the digest of its wordpieces, its first row, its number of rows.
 ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
@@ -59,13 +59,12 @@ class StatesCache:
             file, row = self._places[key]
             file.seek(row * self._width * 4)
             file.readinto(states[at : at + n].view("B").data)
-        layers = bert_of(model).layer_numbers(model.attrs["layers"])
-        return Encoded(torch.from_numpy(states).to(shim_of(model).device), sequences, layers)
+        on_device = torch.from_numpy(states).to(shim_of(model).device)
+        return Encoded(on_device, sequences, layers_of(model))
 
     def _open(self, model: EncoderModel) -> bool:
         """Open the files of an encoder as it is now; False if nothing is to be kept."""
-        bert, shim = bert_of(model), shim_of(model)
-        layers = bert.layer_numbers(model.attrs["layers"])
+        bert, shim, layers = bert_of(model), shim_of(model), layers_of(model)
         version = shim.version, layers, shim.precision
         if self._off or version == self._version:
             return not self._off
@@ -144,10 +143,8 @@ class StatesCache:
 
 def _take(sequences: Sequences, inputs: Ints1d) -> Sequences:
     """Some of the inputs, in the order given."""
-    begin = np.cumsum(sequences.windows) - sequences.windows
-    windows = ranges(begin[inputs], sequences.windows[inputs])
-    begin = np.cumsum(sequences.lengths) - sequences.lengths
-    slots = ranges(begin[windows], sequences.lengths[windows])
+    windows = select(inputs, sequences.windows)
+    slots = select(windows, sequences.lengths)
     return Sequences(
         ids=sequences.ids[slots],
         type_ids=sequences.type_ids[slots],

@@ -116,7 +116,7 @@ def prepare(model: EncoderModel) -> None:
     RAISES (ValueError): If the two don't go together.
     """
     bert = bert_of(model)
-    layers = bert.layer_numbers(model.attrs["layers"])
+    layers = layers_of(model)
     model.set_dim("n_layers", len(layers), force=True)
     model.set_dim("nO", bert.width * len(layers), force=True)
     window, room = model.attrs["window"], model.attrs["window"] - bert.wordpieces.n_special
@@ -214,6 +214,11 @@ def bert_of(model: Model) -> Bert:
     return bert
 
 
+def layers_of(model: EncoderModel) -> tuple[int, ...]:
+    """RETURNS (Tuple[int, ...]): The layers that are read, as `Bert.layer_numbers` counts them."""
+    return bert_of(model).layer_numbers(model.attrs["layers"])
+
+
 def forward(
     model: EncoderModel, inputs: list[Doc] | Pairs, is_train: bool
 ) -> tuple[Encoded, Callable[[torch.Tensor], list[Doc] | Pairs]]:
@@ -230,7 +235,7 @@ def forward(
 
     open_adapter(model)
     bert, shim, max_batch_tokens = bert_of(model), shim_of(model), model.attrs["max_batch_tokens"]
-    layers = bert.layer_numbers(model.attrs["layers"])
+    layers = layers_of(model)
     with shim.training(), shim.autocast():
         states = run(bert, sequences, max_batch_tokens, layers, keep_graph=True)
 
@@ -266,7 +271,7 @@ def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
     RETURNS (Encoded): The states.
     """
     bert, max_batch_tokens = bert_of(model), model.attrs["max_batch_tokens"]
-    layers = bert.layer_numbers(model.attrs["layers"])
+    layers = layers_of(model)
     with torch.no_grad(), shim_of(model).autocast():
         states = run(bert, sequences, max_batch_tokens, layers, keep_graph=False)
     return Encoded(states, sequences, layers)
