@@ -71,16 +71,21 @@ FAKE = str.maketrans(
         **{c: chr(0x1D41A + i) for i, c in enumerate(string.ascii_uppercase)},
     }
 )
-VOCABULARY = 4000  # of one language
+VOCABULARY = 2000  # of one language, as many as Dufter & Schütze took
 # Small enough that the languages must share what it knows (Dufter & Schütze 2020, section 4).
 SHAPE = {
     "num_hidden_layers": 4,
     "hidden_size": 128,
     "num_attention_heads": 4,
     "intermediate_size": 512,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 128,
+    # It will not see so much text that it could learn it by heart.
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    # One over the root of the width: 0.02 suits encoders six times as wide.
+    "initializer_range": 0.09,
 }
-TRAINING = {"max_steps": 6000, "batch_pieces": 4096, "learn_rate": 1e-3}
+TRAINING = {"max_steps": 12_000, "batch_pieces": 2048, "learn_rate": 1e-3}
 TASKS = {"wnut17": 3394, "sst2": 6920}
 EPOCHS = 5
 N_SENTENCES = 500  # to find means, and counterparts in

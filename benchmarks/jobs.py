@@ -96,7 +96,7 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
         partly = bench.file(job.name).with_suffix(".partly")
         partly.write_text(json.dumps(result, indent=1), encoding="utf8")
         partly.replace(bench.file(job.name))
-        for left_over in ("states", "plans", "model-best"):
+        for left_over in ("plans", "model-best"):
             shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
 
 
@@ -110,6 +110,7 @@ def finetune(
     n_dev: int,
     seed: int,
     epochs: int,
+    n_test: int = 10_000,
     change: Callable[[Config], None] = lambda config: None,
     look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
 ) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def finetune(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     folder.mkdir(parents=True)
     convert_task(bench.data, task, folder / "data")
-    sizes = {"train": n_train, "dev": n_dev, "test": 10_000}
+    sizes = {"train": n_train, "dev": n_dev, "test": n_test}
     for part, size in sizes.items():
         (folder / part).mkdir()
         target = folder / part / f"{task}.spacy"

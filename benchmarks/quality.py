@@ -51,6 +51,7 @@ def main(
     precision: str = "bf16",
     systems: str = "hf,ours,joint",
     tasks: str = "wnut17,sst2",
+    predict: Annotated[str, typer.Option(help="Precisions to score ours in; '': as trained")] = "",
     override: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for our config")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
@@ -69,11 +70,14 @@ def main(
                 options = (encoder, seed, epochs, rate, precision)
                 if kind == "hf":
                     scores, seconds, predict_seconds = run_plain(members[0], data, *options)
-                    results = {members[0]: (scores, predict_seconds)}
+                    results = {(members[0], precision): (scores, predict_seconds)}
                 else:
-                    results, seconds = train_ours(work, members, *options, override or [])
-                for task, (scores, predict_seconds) in results.items():
-                    row = {"task": task, "system": kind, "seed": seed}
+                    predicted = predict.split(",") if predict else [precision]
+                    results, seconds = train_ours(
+                        work, members, *options, predicted, override or []
+                    )
+                for (task, predicted_in), (scores, predict_seconds) in results.items():
+                    row = {"task": task, "system": kind, "seed": seed, "predicts": predicted_in}
                     row |= {name: round(value, 4) for name, value in scores.items()}
                     row |= {"epochs": epochs, "rate": rate, "seconds": round(seconds)}
                     row |= {"predict_seconds": round(predict_seconds, 1)}
@@ -158,10 +162,11 @@ def train_ours(
     epochs: int,
     rate: float,
     precision: str,
+    predict: list[str],
     overrides: list[str],
-) -> tuple[dict[str, tuple[dict[str, float], float]], float]:
+) -> tuple[dict[tuple[str, str], tuple[dict[str, float], float]], float]:
     """Run `spacy train`, then score its last model on the test data; the scores and seconds of each
-    task, and the seconds of the training, with its start and evaluations."""
+    task and precision, and the seconds of the training, with its start and evaluations."""
     run = work / f"run-{'-'.join(tasks)}"
     for part in ("train", "dev"):
         (run / part).mkdir(parents=True, exist_ok=True)
@@ -175,13 +180,15 @@ def train_ours(
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
     settings = dict(item.split("=", 1) for item in overrides)
     seconds = run_training(run, config, seed, epochs, rate, precision, settings)["seconds"]
-    nlp = spacy.load(run / "out" / "model-last")
     results = {}
-    for task in tasks:
-        start = time.perf_counter()
-        found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))
-        scores = {name: found[key] for name, key in METRICS[HEADS[task]].items()}
-        results[task] = scores, time.perf_counter() - start
+    for predicted_in in predict:
+        setting = {"components.bert_encoder.model.precision": predicted_in}
+        nlp = spacy.load(run / "out" / "model-last", config=setting)
+        for task in tasks:
+            start = time.perf_counter()
+            found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))
+            scores = {name: found[key] for name, key in METRICS[HEADS[task]].items()}
+            results[task, predicted_in] = scores, time.perf_counter() - start
     return results, seconds
 
 

@@ -7,7 +7,8 @@
 features-TASK-WAY-SEED
     Table 7 of the BERT paper: entities from layers of a frozen encoder, read in several ways, each
     by a linear layer and by a BiLSTM of two layers; and from one that is fine-tuned. The states of
-    a frozen encoder are computed once and kept on disk, for both and for all epochs.
+    a frozen encoder are computed once and kept on disk, for all epochs, seeds and ways that read
+    the same layers.
 parameters-TASK-WAY-SEED
     The plot of the adapter paper (Houlsby et al. 2019, figure 1): score against the number of
     trained parameters, of adapters, LoRA, the top layers, and everything; with the time, the memory
@@ -68,12 +69,13 @@ PAPER = {
     "concat-last-four": 96.1,
     "weighted-all": 95.5,
 }
-FEATURE_TASKS = {"wnut17": 3394, "ncbi": 5432}  # sentences to train on
+FEATURE_TASKS = {"wnut17": 3394, "ncbi": 2000}  # sentences to train on
 FEATURE_EPOCHS = 6
 TUNED_EPOCHS = 3
 LSTM_WIDTH = 192  # of each direction: together as wide as the states
 
 PARAMETER_TASKS = {"sst2": 2000, "sick": 2000}  # examples to train on
+PARAMETER_TEST = 1500  # examples at most
 PARAMETER_EPOCHS = 2
 # The settings of the encoder.
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         for size in (4, 16, 64, 128, 256)
     },
     **{f"lora-{rank}": {"adapter": "lora", "adapter_size": rank, **ADAPTED} for rank in (2, 8, 32)},
-    **{f"top-{k}": {"frozen_layers": N_LAYERS - k} for k in range(1, N_LAYERS)},
+    **{f"top-{k}": {"frozen_layers": N_LAYERS - k} for k in range(N_LAYERS)},
     "everything": {},
 }
 
@@ -141,7 +143,7 @@ def read_features(task: str, way: str, seed: int, bench: Bench) -> dict[str, Any
                 config["training"]["frozen_components"] = ["bert_encoder"]
                 config["initialize"]["after_init"] = {
                     "@callbacks": "spacy_bert_heads.cache_states.v1",
-                    "folder": str(folder / "states"),
+                    "folder": str(bench.work(f"states-{task}")),
                 }
 
         result[kind] = finetune(
@@ -182,6 +184,7 @@ def train_parameters(task: str, way: str, seed: int, bench: Bench) -> dict[str, 
         bench.encoder,
         n_train=PARAMETER_TASKS[task],
         n_dev=50,
+        n_test=PARAMETER_TEST,
         seed=seed,
         epochs=PARAMETER_EPOCHS,
         change=change,

@@ -18,7 +18,7 @@ from .encoder.component import BertEncoder
 from .encoder.listener import checkpoint_behind, reads_last_layer
 from .encoder.loading import Bert, load_model, plain_encoder
 from .encoder.model import bert_of, prepare, shim_of
-from .encoder.shim import PRECISIONS
+from .encoder.shim import DTYPES, check_precision
 from .heads.families import layer_names
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, Classifier, family_settings
@@ -340,9 +340,7 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
         raise ValueError(
             f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
         )
-    if precision not in PRECISIONS:
-        options = ", ".join(PRECISIONS)
-        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+    check_precision(precision, DTYPES)
     pipe: Any = nlp.get_pipe(component)
     if isinstance(pipe, BertEncoder):
         bert, task = bert_of(pipe.model), "feature-extraction"
@@ -360,7 +358,7 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.cpu().to(PRECISIONS[precision])
+    model = model.cpu().to(DTYPES[precision])
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
     for name, content in bert.tokenizer_files.items():
         (folder / name).write_bytes(content)

@@ -158,7 +158,7 @@ def add_adapter(encoder: Any, settings: AdapterSettings) -> None:
         if found and int(found[1]) >= settings.first_layer and found[2] in names:
             assert isinstance(linear, nn.Linear)
             adapted = module_class(linear, settings.size).to(linear.weight.device)
-            _replace(encoder, name, adapted.train(linear.training))
+            replace_module(encoder, name, adapted.train(linear.training))
 
 
 def remove_adapter(encoder: nn.Module) -> None:
@@ -170,10 +170,14 @@ def remove_adapter(encoder: nn.Module) -> None:
         if isinstance(module, LowRank):
             module.merge(True)
         if isinstance(module, LowRank | Bottleneck):
-            _replace(encoder, name, module.linear)
+            replace_module(encoder, name, module.linear)
 
 
-def _replace(encoder: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(encoder: nn.Module, name: str, module: nn.Module) -> None:
+    """encoder (nn.Module): Hugging Face's model, which is changed.
+    name (str): The name of one of its modules.
+    module (nn.Module): What takes its place.
+    """
     parent, _, last = name.rpartition(".")
     setattr(encoder.get_submodule(parent), last, module)
 

@@ -1,8 +1,9 @@
 """The encoder as a thinc model: Docs in, packed states out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .adapters import (
     make_settings,
     merge_adapter,
 )
+from .inference import check_device, for_inference
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
 from .shim import TorchShim, find_layers
 
@@ -47,7 +49,8 @@ def build_bert_encoder(
     max_batch_tokens (int): Sequences are grouped by length under this budget of wordpieces,
         padding included. A training batch above it is checkpointed (half the memory, a third
         more time; Chen et al. 2016).
-    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. "int8" is for
+        predicting on a CPU: it learns in fp32, and a GPU takes bf16 instead.
     frozen_layers (int): The embeddings and this many of the lowest layers don't learn.
     adapter (Optional[str]): Small modules that learn in place of the checkpoint's weights:
         "pfeiffer", a bottleneck after each feed-forward block; "houlsby", one after each
@@ -113,10 +116,11 @@ def prepare(model: EncoderModel) -> None:
     """Fit the model's settings to the checkpoint that it has got.
 
     model (EncoderModel): A model with weights.
-    RAISES (ValueError): If the two don't go together.
+    RAISES (ValueError): If the two don't go together, or the precision doesn't exist here.
     """
-    bert = bert_of(model)
+    bert, shim = bert_of(model), shim_of(model)
     layers = layers_of(model)
+    check_device(shim.precision, shim.device)
     model.set_dim("n_layers", len(layers), force=True)
     model.set_dim("nO", bert.width * len(layers), force=True)
     window, room = model.attrs["window"], model.attrs["window"] - bert.wordpieces.n_special
@@ -270,10 +274,13 @@ def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
     sequences (Sequences): What to read.
     RETURNS (Encoded): The states.
     """
-    bert, max_batch_tokens = bert_of(model), model.attrs["max_batch_tokens"]
+    shim, max_batch_tokens = shim_of(model), model.attrs["max_batch_tokens"]
     layers = layers_of(model)
-    with torch.no_grad(), shim_of(model).autocast():
-        states = run(bert, sequences, max_batch_tokens, layers, keep_graph=False)
+    fast = cast(Bert, shim.derive(for_inference))
+    # What was made for a precision has its types already.
+    context = shim.autocast() if fast is shim.module else nullcontext()
+    with torch.no_grad(), context:
+        states = run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
     return Encoded(states, sequences, layers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import Shim
 from torch import nn
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES, "int8")
 Files = dict[str, bytes]
 
 _forked = False  # whether this process is a forked one
@@ -58,24 +59,25 @@ def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which modules compute in a precision.
+    """The context in which modules learn in a precision.
 
-    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32.
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. What predicts in
+        "int8" learns in fp32.
     device (torch.device): Where they are.
     RETURNS (torch.autocast): The context.
     """
-    dtype = PRECISIONS[resolve_precision(precision, device)]
+    dtype = DTYPES.get(resolve_precision(precision, device), torch.float32)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """precision (str): A precision, or "auto".
     device (torch.device): Where it is to be in force.
-    RETURNS (str): The precision.
+    RETURNS (str): The precision. A GPU takes bf16 for int8.
     """
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
+    if device.type == "cuda":
+        return "bf16" if precision in ("auto", "int8") else precision
+    return "fp32" if precision == "auto" else precision
 
 
 def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[str, Any]]:
@@ -96,13 +98,13 @@ def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[st
     ]
 
 
-def check_precision(precision: str) -> None:
-    """precision (str): What a config has.
+def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None:
+    """precision (str): What was asked for.
+    options (Iterable[str]): What there is.
     RAISES (ValueError): If there is no such precision.
     """
-    if precision != "auto" and precision not in PRECISIONS:
-        options = ", ".join(["auto", *PRECISIONS])
-        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {options}.")
+    if precision not in options:
+        raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(options)}.")
 
 
 class TorchShim(Shim):
@@ -112,9 +114,9 @@ class TorchShim(Shim):
 
     to_files (Callable[[nn.Module], Files]): Turn the module into named files.
     from_files (Callable[[Files], nn.Module]): Build the module again from those.
-    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. Below fp32,
-        matrix products run in that type (autocast) and weights stay in fp32; fp16 gradients
-        are scaled.
+    precision (str): "fp32", "bf16", "fp16", "int8", or "auto": bf16 on a GPU, else fp32. To
+        learn below fp32, matrix products run in that type (autocast; not int8) and weights stay
+        in fp32; fp16 gradients are scaled.
     rate_factor (float): The module learns at this times the optimizer's rate.
     layer_decay (float): Each layer learns at this times the rate of the layer above it.
     RAISES (ValueError): If there is no such precision, or the factor isn't above 0.
@@ -141,6 +143,7 @@ class TorchShim(Shim):
         self.rate_factor, self._layer_decay = rate_factor, layer_decay
         # Counts the changes of the weights: states computed from older ones are stale.
         self.version = 0
+        self._derived: tuple[int, nn.Module] | None = None
         self._forget_training()
 
     def _forget_training(self) -> None:
@@ -178,7 +181,7 @@ class TorchShim(Shim):
 
     def clear(self) -> None:
         """Forget the module, so that initialization makes a new one."""
-        self._model = None
+        self._model = self._derived = None
 
     @property
     def device(self) -> torch.device:
@@ -191,8 +194,19 @@ class TorchShim(Shim):
         return resolve_precision(self._precision, self.device)
 
     def autocast(self) -> torch.autocast:
-        """RETURNS (torch.autocast): The context in which the module computes."""
+        """RETURNS (torch.autocast): The context in which the module learns."""
         return autocast_for(self._precision, self.device)
+
+    def derive(self, make: Callable[[nn.Module, str], nn.Module]) -> nn.Module:
+        """What is made of the module to predict with, made again when the weights have changed.
+
+        make (Callable[[nn.Module, str], nn.Module]): Makes it, for the precision in force.
+        RETURNS (nn.Module): It.
+        """
+        if self._derived is None or self._derived[0] != self.version:
+            self._derived = None  # so that there are never two
+            self._derived = self.version, make(self.module, self.precision)
+        return self._derived[1]
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -305,9 +319,9 @@ class TorchShim(Shim):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_adam=None, _driver=None, _scaler=None)
+        state.update(_adam=None, _driver=None, _scaler=None, _derived=None)
         if self._model is not None:
-            state["_model"] = _without_hooks(self._model)
+            state["_model"] = copy_sharing(self._model)
         return state
 
     def copy(self) -> TorchShim:
@@ -344,12 +358,20 @@ class TorchShim(Shim):
         return self.from_files(srsly.msgpack_loads(data))
 
 
-def _without_hooks(module: nn.Module) -> nn.Module:
-    """The same weights in modules without forward hooks: transformers 5 puts some into a model
-    whose lower layers are read, which can't be pickled, and a mark that they are there. It makes
-    them again where that is missing."""
-    tensors = (*module.parameters(), *module.buffers())
-    bare = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+def copy_sharing(
+    module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter] = lambda weight: weight
+) -> nn.Module:
+    """Copy a module, but not its weights, nor its forward hooks: transformers 5 puts some into a
+    model whose lower layers are read, which can't be pickled, and a mark that they are there. It
+    makes them again where that is missing.
+
+    module (nn.Module): The module.
+    change (Callable[[nn.Parameter], nn.Parameter]): What the copy has for a weight: the same one.
+    RETURNS (nn.Module): The copy.
+    """
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    memo |= {id(weight): change(weight) for weight in module.parameters()}
+    bare = copy.deepcopy(module, memo)
     for part in bare.modules():
         part._forward_hooks.clear()
         part.__dict__.pop("_output_capturing_hooks_installed", None)

@@ -210,9 +210,7 @@ def _check(settings: Settings) -> None:
             "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
             "same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
         )
-    check_precision(t.precision)
-    if t.precision == "fp16":
-        raise ValueError('training.precision "fp16" would need its gradients scaled. Take "bf16".')
+    check_precision(t.precision, ("auto", "fp32", "bf16"))  # fp16 would need gradients scaled
     if not t.rate_factor > 0:
         raise ValueError(f"training.rate_factor is {t.rate_factor}; it must be above 0.")
     if o.sentences not in PAIRS + PACKINGS:

@@ -1,0 +1,152 @@
+"""The encoder as it predicts: its weights in the type of the precision, laid out for the processor.
+
+A copy beside the one that learns, which stays in fp32. The two share what is not changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapters import Bottleneck, LowRank, replace_module
+from .loading import Bert
+from .shim import copy_sharing
+
+_INT8_PRODUCT: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
+
+
+def for_inference(bert: nn.Module, precision: str) -> nn.Module:
+    """Make what gives the same states sooner, as far as the precision allows.
+
+    bert (Bert): A checkpoint.
+    precision (str): "fp32", "bf16", "fp16", or, on a CPU, "int8".
+    RETURNS (Bert): A copy, or the checkpoint itself where there is nothing to be gained.
+    """
+    assert isinstance(bert, Bert)
+    is_cpu = next(bert.parameters()).device.type == "cpu"
+    layer: Callable[[nn.Linear], nn.Module] | None = None
+    if precision == "int8":
+        layer = Int8Linear
+    elif is_cpu and precision in ("fp32", "bf16") and packing_pays():
+        layer = PackedLinear
+    if layer is None and precision != "bf16":
+        return bert
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    encoder: Any = copy_sharing(
+        bert.encoder, lambda weight: nn.Parameter(weight.to(dtype), requires_grad=False)
+    )
+    if layer is not None:
+        for name, module in list(encoder.named_modules()):
+            parent = encoder.get_submodule(name.rpartition(".")[0])
+            # What is added to a layer is too thin to gain from it.
+            is_thin = isinstance(parent, Bottleneck | LowRank) and module is not parent.linear
+            if isinstance(module, nn.Linear) and not is_thin:
+                replace_module(encoder, name, layer(module))
+    fast = copy.copy(bert)
+    fast._modules = {**bert._modules, "encoder": encoder}
+    return fast
+
+
+def check_device(precision: str, device: torch.device) -> None:
+    """Look whether a precision makes sense here.
+
+    precision (str): The precision in force.
+    device (torch.device): Where.
+    RAISES (ValueError): If this build of torch has no int8.
+    WARNS (UserWarning): If the processor would only imitate bf16.
+    """
+    if precision == "int8" and _INT8_PRODUCT is None:
+        raise ValueError(
+            'precision is "int8", which this build of torch lacks (oneDNN is not in it). '
+            'Set precision = "fp32" in the encoder\'s model.'
+        )
+    if precision == "bf16" and device.type == "cpu" and not _has_bf16():
+        warnings.warn(
+            f'precision is "bf16", which this CPU ({_capability()}) only imitates, about 20 times '
+            'slower than fp32. Set precision to "fp32", or "int8" to predict, in the encoder\'s '
+            "model.",
+            stacklevel=2,
+        )
+
+
+def packing_pays() -> bool:
+    """RETURNS (bool): Whether oneDNN multiplies faster than MKL, which torch takes for fp32: on
+    CPUs with AVX-512, by up to two times on those of AMD. With AVX2 it is the slower one."""
+    return torch.backends.mkldnn.is_available() and "AVX512" in _capability()
+
+
+def int8_bits() -> int:
+    """RETURNS (int): The bits of the weights. Without VNNI the processor adds products of int8 by
+    twos in 16 bits, which 7 bits can't overflow."""
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", None)
+    return 8 if has_vnni is not None and has_vnni() else 7
+
+
+def _capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in the order that oneDNN reads, through the operators of torch's compiler.
+
+    linear (nn.Linear): The layer, in fp32 or bf16.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states (Tensor): (…, in_features).
+        RETURNS (Tensor): (…, out_features).
+        """
+        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in int8: a scale for each row of the weights, which is found once, and a scale
+    and a zero point for each row of the states, which are found anew each time (Yao et al. 2022,
+    ZeroQuant, section 4.1). Some wordpieces, such as [SEP], have states far larger than others:
+    with one scale for a batch, as `torch.ao` has it, these leave few bits to the rest.
+
+    linear (nn.Linear): The layer, in fp32.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        largest = weight.abs().amax(1).clamp(min=1e-12)
+        self._scales = largest / (2 ** (int8_bits() - 1) - 1)
+        rounded = (weight / self._scales[:, None]).round()
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        # What a row's zero point is multiplied by, and the bias: (2, out_features).
+        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach()
+        self._added = torch.stack((rounded.sum(1) * self._scales, bias))
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states (Tensor): (…, in_features).
+        RETURNS (Tensor): (…, out_features).
+        """
+        rows = states.reshape(-1, states.shape[-1])
+        low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+        step = (high - low).clamp_(min=1e-12).div_(255)
+        # Truncating what is half a step more rounds it.
+        levels = rows.sub(low - step / 2).mul_(1 / step).to(torch.uint8)
+        out = _INT8_PRODUCT(
+            levels, 1.0, 0, self._weight, self._scales, self._zeros, None, 1.0, 0,
+            torch.float32, "none", [], "",
+        )  # fmt: skip
+        out.mul_(step).addmm_(torch.cat((low, torch.ones_like(low)), dim=1), self._added)
+        return out.view(*states.shape[:-1], -1)
