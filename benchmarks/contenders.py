@@ -490,9 +490,12 @@ def start_trainer(spec: Spec) -> Contender:
 
 def start_products(spec: Spec) -> Contender:
     """The linear layers of the encoder's shapes, again and again. variant: "fp32" and "bf16" are
-    those of torch, "onednn" has fp32 weights that oneDNN has packed before."""
+    those of torch, "onednn" has fp32 weights that oneDNN has packed before, "int8" multiplies what
+    is rounded already."""
     import torch
     from transformers import AutoConfig
+
+    from spacy_bert_heads.encoder.inference import Int8Linear, PackedLinear
 
     config = AutoConfig.from_pretrained(spec.encoder)
     width, inner = config.hidden_size, config.intermediate_size
@@ -501,9 +504,12 @@ def start_products(spec: Spec) -> Contender:
     shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]  # of a layer
     layers = [torch.nn.Linear(i, o, **at) for i, o in shapes]
     calls: list[Callable] = list(layers)
-    if spec.variant == "onednn":
-        calls = [pack_linear(layer) for layer in layers]
     rows = {i: torch.randn(TOKEN_BUDGET, i, **at) for i in (width, inner)}
+    if spec.variant == "onednn":
+        calls = [PackedLinear(layer) for layer in layers]
+    elif spec.variant == "int8":
+        calls = [Int8Linear(layer).product for layer in layers]
+        rows = {i: r.mul(40).add(128).clamp(0, 255).to(torch.uint8) for i, r in rows.items()}
 
     def run(times: Iterable[Any]) -> Iterator[None]:
         with torch.inference_mode():
@@ -513,15 +519,6 @@ def start_products(spec: Spec) -> Contender:
                 yield
 
     return Contender(run)
-
-
-def pack_linear(layer: Any) -> Callable:
-    """What torch.compile makes of a linear layer on a CPU."""
-    import torch
-
-    onednn = torch.ops.mkldnn
-    weight = onednn._reorder_linear_weight(layer.weight.detach(), TOKEN_BUDGET)
-    return lambda x: onednn._linear_pointwise(x, weight, layer.bias, "none", [], "")
 
 
 # --- the process

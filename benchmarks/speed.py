@@ -340,7 +340,7 @@ def joint_jobs(bench: Bench, task: str) -> Iterator[Job]:
 def overhead_jobs(bench: Bench, task: str) -> Iterator[Job]:
     """Ours, and what the machine could do in each precision."""
     ours = list(filter(bench.takes, CONTENDERS[task]))
-    products = [f"products-{name.removeprefix('ours-')}" for name in ours if "int8" not in name]
+    products = [f"products-{name.removeprefix('ours-')}" for name in ours]
     if "products-fp32" in products and bench.device == "cpu":
         products.append("products-onednn")
     for contender in (*ours, *products):

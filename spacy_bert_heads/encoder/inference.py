@@ -144,9 +144,15 @@ class Int8Linear(nn.Module):
         step = (high - low).clamp_(min=1e-12).div_(255)
         # Truncating what is half a step more rounds it.
         levels = rows.sub(low - step / 2).mul_(1 / step).to(torch.uint8)
-        out = _INT8_PRODUCT(
+        out = self.product(levels).mul_(step)
+        out.addmm_(torch.cat((low, torch.ones_like(low)), dim=1), self._added)
+        return out.view(*states.shape[:-1], -1)
+
+    def product(self, levels: torch.Tensor) -> torch.Tensor:
+        """levels (Tensor): Rows of steps above their zero points, uint8 (n_rows, in_features).
+        RETURNS (Tensor): The products with the weights, in those steps (n_rows, out_features).
+        """
+        return _INT8_PRODUCT(
             levels, 1.0, 0, self._weight, self._scales, self._zeros, None, 1.0, 0,
             torch.float32, "none", [], "",
         )  # fmt: skip
-        out.mul_(step).addmm_(torch.cat((low, torch.ones_like(low)), dim=1), self._added)
-        return out.view(*states.shape[:-1], -1)
