@@ -136,6 +136,7 @@ def pretrain(bench: Bench) -> dict[str, Any]:
     both, start = bench.work("both.jsonl"), bench.work("start")
     if not start.exists():
         texts = read_documents(bench.data)
+        both.parent.mkdir(parents=True, exist_ok=True)
         both_of = ((text, text.translate(FAKE)) for text in texts)
         lines = [json.dumps({"text": text}) + "\n" for pair in both_of for text in pair]
         both.write_text("".join(lines), encoding="utf8")

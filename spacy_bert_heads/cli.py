@@ -204,6 +204,9 @@ def evaluate_command(
         str | None,
         typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="To predict in: fp32, bf16, int8; else the pipeline's")
+    ] = None,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
@@ -216,7 +219,7 @@ def evaluate_command(
 
     import_code(code)
     try:
-        report = evaluate(model, data, gpu_id=gpu_id, lang=lang)
+        report = evaluate(model, data, gpu_id=gpu_id, lang=lang, precision=precision)
         typer.echo(format_report(report, per_type=per_type))
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,13 @@ from spacy.language import Language
 from spacy.scorer import Scorer
 from spacy.training import Example
 from spacy.util import is_package
+from thinc.api import Model
 from thinc.util import convert_recursive
 from wasabi import table
 
 from .corpora import BertCorpus
+from .encoder.inference import check_device
+from .encoder.model import shim_of
 from .pairs import INPUTS
 
 # Rows of the table, in its order. What has another name keeps it.
@@ -55,7 +58,12 @@ SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
 
 
 def evaluate(
-    model: str, data: Path, *, gpu_id: int = -1, lang: str | None = None
+    model: str,
+    data: Path,
+    *,
+    gpu_id: int = -1,
+    lang: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Score a pipeline.
 
@@ -64,10 +72,13 @@ def evaluate(
     gpu_id (int): The GPU to use, -1 for the CPU.
     lang (Optional[str]): The language of the data, if it is not that of the pipeline: its
         tokenizer then reads the texts. None for the pipeline's own.
+    precision (Optional[str]): In which precision BERT encoders predict: "fp32", "bf16", "fp16",
+        "int8" or "auto"; None for what the pipeline has.
     RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
         `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
         and `pairs_speed` in pairs per second (None without pairs).
-    RAISES (ValueError): If there is no such pipeline, data or language, or nothing to score.
+    RAISES (ValueError): If there is no such pipeline, data, language or precision, or nothing to
+        score.
     """
     if not is_pipeline(model):
         raise ValueError(
@@ -78,6 +89,8 @@ def evaluate(
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
     nlp = spacy.load(model) if lang is None else load_with_tokenizer(model, lang)
+    if precision is not None:
+        set_precision(nlp, precision)
     examples = list(BertCorpus(data)(nlp))
     if not examples:
         raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
@@ -124,6 +137,27 @@ def load_with_tokenizer(model: str, lang: str) -> Language:
         raise ValueError(f"spaCy has no tokenizer for '{lang}': {error}") from error
     config = {"nlp": {"lang": lang, "tokenizer": tokenizer}}
     return spacy.load(model, config=config, exclude=["tokenizer"])
+
+
+def set_precision(nlp: Language, precision: str) -> None:
+    """Change the precision of all BERT encoders of a pipeline.
+
+    nlp (Language): The pipeline.
+    precision (str): "fp32", "bf16", "fp16", "int8" or "auto".
+    RAISES (ValueError): If there is no encoder, or no such precision here.
+    """
+    models = (getattr(component, "model", None) for _, component in nlp.components)
+    nodes = [node for model in models if isinstance(model, Model) for node in model.walk()]
+    encoders = [node for node in nodes if node.name == "bert_encoder"]
+    if not encoders:
+        raise ValueError(
+            f"The pipeline has no BERT encoder to predict in {precision} "
+            f"({', '.join(nlp.pipe_names) or 'no components'}). Leave --precision out."
+        )
+    for encoder in encoders:
+        shim = shim_of(encoder)
+        shim.precision = precision
+        check_device(shim.precision, shim.device)
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:

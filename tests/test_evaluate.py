@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.convert import convert
 from spacy_bert_heads.corpora import BertCorpus
-from spacy_bert_heads.evaluate import evaluate, format_report
+from spacy_bert_heads.encoder.model import shim_of
+from spacy_bert_heads.evaluate import evaluate, format_report, set_precision
 from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict
 
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
@@ -274,6 +275,28 @@ def test_another_languages_tokenizer_reads_the_data(tmp_path):
     result = run(tmp_path / "rules", data, "--lang", "qq")
     assert result.exit_code == 1
     assert "no tokenizer for 'qq'" in result.output
+
+
+def test_another_precision(make_nlp, rules, gold, tmp_path):
+    nlp = make_nlp("ner", "textcat")
+    nlp.replace_listeners("bert_encoder", "bert_textcat", ["model.tok2vec"])
+    nlp.to_disk(tmp_path / "nlp")
+    set_precision(nlp, "int8")
+    encoders = [n for _, pipe in nlp.components for n in pipe.model.walk() if n.shims]
+    found = [shim_of(n).precision for n in encoders if n.name == "bert_encoder"]
+    assert found == ["int8", "int8"]
+    result = run(tmp_path / "nlp", gold, "--precision", "int8", "--output", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    expected = nlp.evaluate(list(BertCorpus(gold)(nlp)))
+    scores = json.loads((tmp_path / "scores").read_text())
+    assert scores["cats_score"] == pytest.approx(expected["cats_score"])
+    for model, precision, message in (
+        (rules, "int8", "no BERT encoder to predict in int8 (entity_ruler)"),
+        (tmp_path / "nlp", "int4", "Unknown precision 'int4'"),
+    ):
+        result = run(model, gold, "--precision", precision)
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
 
 
 def test_answers_in_another_language(joint, data, tmp_path):

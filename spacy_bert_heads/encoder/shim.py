@@ -193,6 +193,12 @@ class TorchShim(Shim):
         """RETURNS (str): The precision in force on the module's device."""
         return resolve_precision(self._precision, self.device)
 
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        check_precision(precision)
+        self._precision = precision
+        self.version += 1  # states are others now
+
     def autocast(self) -> torch.autocast:
         """RETURNS (torch.autocast): The context in which the module learns."""
         return autocast_for(self._precision, self.device)
