@@ -300,3 +300,25 @@ def test_a_cpu_that_imitates_bf16_is_named(monkeypatch, has_it):
     said = [str(warning.message) for warning in caught]
     assert len(said) == (0 if has_it else 1)
     assert all('Set precision to "fp32", or "int8" to predict' in one for one in said)
+
+
+# --- memory
+
+
+def test_memory_is_given_back_once_in_a_while(monkeypatch, make_nlp):
+    trimmer, calls = inference.Trimmer(), []
+    trimmer._trim = calls.append
+    monkeypatch.setattr("spacy_bert_heads.encoder.model._trimmer", trimmer)
+    nlp = make_nlp("ner")
+    text = " ".join(["engine"] * 1000)  # in windows that overlap
+    for expected in (0, 0, 0, 1, 1):
+        nlp(text)
+        assert len(calls) == expected
+
+
+def test_a_system_without_glibc(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(inference.ctypes, "CDLL", missing)
+    inference.Trimmer().count(10**6)

@@ -19,11 +19,13 @@ from .adapters import (
     make_settings,
     merge_adapter,
 )
-from .inference import check_device, for_inference
+from .inference import Trimmer, check_device, for_inference
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
 from .shim import TorchShim, find_layers
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
+
+_trimmer = Trimmer()  # of the process
 
 
 def build_bert_encoder(
@@ -281,6 +283,8 @@ def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
     context = shim.autocast() if fast is shim.module else nullcontext()
     with torch.no_grad(), context:
         states = run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
+    if states.device.type == "cpu":
+        _trimmer.count(len(sequences.ids))
     return Encoded(states, sequences, layers)
 
 
