@@ -111,6 +111,7 @@ def finetune(
     seed: int,
     epochs: int,
     n_test: int = 10_000,
+    rate: float = RATE,
     change: Callable[[Config], None] = lambda config: None,
     look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
 ) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def finetune(
         "training.eval_frequency": max(steps // N_POINTS, 1) if n_dev > 50 else steps,
     }
     change(config)
-    spent = run_training(folder, config, seed, epochs, RATE, bench.precision, overrides)
+    spent = run_training(folder, config, seed, epochs, rate, bench.precision, overrides)
     nlp = spacy.load(folder / "out" / "model-last")
     found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
     curve = [
@@ -153,7 +154,7 @@ def finetune(
         "test": found[key],
         "metric": key,
         "steps": steps,
-        "rate": RATE,
+        "rate": rate,
         "train_seconds": round(spent["seconds"]),
         "train_cpu_seconds": round(spent["cpu_seconds"], 1),
         "train_peak_mib": round(spent["peak_mib"]),
