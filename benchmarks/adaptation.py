@@ -47,6 +47,7 @@ from jobs import (
     SEEDS,
     Bench,
     Job,
+    draw_spread,
     finetune,
     print_head,
     print_row,
@@ -518,14 +519,7 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
         figure, axes = plt.subplots(figsize=(5, 3.5))
         for start in STARTS:
             points = [(share, scores_of(done, start, share)) for share in sorted(EPOCHS)]
-            points = [(share, found) for share, found in points if found]
-            if not points:
-                continue
-            means = np.array([statistics.mean(found) for _, found in points])
-            low = means - [min(found) for _, found in points]
-            high = [max(found) for _, found in points] - means
-            shares = [share for share, _ in points]
-            axes.errorbar(shares, means, yerr=(low, high), label=TITLES[start], capsize=3)
+            draw_spread(axes, points, label=TITLES[start])
         axes.set(xscale="log", xlabel="% of the training sentences", ylabel="entity F1, test")
         axes.set_xticks(sorted(EPOCHS), map(str, sorted(EPOCHS)))
         axes.legend()

@@ -211,8 +211,7 @@ def encode(bert: Bert, texts: list[str]) -> Language:
 
 
 def read_texts(data: Path) -> list[str]:
-    lines = next((data / "textcat_sst2").glob("*test*")).read_text(encoding="utf8").splitlines()
-    return [line.split(maxsplit=1)[1] for line in lines]
+    return [text for (text,), _ in read_labelled(data / FILES["sst2"][0] / FILES["sst2"][3])]
 
 
 def retrieve(bench: Bench) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
         partly = bench.file(job.name).with_suffix(".partly")
         partly.write_text(json.dumps(result, indent=1), encoding="utf8")
         partly.replace(bench.file(job.name))
-        for left_over in ("plans", "model-best"):
+        for left_over in ("states", "plans", "model-best"):
             shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
 
 
@@ -195,6 +195,18 @@ def spread(values: list[float], form: str = ".3f") -> str:
         return "–"
     low, mean, high = (format(f(values), form) for f in (min, statistics.mean, max))
     return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+
+
+def draw_spread(axes: Any, points: list[tuple[float, list[float]]], **style: Any) -> None:
+    """A line through the means of some values at each place, with marks from where to where;
+    nothing where there are no values."""
+    points = [(x, values) for x, values in points if values]
+    if not points:
+        return
+    means = [statistics.mean(values) for _, values in points]
+    low = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
+    high = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
+    axes.errorbar([x for x, _ in points], means, yerr=(low, high), capsize=3, **style)
 
 
 def print_row(*cells: Any) -> None:

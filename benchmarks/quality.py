@@ -22,6 +22,7 @@ from thinc.api import Config
 
 from spacy_bert_heads.convert import convert
 from spacy_bert_heads.corpora import BertCorpus, make_corpus
+from spacy_bert_heads.evaluate import set_precision
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pairs import INPUTS
 
@@ -180,10 +181,10 @@ def train_ours(
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
     settings = dict(item.split("=", 1) for item in overrides)
     seconds = run_training(run, config, seed, epochs, rate, precision, settings)["seconds"]
+    nlp = spacy.load(run / "out" / "model-last")
     results = {}
     for predicted_in in predict:
-        setting = {"components.bert_encoder.model.precision": predicted_in}
-        nlp = spacy.load(run / "out" / "model-last", config=setting)
+        set_precision(nlp, predicted_in)
         for task in tasks:
             start = time.perf_counter()
             found = nlp.evaluate(list(BertCorpus(work / task / "test.spacy")(nlp)))

@@ -30,6 +30,7 @@ from jobs import (
     SEEDS,
     Bench,
     Job,
+    draw_spread,
     finetune,
     print_head,
     print_row,
@@ -271,25 +272,11 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
     figure, grid = plt.subplots(1, len(PARAMETER_TASKS), figsize=(10, 4), squeeze=False)
     for task, axes in zip(PARAMETER_TASKS, grid[0], strict=True):
         for title, belongs, color, marker in GROUPS:
-            points = []
-            for way in filter(belongs, PARAMETERS):
-                runs = runs_of(done, f"parameters-{task}-{way}")
-                if runs:
-                    tests = [run["test"] for run in runs]
-                    points.append((runs[0]["trained"], statistics.mean(tests), tests))
-            if points:
-                sizes, means, tests = zip(*points, strict=True)
-                low = [m - min(t) for m, t in zip(means, tests, strict=True)]
-                high = [max(t) - m for m, t in zip(means, tests, strict=True)]
-                axes.errorbar(
-                    sizes,
-                    means,
-                    yerr=(low, high),
-                    label=title,
-                    color=color,
-                    marker=marker,
-                    capsize=3,
-                )
+            found = (
+                runs_of(done, f"parameters-{task}-{way}") for way in filter(belongs, PARAMETERS)
+            )
+            points = [(runs[0]["trained"], [run["test"] for run in runs]) for runs in found if runs]
+            draw_spread(axes, points, label=title, color=color, marker=marker)
         axes.set(xscale="log", xlabel="trained parameters of the encoder", title=task)
         axes.set_ylabel("accuracy, test")
     grid[0][0].legend()

@@ -18,8 +18,7 @@ from thinc.util import convert_recursive
 from wasabi import table
 
 from .corpora import BertCorpus
-from .encoder.inference import check_device
-from .encoder.model import shim_of
+from .encoder.model import prepare, shim_of
 from .pairs import INPUTS
 
 # Rows of the table, in its order. What has another name keeps it.
@@ -155,9 +154,8 @@ def set_precision(nlp: Language, precision: str) -> None:
             f"({', '.join(nlp.pipe_names) or 'no components'}). Leave --precision out."
         )
     for encoder in encoders:
-        shim = shim_of(encoder)
-        shim.precision = precision
-        check_device(shim.precision, shim.device)
+        shim_of(encoder).precision = precision
+        prepare(encoder)
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from spacy_bert_heads.encoder.shim import resolve_precision
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
 CPU = torch.device("cpu")
-PATH = {"components.bert_encoder.model.precision": "int8"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:precision is .bf16.")
 needs_int8 = pytest.mark.skipif(
@@ -170,7 +169,8 @@ def test_int8_of_a_real_checkpoint(minilm, make_nlp):
 
 @needs_int8
 def test_int8_is_a_way_to_load(joint):
-    exact, fast = spacy.load(joint), spacy.load(joint, config=PATH)
+    setting = {"components.bert_encoder.model.precision": "int8"}
+    exact, fast = spacy.load(joint), spacy.load(joint, config=setting)
     for a, b in zip(exact.pipe(TEXTS[:2]), fast.pipe(TEXTS[:2]), strict=True):
         assert [(e.start, e.end, e.label_) for e in a.ents] == [
             (e.start, e.end, e.label_) for e in b.ents
@@ -210,10 +210,8 @@ def test_int8_follows_the_weights(make_nlp):
 def test_copies_make_their_own(make_nlp):
     nlp = make_nlp("ner", precision="int8")
     expected = states(nlp)
-    for copied in (pickle.loads(pickle.dumps(nlp)), spacy.blank("en")):
-        if not copied.pipe_names:
-            copied = make_nlp("ner", precision="int8", initialize=False)
-            copied.from_bytes(nlp.to_bytes())
+    again = make_nlp("ner", precision="int8", initialize=False).from_bytes(nlp.to_bytes())
+    for copied in (pickle.loads(pickle.dumps(nlp)), again):
         torch.testing.assert_close(states(copied), expected, atol=1e-6, rtol=0)
 
 
@@ -321,4 +319,6 @@ def test_a_system_without_glibc(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(inference.ctypes, "CDLL", missing)
-    inference.Trimmer().count(10**6)
+    trimmer = inference.Trimmer()
+    trimmer.count(10**6)
+    assert trimmer._trim is None

@@ -59,7 +59,7 @@ def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which modules learn in a precision.
+    """The context in which modules with weights in fp32 compute in a precision.
 
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. What predicts in
         "int8" learns in fp32.
@@ -141,7 +141,7 @@ class TorchShim(Shim):
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
         self.rate_factor, self._layer_decay = rate_factor, layer_decay
-        # Counts the changes of the weights: states computed from older ones are stale.
+        # Counts the changes of weights and precision: states computed from older ones are stale.
         self.version = 0
         self._derived: tuple[int, nn.Module] | None = None
         self._forget_training()
@@ -200,7 +200,7 @@ class TorchShim(Shim):
         self.version += 1  # states are others now
 
     def autocast(self) -> torch.autocast:
-        """RETURNS (torch.autocast): The context in which the module learns."""
+        """RETURNS (torch.autocast): The context in which the module itself computes."""
         return autocast_for(self._precision, self.device)
 
     def derive(self, make: Callable[[nn.Module, str], nn.Module]) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from thinc.api import Config
 
-from ..encoder.shim import check_precision
+from ..encoder.shim import DTYPES, check_precision
 from .examples import PACKINGS, PAIRS, Masking
 
 FAMILIES = ("bert", "albert", "roberta")
@@ -210,7 +210,9 @@ def _check(settings: Settings) -> None:
             "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
             "same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
         )
-    check_precision(t.precision, ("auto", "fp32", "bf16"))  # fp16 would need gradients scaled
+    check_precision(t.precision, ("auto", *DTYPES))
+    if t.precision == "fp16":
+        raise ValueError('training.precision "fp16" would need its gradients scaled. Take "bf16".')
     if not t.rate_factor > 0:
         raise ValueError(f"training.rate_factor is {t.rate_factor}; it must be above 0.")
     if o.sentences not in PAIRS + PACKINGS:
