@@ -264,30 +264,31 @@ def best_slots(source: Ints1d, slots: Ints1d, lengths: Ints1d, *, n_pieces: int)
     return best
 
 
-def make_buckets(lengths: Ints1d, *, max_tokens: int) -> list[Ints1d]:
-    """Group sequences of like length, so that little of a bucket is padding.
+def make_buckets(lengths: Ints1d, *, max_tokens: int, overhead: int) -> list[Ints1d]:
+    """Group sequences of like length, so that buckets and their padding together cost least.
 
-    Going from long to short, a bucket is closed when another sequence would take it over
-    the budget, or when the next would bring more padding than starting a bucket costs.
+    A bucket costs its slots, padding included, and `overhead`. Of all ways to cut the sequences,
+    sorted by length, the cheapest is found by dynamic programming.
 
     lengths (Ints1d): Slots of each sequence (n_sequences,).
     max_tokens (int): The most slots, padding included, of a bucket. A sequence that is longer
         by itself is a bucket by itself.
+    overhead (int): What a bucket costs by itself (kernel launches, small matrices), in slots.
     RETURNS (List[Ints1d]): The indices of the sequences in each bucket, longest first.
     """
     order = np.argsort(-lengths, kind="stable")
-    buckets, start, padding = [], 0, 0
-    for i, length in enumerate(lengths[order].tolist()):
-        longest = int(lengths[order[start]])
-        padding += longest - length
-        if (i - start + 1) * longest > max_tokens or padding > BUCKET_OVERHEAD:
-            if i > start:
-                buckets.append(order[start:i])
-            start, padding = i, 0
-    if start < len(order):
-        buckets.append(order[start:])
-    return buckets
-
-
-# What a bucket costs by itself (kernel launches, small matrices), in slots of padding.
-BUCKET_OVERHEAD = 256
+    n = len(order)
+    # Of the first sequences, how many there are: the least cost, and where the last bucket starts.
+    cost, start = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=np.int64)
+    cost[0] = 0
+    for i, longest in enumerate(lengths[order].tolist()):
+        size = min(max(max_tokens // max(longest, 1), 1), n - i)
+        with_this = cost[i] + overhead + longest * np.arange(1, size + 1)
+        ends = slice(i + 1, i + 1 + size)
+        start[ends] = np.where(with_this < cost[ends], i, start[ends])
+        cost[ends] = np.minimum(with_this, cost[ends])
+    buckets, end = [], n
+    while end:
+        buckets.append(order[start[end] : end])
+        end = start[end]
+    return buckets[::-1]

@@ -2,6 +2,7 @@
 
 import time
 from functools import cache
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from tokenizers import models
 from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
 from spacy_bert_heads.encoder.model import run
 from spacy_bert_heads.sequences import (
-    BUCKET_OVERHEAD,
     best_slots,
     cut_windows,
     make_buckets,
@@ -313,47 +313,57 @@ def test_take_is_like_making_the_sequences_of_those_docs(docs, capacity_stride, 
 
 
 @pytest.mark.parametrize(
-    "lengths, max_tokens, expected",
+    "lengths, max_tokens, overhead, expected",
     [
-        # Two of 5 fill the budget, a third row would not fit; 3 + 2 are 2 rows of 3.
-        ([3, 5, 5, 2], 10, [[1, 2], [0, 3]]),
-        ([3, 5, 5, 2], 15, [[1, 2, 0], [3]]),
-        ([3, 5, 5, 2], 20, [[1, 2, 0, 3]]),
+        # In one bucket there are 4 more slots than in two, in two an overhead more.
+        ([3, 5, 5, 2], 20, 7, [[1, 2, 0, 3]]),
+        ([3, 5, 5, 2], 20, 3, [[1, 2], [0, 3]]),
+        ([3, 5, 5, 2], 20, 0, [[1, 2], [0], [3]]),
+        # Two of 5 fill the budget: a third row would not fit.
+        ([3, 5, 5, 2], 10, 7, [[1, 2], [0, 3]]),
+        # Three rows of 5 and one of 2 would be 17 slots; two of 5 and two of 3 are 16.
+        ([3, 5, 5, 2], 15, 7, [[1, 2], [0, 3]]),
         # One that exceeds the budget is alone, be it the first or between others.
-        ([3, 20, 3], 10, [[1], [0, 2]]),
-        ([20, 20], 10, [[0], [1]]),
-        ([2, 2, 2], 1, [[0], [1], [2]]),
-        # A row of 40 beside one of 300 is 260 of padding: a bucket by itself costs less.
-        ([40, 300, 40], 4096, [[1], [0, 2]]),
-        ([44, 300, 43], 4096, [[1, 0], [2]]),
-        ([7], 100, [[0]]),
-        ([], 100, []),
+        ([3, 20, 3], 10, 100, [[1], [0, 2]]),
+        ([20, 20], 10, 100, [[0], [1]]),
+        ([2, 2, 2], 1, 100, [[0], [1], [2]]),
+        # To fill a bucket is not always best: 5 and two of 4 are less than two of 5 and 4.
+        ([5, 4, 4], 10, 1, [[0], [1, 2]]),
+        ([7], 100, 64, [[0]]),
+        ([], 100, 64, []),
+        ([0, 0, 3], 100, 1, [[2], [0, 1]]),  # no special tokens, no text
     ],
 )
-def test_make_buckets(lengths, max_tokens, expected):
-    buckets = make_buckets(ints(*lengths), max_tokens=max_tokens)
+def test_make_buckets(lengths, max_tokens, overhead, expected):
+    buckets = make_buckets(ints(*lengths), max_tokens=max_tokens, overhead=overhead)
     assert [bucket.tolist() for bucket in buckets] == expected
 
 
 @settings(deadline=None)
 @given(
-    lengths=st.lists(st.one_of(st.integers(2, 12), st.integers(2, 512)), max_size=30),
+    lengths=st.lists(st.one_of(st.integers(2, 12), st.integers(2, 512)), max_size=9),
     max_tokens=st.integers(1, 2000),
+    overhead=st.integers(0, 300),
 )
-def test_buckets_hold_every_sequence_once_within_the_budget(lengths, max_tokens):
-    buckets = [b.tolist() for b in make_buckets(ints(*lengths), max_tokens=max_tokens)]
+def test_no_other_buckets_within_the_budget_cost_less(lengths, max_tokens, overhead):
+    found = make_buckets(ints(*lengths), max_tokens=max_tokens, overhead=overhead)
+    buckets = [bucket.tolist() for bucket in found]
     in_order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     assert [i for bucket in buckets for i in bucket] == in_order
 
-    def fits(bucket: list[int]) -> bool:
-        longest = max(lengths[i] for i in bucket)
-        padding = sum(longest - lengths[i] for i in bucket)
-        return len(bucket) * longest <= max_tokens and padding <= BUCKET_OVERHEAD
+    def cost(parts: list[list[int]]) -> float:
+        rows = [[lengths[i] for i in part] for part in parts]
+        if any(len(row) > 1 and len(row) * row[0] > max_tokens for row in rows):
+            return np.inf
+        return sum(overhead + len(row) * row[0] for row in rows)
 
-    assert all(fits(bucket) or len(bucket) == 1 for bucket in buckets)
-    # None was closed before it had to be.
-    pairs = zip(buckets, buckets[1:], strict=False)
-    assert not any(fits([*bucket, following[0]]) for bucket, following in pairs)
+    cuts = range(1, len(lengths))
+    every = (
+        [in_order[i:j] for i, j in pairwise([0, *chosen, len(lengths)])]
+        for n in range(len(lengths))
+        for chosen in combinations(cuts, n)
+    )
+    assert not lengths or cost(buckets) == min(map(cost, every))
 
 
 # --- states

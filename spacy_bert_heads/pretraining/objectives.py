@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..encoder.loading import Bert, load_model
-from ..encoder.model import pad
+from ..encoder.model import bucket_overhead, pad
 from ..sequences import make_buckets
 from ..types import Ints1d
 from .examples import PAIRS, Batch, Vocabulary
@@ -203,7 +203,9 @@ class Pretrainer(nn.Module):
         target = np.full(len(sequences.ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        buckets = make_buckets(sequences.lengths, max_tokens=max_batch_tokens)
+        buckets = make_buckets(
+            sequences.lengths, max_tokens=max_batch_tokens, overhead=bucket_overhead(device)
+        )
         for number, bucket in enumerate(buckets, start=1):
             lengths = sequences.lengths[bucket]
             inputs, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
