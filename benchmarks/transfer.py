@@ -218,16 +218,33 @@ def print_tables(bench: Bench) -> None:
 
 
 def print_features(done: dict[str, dict]) -> None:
+    columns = [(task, kind) for task in FEATURE_TASKS for kind in ("linear", "lstm")]
+    titles = [", ".join(column) for column in columns]
+    found = {
+        way: [
+            [run[kind] for run in runs_of(done, f"features-{task}-{way}") if kind in run]
+            for task, kind in columns
+        ]
+        for way in FEATURES
+    }
     print("### Features of a frozen encoder: entity F1, test, mean (from, to) over seeds\n")
-    heads = [f"{task}, {kind}" for task in FEATURE_TASKS for kind in ("linear", "BiLSTM")]
-    print_head("", *heads, "the paper's (CoNLL, BiLSTM)")
-    for way in FEATURES:
-        cells = []
-        for task in FEATURE_TASKS:
-            runs = runs_of(done, f"features-{task}-{way}")
-            for kind in ("linear", "lstm"):
-                cells.append(spread([run[kind]["test"] for run in runs if kind in run]))
-        print_row(way, *cells, PAPER[way])
+    print_head("", *titles, "the paper's (CoNLL, BiLSTM)")
+    for way, cells in found.items():
+        print_row(way, *(spread([run["test"] for run in runs]) for runs in cells), PAPER[way])
+    # One of the seeds has to compute the states; the median is of those that find them on disk.
+    print("\n### CPU seconds of the training, median of the seeds; the largest peak, MiB\n")
+    print_head("", *titles)
+    for way, cells in found.items():
+        print_row(
+            way,
+            *(
+                f"{statistics.median(run['train_cpu_seconds'] for run in runs):.0f}; "
+                f"{max(run['train_peak_mib'] for run in runs):,}"
+                if runs
+                else "–"
+                for runs in cells
+            ),
+        )
     print()
 
 
