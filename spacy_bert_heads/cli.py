@@ -4,8 +4,9 @@ spaCy imports this module before each of its own commands, so everything else wa
 command of ours.
 """
 
+import io
 import os
-from collections import Counter
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,6 +22,8 @@ app.add_typer(bert_app)
 @bert_app.callback()
 def main() -> None:
     """Convert data, make configs and score BERT pipelines (spacy_bert_heads)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks "│", among others
+        sys.stdout.reconfigure(errors="replace")
 
 
 @bert_app.command("convert")
@@ -48,6 +51,7 @@ def convert_command(
 ) -> None:
     """Convert CoNLL, CSV, TSV, JSONL, `label text`, SNLI, GLUE or SQuAD files to .spacy."""
     from .convert import convert
+    from .readers import list_reasons
 
     try:
         report = convert(
@@ -72,8 +76,8 @@ def convert_command(
         typer.echo(f"Pairs: {counts}")
     if report.mended:
         typer.echo(f"Offsets mended: {report.mended:,}")
-    if report.refused:
-        show_reasons(f"Refused: {report.refused:,}", report.reasons, report.samples)
+    for line in list_reasons("Refused", report.reasons, report.samples):
+        typer.echo(line)
 
 
 @bert_app.command("prepare")
@@ -118,12 +122,7 @@ def prepare_command(
         ).report
     except (ValueError, OSError, ImportError) as error:
         fail(error)
-    typer.echo(
-        f"{cache}: {report.documents:,} documents, {report.sentences:,} sentences, "
-        f"{report.pieces:,} wordpieces of {report.bytes:,} bytes"
-    )
-    if report.skipped:
-        show_reasons(f"Skipped: {report.skipped.total():,}", report.skipped, report.samples)
+    typer.echo(f"{cache}: " + "\n".join(report.lines()))
 
 
 @bert_app.command("init-config")
@@ -373,7 +372,7 @@ def inspect_word_command(
     from .pictures import save_word
 
     try:
-        lines = [] if file is None else file.read_text(encoding="utf8").splitlines()
+        lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
         given = [*(texts or ()), *(line for line in lines if line.strip())]
         view = compare_word(open_source(model, encoder=encoder, lang=lang), word, given)
         files = save_word(view, output)
@@ -451,20 +450,6 @@ def inspect_map_command(
             f"{view.source}: nearest neighbour right {view.accuracy:.1%} (chance {view.chance:.1%})"
         )
     typer.echo("\n".join(map(str, files)))
-
-
-def show_reasons(title: str, reasons: Counter[str], samples: list[str]) -> None:
-    """Say what of some data was left out.
-
-    title (str): What and how much.
-    reasons (Counter[str]): How often for each reason.
-    samples (List[str]): Some of it.
-    """
-    typer.secho(title, fg="yellow")
-    for reason, count in reasons.most_common():
-        typer.echo(f"  {count:>6,}  {reason}")
-    for sample in samples:
-        typer.echo(f"  {sample}")
 
 
 def fail(error: Exception) -> NoReturn:

@@ -131,6 +131,11 @@ def list_files(source: Path) -> list[Path]:
     """List the files of a source in the order in which they are read."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: name a file, or a folder of files.")
+    if not source.is_dir() and not source.is_file():
+        raise ValueError(
+            f"{source} can be read only once, but some formats are read twice: save it to a file, "
+            "and name that."
+        )
     if not source.is_dir():
         return [source]
     paths = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
@@ -227,7 +232,7 @@ def find_format(path: Path, settings: Settings) -> str | None:
     rows = [split_columns(line) for line in head]
     if sum(len(row) in (2, 3, 4) and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
         return "conll"
-    for name, delimiter in (("tsv", "\t"), ("csv", ",")):
+    for name, delimiter in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
         header = [column.strip('"') for column in head[0].split(delimiter)]
         if holds_pairs(header, settings):
             return f"nli-{name}"

@@ -373,7 +373,7 @@ def tsne(vectors: Floats2d) -> tuple[Floats2d, tuple[str, str]]:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError(
-            "t-SNE needs scikit-learn: pip install spacy_bert_heads[plots]. PCA needs nothing."
+            "t-SNE needs scikit-learn: pip install scikit-learn. PCA needs nothing."
         ) from error
     perplexity = min(30.0, (len(vectors) - 1) / 3)  # 30 is the method's own default
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)

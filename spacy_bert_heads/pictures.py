@@ -95,9 +95,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # no pyplot: no window, no global state
     except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib: pip install spacy_bert_heads[plots]"
-        ) from error
+        raise ImportError("Pictures need matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 

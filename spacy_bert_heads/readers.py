@@ -9,10 +9,11 @@ rest. None holds a whole file, except SQuAD's, which is one JSON object.
 import csv
 import json
 import re
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 from spacy.language import Language
@@ -22,6 +23,7 @@ from .pairs import make_answer, make_verdict
 
 MAX_SENTENCE = 100_000  # tokens; with more, a file just has no blank lines
 MAX_HYPOTHESES = 32  # of one Doc
+MAX_RECORD = 10_000_000  # characters of a table's record; with more, a quote is not closed
 # What a column is often called where its default name is missing.
 COMMON_NAMES = {
     "text": ("sentence", "content", "review"),
@@ -140,6 +142,8 @@ def read_sentence(
         if not TAG.fullmatch(row[-1]):
             return Refused(line, f"not a tag of BIO or BILOU: {row[-1]!r}")
     words = [row[0] for _, row in rows]
+    if width > 2 and len(words) > 1 and words == [str(i) for i in range(1, len(words) + 1)]:
+        return Refused(rows[0][0], "numbers instead of tokens: take the first column out")
     # Without spaces: the file doesn't tell them, and readers then predict on these same tokens.
     doc = Doc(settings.nlp.vocab, words=words)
     entities = tags_to_entities([row[-1] for _, row in rows])
@@ -195,19 +199,61 @@ def read_csv(
 
 
 def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Row | Refused]:
-    """Split the lines of a table whose fields may be quoted. Blank lines are passed over."""
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    """Split the lines of a table whose fields may be quoted, and then may hold newlines. Blank
+    lines are passed over. Where "," is given but the header has only ";", that is what splits.
+
+    A stray quote does not swallow the rows behind it: of a record that can't be read only the first
+    line is refused. And since tables with tabs are seldom quoted, lines of one that have as many
+    tabs as the header are rows, whatever quotes they have.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
+    lines = iter(lines)
+    ahead = deque(islice(lines, 1))  # lines that were read, but belong to records to come
+    if delimiter == "," and ahead and ";" in ahead[0] and "," not in ahead[0]:
+        delimiter = ";"
+    number, width = 1, 0
     while True:
-        number = table.line_num + 1
+        taken: list[str] = []
+        cells, fault = [], ""
         try:
-            cells = next(table)
+            cells = next(csv.reader(read_on(ahead, lines, taken), strict=True, delimiter=delimiter))
         except StopIteration:
             return
         except csv.Error as error:
-            yield Refused(number, f"broken quotes: {error}, in line {table.line_num}")
-            continue
-        if cells:
+            fault = f"broken quotes: {error}"
+        if fault or len(taken) > 1:
+            parts = taken[:1] if fault else taken
+            if delimiter == "\t" and all(line.count("\t") == width - 1 for line in parts):
+                cells, fault = [unquote(c) for c in taken[0].rstrip("\r\n").split("\t")], ""
+                parts = taken[:1]
+            ahead.extendleft(reversed(taken[len(parts) :]))
+            taken = parts
+        if fault:
+            yield Refused(number, fault)
+        elif cells:
+            width = width or len(cells)
             yield Row(number, cells)
+        number += len(taken)
+
+
+def read_on(ahead: deque[str], lines: Iterator[str], taken: list[str]) -> Iterator[str]:
+    """Yield a record's lines, those read ahead first, and note them."""
+    size = 0
+    while size <= MAX_RECORD:
+        line = ahead.popleft() if ahead else next(lines, None)
+        if line is None:
+            return
+        taken.append(line)
+        size += len(line)
+        yield line
+
+
+def unquote(cell: str) -> str:
+    """Take off the quotes around a cell, if it is quoted as a whole."""
+    inner = cell[1:-1]
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
 
 
 def split_plain(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
@@ -227,7 +273,9 @@ def read_table(rows: Iterable[Row | Refused], names: dict[str, str]) -> Iterator
             header = row.cells
             columns = find_columns(header, names)
             if min(columns) < 0:
-                yield Refused(row.line, f"no columns for {join_names(names)}: {header}")
+                options = join_names(f"--{kind}-column" for kind in names)
+                fault = f"no columns for {join_names(names)}: {header}, name them by {options}"
+                yield Refused(row.line, fault)
                 return
         elif len(row.cells) != len(header):
             wanted = len(header)
@@ -259,6 +307,20 @@ def holds_pairs(header: list[str], settings: Settings) -> bool:
     """Tell pairs of texts from texts by the names of columns or keys."""
     premise, hypothesis, _ = find_columns(header, settings.pair_names())
     return min(premise, hypothesis) >= 0 and settings.text_column not in header
+
+
+def list_reasons(title: str, reasons: Counter[str], samples: list[str]) -> list[str]:
+    """Say what of some data was left out.
+
+    title (str): What became of it.
+    reasons (Counter[str]): How often for each reason.
+    samples (List[str]): Some of it.
+    RETURNS (List[str]): Lines; none if nothing was left out.
+    """
+    if not reasons:
+        return []
+    counts = [f"  {count:>6,}  {reason}" for reason, count in reasons.most_common()]
+    return [f"{title}: {reasons.total():,}", *counts, *(f"  {sample}" for sample in samples)]
 
 
 def join_names(names: Iterable[str]) -> str:

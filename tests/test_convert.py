@@ -4,6 +4,7 @@ import functools
 import gzip
 import itertools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,12 +318,23 @@ def test_tsv_columns(tmp_path, header, options):
 
 
 @pytest.mark.parametrize(
-    "header", ["body,stars", "text,stars", "review,sentence,label", "text,text,label", "text;label"]
+    "header", ["body,stars", "text,stars", "review,sentence,label", "text,text,label", "text"]
 )
 def test_csv_unclear_columns(tmp_path, header):
     with pytest.raises(ValueError) as error:
         run(tmp_path, "a.csv", f"{header}\nfine,1\n")
     assert f"a.csv:1: no columns for text and label: {header.split(',')}" in str(error.value)
+    assert "name them by --text-column and --label-column" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a"])
+def test_csv_with_semicolons(tmp_path, name):
+    docs, report = run(tmp_path, name, 'text;label\n"so, so; la";neg\nfine, this;pos\n')
+    assert [doc.tokens for doc in docs] == [
+        ["so", ", ", "so", "; ", "la"],
+        ["fine", ", ", "this"],
+    ]
+    assert report.format == "csv" and not report.refused
 
 
 def test_csv_bad_rows(tmp_path):
@@ -360,7 +372,47 @@ def test_csv_open_quote_does_not_swallow_the_file():
     lines = itertools.chain(["text,label\n", '"open,pos\n'], itertools.repeat("fine,pos\n", 20_000))
     first, *rest = READERS["csv"](lines, Settings(NLP))
     assert isinstance(first, Refused) and first.line == 2
-    assert rest and all(isinstance(doc, Doc) for doc in rest)
+    assert len(rest) == 20_000 and all(isinstance(doc, Doc) for doc in rest)
+
+
+def test_csv_record_longer_than_pythons_limit(tmp_path):
+    """131,072 characters; what looks like rows in it are none."""
+    clauses = "".join(f"Line {n}, signed\n" for n in range(10_000))
+    docs, report = run(tmp_path, "a.csv", f'text,label\n"{clauses}",long\nfine,pos\n')
+    assert [doc.cats for doc in docs] == [{"long": 1.0, "pos": 0.0}, {"long": 0.0, "pos": 1.0}]
+    assert "".join(docs[0].tokens) == clauses and not report.refused
+
+
+def test_tsv_quotes(tmp_path):
+    rows = [
+        '"all ""quoted"", and\ttabs"\tpos',
+        '"two\nlines"\tpos',
+        '"I love it\tpos',
+        "So so\tneg",
+        'They said no"\tneg',
+        '"Never" again\tneg',
+        '"never closed\tpos',
+        "fine\tpos",
+        "too\tmany\ttabs",
+    ]
+    docs, report = run(tmp_path, "a.tsv", "\n".join(["text\tlabel", *rows, ""]))
+    assert ["".join(doc.tokens) for doc in docs] == [
+        'all "quoted", and\ttabs',
+        "two\nlines",
+        '"I love it',
+        "So so",
+        'They said no"',
+        '"Never" again',
+        '"never closed',
+        "fine",
+    ]
+    assert samples(report) == ["a.tsv:11: wrong number of columns: 3 instead of 2"]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="can be read only once"):
+        convert(tmp_path / "pipe", tmp_path / "out.spacy")
 
 
 # JSONL

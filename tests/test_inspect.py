@@ -317,7 +317,7 @@ def test_layers_and_methods_of_a_map(checkpoint, monkeypatch):
     with pytest.raises(ValueError, match="Unknown method 'umap'. Choose one of: pca, tsne"):
         map_documents(source, labelled, method="umap")
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(ImportError, match=r"pip install spacy_bert_heads\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install scikit-learn"):
         map_documents(source, labelled, method="tsne")
 
 
@@ -484,7 +484,7 @@ def test_without_matplotlib(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("inspect", "word", checkpoint, "coaster", *SENTENCES, "-o", tmp_path / "word")
     assert result.exit_code == 1
-    assert "pip install spacy_bert_heads[plots]" in result.output
+    assert "pip install scikit-learn" in result.output
 
 
 # --- a real encoder

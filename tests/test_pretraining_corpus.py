@@ -255,6 +255,11 @@ def test_every_kind_of_file(tmp_path, name, content, pack):
     assert not corpus.report.skipped
 
 
+def test_objects_behind_blank_lines_are_no_text(tmp_path):
+    corpus = run(tmp_path, write(tmp_path / "part-00000", b"\n \n" + jsonl(*TWO)))
+    assert read(corpus) == read(run(tmp_path, write(tmp_path / "a.jsonl", jsonl(*TWO))))
+
+
 def test_lines_of_a_text_document_are_one_text(tmp_path):
     corpus = run(tmp_path, write(tmp_path / "a.txt", b"Anna left\nBerlin. A\nfire.\n\t\nAnna\n"))
     assert read(corpus) == [["anna left berlin .", "a fire ."], ["anna"]]

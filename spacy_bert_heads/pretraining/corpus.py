@@ -45,7 +45,7 @@ from thinc.api import Config
 from tqdm import tqdm
 
 from ..corpora import DAMAGE
-from ..readers import check_text
+from ..readers import check_text, list_reasons
 from ..types import Bools1d, Ints1d, Pieces
 from ..wordpieces import Wordpieces
 
@@ -116,6 +116,14 @@ class PreparationReport:
         self.bytes += other.bytes
         self.skipped.update(other.skipped)
         self.samples = [*self.samples, *other.samples][:MAX_SAMPLES]
+
+    def lines(self) -> list[str]:
+        """RETURNS (List[str]): What to tell a user, counts first, then reasons and samples."""
+        counts = (
+            f"{self.documents:,} documents, {self.sentences:,} sentences, "
+            f"{self.pieces:,} wordpieces of {self.bytes:,} bytes"
+        )
+        return [counts, *list_reasons("Skipped", self.skipped, self.samples)]
 
 
 @dataclass(frozen=True)
@@ -464,7 +472,7 @@ def read_records(stream: BinaryIO, kind: str | None) -> Iterator[tuple[int, str,
     """Split an unpacked file into records.
 
     stream (BinaryIO): The file.
-    kind (Optional[str]): One of `KINDS`; if not given, the first line tells it.
+    kind (Optional[str]): One of `KINDS`; if not given, the first line with text tells it.
     YIELDS (Tuple[int, str, bytes]): The line of each, or the number of the Doc; jsonl or text; and
         what is there.
     """
@@ -474,8 +482,12 @@ def read_records(stream: BinaryIO, kind: str | None) -> Iterator[tuple[int, str,
             yield number, "text", doc.text.encode("utf8")
         return
     lines = read_lines(stream)
-    head = list(islice(lines, 1))
-    kind = kind or ("jsonl" if head and holds_object(head[0][1]) else "text")
+    head = []
+    for line in lines:  # up to the first that is not blank
+        head.append(line)
+        if line[1].strip():
+            break
+    kind = kind or ("jsonl" if head and holds_object(head[-1][1]) else "text")
     records = chain(head, lines)
     for number, content in records if kind == "jsonl" else join_lines(records):
         yield number, kind, content

@@ -42,7 +42,7 @@ FREE = (
     "text.workers",
     "training.keep",
     "training.checkpoint_frequency",
-    "training.logger",
+    "training.logger",  # and its settings
 )
 N_SAMPLES, N_GUESSES = 3, 5
 
@@ -110,7 +110,7 @@ class Data:
             )
         for old in [one for one in self.plans if one[2] == evaluation]:
             del self.plans[old]
-            shutil.rmtree(self.folder / f"{side}-{old[0]}-{old[1]}", ignore_errors=True)
+            remove_plan(self.folder / f"{side}-{old[0]}-{old[1]}")
         self.plans[key] = plan
         return plan
 
@@ -171,6 +171,13 @@ class Data:
         )
 
 
+def remove_plan(folder: Path) -> None:
+    """folder (Path): Of a plan that is not needed any more."""
+    # First what says that it is whole: if this is stopped in the middle, it is made again.
+    (folder / "plan.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def pretrain(
     settings: Settings,
     output: Path,
@@ -199,11 +206,12 @@ def pretrain(
     t = settings.training
     with processes.joined(), ThreadPoolExecutor(max_workers=1) as loader:
         run = begin(settings, output, processes, resume=resume, say=say)
-        log = open_logger(settings)
+        # Of several processes one speaks: each logger would begin a file or a run of its own.
+        log = open_logger(settings) if processes.is_first else None
 
         def report() -> None:
             found = run.report()
-            if processes.is_first:
+            if log:
                 log(found)
             if on_report:
                 on_report(found)
@@ -225,7 +233,7 @@ def pretrain(
             if run.step % t.checkpoint_frequency == 0 or run.step == t.max_steps:
                 run.save_state(say)
         run.save("model-last")
-        if processes.is_first:
+        if log:
             log(None)
     return run.last
 
@@ -298,6 +306,8 @@ def begin(
             progress=True,
         )
     )
+    for line in corpus.report.lines():
+        say(line)
     output.mkdir(parents=True, exist_ok=True)
     data = Data(
         corpus,
@@ -313,6 +323,13 @@ def begin(
     if state is not None:
         run.restore(state)
         say(f"Going on after step {run.step} of {t.max_steps}.")
+    too_short = data.plan(run.position.phase, run.position.epoch).skipped
+    if too_short:
+        say(
+            f"Too short for a pair of segments, and not read: {too_short:,} of the "
+            f"{corpus.report.documents:,} documents. [objective] sentences = "
+            '"full-sentences" reads them.'
+        )
     return run
 
 
@@ -354,6 +371,9 @@ class Run:
         t = self.settings.training
         phase = phase_at(t.phases, self.step, t.max_steps)
         self.position = after if after.phase == phase else Position(phase)
+        if after.phase != phase:
+            # Held-out examples have another length now, so their loss is another measure.
+            self.best = math.inf
 
     def learn(self, batch: Batch) -> None:
         """Take one step.
@@ -395,7 +415,7 @@ class Run:
         RETURNS (float): Its learning rate: a linear rise, then a linear fall to 0 (BERT, A.2).
         """
         t = self.settings.training
-        if step <= t.warmup_steps:
+        if t.warmup_steps and step <= t.warmup_steps:
             return t.learn_rate * step / t.warmup_steps
         return t.learn_rate * (t.max_steps - step) / max(t.max_steps - t.warmup_steps, 1)
 
@@ -403,7 +423,7 @@ class Run:
 
     def report(self) -> Report:
         """RETURNS (Report): What the steps since the last one came to, and what the held-out
-        documents say; also written to the log. The best checkpoint so far is saved.
+        documents say; also written to the log. The best checkpoint of the phase so far is saved.
         """
         o = self.settings.objective
         now = self._summed(self.sums)
@@ -570,7 +590,7 @@ def check_same(before: dict[str, Any], settings: Settings) -> None:
     """
     old, new = _flatten(before), _flatten(dataclasses.asdict(settings))
     for name in sorted(set(old) | set(new)):
-        if name not in FREE and old.get(name) != new.get(name):
+        if not name.startswith(FREE) and old.get(name) != new.get(name):
             raise ValueError(
                 f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
                 "it back to resume, or start a new run in another folder."

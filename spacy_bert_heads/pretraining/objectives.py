@@ -56,7 +56,7 @@ class Guess(NamedTuple):
 HEAD_PARTS = {
     "sentence head": ("seq_relationship", "sop_classifier"),
     "pooler": ("pooler",),
-    "masked-piece head": ("predictions", "lm_head", "vocab_", "generator_"),
+    "masked-piece head": ("predictions", "lm_head", "vocab_", "generator_", "head.", "decoder."),
 }
 
 
@@ -108,11 +108,10 @@ class Pretrainer(nn.Module):
     def mlm_logits(self, states: torch.Tensor) -> torch.Tensor:
         """states (Tensor): The states of masked pieces (n, width).
         RETURNS (Tensor): Logits over the vocabulary (n, n_pieces).
+        RAISES (ValueError): If the family's head is not known.
         """
         model: Any = self.model
         match model.config.model_type:
-            case "bert":
-                return model.cls.predictions(states)
             case "albert":
                 return model.predictions(states)
             case "distilbert":
@@ -120,8 +119,17 @@ class Pretrainer(nn.Module):
                 return model.vocab_projector(model.vocab_layer_norm(states))
             case "electra":
                 return model.generator_lm_head(model.generator_predictions(states))
-            case _:
+            case "modernbert":
+                return model.decoder(model.head(states))
+            case _ if hasattr(model, "lm_head"):  # RoBERTa and its like
                 return model.lm_head(states)
+            case _ if hasattr(model, "cls"):  # BERT and its like
+                return model.cls.predictions(states)
+            case family:
+                raise ValueError(
+                    f'How a "{family}" model predicts masked pieces is not known here. Use BERT, '
+                    "RoBERTa, DistilBERT, ALBERT, ELECTRA, MPNet, DeBERTa, ModernBERT or the like."
+                )
 
     def sentence_head(self) -> list[nn.Module]:
         """RETURNS (List[Module]): The pooler and the classifier of pairs, if there are any."""
@@ -304,7 +312,10 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
         return own.get(family, AutoModelForMaskedLM)
 
     model, bert, missing = load_model(name, choose_class)
-    return Pretrainer(model, bert, has_pairs=sentence_objective in PAIRS, made=missing)
+    pretrainer = Pretrainer(model, bert, has_pairs=sentence_objective in PAIRS, made=missing)
+    # An unknown head is an error here, not after all text has been tokenized.
+    pretrainer.mlm_logits(torch.empty(0, bert.width))
+    return pretrainer
 
 
 def check_objective(family: str, objective: str | None) -> None:

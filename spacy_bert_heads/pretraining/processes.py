@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+# How long the others wait while the first prepares the text, which can take hours. One that has
+# died is noticed by its connection.
+PATIENCE = timedelta(days=7)
 
 
 class Processes:
@@ -54,8 +59,12 @@ class Processes:
         if gpu:
             torch.cuda.set_device(self.device)
         # Gradients travel between GPUs; a few numbers, between CPUs, so that no GPU waits for them.
-        dist.init_process_group("nccl" if gpu else "gloo")
-        self._group = dist.new_group(backend="gloo") if gpu else dist.group.WORLD
+        if gpu:
+            dist.init_process_group("nccl")
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+            self._group = dist.group.WORLD
         try:
             yield
         except RuntimeError as error:

@@ -203,8 +203,12 @@ def _check(settings: Settings) -> None:
     for name, chosen, known in (("family", e.family, FAMILIES), ("size", e.size, tuple(SIZES))):
         if chosen not in known:
             raise ValueError(f"encoder.{name} is '{chosen}'. Choose one of: {', '.join(known)}.")
-    if e.add_words < 0:
-        raise ValueError(f"encoder.add_words is {e.add_words}; it must be 0 or more.")
+    for name, count in (
+        ("training.warmup_steps", t.warmup_steps),
+        ("encoder.add_words", e.add_words),
+    ):
+        if count < 0:
+            raise ValueError(f"{name} is {count}; it must be 0 or more.")
     if e.add_words and settings.paths.encoder is None and e.tokenizer is None:
         raise ValueError(
             "encoder.add_words adds to a vocabulary that is there, but this one is trained on the "
