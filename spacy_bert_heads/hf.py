@@ -105,6 +105,8 @@ def _add_checkpoint(
     task = task or find_task(model.config, name, names)
     _check_free(nlp, task, names, name)
     upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, bert)
+    if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
+        upstream = "*"  # also where it gets another name in another pipeline
     config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
     classes = list(range(len(names)))
     if task == "ner":

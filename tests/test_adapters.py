@@ -195,6 +195,20 @@ def test_overfit_and_reload(kind, share, checkpoint, tmp_path):
         torch.testing.assert_close(weights_of(again)[name], weight, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+def test_saving_over_another_kind_leaves_nothing_of_it(share, checkpoint, tmp_path):
+    kinds: list[dict] = [{}, {"adapter": "lora", "share_checkpoint": share}, {"adapter": "houlsby"}]
+    for settings in (*kinds, *reversed(kinds)):
+        nlp = build(checkpoint, "ner", **settings)
+        learn(nlp, steps=3)
+        nlp.to_disk(tmp_path / "pipeline")
+        again = spacy.load(tmp_path / "pipeline")
+        states = [
+            one.get_pipe("bert_encoder").predict([one("Hull")]).states for one in (nlp, again)
+        ]
+        torch.testing.assert_close(*states, atol=1e-5, rtol=1e-4)
+
+
 def test_a_saved_encoder_is_a_hugging_face_checkpoint(checkpoint, tmp_path):
     nlp = build(checkpoint, "ner", adapter="lora")
     bert = bert_of(nlp.get_pipe("bert_encoder").model)

@@ -1,5 +1,6 @@
 """States of a frozen encoder that are kept on disk."""
 
+import os
 import shutil
 import warnings
 
@@ -145,3 +146,20 @@ def test_a_folder_that_cannot_be_written(make_nlp, tmp_path):
         states = encoder.predict([nlp.make_doc(TEXTS[0])]).states
     expected = encoder.model.predict([nlp.make_doc(TEXTS[0])]).states
     torch.testing.assert_close(states, expected)
+
+
+def test_a_forked_worker_has_files_of_its_own(runs, tmp_path, monkeypatch):
+    """Where a file of its parent is read is shared with it."""
+    nlp, encoder, sizes = runs
+    encoder.cache = StatesCache(tmp_path)
+    first = encoder.predict([nlp.make_doc(TEXTS[0])]).states
+    (whole,) = tmp_path.glob("*/*.states")
+    before = whole.read_bytes()
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    sizes.clear()
+    docs = [nlp.make_doc(text) for text in (TEXTS[0], "Grete")]
+    encoded = encoder.predict(docs)
+    assert sizes == [1]  # what the parent computed is found
+    torch.testing.assert_close(encoded.states[: len(first)], first, atol=0, rtol=0)
+    assert whole.read_bytes() == before and len(list(tmp_path.glob("*/*.states"))) == 2

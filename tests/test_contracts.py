@@ -487,6 +487,18 @@ def test_two_encoders(two_encoders, checkpoint, tmp_path):
             assert {key: one[key] for key in keys} == {key: whole[key] for key in keys}
 
 
+def test_a_disabled_encoder_keeps_its_heads(two_encoders):
+    """As one that is frozen while spaCy trains the rest."""
+    nlp = two_encoders
+    found = close(annotate(nlp))
+    with nlp.select_pipes(disable=["second"]):
+        nlp.add_pipe("sentencizer")  # spaCy links the pipeline anew
+        assert nlp.get_pipe("first").listening_components == ["bert_ner"]
+        assert annotate(nlp) == found
+    nlp.remove_pipe("sentencizer")
+    assert nlp.get_pipe("second").listening_components == ["bert_tagger", "bert_textcat"]
+
+
 @pytest.mark.parametrize(
     "gold, learner", [({"entities": [(0, 4, "PLACE")]}, "first"), ({"tags": ["NNP"]}, "second")]
 )
@@ -608,11 +620,34 @@ def test_a_forked_worker_does_not_touch_a_gpu(monkeypatch):
             yield SimpleNamespace(device=torch.device("cuda"))
 
     shim = TorchShim(to_files=lambda module: {}, from_files=lambda files: OnGPU(1, 1))
-    shim._model = OnGPU(1, 1)
+    shim.module = OnGPU(1, 1)
     assert isinstance(shim.module, OnGPU)
-    monkeypatch.setattr("spacy_bert_heads.encoder.shim._forked", True)
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
     with pytest.raises(ValueError, match="Leave n_process at 1"):
         _ = shim.module
+    shim.module = OnGPU(1, 1)  # a worker that loads a pipeline itself may use it
+    assert isinstance(shim.module, OnGPU)
+
+
+# --- settings
+
+
+def test_settings_of_the_config_that_it_is_loaded_with(trained, tmp_path):
+    trained.to_disk(tmp_path / "saved")
+    changed = {"bert_ner": {"threshold": 1.0, "spans_key": "found"}}
+    nlp = spacy.load(tmp_path / "saved", config={"components": changed})
+    doc = nlp(TEXTS[0])
+    assert trained(TEXTS[0]).ents and not doc.ents
+    assert "found" in doc.spans and "ents" not in doc.spans
+    assert nlp.get_pipe("bert_ner").labels == trained.get_pipe("bert_ner").labels
+
+    # One that is set by hand is saved, until the config says another.
+    nlp.get_pipe("bert_ner").cfg["threshold"] = 0.25
+    nlp.to_disk(tmp_path / "again")
+    for config, threshold in (({}, 0.25), ({"components.bert_ner.threshold": 0.5}, 0.5)):
+        loaded = spacy.load(tmp_path / "again", config=config).get_pipe("bert_ner")
+        assert (loaded.cfg["threshold"], loaded.cfg["spans_key"]) == (threshold, "found")
 
 
 # --- plain data

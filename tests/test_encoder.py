@@ -121,13 +121,17 @@ def test_one_batch_of_states_is_alive_and_none_on_docs(make_nlp):
     assert all(doc.tensor.size == 0 and not doc.user_data for doc in kept)
 
 
-def test_kept_states_hold_no_docs(make_nlp):
+def test_states_go_with_the_last_of_their_docs(make_nlp):
     nlp = make_nlp("ner")
-    doc = nlp("Anna left Skagen")
-    gone = weakref.ref(doc)
-    del doc
     gc.collect()
-    assert gone() is None
+    before = alive()
+    docs = list(nlp.pipe(["Anna left Skagen", "The boat burned"] * 2))
+    gone = weakref.ref(docs[0])
+    assert alive() == before + 1
+    del docs[1:]
+    assert alive() == before + 1
+    del docs
+    assert gone() is None and alive() == before
 
 
 def test_training_leaves_no_graph_behind(make_nlp):

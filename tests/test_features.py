@@ -274,6 +274,12 @@ def test_the_lstm_reads_each_doc_by_itself():
     torch.testing.assert_close(logits, torch.cat(expected))
     assert logits.shape == (n, 3)
 
+    # A long Doc makes the others no longer.
+    sizes = []
+    module.lstm.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0].data)))
+    module(states, DocSequences(none, none, tokens, ones, tokens, pieces, rows))
+    assert sizes == [n]
+
 
 @pytest.mark.parametrize(
     ("tok2vec", "message"),

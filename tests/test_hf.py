@@ -419,6 +419,21 @@ def test_labels_and_tasks_can_be_given(tmp_path):
 # --- several heads
 
 
+def test_pipelines_are_joined_by_sourcing(tmp_path):
+    """A head reads the encoder that it comes with, under whatever name."""
+    pipelines = [
+        from_hf(save(tmp_path / "ner", TOKENS, PLACES, seed=1)),
+        from_hf(save(tmp_path / "moods", SEQUENCES, MOODS, seed=2)),
+    ]
+    expected = pipelines[1](TEXTS[0]).cats
+    for i, nlp in enumerate(pipelines):
+        nlp.to_disk(tmp_path / str(i))
+    one, other = (spacy.load(tmp_path / str(i)) for i in range(2))
+    one.add_pipe("bert_encoder", source=other, name="second")
+    one.add_pipe("bert_textcat", source=other)
+    assert one(TEXTS[0]).cats == pytest.approx(expected)
+
+
 def test_several_checkpoints_have_an_encoder_each_or_share_one(tmp_path):
     ner = save(tmp_path / "ner", TOKENS, PLACES)
     moods = save(tmp_path / "moods", SEQUENCES, MOODS, seed=1)

@@ -1,5 +1,6 @@
 """States of a frozen encoder on disk, computed once for all epochs (BERT, section 5.3)."""
 
+import os
 import warnings
 from hashlib import blake2b
 from io import BufferedIOBase
@@ -32,6 +33,7 @@ class StatesCache:
         self._version: tuple | None = None  # what was open last
         self._digest = ""  # of the weights, layers and precision
         self._off = False
+        self._pid = os.getpid()
         self._width = 0
         self._files: list[BufferedIOBase] = []
         self._places: dict[bytes, tuple[BufferedIOBase, int]] = {}  # file, first row
@@ -66,6 +68,9 @@ class StatesCache:
         """Open the files of an encoder as it is now; False if nothing is to be kept."""
         bert, shim, layers = bert_of(model), shim_of(model), layers_of(model)
         version = shim.version, layers, shim.precision
+        if self._pid != os.getpid():
+            # A forked worker has the files of its parent, and where they are read is shared.
+            self._pid, self._version = os.getpid(), None
         if self._off or version == self._version:
             return not self._off
         had, weights = self._version, _digest_weights(bert)

@@ -49,7 +49,9 @@ def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEnc
     name (str): The component's name.
     model (Model[List[Doc], Encoded]): The encoder.
     """
-    return BertEncoder(nlp.vocab, model, name)
+    encoder = BertEncoder(nlp.vocab, model, name)
+    encoder.nlp = weakref.ref(nlp)
+    return encoder
 
 
 class BertEncoder(TrainablePipe):
@@ -68,6 +70,7 @@ class BertEncoder(TrainablePipe):
         self.model = model
         self.name = name
         self.cfg: dict[str, Any] = {}
+        self.nlp: Callable[[], Language | None] = lambda: None  # the pipeline, held weakly
         self.listener_map: dict[str, list[BertListener]] = {}
         # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
         self._linked: weakref.WeakSet[BertListener] = weakref.WeakSet()
@@ -127,9 +130,20 @@ class BertEncoder(TrainablePipe):
         component (Any): A component that stands behind this one.
         """
         if isinstance(getattr(component, "model", None), Model):
+            names = (self.name, "*") if self._is_nearest(component) else (self.name,)
             for node in component.model.walk():
-                if isinstance(node, BertListener) and node.upstream_name in ("*", self.name):
+                if isinstance(node, BertListener) and node.upstream_name in names:
                     self.add_listener(node, component.name)
+
+    def _is_nearest(self, component: Any) -> bool:
+        """Whether no other encoder stands between: spaCy does not ask one that is disabled, and a
+        frozen one is while the others learn, but its heads are its own all the same."""
+        nlp = self.nlp()
+        pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
+        if nlp is None or id(self) not in pipes or id(component) not in pipes:
+            return True
+        between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
+        return not any(isinstance(pipe, BertEncoder) for _, pipe in between)
 
     # --- predicting
 
@@ -293,7 +307,11 @@ class BertEncoder(TrainablePipe):
         folder = Path(path) / "model"
         folder.mkdir(parents=True, exist_ok=True)
         if "model" not in exclude:
-            for name, content in shim_of(self.model).to_files().items():
+            files = shim_of(self.model).to_files()
+            for old in folder.iterdir():  # files of another kind would be read beside these
+                if old.is_file() and old.name not in files:
+                    old.unlink()
+            for name, content in files.items():
                 (folder / name).write_bytes(content)
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":

@@ -18,15 +18,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES, "int8")
 Files = dict[str, bytes]
 
-_forked = False  # whether this process is a forked one
-
 
 def after_fork() -> None:
     """Make ready a forked worker of nlp.pipe(…, n_process=2). It inherits the thread pools of torch
     and of tokenizers without their threads, and would wait for them for ever. One thread needs no
     pool, and the workers share the cores anyway."""
-    global _forked
-    _forked = True
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -144,6 +140,7 @@ class TorchShim(Shim):
         # Counts the changes of weights and precision: states computed from older ones are stale.
         self.version = 0
         self._derived: tuple[int, nn.Module] | None = None
+        self._pid = 0  # of the process that put the module where it is
         self._forget_training()
 
     def _forget_training(self) -> None:
@@ -166,7 +163,8 @@ class TorchShim(Shim):
                 "This component has no weights yet. Call nlp.initialize() to make them, "
                 "or load a trained pipeline with spacy.load()."
             )
-        if _forked and next(self._model.parameters()).device.type == "cuda":
+        forked = self._pid != os.getpid()
+        if forked and next(self._model.parameters()).device.type == "cuda":
             raise ValueError(
                 "A worker of nlp.pipe(…, n_process=…) can't use the GPU of the process that it was "
                 "forked from. Leave n_process at 1: one process keeps a GPU busy."
@@ -176,6 +174,7 @@ class TorchShim(Shim):
     @module.setter
     def module(self, module: nn.Module) -> None:
         self._model = module.to(get_torch_default_device()).eval()
+        self._pid = os.getpid()
         self.version += 1
         self._forget_training()
 
@@ -197,6 +196,7 @@ class TorchShim(Shim):
     def precision(self, precision: str) -> None:
         check_precision(precision)
         self._precision = precision
+        self._scaler = None  # of fp16 alone
         self.version += 1  # states are others now
 
     def autocast(self) -> torch.autocast:
@@ -320,6 +320,7 @@ class TorchShim(Shim):
         if self.has_module:
             device = "cpu" if device_type == "cpu" else f"cuda:{device_id}"
             self._model.to(device)
+            self._pid = os.getpid()
             self.version += 1
             self._forget_training()
 
@@ -329,6 +330,9 @@ class TorchShim(Shim):
         if self._model is not None:
             state["_model"] = copy_sharing(self._model)
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pid=os.getpid())
 
     def copy(self) -> TorchShim:
         """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer

@@ -19,17 +19,36 @@ from .shim import AdamSettings
 Version = tuple[int, tuple[int, ...]]
 
 
+class Held:
+    """States that are kept until the last of their Docs is gone.
+
+    docs (Sequence[Doc]): The Docs, which are held weakly.
+    encoded (Encoded): Their states.
+    """
+
+    def __init__(
+        self, docs: Sequence[Doc] = (), encoded: Encoded[DocSequences] | None = None
+    ) -> None:
+        self.encoded = encoded
+        self.places = {id(doc): (i, weakref.ref(doc, self._forget)) for i, doc in enumerate(docs)}
+        self._n_alive = len(self.places)
+
+    def _forget(self, _: Any) -> None:
+        self._n_alive -= 1
+        if self._n_alive == 0:
+            self.encoded = None
+
+
 class LatestBatch(threading.local):
-    """The latest batch of states, one for every thread. The Docs are held weakly."""
+    """The latest batch of states, one for every thread, for as long as its Docs are alive."""
 
     def __init__(self) -> None:
         self.drop()
 
     def drop(self) -> None:
         """Forget the batch."""
-        self.places: dict[int, tuple[int, weakref.ref[Doc]]] = {}
+        self.held = Held()
         self.version: Version | None = None
-        self.encoded: Encoded[DocSequences] | None = None
 
     def keep(self, docs: Sequence[Doc], version: Version, encoded: Encoded[DocSequences]) -> None:
         """Hold a batch instead of the one before.
@@ -38,8 +57,7 @@ class LatestBatch(threading.local):
         version (Version): What the states depend on beside the Docs.
         encoded (Encoded): The states of the Docs.
         """
-        self.places = {id(doc): (i, weakref.ref(doc)) for i, doc in enumerate(docs)}
-        self.version, self.encoded = version, encoded
+        self.held, self.version = Held(docs, encoded), version
 
     def find(self, docs: Sequence[Doc], version: Version) -> Encoded[DocSequences] | None:
         """Find the states of some of the batch's Docs.
@@ -49,16 +67,17 @@ class LatestBatch(threading.local):
         RETURNS (Optional[Encoded]): None if a Doc is not in the batch or has other tokens now,
             or if the version has changed.
         """
-        if self.encoded is None or self.version != version:
+        encoded, places = self.held.encoded, self.held.places
+        if encoded is None or self.version != version:
             return None
         found = []
         for doc in docs:
-            place, ref = self.places.get(id(doc), (-1, None))
+            place, ref = places.get(id(doc), (-1, None))
             # A component between two heads may have merged tokens.
-            if ref is None or ref() is not doc or self.encoded.sequences.tokens[place] != len(doc):
+            if ref is None or ref() is not doc or encoded.sequences.tokens[place] != len(doc):
                 return None
             found.append(place)
-        return take_docs(self.encoded, np.asarray(found, dtype=np.int64))[0]
+        return take_docs(encoded, np.asarray(found, dtype=np.int64))[0]
 
 
 class TrainingStep:

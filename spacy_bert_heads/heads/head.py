@@ -27,7 +27,7 @@ class BertHead(TrainablePipe):
     name (str): The component's name.
     scorer (Optional[Callable]): Scores examples.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    cfg (Any): Settings to keep with the labels, by name.
+    settings (Any): The config's other settings, by name. They stand in `cfg`, with the labels.
     RAISES (ValueError): If a weight is negative.
     """
 
@@ -39,14 +39,13 @@ class BertHead(TrainablePipe):
         *,
         scorer: Callable | None,
         class_weights: dict[str, float] | None = None,
-        **cfg: Any,
+        **settings: Any,
     ) -> None:
-        if class_weights:
-            if any(weight < 0 for weight in class_weights.values()):
-                raise ValueError(f"class_weights must not be negative: {class_weights}.")
-            cfg["class_weights"] = class_weights
+        if class_weights and any(weight < 0 for weight in class_weights.values()):
+            raise ValueError(f"class_weights must not be negative: {class_weights}.")
         self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
-        self.cfg: dict[str, Any] = {"labels": [], **cfg}
+        self._config = {"class_weights": class_weights, **settings}
+        self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
         for node in model.walk():  # an error before the first link can name the component
             if hasattr(node, "component_name"):
@@ -151,7 +150,7 @@ class BertHead(TrainablePipe):
                 f"Annotate the data, name labels under [initialize.components.{self.name}.labels], "
                 f"or call nlp.get_pipe('{self.name}').add_label(…) before nlp.initialize()."
             )
-        unknown = sorted(set(self.cfg.get("class_weights", {})) - set(self.labels))
+        unknown = sorted(set(self.cfg["class_weights"] or ()) - set(self.labels))
         if unknown:
             raise ValueError(
                 f"class_weights of {self.name} names '{unknown[0]}', which is not among its "
@@ -159,7 +158,7 @@ class BertHead(TrainablePipe):
             )
 
     def _weights(self, logits: Any) -> Any:
-        weights = self.cfg.get("class_weights", {})
+        weights = self.cfg["class_weights"] or {}
         xp = get_array_module(logits)
         return xp.asarray([weights.get(label, 1.0) for label in self.labels], dtype=logits.dtype)
 
@@ -224,7 +223,14 @@ class BertHead(TrainablePipe):
         return self._settle()
 
     def _settle(self) -> "BertHead":
-        """Fit an encoder of this head's own (`replace_listeners`) to its settings."""
+        """Let settings that the config has now win over those it had when this was saved; and what
+        was set by hand since (`cfg["threshold"] = …`) over both. Fit an encoder of this head's own
+        (`replace_listeners`) to its settings."""
+        saved = self.cfg.get("config", self.cfg)
+        for key, value in self._config.items():
+            if key not in saved or value != saved[key]:
+                self.cfg[key] = value
+        self.cfg["config"] = self._config
         for node in self.model.walk():
             if node.name == "bert_encoder" and shim_of(node).has_module:
                 prepare(node)

@@ -11,7 +11,7 @@ from spacy.tokens import Doc
 from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from ..encoder.listener import checkpoint_behind, reads_last_layer
 from ..encoder.loading import Bert
@@ -26,6 +26,7 @@ from ..types import (
     Sequences,
     SpanScores,
     TokenScores,
+    ranges,
 )
 from .families import dense_settings
 
@@ -266,11 +267,19 @@ class TokenClassifier(Classifier):
     def _read_around(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
         """Run the LSTM over each Doc: (n_tokens, width) to (n_tokens, 2 * lstm_width)."""
         assert self.lstm is not None
-        docs = self.dropout(tokens).split(lengths[lengths > 0].tolist())
-        packed, _ = self.lstm(pack_sequence(docs, enforce_sorted=False))
-        rows, sizes = pad_packed_sequence(packed, batch_first=True)
-        present = torch.arange(rows.shape[1]) < sizes.unsqueeze(1)
-        return rows[present.to(rows.device)]
+        # Packed by hand: torch's own functions pad every Doc to the longest on the way. Row after
+        # row are the first tokens of all Docs, longest first, then the second ones, and so on.
+        order = np.argsort(-lengths, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        number = ranges(np.zeros_like(lengths), lengths)  # of each token in its Doc
+        sizes = np.bincount(number)  # Docs that have a token of that number
+        rows = (np.cumsum(sizes) - sizes)[number] + np.repeat(place, lengths)
+        inverse = np.empty_like(rows)
+        inverse[rows] = np.arange(len(rows))
+        data = self.dropout(tokens).index_select(0, _to(inverse, tokens))
+        packed, _ = self.lstm(PackedSequence(data, torch.from_numpy(sizes)))
+        return packed.data.index_select(0, _to(rows, tokens))
 
 
 class SequenceClassifier(Classifier):

@@ -31,7 +31,7 @@ class BertPairHead(BertHead):
     texts (List[str]): What to ask of each Doc that brings no texts of its own.
     extra (List[str]): What to ask of every Doc besides, without a word of it in `doc._`.
     scorer (Optional[Callable]): Scores examples.
-    cfg (Any): Settings to keep, by name.
+    settings (Any): As in `BertHead`.
     RAISES (ValueError): If the texts are not a list of strings that say something.
     """
 
@@ -47,9 +47,9 @@ class BertPairHead(BertHead):
         texts: Sequence[str],
         extra: Sequence[str] = (),
         scorer: Callable | None,
-        **cfg: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(vocab, model, name, scorer=scorer, **cfg)
+        super().__init__(vocab, model, name, scorer=scorer, **settings)
         self.texts = check_texts(texts, f"the config's '{self.input_name}'")
         self.extra = list(extra)
         self._too_long: set[str] = set()

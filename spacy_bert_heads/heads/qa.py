@@ -304,9 +304,8 @@ class BertQA(BertPairHead):
             raise ValueError(
                 f"no_answer_threshold is {no_answer_threshold}; it must be a probability, 0 to 1."
             )
-        super().__init__(
-            vocab, model, name, texts=questions, scorer=scorer, no_answer_threshold=0.5
-        )
+        super().__init__(vocab, model, name, texts=questions, scorer=scorer)
+        self.cfg["no_answer_threshold"] = 0.5
         self.max_answer_length, self.alternatives = max_answer_length, alternatives
         self.fixed_threshold, self.spans_key = no_answer_threshold, spans_key
         self._tunes = False
