@@ -24,7 +24,9 @@ from spacy.language import Language
 from spacy.training import Example
 from thinc.api import Adam
 
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.loading import load_checkpoint
+from spacy_bert_heads.encoder.model import bert_of, bucket_overhead
+from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
 TEXT = "The coaster Hanne Lind left Skagen on Tuesday with 40 tonnes of timber for Hull."
@@ -49,6 +51,7 @@ def main(
             for precision in ("fp32", "bf16", "fp16")
         ),
         ("matrix products", lambda: multiply(device)),
+        ("buckets", lambda: weigh_buckets(encoder, device)),
         ("speed and memory", lambda: keep_docs(encoder, device, docs)),
         ("waits in nlp.pipe", lambda: count_waits(encoder, device)),
     ]
@@ -177,6 +180,31 @@ def multiply(device: str) -> str:
         seconds = time.perf_counter() - start
         rates.append(f"{rows} x {width} x {out}: {2 * rows * width * out * n / seconds / 1e12:.2f}")
     return "TFLOP/s, " + "; ".join(rates)
+
+
+def weigh_buckets(encoder: str, device: str) -> str:
+    """What a bucket costs by itself, in slots, to predict: what `bucket_overhead` should be."""
+    bert = load_checkpoint(encoder).to(device).eval()
+    seconds = []
+    for rows in (1, 512 if device == "cuda" else 32):
+        ids = torch.randint(1000, 2000, (rows, 32), device=device)
+        inputs = (ids, torch.zeros_like(ids), torch.ones_like(ids))
+        times = []
+        with torch.no_grad(), autocast_for("auto", ids.device):
+            for _ in range(20):
+                wait(device)
+                start = time.perf_counter()
+                bert(*inputs)
+                wait(device)
+                times.append(time.perf_counter() - start)
+        seconds.append((min(times), ids.numel()))
+    (few, n_few), (many, n_many) = seconds
+    slot = (many - few) / (n_many - n_few)
+    overhead = (few - n_few * slot) / slot
+    return (
+        f"{1e3 * few:.2f} ms for {n_few} slots, {1e3 * many:.2f} for {n_many:,}: a bucket costs "
+        f"{overhead:,.0f} slots; {bucket_overhead(torch.device(device)):,} are taken"
+    )
 
 
 def wait(device: str) -> None:
