@@ -1,6 +1,6 @@
-"""The suite with other versions than those of constraints.txt.
+"""The suite with other versions of torch and transformers than those of constraints.txt.
 
-.venv/bin/nox                       with the oldest and with the newest that are supported
+.venv/bin/nox                       with the oldest that are tried, and with the newest
 .venv/bin/nox -s "suite(newest)"    with one of the two
 .venv/bin/nox -P 3.12               by another interpreter
 """

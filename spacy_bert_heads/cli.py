@@ -40,8 +40,10 @@ def convert_command(
         ),
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
-    text_column: Annotated[str, typer.Option(help="The text's column in CSV and TSV")] = "text",
-    label_column: Annotated[str, typer.Option(help="The label's column in CSV and TSV")] = "label",
+    text_column: Annotated[
+        str, typer.Option(help="The text's column or key in CSV, TSV, JSONL")
+    ] = "text",
+    label_column: Annotated[str, typer.Option(help="The label's column or key there")] = "label",
     premise_column: Annotated[
         str, typer.Option(help="The column of the first text in nli-… formats")
     ] = "premise",
@@ -204,7 +206,7 @@ def evaluate_command(
         typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="To predict in: fp32, bf16, int8; else the pipeline's")
+        str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto; else the pipeline's")
     ] = None,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
     code: Annotated[

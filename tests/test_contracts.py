@@ -642,6 +642,9 @@ def test_settings_of_the_config_that_it_is_loaded_with(trained, tmp_path):
     assert "found" in doc.spans and "ents" not in doc.spans
     assert nlp.get_pipe("bert_ner").labels == trained.get_pipe("bert_ner").labels
 
+    with pytest.raises(ValueError, match='trained with scheme = "BIO"'):
+        spacy.load(tmp_path / "saved", config={"components.bert_ner.scheme": "BILOU"})
+
     # One that is set by hand is saved, until the config says another.
     nlp.get_pipe("bert_ner").cfg["threshold"] = 0.25
     nlp.to_disk(tmp_path / "again")

@@ -134,6 +134,15 @@ class BertNER(BertHead):
     def labels_of(self, example: Example) -> Iterable[str]:
         return (ent.label_ for ent in example.reference.ents)
 
+    def _settle(self) -> "BertNER":
+        if self.cfg["scheme"] != self._config["scheme"]:
+            raise ValueError(
+                f'{self.name} was trained with scheme = "{self.cfg["scheme"]}", so it can\'t be '
+                f'loaded with "{self._config["scheme"]}". Train it anew for that.'
+            )
+        super()._settle()
+        return self
+
     def get_loss(self, examples: Iterable[Example], scores: TokenScores) -> tuple[float, Any]:
         """Cross-entropy over the tokens that are annotated and have a wordpiece.
 

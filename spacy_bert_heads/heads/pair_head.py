@@ -23,7 +23,8 @@ MAX_CHARS = 2**18
 
 class BertPairHead(BertHead):
     """The base of the heads that read pairs. A head says what it is asked (`input_name`), which
-    text comes first, and what an entry of its gold data teaches (`gold_answers`).
+    text comes first (`doc_first`), what its gold data must be (`check_gold`) and, if it points into
+    the Doc, where (`gold_answers`).
 
     vocab (Vocab): The vocabulary.
     model (Model): The head, with its listener.

@@ -82,8 +82,8 @@ class Phase:
 
 @dataclass
 class Training:
-    """batch_pieces: wordpieces of a step, so a phase with longer sequences has fewer of them.
-    rate_factor: heads that the checkpoint lacks learn at this times the rate.
+    """batch_pieces: wordpieces of a process's step, so a phase with longer sequences has fewer of
+    them. rate_factor: heads that the checkpoint lacks learn at this times the rate.
     keep: how many states are kept to resume from. logger: an entry of spaCy's registry of loggers,
     with its settings."""
 
