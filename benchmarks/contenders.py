@@ -241,7 +241,7 @@ def start_pipeline(spec: Spec) -> Contender:
         read = lambda found: [[e["start"], e["end"], e["entity_group"]] for e in found]  # noqa: E731
         return Contender(lambda texts: pipe(list(texts), **options), read)
     if spec.task == "qa":
-        options = {"max_seq_len": QA_WINDOW, "doc_stride": QA_OVERLAP}
+        options = {"max_seq_len": QA_WINDOW, "doc_stride": QA_OVERLAP, "max_answer_len": MAX_ANSWER}
 
         def ask(inputs: Iterable[tuple[str, list[str]]]) -> list[Any]:
             return pipe(

@@ -38,6 +38,7 @@ from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining.corpus import Corpus, prepare
 from spacy_bert_heads.pretraining.loop import Data, Position, Run
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
+from spacy_bert_heads.pretraining.processes import Processes
 from spacy_bert_heads.pretraining.settings import Objective, Paths, Phase, Settings, Text, Training
 
 # What others are compared with, in fp32.
@@ -209,7 +210,7 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
     pretrainer.to(job.device).eval()
     plans = job.work / f"{job.task}-{job.contender}-{job.precision}-{job.length}"
     data = Data(corpus, pretrainer.vocabulary(), settings, plans)
-    run = Run(pretrainer, data, settings, plans)
+    run = Run(pretrainer, data, plans, Processes(0 if job.device == "cuda" else -1))
     run.step = settings.training.warmup_steps  # the full rate
     loader = ThreadPoolExecutor(max_workers=1)
     coming = loader.submit(data.train_batch, Position())

@@ -216,7 +216,7 @@ def prepare(bench: Bench) -> None:
         contexts.setdefault(question["context"], []).append(question["question"])
     papers = (bench.data / "raw_covid_papers" / "papers.jsonl").read_text(encoding="utf8")
     by_length = sorted((json.loads(line)["text"] for line in papers.splitlines()), key=len)
-    middle = 0 if bench.quick else len(by_length) // 2
+    middle = len(by_length) // 2
     wnut = read_conll(bench.data / FILES["wnut17"][0] / FILES["wnut17"][1])
     inputs: dict[str, list[Any]] = {
         "texts": texts,
@@ -322,7 +322,7 @@ def task_jobs(bench: Bench, task: str) -> Iterator[Job]:
     files = {"nli": "pairs", "qa": "questions", "qa-long": "papers", "train": "sentences"}
     inputs = files.get(task, "texts")
     options = {"labels": LABELS.get(kind, LABELS["ner"]), "folder": str(bench.work / "trainer")}
-    warm_up = {"train": 2 * BATCH_SIZE, "qa": 2, "qa-long": 0}.get(task, 16)
+    warm_up = {"train": 2 * BATCH_SIZE, "qa": 2, "qa-long": 1}.get(task, 16)
     for contender in filter(bench.takes, CONTENDERS[task]):
         amount = bench.amounts[inputs]
         job = Job(task, contender, kind, inputs, amount, bench.rounds)
@@ -376,7 +376,7 @@ def growth_jobs(bench: Bench, task: str) -> Iterator[Job]:
             write_inputs(bench, f"text-{size}", [" ".join((texts * times)[: last + 1])], ends[last])
             amount = bench.amounts[f"text-{size}"]
             detail = f"a text of {size:,} words"
-            yield replace(job, inputs=f"text-{size}", amount=amount, detail=detail, warm_up=0)
+            yield replace(job, inputs=f"text-{size}", amount=amount, detail=detail, warm_up=1)
 
 
 MAKE_JOBS = {"joint": joint_jobs, "overhead": overhead_jobs, "growth": growth_jobs}

@@ -1,6 +1,7 @@
 """Small random checkpoints of each family, built on the spot; and the real one, if installed."""
 
 import re
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,7 +67,6 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>")
         cls, sep, pad, unk, mask = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
     if kind == "wordpiece":  # the trainer's choice varies from run to run, this one doesn't
         words = sorted({word for text in TEXTS for word in re.findall(r"\w+", text.lower())})
@@ -74,6 +74,14 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         pieces = [*special, *characters, *(f"##{c}" for c in characters), *words]
         vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
         tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
+    elif kind == "unigram":  # the same
+        normal = [unicodedata.normalize("NFKC", text) for text in TEXTS]
+        words = sorted({word for text in normal for word in text.split()})
+        characters = sorted({character for text in normal for character in text} - {" "})
+        longer = [part for word in words for part in (f"▁{word[:4]}", word[4:]) if len(part) > 1]
+        pieces = dict.fromkeys([*special, "▁", *characters, *longer])
+        scores = [(p, 0.0 if p in special else -8.0 / len(p)) for p in pieces]
+        tokenizer.model = models.Unigram(scores, special.index("<unk>"))
     else:
         tokenizer.train_from_iterator(TEXTS * 4, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]

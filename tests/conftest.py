@@ -11,6 +11,8 @@ import torch
 from checkpoints import make_checkpoint, real_checkpoint
 from spacy.training import Example
 
+from spacy_bert_heads.encoder import inference
+
 torch.set_num_threads(1)  # for models this small a second thread costs more than it does
 
 # Two Docs that carry every kind of annotation.
@@ -32,6 +34,11 @@ TRAIN_DATA = [
         },
     ),
 ]
+
+
+needs_int8 = pytest.mark.skipif(
+    inference._INT8_PRODUCT is None, reason="this build of torch has no int8"
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import spacy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
@@ -225,6 +225,7 @@ def render(n_tokens, entities, *, single, begin, inside, last):
     return tags
 
 
+@settings(deadline=None)
 @given(entity_spans())
 def test_every_scheme_gives_the_same_entities(drawn):
     n_tokens, entities = drawn

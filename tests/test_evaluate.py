@@ -6,7 +6,7 @@ from time import sleep
 import pytest
 import spacy
 import torch
-from conftest import TRAIN_DATA, make_examples
+from conftest import TRAIN_DATA, make_examples, needs_int8
 from spacy.language import Language
 from spacy.tokens import DocBin
 from spacy.training import Example
@@ -277,6 +277,7 @@ def test_another_languages_tokenizer_reads_the_data(tmp_path):
     assert "no tokenizer for 'qq'" in result.output
 
 
+@needs_int8
 def test_another_precision(make_nlp, rules, gold, tmp_path):
     nlp = make_nlp("ner", "textcat")
     nlp.replace_listeners("bert_encoder", "bert_textcat", ["model.tok2vec"])

@@ -8,7 +8,7 @@ import pytest
 import spacy
 import torch
 from checkpoints import FAMILIES, make_checkpoint
-from conftest import TRAIN_DATA, make_examples
+from conftest import TRAIN_DATA, make_examples, needs_int8
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from thinc.api import Adam
@@ -32,9 +32,6 @@ TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in t
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore:precision is .bf16.")
-needs_int8 = pytest.mark.skipif(
-    inference._INT8_PRODUCT is None, reason="this build of torch has no int8"
-)
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
 )

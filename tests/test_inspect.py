@@ -19,7 +19,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from spacy.tokens import DocBin
 from test_cli import run
 from transformers import AutoModel, AutoTokenizer
+from typer.testing import CliRunner
 
+from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.encoder.features import mix_of
 from spacy_bert_heads.inspect_encoder import (
     Labelled,
@@ -195,6 +197,12 @@ def test_weights_of_heads(checkpoint, tmp_path, replaced):
     assert tagger.centre == pytest.approx((1 * 2 + 2 * 0 + 5 * 1) / 8)
     assert textcat[:2] == ("bert_textcat_multilabel", (0, 1, 2)) and textcat.scale == 1
     np.testing.assert_allclose(textcat.weights, [1 / 3] * 3, atol=1e-6)
+
+    command = ["inspect", "weights", str(tmp_path / "pipeline"), "-o", str(tmp_path / "weights")]
+    result = CliRunner().invoke(bert_app, command)
+    assert result.exit_code == 0, result.output
+    assert "bert_tagger: mean layer 0.88, scale 0.500" in result.output
+    assert (tmp_path / "weights.png").stat().st_size and (tmp_path / "weights.html").exists()
 
 
 def test_heads_that_read_one_layer_have_no_weights(make_nlp, tmp_path):

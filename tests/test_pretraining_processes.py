@@ -27,6 +27,17 @@ from spacy_bert_heads.pretraining.settings import read_settings
 torch.set_num_threads(1)
 config, output, killed_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
+clip = torch.nn.utils.clip_grad_norm_
+
+def note(parameters, largest):
+    norm = clip(parameters, largest)
+    if os.environ["RANK"] == "0":
+        with open(sys.argv[4], "a") as norms:
+            print(norm.item(), file=norms)
+    return norm
+
+torch.nn.utils.clip_grad_norm_ = note
+
 def kill(step):
     if step == killed_at and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -50,10 +61,11 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_are_one_with_twice_the_batch(config, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(config, tmp_path, monkeypatch):
     program, out = tmp_path / "program.py", tmp_path / "out"
     program.write_text(PROGRAM)
-    killed = torchrun(str(program), str(config), str(out), "8")
+    norms = tmp_path / "norms"
+    killed = torchrun(str(program), str(config), str(out), "8", str(norms))
     assert killed.returncode != 0
     assert f"exitcode  : -{signal.SIGKILL.value}" in killed.stderr
     done = torchrun("-m", "spacy", "bert", "pretrain", str(config), str(out), "--resume",
@@ -61,7 +73,17 @@ def test_two_processes_are_one_with_twice_the_batch(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Going on after step 6 of 12") == 1  # one process speaks
 
+    alone: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def note(parameters, largest):
+        alone.append(clip(parameters, largest).item())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
     pretrain(read_settings(config, {}), tmp_path / "one")
+    # Before clipping and Adam, which hide what the gradient is multiplied by.
+    together = list(map(float, norms.read_text().split()))
+    assert len(together) >= 7 and together == pytest.approx(alone[: len(together)], rel=1e-3)
     two, one = (
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         for folder in (out, tmp_path / "one")

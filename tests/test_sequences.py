@@ -506,10 +506,10 @@ def test_a_long_doc_is_quick():
     text = ("Skagen a fire broke out; " * 4000)[:100_000]
     wordpieces = Wordpieces(make_tokenizer("wordpiece").backend_tokenizer)
     doc = NLP.make_doc(text)
-    start = time.perf_counter()
+    start = time.process_time()
     sequences = make_sequences([doc], wordpieces, window=128, stride=96)
     sequences.take(ints(0, 0))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     n_pieces = len(wordpieces([text]).ids)
     assert len(doc.text) == 100_000 and n_pieces > 20_000
     n_windows = 1 + -(-(n_pieces - 126) // 96)

@@ -21,7 +21,8 @@ DEPS = (
     ["compound", "nsubj", "ROOT", "dobj", "prep", "pobj"],
     ["det", "nsubj", "ROOT", "prep", "pobj"],
 )
-OWN = ["parser", "tagger", "ner", "textcat", "spancat"]
+OWN = ["parser", "tagger", "morphologizer", "ner", "textcat", "spancat"]
+POS = (["PROPN", "PROPN", "VERB", "PROPN", "ADP", "PROPN"], ["DET", "NOUN", "VERB", "ADP", "PROPN"])
 
 
 def make_config(nlp, factory: str) -> dict:
@@ -60,9 +61,9 @@ def make_optimizer(rate: float) -> Optimizer:
 
 def make_examples(nlp) -> list[Example]:
     examples = []
-    for (text, gold), heads, deps in zip(TRAIN_DATA, HEADS, DEPS, strict=True):
+    for (text, gold), heads, deps, pos in zip(TRAIN_DATA, HEADS, DEPS, POS, strict=True):
         spans = {"sc": gold["entities"]}
-        gold = {**gold, "heads": heads, "deps": deps, "spans": spans}
+        gold = {**gold, "heads": heads, "deps": deps, "pos": pos, "spans": spans}
         examples.append(Example.from_dict(nlp.make_doc(text), gold))
     return examples
 
@@ -125,6 +126,7 @@ def test_the_gradient_is_autograds(make_nlp):
 def annotations(doc: Doc) -> dict:
     return {
         "tags": [token.tag_ for token in doc],
+        "pos": [token.pos_ for token in doc],
         "heads": [token.head.i for token in doc],
         "deps": [token.dep_ for token in doc],
         "ents": [(ent.start, ent.end, ent.label_) for ent in doc.ents],
@@ -152,6 +154,8 @@ def test_spacys_components_learn_on_our_encoder(factory, checkpoint, tmp_path):
             assert [token.dep_ for token in doc] == DEPS[0]
         case "tagger":
             assert [token.tag_ for token in doc] == gold["tags"]
+        case "morphologizer":
+            assert tuple(token.pos_ for token in doc) == tuple(POS[0])
         case "ner":
             found = [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents]
             assert found == gold["entities"]
