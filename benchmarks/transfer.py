@@ -14,8 +14,8 @@ parameters-TASK-WAY-SEED
     trained parameters, of adapters, LoRA, the top layers, and everything; with the time, the memory
     and the size on disk of each.
 
-Every setting is that of `init-config`, but for what a way is about. Nothing is chosen by a test score;
-the rate of layers' weights was chosen by one on a dev set.
+Every setting is that of `init-config`, but for what a way is about. Nothing is chosen by a score
+on a test set; the rate of layers' weights was chosen by one on a dev set.
 """
 
 import statistics

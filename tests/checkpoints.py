@@ -76,7 +76,7 @@ def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
         tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
     elif kind == "unigram":  # the same
         normal = [unicodedata.normalize("NFKC", text) for text in TEXTS]
-        words = sorted({word for text in normal for word in text.split()})
+        words = sorted({word for text in normal for word in re.findall(r"\w+", text)})
         characters = sorted({character for text in normal for character in text} - {" "})
         longer = [part for word in words for part in (f"▁{word[:4]}", word[4:]) if len(part) > 1]
         pieces = dict.fromkeys([*special, "▁", *characters, *longer])

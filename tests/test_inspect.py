@@ -492,7 +492,7 @@ def test_without_matplotlib(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("inspect", "word", checkpoint, "coaster", *SENTENCES, "-o", tmp_path / "word")
     assert result.exit_code == 1
-    assert "pip install scikit-learn" in result.output
+    assert "pip install matplotlib" in result.output
 
 
 # --- a real encoder
