@@ -131,13 +131,13 @@ def list_files(source: Path) -> list[Path]:
     """List the files of a source in the order in which they are read."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: name a file, or a folder of files.")
-    if not source.is_dir() and not source.is_file():
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
         raise ValueError(
             f"{source} can be read only once, but some formats are read twice: save it to a file, "
             "and name that."
         )
-    if not source.is_dir():
-        return [source]
     paths = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     hidden = {path for path in paths if any(part.startswith(".") for part in path.parts)}
     return [source / path for path in paths if path not in hidden and path.suffix != ".spacy"]

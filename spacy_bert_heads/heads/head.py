@@ -226,9 +226,9 @@ class BertHead(TrainablePipe):
         """Let settings that the config has now win over those it had when this was saved; and what
         was set by hand since (`cfg["threshold"] = …`) over both. Fit an encoder of this head's own
         (`replace_listeners`) to its settings."""
-        saved = self.cfg.get("config", self.cfg)
+        saved = self.cfg["config"]
         for key, value in self._config.items():
-            if key not in saved or value != saved[key]:
+            if value != saved.get(key):
                 self.cfg[key] = value
         self.cfg["config"] = self._config
         for node in self.model.walk():

@@ -269,15 +269,11 @@ class TokenClassifier(Classifier):
         assert self.lstm is not None
         # Packed by hand: torch's own functions pad every Doc to the longest on the way. Row after
         # row are the first tokens of all Docs, longest first, then the second ones, and so on.
-        order = np.argsort(-lengths, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        place = np.argsort(np.argsort(-lengths, kind="stable"))  # of each Doc
         number = ranges(np.zeros_like(lengths), lengths)  # of each token in its Doc
         sizes = np.bincount(number)  # Docs that have a token of that number
         rows = (np.cumsum(sizes) - sizes)[number] + np.repeat(place, lengths)
-        inverse = np.empty_like(rows)
-        inverse[rows] = np.arange(len(rows))
-        data = self.dropout(tokens).index_select(0, _to(inverse, tokens))
+        data = self.dropout(tokens).index_select(0, _to(np.argsort(rows), tokens))
         packed, _ = self.lstm(PackedSequence(data, torch.from_numpy(sizes)))
         return packed.data.index_select(0, _to(rows, tokens))
 
