@@ -21,7 +21,7 @@ from thinc.api import Adam
 from torch.nn import functional as F
 
 from spacy_bert_heads.encoder.model import bert_of, shim_of
-from spacy_bert_heads.pairs import make_answer, make_verdict
+from spacy_bert_heads.pairs import INPUTS, make_answer, make_verdict
 from spacy_bert_heads.sequences import make_pair_sequences, set_targets
 from spacy_bert_heads.types import Pairs, SpanScores
 
@@ -738,10 +738,42 @@ def test_a_batch_of_nothing_but_texts_that_are_too_long(folders, head, name, ent
 
 
 @KINDS
-def test_a_text_that_is_too_long_is_an_error_in_prediction(folders, head, name, entry, other):
+def test_a_text_that_is_too_long_is_left_out_of_prediction(folders, head, name, entry, other):
+    output = INPUTS[name]
     nlp = build(folders("bert"), head, data=plain(name, entry, other), window=16, stride=12)
+    texts = [["Who?", LONG, "It?"], [LONG], ["Why?"]]
+    docs = [nlp.make_doc(text) for text in ("Anna left", "A boat", "Hull")]
+    for doc, asked in zip(docs, texts, strict=True):
+        doc._.set(name, asked)
+    with pytest.warns(UserWarning, match=f"bert_{head} leaves a pair out.*'{LONG}'"):
+        docs = list(nlp.pipe(docs))
+    entries = [doc._.get(output) for doc in docs]
+    unread = [[entry is None for entry in some] for some in entries]
+    assert unread == [[False, True, False], [True], [False]]
+    alone = [ask(nlp, "Anna left", **{name: [text]})._.get(output)[0] for text in ("Who?", "It?")]
+    key = "score" if head == "qa" else "scores"
+    assert [entries[0][i][key] for i in (0, 2)] == [pytest.approx(e[key], abs=1e-6) for e in alone]
+
+
+@KINDS
+def test_a_text_that_is_too_long_is_wrong_in_evaluation(folders, head, name, entry, other):
+    data = plain(name, entry, other)
+    nlp = build(folders("bert"), head, data=data, window=16, stride=12)
+    train(nlp, data, steps=40, rate=1e-2)
+    figure = {"qa": "qa_exact", "nli": "nli_acc"}[head]
+    assert nlp.evaluate([make_example(nlp, *row) for row in data])[figure] == 1
+    # Without an answer is no better: nothing was read.
+    more = [*data, ("Hull", {name: {LONG: "" if head == "qa" else "neutral"}})]
+    with pytest.warns(UserWarning, match="leaves a pair out"):
+        scores = nlp.evaluate([make_example(nlp, *row) for row in more])
+    assert scores[figure] == pytest.approx(2 / 3)
+
+
+def test_categories_that_are_too_long_are_an_error(folders):
+    data = plain("hypotheses", "neutral", "entailment")
+    nlp = build(folders("bert"), "nli", data=data, window=16, stride=12, categories={"X": LONG})
     with pytest.raises(ValueError, match=LONG):
-        ask(nlp, "Anna left", **{name: [LONG]})
+        nlp("Anna left")
 
 
 @KINDS

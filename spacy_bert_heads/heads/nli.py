@@ -89,9 +89,9 @@ def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     for example in examples:
         for gold, predicted in match_predictions(example, "hypotheses"):
             total += 1
-            true, guess = gold["label"], predicted["label"]
+            true, guess = gold["label"], predicted["label"] if predicted else None
             right += true == guess
-            for label in {true, guess}:
+            for label in {true, guess} - {None}:
                 score = per_type.setdefault(label, PRFScore())
                 score.tp += label == true == guess
                 score.fp += label == guess != true

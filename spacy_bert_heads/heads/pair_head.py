@@ -162,19 +162,32 @@ class BertPairHead(BertHead):
         return texts
 
     def predict(self, docs: Iterable[Doc]) -> list[tuple[list[str], Any]]:
-        """Read every Doc with its second texts. A Doc without any costs nothing.
+        """Read every Doc with its second texts. A Doc without any costs nothing. A text that is
+        too long to be read is left out with a warning, so that it takes nothing else with it.
 
         docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Tuple[List[str], Any]]): For each Doc its texts, and a result for each.
+        RETURNS (List[Tuple[List[str], Any]]): For each Doc its texts, and a result for each: None
+            where the text is too long.
         RAISES (ValueError): If something can't be asked.
         """
         docs = list(docs)
         texts = [self.ask(doc) + self.extra for doc in docs]
-        asked = [(doc, doc_texts) for doc, doc_texts in zip(docs, texts, strict=True) if doc_texts]
-        pairs = Pairs([doc for doc, _ in asked], [t for _, t in asked], self.doc_first)
-        parts = (self.read_out(self.model.predict(part)) for part in pairs.split(MAX_CHARS))
-        results = chain.from_iterable(parts)
+        pairs = Pairs(docs, texts, self.doc_first)
+        results = chain.from_iterable(map(self._read, pairs.split(MAX_CHARS)))
         return [(doc_texts, [next(results) for _ in doc_texts]) for doc_texts in texts]
+
+    def _read(self, pairs: Pairs) -> list[Any]:
+        try:
+            return list(self.read_out(self.model.predict(pairs)))
+        except TextTooLong as error:
+            too_long = set(error.texts)
+            if not too_long.isdisjoint(self.extra):  # of the config, so of every Doc
+                raise
+            warnings.warn(f"{self.name} leaves a pair out: {error}", stacklevel=2)
+        left = [[text for text in texts if text not in too_long] for texts in pairs.texts]
+        parts = Pairs(pairs.docs, left, self.doc_first).split(MAX_CHARS)
+        results = chain.from_iterable(map(self._read, parts))
+        return [None if text in too_long else next(results) for text in chain(*pairs.texts)]
 
     def read_out(self, scores: Any) -> Iterable[Any]:
         """scores: The model's scores for some pairs.
@@ -185,12 +198,13 @@ class BertPairHead(BertHead):
 
 def match_predictions(
     example: Example, input_name: str
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Match the annotated entries of a reference with the predicted ones, by the texts asked.
 
     example (Example): An example.
     input_name (str): "hypotheses" or "questions".
-    YIELDS (Tuple[Dict[str, Any], Dict[str, Any]]): Gold entry and predicted entry.
+    YIELDS (Tuple[Dict[str, Any], Optional[Dict[str, Any]]]): Gold entry and predicted entry; None
+        for what was too long to be read, which is wrong whatever the truth.
     RAISES (ValueError): If the prediction was not asked the same.
     """
     gold, predicted = example.reference._, example.predicted._
@@ -200,7 +214,7 @@ def match_predictions(
     for text, entry in zip(texts, gold.get(output_name), strict=False):
         if entry is None:
             continue
-        if found.get(text) is None:
+        if text not in found:
             raise ValueError(
                 f"A reference has {input_name} that were not asked of the prediction ('{text}'). "
                 "`spacy evaluate` reads texts alone: use `python -m spacy bert evaluate`, or read "

@@ -103,9 +103,10 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     for example in examples:
         lang = example.reference.lang_
         for gold, predicted in match_predictions(example, "questions"):
-            figures["answer" if gold["text"] else "no answer"].append(
-                compare_answers(predicted["text"], accepted(gold), lang)
-            )
+            right = (0.0, 0.0)
+            if predicted:
+                right = compare_answers(predicted["text"], accepted(gold), lang)
+            figures["answer" if gold["text"] else "no answer"].append(right)
     rows = [*figures["answer"], *figures["no answer"]]
     if not rows:
         return {"qa_exact": None, "qa_f1": None, "qa_per_type": None}
@@ -438,8 +439,8 @@ class BertQA(BertPairHead):
                     doc.spans.pop(self.spans_key, None)
                 continue
             doc_text = doc.text
-            answers = [self._answer(doc, doc_text, spans, none) for spans, none in rows]
-            given = [(i, answer) for i, answer in enumerate(answers) if answer["text"]]
+            answers = [row and self._answer(doc, doc_text, *row) for row in rows]
+            given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
             doc._.answers = answers
             doc.spans[self.spans_key] = SpanGroup(
                 doc,
@@ -495,6 +496,8 @@ def best_threshold(examples: Iterable[Example]) -> float | None:
     for example in examples:
         lang = example.reference.lang_
         for gold, predicted in match_predictions(example, "questions"):
+            if predicted is None:
+                continue
             span = next(iter([predicted] if predicted["text"] else predicted["alternatives"]), None)
             _, f1 = compare_answers(span["text"] if span else "", accepted(gold), lang)
             rows.append((predicted["no_answer_score"], f1, float(not gold["text"])))
