@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 # The width of a bottleneck, the rank of LoRA.
-SIZES = {"pfeiffer": 64, "houlsby": 64, "lora": 8}
+SIZES = {"pfeiffer": 64, "houlsby": 64, "lora": 32}
 # By what LoRA's product is multiplied: alpha / rank in the paper, where alpha is tuned once.
 LORA_SCALE = 2.0
 
@@ -121,7 +121,7 @@ class LowRank(nn.Module):
 
 def make_settings(kind: str, size: int | None, first_layer: int) -> AdapterSettings:
     """kind (str): "pfeiffer", "houlsby" or "lora".
-    size (Optional[int]): The width of a bottleneck, or the rank; None for 64, or 8.
+    size (Optional[int]): The width of a bottleneck, or the rank; None for 64, or 32.
     first_layer (int): The first layer that gets one.
     RETURNS (AdapterSettings): The settings.
     RAISES (ValueError): If there is no such adapter, or the size isn't above 0.

@@ -58,7 +58,7 @@ def build_bert_encoder(
         "pfeiffer", a bottleneck after each feed-forward block; "houlsby", one after each
         attention too; "lora", low-rank changes of the weights of query and value. Frozen layers
         get none.
-    adapter_size (Optional[int]): The width of a bottleneck (None: 64), or the rank (None: 8).
+    adapter_size (Optional[int]): The width of a bottleneck (None: 64), or the rank (None: 32).
     share_checkpoint (bool): Whether a saved pipeline has only what was trained, and reads the
         checkpoint `name` again when it is loaded.
     rate_factor (float): The encoder learns at this times the optimizer's rate.
