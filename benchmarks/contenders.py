@@ -122,7 +122,7 @@ def start_overhead(spec: Spec) -> Contender:
 
     nlp = load_ours(spec, "bert_ner")
     spent: Counter[str] = Counter()
-    Bert.forward = timed(Bert.forward, spent, "encoder", spec)
+    Bert.read_row = timed(Bert.read_row, spent, "encoder", spec)
     nlp.make_doc = timed(nlp.make_doc, spent, "tokenizer", spec)
     return Contender(nlp.pipe, spent=spent)
 

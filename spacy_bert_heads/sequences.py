@@ -1,9 +1,9 @@
 """Wordpieces to the sequences that the encoder runs: windows of Docs and of pairs, and buckets
-under a budget."""
+and rows under a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -292,3 +292,25 @@ def make_buckets(lengths: Ints1d, *, max_tokens: int, overhead: int) -> list[Int
         buckets.append(order[start[end] : end])
         end = start[end]
     return buckets[::-1]
+
+
+def fill_rows(buckets: list[Ints1d], lengths: Ints1d, max_tokens: int) -> Iterator[list[Ints1d]]:
+    """Put buckets into rows, in their order.
+
+    buckets (List[Ints1d]): The sequences of each bucket.
+    lengths (Ints1d): The length of each sequence (n_sequences,).
+    max_tokens (int): The most slots of a row, padding included. A bucket that has more by itself is
+        a row by itself.
+    YIELDS (List[Ints1d]): The buckets of a row.
+    """
+    row: list[Ints1d] = []
+    room = max_tokens
+    for bucket in buckets:
+        size = len(bucket) * int(lengths[bucket].max())
+        if row and size > room:
+            yield row
+            row, room = [], max_tokens
+        row.append(bucket)
+        room -= size
+    if row:
+        yield row

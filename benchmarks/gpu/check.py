@@ -26,6 +26,7 @@ from thinc.api import Adam
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, bucket_overhead
+from spacy_bert_heads.encoder.rows import Bucket
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
@@ -183,27 +184,31 @@ def multiply(device: str) -> str:
 
 
 def weigh_buckets(encoder: str, device: str) -> str:
-    """What a bucket costs by itself, in slots, to predict: what `bucket_overhead` should be."""
+    """What a bucket of a row costs by itself, in slots, to predict: what `bucket_overhead` should
+    be. The same slots are read as one bucket and as eight."""
     bert = load_checkpoint(encoder).to(device).eval()
-    seconds = []
-    for rows in (1, 512 if device == "cuda" else 32):
-        ids = torch.randint(1000, 2000, (rows, 32), device=device)
-        inputs = (ids, torch.zeros_like(ids), torch.ones_like(ids))
+    ids = torch.randint(1000, 2000, (512 if device == "cuda" else 32, 32), device=device)
+    best = []
+    for n_buckets in (1, 8):
+        row = [
+            Bucket(part, torch.zeros_like(part), torch.ones_like(part), is_padded=False)
+            for part in ids.chunk(n_buckets)
+        ]
         times = []
         with torch.no_grad(), autocast_for("auto", ids.device):
             for _ in range(20):
                 wait(device)
                 start = time.perf_counter()
-                bert(*inputs)
+                bert.read_row(row)
                 wait(device)
                 times.append(time.perf_counter() - start)
-        seconds.append((min(times), ids.numel()))
-    (few, n_few), (many, n_many) = seconds
-    slot = (many - few) / (n_many - n_few)
-    overhead = (few - n_few * slot) / slot
+        best.append(min(times))
+    one, eight = best
+    overhead = (eight - one) / 7 / (one / ids.numel())
     return (
-        f"{1e3 * few:.2f} ms for {n_few} slots, {1e3 * many:.2f} for {n_many:,}: a bucket costs "
-        f"{overhead:,.0f} slots; {bucket_overhead(torch.device(device)):,} are taken"
+        f"{ids.numel():,} slots: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: each "
+        f"costs {overhead:,.0f} slots; {bucket_overhead(torch.device(device), in_row=True):,} are "
+        "taken"
     )
 
 

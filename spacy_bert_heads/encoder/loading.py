@@ -10,8 +10,9 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ from .adapters import (
     remove_adapter,
     trained_weights,
 )
+from .rows import Bucket, RowAttention
 from .shim import Files
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _AGAIN = "Copy or download the pipeline again."
+
+
+# Families whose pieces meet in attention alone. Not MPNet and DeBERTa, whose attention knows of
+# positions, nor ModernBERT, in most of whose layers it is local.
+READ_ROWS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
 
 
 class Bert(nn.Module):
@@ -70,6 +77,9 @@ class Bert(nn.Module):
         taken = self.tokenizer_settings.get("model_input_names", ["token_type_ids"])
         n_types = getattr(encoder.config, "type_vocab_size", None) or 0
         self.has_types = n_types > 1 and "token_type_ids" in taken
+        arguments = signature(encoder.forward).parameters
+        self._takes_positions = "position_ids" in arguments
+        self._takes_types = "token_type_ids" in arguments
 
     @property
     def config(self) -> Any:
@@ -108,10 +118,28 @@ class Bert(nn.Module):
     def max_window(self) -> int:
         """RETURNS (int): The longest sequence that it has positions for."""
         positions = getattr(self.config, "max_position_embeddings", None) or 10**9
+        return int(positions) - self.first_position
+
+    @property
+    def reads_rows(self) -> bool:
+        """RETURNS (bool): Whether it can read buckets in one row: its positions can be told, and
+        where a piece stands matters to nothing but the attention that torch has."""
+        config = self.config
+        return (
+            config.model_type in READ_ROWS
+            and self._takes_positions
+            and config._attn_implementation == "sdpa"
+            and getattr(config, "position_embedding_type", "absolute") == "absolute"
+            and not getattr(config, "is_decoder", False)
+        )
+
+    @property
+    def first_position(self) -> int:
+        """RETURNS (int): The position of a sequence's first wordpiece."""
         # RoBERTa and its kin count positions from behind the padding id.
         embeddings = getattr(self.encoder, "embeddings", None)
         offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-        return int(positions) - (0 if offset is None else int(offset) + 1)
+        return 0 if offset is None else int(offset) + 1
 
     def add_adapter(self, settings: AdapterSettings) -> None:
         """Put an adapter in, where there is none.
@@ -141,6 +169,37 @@ class Bert(nn.Module):
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.has_types:
             inputs["token_type_ids"] = type_ids
+        return self._run(inputs, layers)
+
+    def read_row(
+        self, buckets: Sequence[Bucket], layers: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        """Run buckets of sequences, in one row if the family allows it.
+
+        buckets (Sequence[Bucket]): The buckets.
+        layers (Optional[Tuple[int, ...]]): As in `forward`.
+        RETURNS (Tensor): The states of their slots, padding included, sequence after sequence
+            (n_slots, n_layers * width).
+        """
+        if not self.reads_rows:
+            parts = [self(b.ids, b.type_ids, b.mask, layers).flatten(0, 1) for b in buckets]
+            return torch.cat(parts)
+        ids = _join(bucket.ids for bucket in buckets)
+        columns = (
+            torch.arange(b.ids.shape[1], device=ids.device).expand_as(b.ids) for b in buckets
+        )
+        inputs = {"input_ids": ids, "position_ids": _join(columns) + self.first_position}
+        if self._takes_types:
+            # Of a row of its own making, transformers has no more than there are positions.
+            types = (b.type_ids if self.has_types else torch.zeros_like(b.ids) for b in buckets)
+            inputs["token_type_ids"] = _join(types)
+        with RowAttention(buckets) as attention:
+            states = self._run(inputs, layers)[0]
+        # Or sequences would have seen each other, and nobody would know.
+        assert attention.n_calls == self.n_layers, "attention is not torch's"
+        return states
+
+    def _run(self, inputs: dict[str, Any], layers: tuple[int, ...] | None) -> torch.Tensor:
         if layers is None or layers == (self.n_layers,):
             return self.encoder(**inputs).last_hidden_state
         # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".
@@ -149,6 +208,10 @@ class Bert(nn.Module):
         # list of them: a head reads the same last layer whatever else is read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return torch.cat([states[n] for n in layers], dim=-1)
+
+
+def _join(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in parts])[None]
 
 
 def load_checkpoint(name: str) -> Bert:

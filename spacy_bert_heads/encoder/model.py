@@ -11,7 +11,13 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from torch.utils.checkpoint import checkpoint
 
-from ..sequences import choose_windows, make_buckets, make_pair_sequences, make_sequences
+from ..sequences import (
+    choose_windows,
+    fill_rows,
+    make_buckets,
+    make_pair_sequences,
+    make_sequences,
+)
 from ..types import Encoded, Ints1d, Pairs, Sequences
 from .adapters import (
     AdapterSettings,
@@ -21,6 +27,7 @@ from .adapters import (
 )
 from .inference import Trimmer, check_device, for_inference
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
+from .rows import Bucket
 from .shim import TorchShim, find_layers
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
@@ -308,11 +315,11 @@ def run(
     *,
     keep_graph: bool,
 ) -> torch.Tensor:
-    """Run the sequences bucket by bucket, and pack their states.
+    """Run the sequences, those of like length side by side, and pack their states.
 
     bert (Bert): The checkpoint.
     sequences (Sequences): The sequences.
-    max_batch_tokens (int): The budget of a bucket, in slots.
+    max_batch_tokens (int): How many slots are run at once.
     layers (Optional[Tuple[int, ...]]): Whose states to keep, as `Bert.layer_numbers` counts them;
         None for the last.
     keep_graph (bool): Whether gradients will be asked for.
@@ -322,20 +329,25 @@ def run(
     device = next(bert.parameters()).device
     lengths = sequences.lengths
     starts = np.cumsum(lengths) - lengths
-    buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=bucket_overhead(device))
+    overhead = bucket_overhead(device, in_row=bert.reads_rows)
+    buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
     over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
     n_rows, n_layers = 0 if keep_graph else len(sequences.ids), 1 if layers is None else len(layers)
     packed = torch.empty(n_rows, bert.width * n_layers, device=device)
     parts, slots = [], []
-    for bucket in buckets:
-        inputs, at, present = pad(sequences, starts[bucket], lengths[bucket], bert, device)
+    for row in fill_rows(buckets, lengths, max_batch_tokens):
+        padded = [pad(sequences, starts[bucket], lengths[bucket], bert, device) for bucket in row]
+        inputs = [bucket for bucket, _, _ in padded]
+        at = np.concatenate([bucket_slots for _, bucket_slots, _ in padded])
         if over_budget:
-            states = checkpoint(bert, *inputs, layers, use_reentrant=False)
+            states = checkpoint(bert.read_row, inputs, layers, use_reentrant=False)
         else:
-            states = bert(*inputs, layers)
-        states = states.reshape(-1, states.shape[-1])
-        if present is not None:
-            states = states.index_select(0, torch.from_numpy(present).to(device))
+            states = bert.read_row(inputs, layers)
+        if len(at) < len(states):
+            sizes = [bucket.ids.numel() for bucket in inputs]
+            begins = np.cumsum(sizes) - sizes
+            present = [begin + flat for begin, (_, _, flat) in zip(begins, padded, strict=True)]
+            states = states.index_select(0, torch.from_numpy(np.concatenate(present)).to(device))
         if keep_graph:
             parts.append(states.float())
             slots.append(at)
@@ -348,19 +360,23 @@ def run(
     return torch.cat(parts).index_select(0, torch.from_numpy(order).to(device))
 
 
-def bucket_overhead(device: torch.device) -> int:
+def bucket_overhead(device: torch.device, *, in_row: bool) -> int:
     """device (torch.device): Where buckets run.
+    in_row (bool): Whether only attention is computed for each bucket by itself.
     RETURNS (int): What a bucket costs by itself, in slots of padding.
     """
     # On a CPU 8 ms beside 0.3 for a slot when predicting, 60 beside 1 when learning (MiniLM, fp32,
-    # one core); more slots where there are more cores or bf16. On a GPU the launches of a bucket
-    # last as long as thousands of slots: by arithmetic, not measured yet.
+    # one core); more slots where there are more cores or bf16. In a row 2, 8 and 16 slots are
+    # equally fast. On a GPU the launches of a bucket last as long as thousands of slots, a tenth of
+    # them in a row: by arithmetic, not measured yet.
+    if in_row:
+        return 8 if device.type == "cpu" else 512
     return 64 if device.type == "cpu" else 4096
 
 
 def pad(
     sequences: Sequences, starts: Ints1d, lengths: Ints1d, bert: Bert, device: torch.device
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Ints1d, Ints1d | None]:
+) -> tuple[Bucket, Ints1d, Ints1d]:
     """Lay a bucket's sequences side by side.
 
     sequences (Sequences): All sequences of the batch.
@@ -368,8 +384,7 @@ def pad(
     lengths (Ints1d): Their lengths.
     bert (Bert): The checkpoint, which knows what fills a short row.
     device (torch.device): Where to.
-    RETURNS: The ids, type ids and mask (n_sequences, longest); the slots that stand in them,
-        row after row; and their flat positions, or None if every position is one.
+    RETURNS: The bucket; the slots that stand in it, row after row; and their flat positions.
     """
     longest = int(lengths.max())
     column = np.arange(longest)
@@ -378,9 +393,9 @@ def pad(
     ids = np.full(mask.shape, bert.wordpieces.pad_id, dtype=np.int64)
     type_ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask], type_ids[mask] = sequences.ids[slots], sequences.type_ids[slots]
-    inputs = tuple(
+    tensors = [
         torch.from_numpy(array).to(device, non_blocking=True)
         for array in (ids, type_ids, mask.astype(np.int64))
-    )
-    present = None if mask.all() else np.flatnonzero(mask)
-    return (inputs[0], inputs[1], inputs[2]), slots, present
+    ]
+    bucket = Bucket(tensors[0], tensors[1], tensors[2], is_padded=len(slots) < mask.size)
+    return bucket, slots, np.flatnonzero(mask)

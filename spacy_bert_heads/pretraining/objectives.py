@@ -212,21 +212,25 @@ class Pretrainer(nn.Module):
         target[batch.masked] = batch.targets
         totals = no_totals(device)
         buckets = make_buckets(
-            sequences.lengths, max_tokens=max_batch_tokens, overhead=bucket_overhead(device)
+            sequences.lengths,
+            max_tokens=max_batch_tokens,
+            overhead=bucket_overhead(device, in_row=False),
         )
         for number, bucket in enumerate(buckets, start=1):
             lengths = sequences.lengths[bucket]
-            inputs, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
+            padded, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
             masked = np.flatnonzero(target[slots] >= 0)
             paired = np.flatnonzero(batch.labels[bucket] >= 0)
             gold = target[slots[masked]], batch.labels[bucket][paired]
-            arrays = (masked if present is None else present[masked], gold[0], paired, gold[1])
+            arrays = (present[masked], gold[0], paired, gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
             is_last = number == len(buckets)
             alone = step is not None and hasattr(step, "no_sync") and not is_last
             with cast(Any, step).no_sync() if alone else nullcontext():
                 with torch.set_grad_enabled(scales is not None), autocast:
-                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(*inputs, *rest)
+                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(
+                        padded.ids, padded.type_ids, padded.mask, *rest
+                    )
                 if scales:
                     (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
             counts = [mlm_loss.new_full((), len(one)) for one in gold]
