@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
+from spacy_bert_heads.encoder.rows import Bucket
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.corpus import prepare
@@ -177,12 +178,12 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
 @pytest.mark.parametrize(
     "family, objective", [("bert", "nsp"), ("albert", "sop"), ("bert", "full-sentences")]
 )
-def test_all_that_learns_takes_part_in_every_bucket(tmp_path, family, objective):
+def test_all_that_learns_takes_part_in_every_row(tmp_path, family, objective):
     name = make_checkpoint(tmp_path / family, family=family)
     pretrainer = load_pretrainer(name, sentence_objective=objective)
     ids, none = torch.full((2, 7), 5), torch.empty(0, dtype=torch.int64)
-    inputs = (ids, torch.zeros_like(ids), torch.ones_like(ids), none, none, none, none)
-    mlm_loss, _, sentence_loss, _ = pretrainer(*inputs)
+    row = [Bucket(ids, torch.zeros_like(ids), torch.ones_like(ids), is_padded=False)]
+    mlm_loss, _, sentence_loss, _ = pretrainer(row, none, none, none, none)
     (mlm_loss + sentence_loss).backward()
     assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)
     for key, parameter in pretrainer.named_parameters():
@@ -191,7 +192,7 @@ def test_all_that_learns_takes_part_in_every_bucket(tmp_path, family, objective)
         assert is_frozen or not parameter.grad.any(), key  # there is one, and it is zero
 
 
-def test_a_wrapped_step_exchanges_gradients_after_the_last_bucket(settings, encoder, tmp_path):
+def test_a_wrapped_step_exchanges_gradients_after_the_last_row(settings, encoder, tmp_path):
     pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
     corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")

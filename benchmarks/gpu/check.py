@@ -207,8 +207,7 @@ def weigh_buckets(encoder: str, device: str) -> str:
     overhead = (eight - one) / 7 / (one / ids.numel())
     return (
         f"{ids.numel():,} slots: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: each "
-        f"costs {overhead:,.0f} slots; {bucket_overhead(torch.device(device), in_row=True):,} are "
-        "taken"
+        f"costs {overhead:,.0f} slots; {bucket_overhead(bert):,} are taken"
     )
 
 

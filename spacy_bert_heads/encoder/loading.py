@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -80,6 +81,8 @@ class Bert(nn.Module):
         arguments = signature(encoder.forward).parameters
         self._takes_positions = "position_ids" in arguments
         self._takes_types = "token_type_ids" in arguments
+        # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at one.
+        self._wants_mask = version("transformers") < "5"
 
     @property
     def config(self) -> Any:
@@ -193,6 +196,8 @@ class Bert(nn.Module):
             # Of a row of its own making, transformers has no more than there are positions.
             types = (b.type_ids if self.has_types else torch.zeros_like(b.ids) for b in buckets)
             inputs["token_type_ids"] = _join(types)
+        if self._wants_mask:
+            inputs["attention_mask"] = torch.ones_like(ids)
         with RowAttention(buckets) as attention:
             states = self._run(inputs, layers)[0]
         # Or sequences would have seen each other, and nobody would know.

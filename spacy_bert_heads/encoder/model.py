@@ -1,6 +1,6 @@
 """The encoder as a thinc model: Docs in, packed states out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -327,27 +327,18 @@ def run(
         (n_slots, n_layers * width), float32.
     """
     device = next(bert.parameters()).device
-    lengths = sequences.lengths
-    starts = np.cumsum(lengths) - lengths
-    overhead = bucket_overhead(device, in_row=bert.reads_rows)
-    buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
     over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
     n_rows, n_layers = 0 if keep_graph else len(sequences.ids), 1 if layers is None else len(layers)
     packed = torch.empty(n_rows, bert.width * n_layers, device=device)
     parts, slots = [], []
-    for row in fill_rows(buckets, lengths, max_batch_tokens):
-        padded = [pad(sequences, starts[bucket], lengths[bucket], bert, device) for bucket in row]
-        inputs = [bucket for bucket, _, _ in padded]
-        at = np.concatenate([bucket_slots for _, bucket_slots, _ in padded])
+    for row in make_rows(bert, sequences, max_batch_tokens):
+        inputs, at, present = pad(sequences, row, bert, device)
         if over_budget:
             states = checkpoint(bert.read_row, inputs, layers, use_reentrant=False)
         else:
             states = bert.read_row(inputs, layers)
-        if len(at) < len(states):
-            sizes = [bucket.ids.numel() for bucket in inputs]
-            begins = np.cumsum(sizes) - sizes
-            present = [begin + flat for begin, (_, _, flat) in zip(begins, padded, strict=True)]
-            states = states.index_select(0, torch.from_numpy(np.concatenate(present)).to(device))
+        if len(present) < len(states):
+            states = states.index_select(0, torch.from_numpy(present).to(device))
         if keep_graph:
             parts.append(states.float())
             slots.append(at)
@@ -360,42 +351,62 @@ def run(
     return torch.cat(parts).index_select(0, torch.from_numpy(order).to(device))
 
 
-def bucket_overhead(device: torch.device, *, in_row: bool) -> int:
-    """device (torch.device): Where buckets run.
-    in_row (bool): Whether only attention is computed for each bucket by itself.
+def make_rows(bert: Bert, sequences: Sequences, max_batch_tokens: int) -> Iterator[list[Ints1d]]:
+    """Choose what is run at once.
+
+    bert (Bert): The checkpoint.
+    sequences (Sequences): The sequences.
+    max_batch_tokens (int): The most slots of a row, padding included.
+    YIELDS (List[Ints1d]): The sequences of each bucket of a row.
+    """
+    lengths, overhead = sequences.lengths, bucket_overhead(bert)
+    buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
+    yield from fill_rows(buckets, lengths, max_batch_tokens)
+
+
+def bucket_overhead(bert: Bert) -> int:
+    """bert (Bert): The checkpoint.
     RETURNS (int): What a bucket costs by itself, in slots of padding.
     """
-    # On a CPU 8 ms beside 0.3 for a slot when predicting, 60 beside 1 when learning (MiniLM, fp32,
-    # one core); more slots where there are more cores or bf16. In a row 2, 8 and 16 slots are
-    # equally fast. On a GPU the launches of a bucket last as long as thousands of slots, a tenth of
-    # them in a row: by arithmetic, not measured yet.
-    if in_row:
-        return 8 if device.type == "cpu" else 512
-    return 64 if device.type == "cpu" else 4096
+    is_cpu = next(bert.parameters()).device.type == "cpu"
+    # In a row a bucket costs no more than its calls of attention: 2, 8 or 16 slots make no
+    # difference on a CPU. By itself it costs 8 ms beside 0.3 for a slot there when predicting, 60
+    # beside 1 when learning (MiniLM, fp32, one core). On a GPU its launches last as long as
+    # thousands of slots, those of attention alone a tenth of that: by arithmetic, not measured yet.
+    if bert.reads_rows:
+        return 8 if is_cpu else 512
+    return 64 if is_cpu else 4096
 
 
 def pad(
-    sequences: Sequences, starts: Ints1d, lengths: Ints1d, bert: Bert, device: torch.device
-) -> tuple[Bucket, Ints1d, Ints1d]:
-    """Lay a bucket's sequences side by side.
+    sequences: Sequences, row: list[Ints1d], bert: Bert, device: torch.device
+) -> tuple[list[Bucket], Ints1d, Ints1d]:
+    """Lay the sequences of each bucket of a row side by side.
 
     sequences (Sequences): All sequences of the batch.
-    starts (Ints1d): First slots of the bucket's sequences.
-    lengths (Ints1d): Their lengths.
-    bert (Bert): The checkpoint, which knows what fills a short row.
+    row (List[Ints1d]): Which of them are in each bucket.
+    bert (Bert): The checkpoint, which knows what fills a short sequence.
     device (torch.device): Where to.
-    RETURNS: The bucket; the slots that stand in it, row after row; and their flat positions.
+    RETURNS: The buckets; the slots that stand in them, sequence after sequence; and where these
+        stand, padding counted.
     """
-    longest = int(lengths.max())
-    column = np.arange(longest)
-    mask = column < lengths[:, None]
-    slots = (starts[:, None] + column)[mask]
-    ids = np.full(mask.shape, bert.wordpieces.pad_id, dtype=np.int64)
-    type_ids = np.zeros(mask.shape, dtype=np.int64)
-    ids[mask], type_ids[mask] = sequences.ids[slots], sequences.type_ids[slots]
-    tensors = [
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (ids, type_ids, mask.astype(np.int64))
-    ]
-    bucket = Bucket(tensors[0], tensors[1], tensors[2], is_padded=len(slots) < mask.size)
-    return bucket, slots, np.flatnonzero(mask)
+    starts = np.cumsum(sequences.lengths) - sequences.lengths
+    buckets, slots, places, begin = [], [], [], 0
+    for members in row:
+        lengths = sequences.lengths[members]
+        column = np.arange(lengths.max())
+        mask = column < lengths[:, None]
+        here = (starts[members, None] + column)[mask]
+        ids = np.full(mask.shape, bert.wordpieces.pad_id, dtype=np.int64)
+        type_ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask], type_ids[mask] = sequences.ids[here], sequences.type_ids[here]
+        tensors = [
+            torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (ids, type_ids, mask.astype(np.int64))
+        ]
+        is_padded = len(here) < mask.size
+        buckets.append(Bucket(tensors[0], tensors[1], tensors[2], is_padded=is_padded))
+        slots.append(here)
+        places.append(begin + np.flatnonzero(mask))
+        begin += mask.size
+    return buckets, np.concatenate(slots), np.concatenate(places)

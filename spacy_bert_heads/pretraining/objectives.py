@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..encoder.loading import Bert, load_model
-from ..encoder.model import bucket_overhead, pad
-from ..sequences import make_buckets
+from ..encoder.model import make_rows, pad
+from ..encoder.rows import Bucket
 from ..types import Ints1d
 from .examples import PAIRS, Batch, Vocabulary
 
@@ -154,33 +154,30 @@ class Pretrainer(nn.Module):
 
     def forward(
         self,
-        ids: torch.Tensor,
-        type_ids: torch.Tensor,
-        mask: torch.Tensor,
+        row: list[Bucket],
         masked: torch.Tensor,
         targets: torch.Tensor,
         paired: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run a bucket. All that learns takes part in it, even where nothing is masked or paired
-        (no rows give gradients of zero), because processes that learn together wait for each
-        other's gradients.
+        """Run a row of buckets. All that learns takes part in it, even where nothing is masked or
+        paired (nothing gives gradients of zero), because processes that learn together wait for
+        each other's gradients.
 
-        ids, type_ids, mask (Tensor): The sequences (n_sequences, length), see `Bert`.
-        masked (Tensor): Flat positions of the masked pieces (n_masked,).
+        row (List[Bucket]): The sequences.
+        masked (Tensor): Where the masked pieces stand, padding counted (n_masked,).
         targets (Tensor): What stood there (n_masked,).
-        paired (Tensor): Rows that have a label (n_pairs,).
+        paired (Tensor): Where the sequences begin that have a label (n_pairs,).
         labels (Tensor): Those (n_pairs,).
         RETURNS: For masked pieces the summed loss and how many are guessed right; the same for
             pairs. Tensors without a shape.
         """
-        states = self.bert(ids, type_ids, mask)
-        flat = states.reshape(-1, states.shape[-1])
+        states = self.bert.read_row(row)
         # Logits only where something is predicted: one in seven of the positions.
-        mlm = _loss(self.mlm_logits(flat.index_select(0, masked)), targets)
+        mlm = _loss(self.mlm_logits(states.index_select(0, masked)), targets)
         if not self.has_pairs:
             return *mlm, mlm[1].new_zeros(()), mlm[1].new_zeros(())
-        return *mlm, *_loss(self.sentence_logits(states[paired, 0]), labels)
+        return *mlm, *_loss(self.sentence_logits(states.index_select(0, paired)), labels)
 
     def run(
         self,
@@ -191,46 +188,40 @@ class Pretrainer(nn.Module):
         scales: tuple[float, float] | None,
         step: nn.Module | None = None,
     ) -> torch.Tensor:
-        """Run a batch bucket by bucket, and in training each bucket's backward pass, so that no
-        more than a bucket's graph is alive.
+        """Run a batch row by row, and in training each row's backward pass, so that no more than a
+        row's graph is alive.
 
         batch (Batch): The batch.
-        max_batch_tokens (int): The budget of a bucket, padding included.
+        max_batch_tokens (int): The budget of a row, padding included.
         autocast (torch.autocast): The precision.
         scales (Optional[Tuple[float, float]]): What the summed losses of masked pieces and of pairs
             are multiplied with before the backward pass; None to evaluate.
         step (Optional[Module]): What to call in place of this module, if it is wrapped to learn
-            with other processes. They exchange gradients after the last bucket.
+            with other processes. They exchange gradients after the last row.
         RETURNS (Tensor): The sums over the batch in the order of `Totals`, float64 (6,). They stay
             on the device, lest every step wait for it.
         """
         called = self if step is None else step
         device = next(self.parameters()).device
         sequences = batch.sequences
-        starts = np.cumsum(sequences.lengths) - sequences.lengths
         target = np.full(len(sequences.ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        buckets = make_buckets(
-            sequences.lengths,
-            max_tokens=max_batch_tokens,
-            overhead=bucket_overhead(device, in_row=False),
-        )
-        for number, bucket in enumerate(buckets, start=1):
-            lengths = sequences.lengths[bucket]
-            padded, slots, present = pad(sequences, starts[bucket], lengths, self.bert, device)
+        rows = list(make_rows(self.bert, sequences, max_batch_tokens))
+        for number, row in enumerate(rows, start=1):
+            buckets, slots, places = pad(sequences, row, self.bert, device)
             masked = np.flatnonzero(target[slots] >= 0)
-            paired = np.flatnonzero(batch.labels[bucket] >= 0)
-            gold = target[slots[masked]], batch.labels[bucket][paired]
-            arrays = (present[masked], gold[0], paired, gold[1])
+            members = np.concatenate(row)
+            ends, labels = np.cumsum(sequences.lengths[members]), batch.labels[members]
+            paired = (ends - sequences.lengths[members])[labels >= 0]
+            gold = target[slots[masked]], labels[labels >= 0]
+            arrays = (places[masked], gold[0], places[paired], gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
-            is_last = number == len(buckets)
+            is_last = number == len(rows)
             alone = step is not None and hasattr(step, "no_sync") and not is_last
             with cast(Any, step).no_sync() if alone else nullcontext():
                 with torch.set_grad_enabled(scales is not None), autocast:
-                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(
-                        padded.ids, padded.type_ids, padded.mask, *rest
-                    )
+                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(buckets, *rest)
                 if scales:
                     (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
             counts = [mlm_loss.new_full((), len(one)) for one in gold]
