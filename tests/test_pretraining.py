@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.rows import Bucket
+from spacy_bert_heads.encoder.rows import Row
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.corpus import prepare
@@ -181,8 +181,9 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
 def test_all_that_learns_takes_part_in_every_row(tmp_path, family, objective):
     name = make_checkpoint(tmp_path / family, family=family)
     pretrainer = load_pretrainer(name, sentence_objective=objective)
-    ids, none = torch.full((2, 7), 5), torch.empty(0, dtype=torch.int64)
-    row = [Bucket(ids, torch.zeros_like(ids), torch.ones_like(ids), is_padded=False)]
+    ids, none = torch.full((14,), 5), torch.empty(0, dtype=torch.int64)
+    columns = torch.arange(7).repeat(2)
+    row = Row(ids, torch.zeros_like(ids), ids == 5, columns, [(2, 7)], [False])
     mlm_loss, _, sentence_loss, _ = pretrainer(row, none, none, none, none)
     (mlm_loss + sentence_loss).backward()
     assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)

@@ -10,43 +10,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_bert_heads.encoder.loading import READ_ROWS, load_checkpoint
-from spacy_bert_heads.encoder.rows import Bucket, RowAttention
+from spacy_bert_heads.encoder.rows import Row, RowAttention
 from spacy_bert_heads.sequences import fill_rows
 
 SHAPES = [(1, 60), (3, 41), (2, 41), (5, 12), (1, 2)]  # more slots than there are positions
 
 
-def make_row(bert, shapes=SHAPES, seed=0) -> list[Bucket]:
-    """Buckets of random wordpieces; all but the first and the last have padding."""
-    chance = torch.Generator().manual_seed(seed)
-    row = []
-    for number, (n, length) in enumerate(shapes):
-        ids = torch.randint(5, bert.config.vocab_size, (n, length), generator=chance)
-        lengths = torch.randint(2, length + 1, (n,), generator=chance)
-        lengths[0] = length
-        if number in (0, len(shapes) - 1):
-            lengths[:] = length
-        column = torch.arange(length)
-        mask = (column < lengths[:, None]).long()
-        ids = torch.where(mask == 1, ids, bert.wordpieces.pad_id)
-        type_ids = (column >= lengths[:, None] // 2).long() * mask
-        row.append(Bucket(ids, type_ids, mask, is_padded=bool((mask == 0).any())))
-    return row
+def make_row(bert, seed=0) -> Row:
+    """A row of random wordpieces; all buckets but the first and the last have padding."""
+    chance = np.random.default_rng(seed)
+    lengths = []
+    for number, (n, longest) in enumerate(SHAPES):
+        shortest = longest if number in (0, len(SHAPES) - 1) else 2
+        lengths += [longest, *chance.integers(shortest, longest, n - 1, endpoint=True).tolist()]
+    widths = [longest for n, longest in SHAPES for _ in range(n)]
+    ids, type_ids, mask = [], [], []
+    for length, width in zip(lengths, widths, strict=True):
+        pieces = chance.integers(5, bert.config.vocab_size, length).tolist()
+        ids += pieces + [bert.wordpieces.pad_id] * (width - length)
+        type_ids += [0] * (length // 2) + [1] * (length - length // 2) + [0] * (width - length)
+        mask += [True] * length + [False] * (width - length)
+    columns = [column for width in widths for column in range(width)]
+    tensors = [torch.tensor(values) for values in (ids, type_ids, mask, columns)]
+    return Row(*tensors, SHAPES, is_padded=[False, True, True, True, False])
 
 
 def one_by_one(bert, row, layers=None) -> torch.Tensor:
     """The states of all slots, from Hugging Face's model, a sequence without padding at a time."""
     parts = []
-    for bucket in row:
-        for ids, type_ids, mask in zip(bucket.ids, bucket.type_ids, bucket.mask, strict=True):
+    for bucket in zip(*map(row.split, (row.ids, row.type_ids, row.mask.long())), strict=True):
+        for ids, type_ids, mask in zip(*bucket, strict=True):
             n = int(mask.sum())
             states = bert(ids[None, :n], type_ids[None, :n], mask[None, :n], layers)[0]
             parts.append(F.pad(states, (0, 0, 0, len(ids) - n)))
     return torch.cat(parts)
-
-
-def pieces_of(row) -> torch.Tensor:
-    return torch.cat([bucket.mask.flatten() for bucket in row]).bool()
 
 
 @pytest.mark.parametrize("layers", [None, (0, 2, 1)])
@@ -54,10 +51,10 @@ def pieces_of(row) -> torch.Tensor:
 def test_a_row_is_read_as_its_sequences(tmp_path, family, layers):
     bert = load_checkpoint(make_checkpoint(tmp_path, family=family)).eval()
     row = make_row(bert)
-    assert sum(bucket.ids.numel() for bucket in row) > bert.max_window
+    assert len(row.ids) > bert.max_window
     with torch.no_grad():
         made, expected = bert.read_row(row, layers), one_by_one(bert, row, layers)
-    at = pieces_of(row)
+    at = row.mask
     assert made.shape == expected.shape
     torch.testing.assert_close(made[at], expected[at], atol=2e-5, rtol=1e-4)
 
@@ -75,8 +72,8 @@ def test_which_families_are_read_in_rows(tmp_path):
 def test_gradients_are_those_of_the_sequences(tmp_path):
     bert = load_checkpoint(make_checkpoint(tmp_path))
     row = make_row(bert)
-    weights = torch.randn(sum(bucket.ids.numel() for bucket in row), bert.width)
-    weights = weights * pieces_of(row)[:, None]
+    weights = torch.randn(len(row.ids), bert.width)
+    weights = weights * row.mask[:, None]
     gradients = []
     for read in (bert.read_row, lambda row: one_by_one(bert, row)):
         bert.zero_grad()
@@ -110,7 +107,7 @@ def test_other_attention_reads_buckets_one_by_one(tmp_path):
     row = make_row(bert)
     with torch.no_grad():
         made, expected = bert.read_row(row), one_by_one(bert, row)
-    at = pieces_of(row)
+    at = row.mask
     torch.testing.assert_close(made[at], expected[at], atol=2e-5, rtol=1e-4)
 
 

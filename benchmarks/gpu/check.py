@@ -26,7 +26,7 @@ from thinc.api import Adam
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, bucket_overhead
-from spacy_bert_heads.encoder.rows import Bucket
+from spacy_bert_heads.encoder.rows import Row
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
@@ -187,13 +187,13 @@ def weigh_buckets(encoder: str, device: str) -> str:
     """What a bucket of a row costs by itself, in slots, to predict: what `bucket_overhead` should
     be. The same slots are read as one bucket and as eight."""
     bert = load_checkpoint(encoder).to(device).eval()
-    ids = torch.randint(1000, 2000, (512 if device == "cuda" else 32, 32), device=device)
+    n_sequences = 512 if device == "cuda" else 32
+    ids = torch.randint(1000, 2000, (n_sequences * 32,), device=device)
+    columns = torch.arange(32, device=device).repeat(n_sequences)
     best = []
     for n_buckets in (1, 8):
-        row = [
-            Bucket(part, torch.zeros_like(part), torch.ones_like(part), is_padded=False)
-            for part in ids.chunk(n_buckets)
-        ]
+        shapes = [(n_sequences // n_buckets, 32)] * n_buckets
+        row = Row(ids, torch.zeros_like(ids), ids > 0, columns, shapes, [False] * n_buckets)
         times = []
         with torch.no_grad(), autocast_for("auto", ids.device):
             for _ in range(20):

@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from inspect import signature
@@ -31,7 +31,7 @@ from .adapters import (
     remove_adapter,
     trained_weights,
 )
-from .rows import Bucket, RowAttention
+from .rows import Row, RowAttention
 from .shim import Files
 
 if TYPE_CHECKING:
@@ -174,31 +174,26 @@ class Bert(nn.Module):
             inputs["token_type_ids"] = type_ids
         return self._run(inputs, layers)
 
-    def read_row(
-        self, buckets: Sequence[Bucket], layers: tuple[int, ...] | None = None
-    ) -> torch.Tensor:
-        """Run buckets of sequences, in one row if the family allows it.
+    def read_row(self, row: Row, layers: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Run buckets of sequences, all at once if the family allows it.
 
-        buckets (Sequence[Bucket]): The buckets.
+        row (Row): The buckets.
         layers (Optional[Tuple[int, ...]]): As in `forward`.
-        RETURNS (Tensor): The states of their slots, padding included, sequence after sequence
-            (n_slots, n_layers * width).
+        RETURNS (Tensor): The states of all slots, padding included (n_slots, n_layers * width).
         """
         if not self.reads_rows:
-            parts = [self(b.ids, b.type_ids, b.mask, layers).flatten(0, 1) for b in buckets]
-            return torch.cat(parts)
-        ids = _join(bucket.ids for bucket in buckets)
-        columns = (
-            torch.arange(b.ids.shape[1], device=ids.device).expand_as(b.ids) for b in buckets
-        )
-        inputs = {"input_ids": ids, "position_ids": _join(columns) + self.first_position}
+            buckets = zip(*map(row.split, (row.ids, row.type_ids, row.mask.long())), strict=True)
+            return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
+        ids, positions = row.ids[None], row.columns[None] + self.first_position
+        inputs = {"input_ids": ids, "position_ids": positions}
         if self._takes_types:
             # Of a row of its own making, transformers has no more than there are positions.
-            types = (b.type_ids if self.has_types else torch.zeros_like(b.ids) for b in buckets)
-            inputs["token_type_ids"] = _join(types)
+            inputs["token_type_ids"] = (
+                row.type_ids[None] if self.has_types else torch.zeros_like(ids)
+            )
         if self._wants_mask:
             inputs["attention_mask"] = torch.ones_like(ids)
-        with RowAttention(buckets) as attention:
+        with RowAttention(row) as attention:
             states = self._run(inputs, layers)[0]
         # Or sequences would have seen each other, and nobody would know.
         assert attention.n_calls == self.n_layers, "attention is not torch's"
@@ -213,10 +208,6 @@ class Bert(nn.Module):
         # list of them: a head reads the same last layer whatever else is read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return torch.cat([states[n] for n in layers], dim=-1)
-
-
-def _join(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([part.flatten() for part in parts])[None]
 
 
 def load_checkpoint(name: str) -> Bert:

@@ -18,7 +18,7 @@ from ..sequences import (
     make_pair_sequences,
     make_sequences,
 )
-from ..types import Encoded, Ints1d, Pairs, Sequences
+from ..types import Encoded, Ints1d, Pairs, Sequences, ranges, sums
 from .adapters import (
     AdapterSettings,
     learning_parameters,
@@ -27,7 +27,7 @@ from .adapters import (
 )
 from .inference import Trimmer, check_device, for_inference
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
-from .rows import Bucket
+from .rows import Row
 from .shim import TorchShim, find_layers
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
@@ -331,12 +331,12 @@ def run(
     n_rows, n_layers = 0 if keep_graph else len(sequences.ids), 1 if layers is None else len(layers)
     packed = torch.empty(n_rows, bert.width * n_layers, device=device)
     parts, slots = [], []
-    for row in make_rows(bert, sequences, max_batch_tokens):
-        inputs, at, present = pad(sequences, row, bert, device)
+    for buckets in make_rows(bert, sequences, max_batch_tokens):
+        row, at, present = pad(sequences, buckets, bert, device)
         if over_budget:
-            states = checkpoint(bert.read_row, inputs, layers, use_reentrant=False)
+            states = checkpoint(bert.read_row, row, layers, use_reentrant=False)
         else:
-            states = bert.read_row(inputs, layers)
+            states = bert.read_row(row, layers)
         if len(present) < len(states):
             states = states.index_select(0, torch.from_numpy(present).to(device))
         if keep_graph:
@@ -379,34 +379,32 @@ def bucket_overhead(bert: Bert) -> int:
 
 
 def pad(
-    sequences: Sequences, row: list[Ints1d], bert: Bert, device: torch.device
-) -> tuple[list[Bucket], Ints1d, Ints1d]:
-    """Lay the sequences of each bucket of a row side by side.
+    sequences: Sequences, buckets: list[Ints1d], bert: Bert, device: torch.device
+) -> tuple[Row, Ints1d, Ints1d]:
+    """Lay sequences out in a row.
 
     sequences (Sequences): All sequences of the batch.
-    row (List[Ints1d]): Which of them are in each bucket.
+    buckets (List[Ints1d]): Which of them are in each bucket of the row.
     bert (Bert): The checkpoint, which knows what fills a short sequence.
     device (torch.device): Where to.
-    RETURNS: The buckets; the slots that stand in them, sequence after sequence; and where these
-        stand, padding counted.
+    RETURNS: The row; the slots that stand in it; and where in the row they stand.
     """
     starts = np.cumsum(sequences.lengths) - sequences.lengths
-    buckets, slots, places, begin = [], [], [], 0
-    for members in row:
-        lengths = sequences.lengths[members]
-        column = np.arange(lengths.max())
-        mask = column < lengths[:, None]
-        here = (starts[members, None] + column)[mask]
-        ids = np.full(mask.shape, bert.wordpieces.pad_id, dtype=np.int64)
-        type_ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask], type_ids[mask] = sequences.ids[here], sequences.type_ids[here]
-        tensors = [
-            torch.from_numpy(array).to(device, non_blocking=True)
-            for array in (ids, type_ids, mask.astype(np.int64))
-        ]
-        is_padded = len(here) < mask.size
-        buckets.append(Bucket(tensors[0], tensors[1], tensors[2], is_padded=is_padded))
-        slots.append(here)
-        places.append(begin + np.flatnonzero(mask))
-        begin += mask.size
-    return buckets, np.concatenate(slots), np.concatenate(places)
+    shapes = [(len(members), int(sequences.lengths[members].max())) for members in buckets]
+    counts, longest = np.array(shapes).T
+    members, widths = np.concatenate(buckets), np.repeat(longest, counts)
+    columns = ranges(np.zeros_like(widths), widths)
+    mask = columns < np.repeat(sequences.lengths[members], widths)
+    places = np.flatnonzero(mask)
+    slots = (np.repeat(starts[members], widths) + columns)[places]
+    ids = np.full(len(mask), bert.wordpieces.pad_id, dtype=np.int64)
+    type_ids = np.zeros(len(mask), dtype=np.int64)
+    ids[places], type_ids[places] = sequences.ids[slots], sequences.type_ids[slots]
+    arrays = {"ids": ids, "type_ids": type_ids, "mask": mask, "columns": columns}
+    tensors = {
+        name: torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
+    }
+    pieces = sums(sequences.lengths[members], counts)
+    row = Row(**tensors, shapes=shapes, is_padded=(pieces < counts * longest).tolist())
+    return row, slots, places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,33 +10,47 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class Bucket(NamedTuple):
-    """Sequences side by side, the short ones padded at their ends: (n_sequences, length) each.
+class Row(NamedTuple):
+    """Buckets of sequences one behind the other, the short sequences of each padded at their ends.
 
-    ids (Tensor): The wordpieces.
-    type_ids (Tensor): Which of two texts they belong to.
-    mask (Tensor): 1 for a piece, 0 for padding.
-    is_padded (bool): Whether there is any padding, which to ask of a GPU would take time.
+    ids (Tensor): The wordpieces (n_slots,).
+    type_ids (Tensor): Which of two texts they belong to (n_slots,).
+    mask (Tensor): Whether there is a piece, not padding (n_slots,).
+    columns (Tensor): Where they stand in their sequences (n_slots,).
+    shapes (List[Tuple[int, int]]): Sequences and length of each bucket.
+    is_padded (List[bool]): Whether a bucket has padding, which to ask of a GPU would take time.
     """
 
     ids: torch.Tensor
     type_ids: torch.Tensor
     mask: torch.Tensor
-    is_padded: bool
+    columns: torch.Tensor
+    shapes: list[tuple[int, int]]
+    is_padded: list[bool]
+
+    def split(self, states: torch.Tensor) -> list[torch.Tensor]:
+        """states (Tensor): One for each slot (n_slots, …).
+        RETURNS (List[Tensor]): Those of each bucket (n_sequences, length, …).
+        """
+        parts = states.split([n * length for n, length in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 class RowAttention(TorchFunctionMode):
-    """While this is entered, torch's attention over a row of buckets stays within each sequence. So
-    whichever code of transformers calls it reads the row as it would read each bucket.
+    """While this is entered, torch's attention over a row stays within each sequence. So whichever
+    code of transformers calls it reads the row as it would read each bucket.
 
-    buckets (Sequence[Bucket]): The buckets, in the order of the row.
+    row (Row): The row.
     """
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, row: Row) -> None:
         super().__init__()
-        self._shapes = [bucket.ids.shape for bucket in buckets]
+        self.row = row
         self.n_calls = 0
-        self._masks = [b.mask[:, None, None].bool() if b.is_padded else None for b in buckets]
+        self._masks = [
+            mask[:, None, None] if is_padded else None
+            for mask, is_padded in zip(row.split(row.mask), row.is_padded, strict=True)
+        ]
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -65,11 +79,10 @@ class RowAttention(TorchFunctionMode):
         RETURNS (Tensor): The row (1, n_heads, n_slots, width).
         """
         self.n_calls += 1
-        sizes = [shape.numel() for shape in self._shapes]
-        rows = zip(*(states[0].split(sizes, dim=1) for states in (query, key, value)), strict=True)
+        parts = (self.row.split(states[0].transpose(0, 1)) for states in (query, key, value))
         found = []
-        for shape, mask, row in zip(self._shapes, self._masks, rows, strict=True):
-            q, k, v = (states.unflatten(1, shape).transpose(0, 1) for states in row)
+        for mask, *part in zip(self._masks, *parts, strict=True):
+            q, k, v = (states.transpose(1, 2) for states in part)
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, **settings)
             found.append(out.transpose(1, 2).flatten(0, 1))
         # As the caller turns it back, so that this is the only copy.

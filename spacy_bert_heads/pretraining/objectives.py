@@ -18,7 +18,7 @@ from torch import nn
 
 from ..encoder.loading import Bert, load_model
 from ..encoder.model import make_rows, pad
-from ..encoder.rows import Bucket
+from ..encoder.rows import Row
 from ..types import Ints1d
 from .examples import PAIRS, Batch, Vocabulary
 
@@ -154,17 +154,17 @@ class Pretrainer(nn.Module):
 
     def forward(
         self,
-        row: list[Bucket],
+        row: Row,
         masked: torch.Tensor,
         targets: torch.Tensor,
         paired: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run a row of buckets. All that learns takes part in it, even where nothing is masked or
+        """Run a row. All that learns takes part in it, even where nothing is masked or
         paired (nothing gives gradients of zero), because processes that learn together wait for
         each other's gradients.
 
-        row (List[Bucket]): The sequences.
+        row (Row): The sequences.
         masked (Tensor): Where the masked pieces stand, padding counted (n_masked,).
         targets (Tensor): What stood there (n_masked,).
         paired (Tensor): Where the sequences begin that have a label (n_pairs,).
@@ -208,10 +208,10 @@ class Pretrainer(nn.Module):
         target[batch.masked] = batch.targets
         totals = no_totals(device)
         rows = list(make_rows(self.bert, sequences, max_batch_tokens))
-        for number, row in enumerate(rows, start=1):
-            buckets, slots, places = pad(sequences, row, self.bert, device)
+        for number, buckets in enumerate(rows, start=1):
+            row, slots, places = pad(sequences, buckets, self.bert, device)
             masked = np.flatnonzero(target[slots] >= 0)
-            members = np.concatenate(row)
+            members = np.concatenate(buckets)
             ends, labels = np.cumsum(sequences.lengths[members]), batch.labels[members]
             paired = (ends - sequences.lengths[members])[labels >= 0]
             gold = target[slots[masked]], labels[labels >= 0]
@@ -221,7 +221,7 @@ class Pretrainer(nn.Module):
             alone = step is not None and hasattr(step, "no_sync") and not is_last
             with cast(Any, step).no_sync() if alone else nullcontext():
                 with torch.set_grad_enabled(scales is not None), autocast:
-                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(buckets, *rest)
+                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(row, *rest)
                 if scales:
                     (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
             counts = [mlm_loss.new_full((), len(one)) for one in gold]
