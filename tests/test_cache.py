@@ -7,6 +7,7 @@ import warnings
 import pytest
 import spacy
 import torch
+from checkpoints import note_sequences
 from conftest import TRAIN_DATA, make_examples
 from spacy.tokens import DocBin
 from spacy.training.initialize import init_nlp
@@ -24,13 +25,7 @@ def runs(make_nlp):
     """An encoder with a cache; and the sizes of the batches that the encoder really runs."""
     nlp = make_nlp("ner")
     encoder = nlp.get_pipe("bert_encoder")
-    sizes = []
-
-    def count(module, inputs):
-        sizes.append(len(inputs[0]))
-
-    bert_of(encoder.model).register_forward_pre_hook(count)
-    return nlp, encoder, sizes
+    return nlp, encoder, note_sequences(bert_of(encoder.model))
 
 
 def test_what_is_kept_is_what_was_computed(runs, tmp_path):

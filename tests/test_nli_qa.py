@@ -8,7 +8,7 @@ import pytest
 import spacy
 import torch
 import transformers
-from checkpoints import FAMILIES, TEXTS, make_checkpoint
+from checkpoints import FAMILIES, TEXTS, make_checkpoint, note_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.training import Example
@@ -637,9 +637,7 @@ def count(folders):
 
     def make(*heads: str, **settings):
         nlp = build(folders("bert"), *heads, **settings)
-        calls: list[int] = []
-        bert = bert_of(nlp.get_pipe("bert_encoder").model)
-        bert.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+        calls = note_sequences(bert_of(nlp.get_pipe("bert_encoder").model))
         return nlp, calls
 
     return make

@@ -17,6 +17,7 @@ from tokenizers import models
 
 from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
 from spacy_bert_heads.encoder.model import run
+from spacy_bert_heads.encoder.rows import Row
 from spacy_bert_heads.sequences import (
     best_slots,
     cut_windows,
@@ -375,16 +376,20 @@ class Stub(torch.nn.Module):
     width = 4
     wordpieces = Wordpieces(make_tokenizer("wordpiece").backend_tokenizer, pad_id=99)
 
-    def __init__(self) -> None:
+    def __init__(self, reads_rows: bool = True) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(4))
-        self.shapes: list[tuple[int, int]] = []
+        self.reads_rows = reads_rows
+        self.rows: list[Row] = []
 
-    def forward(self, ids, type_ids, mask, layers=None):
-        self.shapes.append(tuple(ids.shape))
-        assert (ids[mask == 0] == 99).all() and (type_ids[mask == 0] == 0).all()
-        position, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True).expand_as(mask)
-        return torch.stack([ids, type_ids, position, length], dim=2).float() * self.scale
+    def read_row(self, row, layers=None):
+        self.rows.append(row)
+        assert (row.ids[~row.mask] == 99).all() and (row.type_ids[~row.mask] == 0).all()
+        lengths = [
+            mask.sum(1, keepdim=True).expand_as(mask).flatten() for mask in row.split(row.mask)
+        ]
+        states = [row.ids, row.type_ids, row.columns, torch.cat(lengths)]
+        return torch.stack(states, dim=1).float() * self.scale
 
 
 @settings(max_examples=60, deadline=None)
@@ -392,12 +397,13 @@ class Stub(torch.nn.Module):
     lengths=st.lists(st.one_of(st.integers(2, 9), st.integers(2, 400)), min_size=1, max_size=12),
     max_tokens=st.integers(1, 1000),
     keep_graph=st.booleans(),
+    reads_rows=st.booleans(),
 )
-def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_graph):
+def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_graph, reads_rows):
     n_slots, none = sum(lengths), ints()
     ids, types = np.arange(n_slots) + 100, np.arange(n_slots) % 2
     sequences = DocSequences(ids, types, ints(*lengths), none, none, none, none)
-    stub = Stub()
+    stub = Stub(reads_rows)
     with torch.set_grad_enabled(keep_graph):
         states = run(stub, sequences, max_tokens, keep_graph=keep_graph)
     positions = [i for length in lengths for i in range(length)]
@@ -405,7 +411,10 @@ def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_g
     expected = np.stack([ids, types, positions, repeated], axis=1)
     assert states.tolist() == expected.tolist()
     assert states.dtype == torch.float32
-    assert all(n * longest <= max_tokens or n == 1 for n, longest in stub.shapes)
+    for row in stub.rows:
+        assert len(row.ids) <= max_tokens or [n for n, _ in row.shapes] == [1]
+        masks = row.split(row.mask)
+        assert row.is_padded == [not mask.all() for mask in masks]
     if keep_graph:
         gradient = torch.arange(4.0 * n_slots).reshape(-1, 4)
         states.backward(gradient)
