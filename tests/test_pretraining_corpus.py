@@ -601,8 +601,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
             tracemalloc.stop()
         pieces.append(corpus.report.pieces)
     assert pieces[1] - pieces[0] > 80_000
-    # Half a byte for each new wordpiece, whose id alone has four.
-    assert peaks[1] - peaks[0] < (pieces[1] - pieces[0]) / 2
+    # Two bytes for each new wordpiece, whose id alone has four; 50 kB come and go by chance.
+    assert peaks[1] - peaks[0] < 2 * (pieces[1] - pieces[0])
 
 
 # The command

@@ -180,6 +180,7 @@ class Bert(nn.Module):
         row (Row): The buckets.
         layers (Optional[Tuple[int, ...]]): As in `forward`.
         RETURNS (Tensor): The states of all slots, padding included (n_slots, n_layers * width).
+        RAISES (RuntimeError): If transformers computes attention in an unknown way.
         """
         if not self.reads_rows:
             buckets = zip(*map(row.split, (row.ids, row.type_ids, row.mask.long())), strict=True)
@@ -195,8 +196,11 @@ class Bert(nn.Module):
             inputs["attention_mask"] = torch.ones_like(ids)
         with RowAttention(row) as attention:
             states = self._run(inputs, layers)[0]
-        # Or sequences would have seen each other, and nobody would know.
-        assert attention.n_calls == self.n_layers, "attention is not torch's"
+        if attention.n_calls != self.n_layers:  # sequences have seen each other
+            raise RuntimeError(
+                f"This version of transformers ({version('transformers')}) computes the attention "
+                f"of '{self.config.model_type}' in a way that is not known here. Install another."
+            )
         return states
 
     def _run(self, inputs: dict[str, Any], layers: tuple[int, ...] | None) -> torch.Tensor:
