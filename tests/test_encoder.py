@@ -273,7 +273,7 @@ def test_checkpointed_rows_repeat_their_dropout(tmp_path, make_nlp, monkeypatch)
     real = encoder_model.checkpoint
 
     def direct(function, *args, use_reentrant):
-        calls.append(args[0].shapes)
+        calls.append(sum(n for n, _ in args[0].shapes))
         return function(*args)
 
     for checkpoint in (real, direct):
@@ -283,7 +283,7 @@ def test_checkpointed_rows_repeat_their_dropout(tmp_path, make_nlp, monkeypatch)
         nlp.update(make_examples(nlp), sgd=False)
         module = bert_of(nlp.get_pipe("bert_encoder").model)
         gradients.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
-    assert len(calls) == 2 and all(len(shapes) == 1 for shapes in calls)
+    assert calls == [1, 1]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], msg=name)
     assert any(float(gradient.abs().max()) > 0 for gradient in gradients[0].values())

@@ -48,8 +48,6 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _AGAIN = "Copy or download the pipeline again."
-
-
 # Families whose pieces meet in attention alone. Not MPNet and DeBERTa, whose attention knows of
 # positions, nor ModernBERT, in most of whose layers it is local.
 READ_ROWS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
@@ -82,7 +80,7 @@ class Bert(nn.Module):
         self._takes_positions = "position_ids" in arguments
         self._takes_types = "token_type_ids" in arguments
         # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at one.
-        self._wants_mask = version("transformers") < "5"
+        self._wants_mask = int(version("transformers").split(".")[0]) < 5
 
     @property
     def config(self) -> Any:

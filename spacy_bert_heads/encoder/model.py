@@ -1,6 +1,6 @@
 """The encoder as a thinc model: Docs in, packed states out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,7 @@ from ..sequences import (
     make_pair_sequences,
     make_sequences,
 )
-from ..types import Encoded, Ints1d, Pairs, Sequences, ranges, sums
+from ..types import Encoded, Ints1d, Pairs, Sequences
 from .adapters import (
     AdapterSettings,
     learning_parameters,
@@ -27,7 +27,7 @@ from .adapters import (
 )
 from .inference import Trimmer, check_device, for_inference
 from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
-from .rows import Row
+from .rows import pad
 from .shim import TorchShim, find_layers
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
@@ -332,7 +332,7 @@ def run(
     packed = torch.empty(n_rows, bert.width * n_layers, device=device)
     parts, slots = [], []
     for buckets in make_rows(bert, sequences, max_batch_tokens):
-        row, at, present = pad(sequences, buckets, bert, device)
+        row, at, present = pad(sequences, buckets, bert.wordpieces.pad_id, device)
         if over_budget:
             states = checkpoint(bert.read_row, row, layers, use_reentrant=False)
         else:
@@ -351,17 +351,17 @@ def run(
     return torch.cat(parts).index_select(0, torch.from_numpy(order).to(device))
 
 
-def make_rows(bert: Bert, sequences: Sequences, max_batch_tokens: int) -> Iterator[list[Ints1d]]:
+def make_rows(bert: Bert, sequences: Sequences, max_batch_tokens: int) -> list[list[Ints1d]]:
     """Choose what is run at once.
 
     bert (Bert): The checkpoint.
     sequences (Sequences): The sequences.
     max_batch_tokens (int): The most slots of a row, padding included.
-    YIELDS (List[Ints1d]): The sequences of each bucket of a row.
+    RETURNS (List[List[Ints1d]]): For each row the sequences of each bucket.
     """
     lengths, overhead = sequences.lengths, bucket_overhead(bert)
     buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
-    yield from fill_rows(buckets, lengths, max_batch_tokens)
+    return list(fill_rows(buckets, lengths, max_batch_tokens))
 
 
 def bucket_overhead(bert: Bert) -> int:
@@ -376,35 +376,3 @@ def bucket_overhead(bert: Bert) -> int:
     if bert.reads_rows:
         return 8 if is_cpu else 512
     return 64 if is_cpu else 4096
-
-
-def pad(
-    sequences: Sequences, buckets: list[Ints1d], bert: Bert, device: torch.device
-) -> tuple[Row, Ints1d, Ints1d]:
-    """Lay sequences out in a row.
-
-    sequences (Sequences): All sequences of the batch.
-    buckets (List[Ints1d]): Which of them are in each bucket of the row.
-    bert (Bert): The checkpoint, which knows what fills a short sequence.
-    device (torch.device): Where to.
-    RETURNS: The row; the slots that stand in it; and where in the row they stand.
-    """
-    starts = np.cumsum(sequences.lengths) - sequences.lengths
-    shapes = [(len(members), int(sequences.lengths[members].max())) for members in buckets]
-    counts, longest = np.array(shapes).T
-    members, widths = np.concatenate(buckets), np.repeat(longest, counts)
-    columns = ranges(np.zeros_like(widths), widths)
-    mask = columns < np.repeat(sequences.lengths[members], widths)
-    places = np.flatnonzero(mask)
-    slots = (np.repeat(starts[members], widths) + columns)[places]
-    ids = np.full(len(mask), bert.wordpieces.pad_id, dtype=np.int64)
-    type_ids = np.zeros(len(mask), dtype=np.int64)
-    ids[places], type_ids[places] = sequences.ids[slots], sequences.type_ids[slots]
-    arrays = {"ids": ids, "type_ids": type_ids, "mask": mask, "columns": columns}
-    tensors = {
-        name: torch.from_numpy(array).to(device, non_blocking=True)
-        for name, array in arrays.items()
-    }
-    pieces = sums(sequences.lengths[members], counts)
-    row = Row(**tensors, shapes=shapes, is_padded=(pieces < counts * longest).tolist())
-    return row, slots, places

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+
+from ..types import Ints1d, Sequences, ranges, select, sums
 
 
 class Row(NamedTuple):
@@ -34,6 +37,35 @@ class Row(NamedTuple):
         """
         parts = states.split([n * length for n, length in self.shapes])
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def pad(
+    sequences: Sequences, buckets: list[Ints1d], pad_id: int, device: torch.device
+) -> tuple[Row, Ints1d, Ints1d]:
+    """Lay sequences out in a row.
+
+    sequences (Sequences): All sequences of the batch.
+    buckets (List[Ints1d]): Which of them are in each bucket of the row.
+    pad_id (int): What fills a short sequence.
+    device (torch.device): Where to.
+    RETURNS: The row; the slots that stand in it; and where in the row they stand.
+    """
+    members = np.concatenate(buckets)
+    lengths, slots = sequences.lengths[members], select(members, sequences.lengths)
+    shapes = [(len(bucket), int(sequences.lengths[bucket].max())) for bucket in buckets]
+    counts, longest = np.array(shapes).T
+    widths = np.repeat(longest, counts)
+    columns = ranges(np.zeros_like(widths), widths)
+    mask = columns < np.repeat(lengths, widths)
+    ids, type_ids = np.full(len(mask), pad_id, dtype=np.int64), np.zeros(len(mask), dtype=np.int64)
+    ids[mask], type_ids[mask] = sequences.ids[slots], sequences.type_ids[slots]
+    arrays = {"ids": ids, "type_ids": type_ids, "mask": mask, "columns": columns}
+    tensors = {
+        name: torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
+    }
+    is_padded = sums(lengths, counts) < counts * longest
+    return Row(**tensors, shapes=shapes, is_padded=is_padded.tolist()), slots, np.flatnonzero(mask)
 
 
 class RowAttention(TorchFunctionMode):

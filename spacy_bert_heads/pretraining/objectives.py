@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..encoder.loading import Bert, load_model
-from ..encoder.model import make_rows, pad
-from ..encoder.rows import Row
+from ..encoder.model import make_rows
+from ..encoder.rows import Row, pad
 from ..types import Ints1d
 from .examples import PAIRS, Batch, Vocabulary
 
@@ -207,13 +207,13 @@ class Pretrainer(nn.Module):
         target = np.full(len(sequences.ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        rows = list(make_rows(self.bert, sequences, max_batch_tokens))
+        rows = make_rows(self.bert, sequences, max_batch_tokens)
         for number, buckets in enumerate(rows, start=1):
-            row, slots, places = pad(sequences, buckets, self.bert, device)
+            row, slots, places = pad(sequences, buckets, self.bert.wordpieces.pad_id, device)
             masked = np.flatnonzero(target[slots] >= 0)
             members = np.concatenate(buckets)
-            ends, labels = np.cumsum(sequences.lengths[members]), batch.labels[members]
-            paired = (ends - sequences.lengths[members])[labels >= 0]
+            lengths, labels = sequences.lengths[members], batch.labels[members]
+            paired = (np.cumsum(lengths) - lengths)[labels >= 0]
             gold = target[slots[masked]], labels[labels >= 0]
             arrays = (places[masked], gold[0], places[paired], gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
