@@ -22,6 +22,7 @@ from spacy.training import Example
 from torch.nn import functional as F
 
 from spacy_bert_heads.encoder.model import shim_of
+from spacy_bert_heads.heads import ner
 from spacy_bert_heads.heads.head import cross_entropy
 from spacy_bert_heads.heads.ner import decode, viterbi
 from spacy_bert_heads.types import TokenScores
@@ -122,6 +123,25 @@ def test_viterbi_is_the_best_of_all_allowed_sequences(case):
             found = (paths == path[start:end]).all(axis=1)
             assert found.sum() == 1  # it is allowed
             assert totals[found][0] == pytest.approx(totals.max(), abs=1e-9)
+
+
+@pytest.mark.parametrize("scheme", ["BIO", "BILOU"])
+@pytest.mark.parametrize("seed", range(5))
+def test_long_texts_are_parted_where_it_makes_no_difference(scheme, seed, monkeypatch):
+    chance, tags = np.random.default_rng(seed), tags_of(scheme, "AB")
+    log_p = chance.normal(scale=2.0, size=(400, len(tags)))
+    log_p[:, 0] += chance.choice([0.0, 8.0], size=400)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    lengths, rows = ints(150, 1, 0, 249), np.arange(400)
+    inner = np.repeat(True, 399)
+    alone = ner.surely_outside(log_p, inner, tags)
+    assert 50 < alone.sum() < 350
+    parted = viterbi(log_p, lengths, tags)
+    monkeypatch.setattr(ner, "surely_outside", lambda log_p, inner, tags: np.zeros(400, dtype=bool))
+    whole = viterbi(log_p, lengths, tags)
+    assert log_p[rows, parted].sum() == pytest.approx(log_p[rows, whole].sum(), rel=1e-12)
+    assert (whole[alone] == 0).all()
+    assert (whole != log_p.argmax(axis=1)).sum() > 20
 
 
 def test_viterbi_by_hand():

@@ -13,12 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from thinc.api import Adam
 from torch import nn
+from transformers.activations import GELUActivation
 
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
 from spacy_bert_heads.encoder.inference import (
     Int8Linear,
     PackedLinear,
+    PackedOutput,
     check_device,
     for_inference,
     int8_bits,
@@ -41,6 +43,12 @@ needs_onednn = pytest.mark.skipif(
 def packing(monkeypatch) -> None:
     """As on a CPU with AVX-512."""
     monkeypatch.setattr(inference, "packing_pays", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch) -> None:
+    """int8 as it is on most CPUs."""
+    monkeypatch.setattr(inference, "_has_amx", lambda: False)
 
 
 def states(nlp):
@@ -220,6 +228,14 @@ def test_int8_where_torch_has_none(monkeypatch, make_nlp):
         make_nlp("ner", precision="int8")
 
 
+def test_a_cpu_with_amx_takes_bf16_for_int8(checkpoint, monkeypatch):
+    bert = load_checkpoint(checkpoint)
+    monkeypatch.setattr(inference, "_has_amx", lambda: True)
+    fast = for_inference(bert, "int8")
+    assert {p.dtype for p in fast.encoder.parameters()} == {torch.bfloat16}
+    assert not any(isinstance(module, Int8Linear) for module in fast.modules())
+
+
 def test_a_gpu_takes_bf16_for_int8():
     gpu = torch.device("cuda")
     assert resolve_precision("int8", gpu) == resolve_precision("auto", gpu) == "bf16"
@@ -237,7 +253,11 @@ def test_packed_is_the_same_product(shape, bias):
     torch.manual_seed(0)
     linear = nn.Linear(48, 20, bias=bias)
     rows = torch.randn(*shape, 48)
-    torch.testing.assert_close(PackedLinear(linear)(rows), linear(rows).detach())
+    packed, expected, added = PackedLinear(linear), linear(rows).detach(), torch.randn(*shape, 20)
+    torch.testing.assert_close(packed(rows), expected)
+    torch.testing.assert_close(packed(rows, added), expected + added)
+    packed.activation = "gelu"
+    torch.testing.assert_close(packed(rows), nn.functional.gelu(expected))
 
 
 @needs_onednn
@@ -247,6 +267,30 @@ def test_packed_states_in_every_family(family, tmp_path):
     bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
     fast = for_inference(bert, "fp32")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
+    torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("packing")
+def test_layers_do_what_comes_after_them(checkpoint):
+    bert = load_checkpoint(checkpoint)
+    fast = for_inference(bert, "fp32")
+    assert not any(isinstance(module, GELUActivation) for module in fast.modules())
+    assert any(isinstance(module, GELUActivation) for module in bert.modules())
+    ends = [module for module in fast.modules() if isinstance(module, PackedOutput)]
+    assert len(ends) == 2 * bert.n_layers  # of attention, of the feed-forward block
+    torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("packing")
+def test_what_an_adapter_adds_comes_before_the_sum(checkpoint):
+    bert = load_checkpoint(checkpoint)
+    bert.add_adapter(make_settings("pfeiffer", 4, 0))
+    for module in bert.modules():
+        if isinstance(module, Bottleneck):
+            module.up.weight.data.normal_(std=0.3)
+    fast = for_inference(bert, "fp32")
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
 
 
@@ -306,6 +350,7 @@ def test_memory_is_given_back_once_in_a_while(monkeypatch, make_nlp):
     trimmer, calls = inference.Trimmer(), []
     trimmer._trim = calls.append
     monkeypatch.setattr("spacy_bert_heads.encoder.model._trimmer", trimmer)
+    monkeypatch.setattr(inference, "TRIM_AFTER", 4096)
     nlp = make_nlp("ner")
     text = " ".join(["engine"] * 1000)  # in windows that overlap
     for expected in (0, 0, 0, 1, 1):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_bert_heads.encoder.loading import READ_ROWS, load_checkpoint
-from spacy_bert_heads.encoder.rows import Row, RowAttention
+from spacy_bert_heads.encoder.rows import Row, RowAttention, common_size
 from spacy_bert_heads.sequences import fill_rows
 
 SHAPES = [(1, 60), (3, 41), (2, 41), (5, 12), (1, 2)]  # more slots than there are positions
@@ -57,6 +57,33 @@ def test_a_row_is_read_as_its_sequences(tmp_path, family, layers):
     at = row.mask
     assert made.shape == expected.shape
     torch.testing.assert_close(made[at], expected[at], atol=2e-5, rtol=1e-4)
+
+
+def test_padding_behind_a_row_is_not_seen(tmp_path, monkeypatch):
+    bert = load_checkpoint(make_checkpoint(tmp_path)).eval()
+    row, sizes = make_row(bert), []
+    monkeypatch.setattr(
+        bert.encoder.embeddings.word_embeddings,
+        "forward",
+        lambda ids: sizes.append(ids.shape[1]) or F.embedding(ids, weights),
+    )
+    weights = bert.encoder.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        expected = bert.read_row(row)
+        bert.is_packed = True
+        made = bert.read_row(row)
+    assert sizes == [327, 352]
+    assert made.shape == expected.shape
+    torch.testing.assert_close(made[row.mask], expected[row.mask], atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_are_few():
+    sizes = [common_size(n) for n in range(1, 4097)]
+    assert [sizes[n - 1] for n in (1, 16, 17, 257, 327, 2049, 4096)] == [
+        16, 16, 32, 288, 352, 2304, 4096,
+    ]  # fmt: skip
+    assert len(set(sizes)) == 48
+    assert all(n <= size <= max(n + 15, n * 9 / 8) for n, size in enumerate(sizes, start=1))
 
 
 def test_which_families_are_read_in_rows(tmp_path):

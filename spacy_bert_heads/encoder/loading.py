@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..types import Layers
@@ -31,7 +32,7 @@ from .adapters import (
     remove_adapter,
     trained_weights,
 )
-from .rows import Row, RowAttention
+from .rows import Row, RowAttention, common_size
 from .shim import Files
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Bert(nn.Module):
         n_types = getattr(encoder.config, "type_vocab_size", None) or 0
         self.has_types = n_types > 1 and "token_type_ids" in taken
         arguments = signature(encoder.forward).parameters
+        self.is_packed = False  # whether its products go through oneDNN
         self._takes_positions = "position_ids" in arguments
         self._takes_types = "token_type_ids" in arguments
         # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at one.
@@ -183,17 +185,20 @@ class Bert(nn.Module):
         if not self.reads_rows:
             buckets = zip(*map(row.split, (row.ids, row.type_ids, row.mask.long())), strict=True)
             return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
-        ids, positions = row.ids[None], row.columns[None] + self.first_position
+        n_slots, device_type = len(row.ids), row.ids.device.type
+        onednn = device_type == "cpu" and (self.is_packed or torch.is_autocast_enabled("cpu"))
+        beyond = common_size(n_slots) - n_slots if onednn else 0
+        ids = F.pad(row.ids, (0, beyond), value=self.wordpieces.pad_id)[None]
+        positions = F.pad(row.columns, (0, beyond))[None] + self.first_position
         inputs = {"input_ids": ids, "position_ids": positions}
         if self._takes_types:
             # Of a row of its own making, transformers has no more than there are positions.
-            inputs["token_type_ids"] = (
-                row.type_ids[None] if self.has_types else torch.zeros_like(ids)
-            )
+            types = F.pad(row.type_ids, (0, beyond))[None]
+            inputs["token_type_ids"] = types if self.has_types else torch.zeros_like(ids)
         if self._wants_mask:
             inputs["attention_mask"] = torch.ones_like(ids)
         with RowAttention(row) as attention:
-            states = self._run(inputs, layers)[0]
+            states = self._run(inputs, layers)[0, :n_slots]
         if attention.n_calls != self.n_layers:  # sequences have seen each other
             raise RuntimeError(
                 f"This version of transformers ({version('transformers')}) computes the attention "

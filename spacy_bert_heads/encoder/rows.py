@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..types import Ints1d, Sequences, ranges, select, sums
 
+KEYS = 16  # that a processor with AVX-512 takes at once
+
 
 class Row(NamedTuple):
     """Buckets of sequences one behind the other, the short sequences of each padded at their ends.
@@ -68,6 +70,17 @@ def pad(
     return Row(**tensors, shapes=shapes, is_padded=is_padded.tolist()), slots, np.flatnonzero(mask)
 
 
+def common_size(n_slots: int) -> int:
+    """Round up to one of few sizes, eight up to each power of two. oneDNN makes programs for each
+    size that it meets, which with AMX takes longer than to run them, and keeps them: 10 MB or so.
+
+    n_slots (int): Slots of a row, or rows of any matrix.
+    RETURNS (int): The same or more, by an eighth at the most above 128.
+    """
+    step = max(16, 1 << max((n_slots - 1).bit_length() - 4, 0))
+    return -(-n_slots // step) * step
+
+
 class RowAttention(TorchFunctionMode):
     """While this is entered, torch's attention over a row stays within each sequence. So whichever
     code of transformers calls it reads the row as it would read each bucket.
@@ -79,9 +92,17 @@ class RowAttention(TorchFunctionMode):
         super().__init__()
         self.row = row
         self.n_calls = 0
+        # A processor takes what is left of a vector of keys one by one, which takes longer than
+        # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
+        step = 1 if torch.is_grad_enabled() or row.ids.device.type != "cpu" else KEYS
+        self._widths = [-(-length // step) * step for _, length in row.shapes]
         self._masks = [
-            mask[:, None, None] if is_padded else None
-            for mask, is_padded in zip(row.split(row.mask), row.is_padded, strict=True)
+            F.pad(mask, (0, width - mask.shape[1]))[:, None, None]
+            if is_padded or width > mask.shape[1]
+            else None
+            for mask, width, is_padded in zip(
+                row.split(row.mask), self._widths, row.is_padded, strict=True
+            )
         ]
 
     def __torch_function__(
@@ -111,11 +132,38 @@ class RowAttention(TorchFunctionMode):
         RETURNS (Tensor): The row (1, n_heads, n_slots, width).
         """
         self.n_calls += 1
-        parts = (self.row.split(states[0].transpose(0, 1)) for states in (query, key, value))
-        found = []
-        for mask, *part in zip(self._masks, *parts, strict=True):
-            q, k, v = (states.transpose(1, 2) for states in part)
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        found, at = [], 0
+        for (n, length), width, mask in zip(
+            self.row.shapes, self._widths, self._masks, strict=True
+        ):
+            q = cut(query, at, n, length, length)
+            k, v = (cut(states, at, n, length, width) for states in (key, value))
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, **settings)
             found.append(out.transpose(1, 2).flatten(0, 1))
+            at += n * length
+        found.append(value[at:])  # of nothing: padding behind the row
         # As the caller turns it back, so that this is the only copy.
         return torch.cat(found).transpose(0, 1).unsqueeze(0)
+
+
+def cut(states: torch.Tensor, at: int, n: int, length: int, width: int) -> torch.Tensor:
+    """Cut a bucket out of a row.
+
+    states (Tensor): The row (n_slots, n_heads, size).
+    at (int): The bucket's first slot.
+    n, length (int): Its sequences and their length.
+    width (int): How much of the row to give for each: what is beyond its length is of those behind
+        it, or zeros where the row ends.
+    RETURNS (Tensor): A view where that can be (n, n_heads, width, size).
+    """
+    if width > length and at + (n - 1) * length + width <= len(states):
+        slot, *inner = states.stride()
+        shape = (n, width, *states.shape[1:])
+        start = states.storage_offset() + at * slot
+        bucket = states.as_strided(shape, (length * slot, slot, *inner), start)
+    else:
+        bucket = states[at : at + n * length].unflatten(0, (n, length))
+        if width > length:
+            bucket = F.pad(bucket, (0, 0, 0, 0, 0, width - length))
+    return bucket.transpose(1, 2)

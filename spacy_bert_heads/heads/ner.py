@@ -318,6 +318,36 @@ def allowed_transitions(tags: Sequence[str]) -> tuple[NDArray[np.bool_], Bools1d
     return follow, first, last
 
 
+def surely_outside(log_p: NDArray[np.float64], inner: Bools1d, tags: Sequence[str]) -> Bools1d:
+    """Find words that are "O" in the most probable path, whatever the words around them are.
+
+    If another tag is taken for such a word, "O" can be put in its place, and what that bars the
+    neighbours from can be changed as well, for a path that is no less probable. The neighbour
+    behind begins anew (I-PER becomes B-PER), the one before ends here.
+
+    log_p (Floats2d): Log-probabilities, text after text (n_tokens, n_tags).
+    inner (Bools1d): Whether the next token is of the same text (n_tokens - 1,).
+    tags (Sequence[str]): The tags.
+    RETURNS (Bools1d): Which (n_tokens,). There may be others.
+    """
+    follow, first, last = allowed_transitions(tags)
+    outside = tags.index("O")
+    rest = np.delete(log_p, outside, axis=1).max(axis=1, initial=-np.inf)
+    lead = log_p[:, outside] - rest
+    # What its neighbour loses: behind it, then the same with the text turned round.
+    for ways, ends, change, at in (
+        (follow, last, lead[:-1], slice(1, None)),
+        (follow.T, first, lead[1:], slice(None, -1)),
+    ):
+        loss = np.zeros(len(log_p))
+        for i in np.flatnonzero(~ways[outside]):
+            others = ways[outside] & (ways >= ways[i]).all(axis=1) & (ends >= ends[i])
+            best = log_p[:, others].max(axis=1, initial=-np.inf)
+            loss = np.maximum(loss, log_p[:, i] - best)
+        change -= np.where(inner, loss[at], 0.0)
+    return lead >= 0
+
+
 def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
     """Find the most probable allowed tags of every text (Viterbi 1967), the batch at once.
 
@@ -328,18 +358,31 @@ def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) ->
     """
     follow, first, last = allowed_transitions(tags)
     path = log_p.argmax(axis=1)
+    if not len(path):
+        return path
 
     # Where the best tags by themselves are allowed already, they are the best path.
     starts = np.cumsum(lengths) - lengths
     text = np.repeat(np.arange(len(lengths)), lengths)
-    bad = np.zeros(len(lengths), dtype=bool)
     inner = text[1:] == text[:-1]
-    np.logical_or.at(bad, text[1:][inner], ~follow[path[:-1], path[1:]][inner])
+    barred = inner & ~follow[path[:-1], path[1:]]
+    wrong = np.append(barred, False)
+    wrong[1:] |= barred
     full = np.flatnonzero(lengths)
-    bad[full] |= ~first[path[starts[full]]] | ~last[path[(starts + lengths)[full] - 1]]
-    wrong = np.flatnonzero(bad)
-    if not len(wrong):
+    ends = (starts + lengths)[full] - 1
+    wrong[starts[full]] |= ~first[path[starts[full]]]
+    wrong[ends] |= ~last[path[ends]]
+    if not wrong.any():
         return path
+
+    # A word that is outside for sure parts a text in two, so that few words need more than that.
+    alone = surely_outside(log_p, inner, tags)
+    begins = alone.copy()
+    begins[1:] |= alone[:-1] | ~inner
+    begins[0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.append(starts, len(path)))
+    wrong = np.flatnonzero(np.logical_or.reduceat(wrong, starts))
 
     # The others step by step, longest first, so that those still running are the first rows.
     wrong = wrong[np.argsort(-lengths[wrong], kind="stable")]
