@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_bert_heads.encoder.loading import READ_ROWS, load_checkpoint
-from spacy_bert_heads.encoder.rows import Row, RowAttention, common_size
+from spacy_bert_heads.encoder.rows import Row, RowAttention, attend_and_drop, common_size, dropout
 from spacy_bert_heads.sequences import fill_rows
 
 SHAPES = [(1, 60), (3, 41), (2, 41), (5, 12), (1, 2)]  # more slots than there are positions
@@ -121,6 +121,58 @@ def test_dropout_of_the_weights_is_kept(tmp_path):
         third, fourth = bert.read_row(row), bert.read_row(row)
     assert not torch.allclose(first, second, atol=1e-2)
     torch.testing.assert_close(third, fourth, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(p, dtype):
+    torch.manual_seed(0)
+    states = torch.ones(301, 333, dtype=dtype, requires_grad=True)
+    made = dropout(states, p)
+    dropped = round(p * 2**16) / 2**16
+    scale = torch.tensor(1 / (1 - dropped), dtype=dtype)
+    kept = made != 0
+    torch.testing.assert_close(made, torch.where(kept, scale, 0.0).to(dtype), atol=0, rtol=0)
+    # Six standard errors, of all, of any quarter of a number and of each column.
+    for part in (kept, *(kept.flatten()[i::4] for i in range(4)), *kept.T):
+        error = 6 * (p * (1 - p) / part.numel()) ** 0.5
+        assert abs((~part).double().mean() - p) < error
+    pairs = (kept[:, 1:] == kept[:, :-1]).double().mean()
+    assert pairs == pytest.approx(p**2 + (1 - p) ** 2, abs=0.01)
+    made.sum().backward()
+    torch.testing.assert_close(states.grad, made.detach(), atol=0, rtol=0)
+    torch.manual_seed(0)
+    torch.testing.assert_close(dropout(states, p), made, atol=0, rtol=0)
+
+
+def test_dropout_of_nothing_and_of_everything():
+    states = torch.randn(5, 7)
+    assert torch.equal(dropout(states, 0.5, training=False), states)
+    assert torch.equal(dropout(states, 0.0), states)
+    assert not dropout(states, 1.0).any()
+    assert dropout(states[:0], 0.5).shape == (0, 7)
+
+
+def test_attention_with_dropout_is_torchs():
+    """With a share of 0 it is attention; with dropout its mean is."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, 5, 4, requires_grad=True) for _ in range(3))
+    mask = torch.rand(3, 1, 1, 5) > 0.3
+    mask[..., 0] = True
+    for scale in (None, 0.3):
+        for seen in (mask, None):
+            expected = F.scaled_dot_product_attention(query, key, value, seen, scale=scale)
+            made = attend_and_drop(query, key, value, seen, 0.0, scale=scale)
+            torch.testing.assert_close(made, expected)
+            wanted, found = (
+                torch.autograd.grad(out.sin().sum(), (query, key, value))
+                for out in (expected, made)
+            )
+            torch.testing.assert_close(found, wanted)
+    with torch.no_grad():
+        often = [attend_and_drop(query, key, value, mask, 0.2, scale=0.3) for _ in range(4000)]
+        exact = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    torch.testing.assert_close(torch.stack(often).mean(0), exact, atol=0.05, rtol=0)
 
 
 def test_other_attention_reads_buckets_one_by_one(tmp_path):
