@@ -185,9 +185,8 @@ class Bert(nn.Module):
         if not self.reads_rows:
             buckets = zip(*map(row.split, (row.ids, row.type_ids, row.mask.long())), strict=True)
             return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
-        n_slots, device_type = len(row.ids), row.ids.device.type
-        onednn = device_type == "cpu" and (self.is_packed or torch.is_autocast_enabled("cpu"))
-        beyond = common_size(n_slots) - n_slots if onednn else 0
+        n_slots = len(row.ids)
+        beyond = self.padding(n_slots)
         ids = F.pad(row.ids, (0, beyond), value=self.wordpieces.pad_id)[None]
         positions = F.pad(row.columns, (0, beyond))[None] + self.first_position
         inputs = {"input_ids": ids, "position_ids": positions}
@@ -205,6 +204,14 @@ class Bert(nn.Module):
                 f"of '{self.config.model_type}' in a way that is not known here. Install another."
             )
         return states
+
+    def padding(self, n_rows: int) -> int:
+        """n_rows (int): The rows of a matrix that linear layers are to read.
+        RETURNS (int): How many to add, so that oneDNN, where it multiplies, meets few sizes.
+        """
+        is_cpu = next(self.parameters()).device.type == "cpu"
+        onednn = is_cpu and (self.is_packed or torch.is_autocast_enabled("cpu"))
+        return common_size(n_rows) - n_rows if onednn else 0
 
     def _run(self, inputs: dict[str, Any], layers: tuple[int, ...] | None) -> torch.Tensor:
         if layers is None or layers == (self.n_layers,):

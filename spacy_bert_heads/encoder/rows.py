@@ -187,10 +187,13 @@ def attend_and_drop(
     scale (Optional[float]): What scores are multiplied with; None for 1 / sqrt(size).
     RETURNS (Tensor): (n_sequences, n_heads, length, size).
     """
-    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return dropout(scores.softmax(-1), dropout_p) @ value
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast("cpu", enabled=False):
+        scores = query.float() * scale @ key.float().mT
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        states = dropout(scores.softmax(-1), dropout_p) @ value.float()
+    return states.to(value.dtype)
 
 
 def dropout(

@@ -6,7 +6,7 @@ what is saved loads there again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,6 +25,7 @@ from .examples import PAIRS, Batch, Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+IGNORED = -100  # no target
 # Families whose Hugging Face class has a head for pairs of segments, and which objective it is.
 SENTENCE_HEADS = {"bert": "nsp", "albert": "sop"}
 
@@ -174,10 +175,24 @@ class Pretrainer(nn.Module):
         """
         states = self.bert.read_row(row)
         # Logits only where something is predicted: one in seven of the positions.
-        mlm = _loss(self.mlm_logits(states.index_select(0, masked)), targets)
+        mlm = self._predict(self.mlm_logits, states, masked, targets)
         if not self.has_pairs:
             return *mlm, mlm[1].new_zeros(()), mlm[1].new_zeros(())
-        return *mlm, *_loss(self.sentence_logits(states.index_select(0, paired)), labels)
+        return *mlm, *self._predict(self.sentence_logits, states, paired, labels)
+
+    def _predict(
+        self,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        states: torch.Tensor,
+        places: torch.Tensor,
+        gold: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of what a head makes of some states, and how many are guessed right."""
+        beyond = self.bert.padding(len(places))
+        places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
+        logits = head(states.index_select(0, places))
+        loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
+        return loss, (logits.detach().argmax(-1) == gold).sum()
 
     def run(
         self,
@@ -228,15 +243,6 @@ class Pretrainer(nn.Module):
             sums = (mlm_loss, mlm_right, counts[0], sentence_loss, sentence_right, counts[1])
             totals += torch.stack([one.detach().double() for one in sums])
         return totals
-
-
-def _loss(logits: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits (Tensor): (n, n_classes).
-    gold (Tensor): (n,).
-    RETURNS (Tuple[Tensor, Tensor]): The summed loss, and how many are guessed right.
-    """
-    loss = F.cross_entropy(logits.float(), gold, reduction="sum")
-    return loss, (logits.detach().argmax(-1) == gold).sum()
 
 
 def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[Guess]]:
