@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -63,17 +64,15 @@ class Wordpieces:
         """
         encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
-        ids = np.empty(lengths.sum(), dtype=np.int64)
-        offsets = np.empty((len(ids), 2), dtype=np.int64)
-        end = 0
-        for text, encoding in zip(texts, encodings, strict=True):
-            if not len(encoding):
-                continue
-            start, end = end, end + len(encoding)
-            ids[start:end] = encoding.ids
-            offsets[start:end] = encoding.offsets
-            _trim_spaces(text, offsets[start:end])
-        return Pieces(ids, offsets[:, 0], offsets[:, 1], lengths)
+        ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), dtype=np.int64)
+        pairs = chain.from_iterable(one.offsets for one in encodings)
+        offsets = np.fromiter(chain.from_iterable(pairs), dtype=np.int64).reshape(-1, 2)
+        # All texts are looked at as one, behind each other.
+        sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        shift = np.repeat(np.cumsum(sizes) - sizes, lengths)
+        ends = offsets[:, 1]
+        starts = _trim_spaces("".join(texts), offsets[:, 0] + shift, ends + shift) - shift
+        return Pieces(ids, starts, ends, lengths)
 
 
 def _read_pair_template(tokenizer: Tokenizer) -> PairTemplate:
@@ -91,17 +90,17 @@ def _read_pair_template(tokenizer: Tokenizer) -> PairTemplate:
     )
 
 
-def _trim_spaces(text: str, offsets: np.ndarray) -> None:
-    """Move piece starts over leading white space, in place; a piece of nothing else stays."""
-    starts = offsets[:, 0]
+def _trim_spaces(text: str, starts: Ints1d, ends: Ints1d) -> Ints1d:
+    """Move piece starts over leading white space; a piece of nothing else stays."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     # Every kind of white space that a tokenizer could attach is at or below U+0020, a
     # no-break space, or above U+1680: most pieces are ruled out without a look at the text.
     first = codes[np.minimum(starts, len(codes) - 1)]
     for i in np.flatnonzero((first <= 32) | (first == 0xA0) | (first == 0x85) | (first >= 0x1680)):
-        start = SPACE.match(text, starts[i], offsets[i, 1]).end()  # type: ignore[union-attr]
-        if start < offsets[i, 1]:
+        start = SPACE.match(text, starts[i], ends[i]).end()  # type: ignore[union-attr]
+        if start < ends[i]:
             starts[i] = start
+    return starts
 
 
 def token_offsets(docs: Sequence[Doc]) -> tuple[Ints1d, Ints1d, Ints1d]:
