@@ -1,5 +1,6 @@
 """The encoder as it predicts: packed weights, bf16 weights, int8."""
 
+import logging
 import pickle
 import warnings
 
@@ -341,6 +342,19 @@ def test_a_cpu_that_imitates_bf16_is_named(monkeypatch, has_it):
     said = [str(warning.message) for warning in caught]
     assert len(said) == (0 if has_it else 1)
     assert all('Set precision to "fp32", or "int8" to predict' in one for one in said)
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_a_cpu_with_amx_says_so(monkeypatch, caplog, has_amx):
+    monkeypatch.setattr(inference, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(logging.getLogger("spacy"), "propagate", True)
+    with caplog.at_level("INFO", logger="spacy"):
+        for precision, device in (("fp32", CPU), ("fp16", CPU), ("fp32", torch.device("cuda"))):
+            check_device(precision, device)
+    assert [record.message for record in caplog.records] == has_amx * [
+        'This CPU has AMX: with precision = "bf16" in the encoder\'s model it predicts about three '
+        "times as fast as with fp32."
+    ]
 
 
 # --- memory

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from spacy.util import logger
 from torch import nn
 
 from .adapters import Bottleneck, LowRank, replace_module
@@ -83,7 +84,8 @@ def check_device(precision: str, device: torch.device) -> None:
     precision (str): The precision in force.
     device (torch.device): Where.
     RAISES (ValueError): If this build of torch has no int8.
-    WARNS (UserWarning): If the processor would only imitate bf16.
+    WARNS (UserWarning): If the processor would only imitate bf16. If it has AMX, the log says what
+        bf16 would gain.
     """
     if precision == "int8" and _INT8_PRODUCT is None:
         raise ValueError(
@@ -96,6 +98,11 @@ def check_device(precision: str, device: torch.device) -> None:
             'slower than fp32. Set precision to "fp32", or "int8" to predict, in the encoder\'s '
             "model.",
             stacklevel=2,
+        )
+    if precision == "fp32" and device.type == "cpu" and _has_amx():
+        logger.info(
+            'This CPU has AMX: with precision = "bf16" in the encoder\'s model it predicts about three '
+            "times as fast as with fp32."
         )
 
 

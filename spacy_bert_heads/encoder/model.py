@@ -59,7 +59,7 @@ def build_bert_encoder(
         padding included. A training batch above it is checkpointed (half the memory, a third
         more time; Chen et al. 2016).
     precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. "int8" is for
-        predicting on a CPU: it learns in fp32, and a GPU takes bf16 instead.
+        predicting on a CPU: it learns in fp32; a GPU takes bf16 instead, a CPU with AMX to predict.
     frozen_layers (int): Above 0 the embeddings and this many of the lowest layers don't learn.
     adapter (Optional[str]): Small modules that learn in place of the checkpoint's weights:
         "pfeiffer", a bottleneck after each feed-forward block; "houlsby", one after each

@@ -257,9 +257,10 @@ class TokenClassifier(Classifier):
         sequences (DocSequences): What they are states of.
         RETURNS (Tensor): Logits (n_tokens, n_classes); of a token without pieces, those of zeros.
         """
-        rows = _to(sequences.first_rows(), states)
-        known = (rows >= 0).unsqueeze(1)
-        tokens = states.index_select(0, rows.clamp(min=0)) * known
+        rows = sequences.first_rows()
+        tokens = states.index_select(0, _to(np.maximum(rows, 0), states))
+        if (rows < 0).any():
+            tokens = tokens * _to(rows >= 0, states).unsqueeze(1)
         if self.lstm is not None and len(tokens):
             tokens = self._read_around(tokens, sequences.tokens)
         return self.classify(tokens)
