@@ -352,8 +352,8 @@ def test_a_cpu_with_amx_says_so(monkeypatch, caplog, has_amx):
         for precision, device in (("fp32", CPU), ("fp16", CPU), ("fp32", torch.device("cuda"))):
             check_device(precision, device)
     assert [record.message for record in caplog.records] == has_amx * [
-        'This CPU has AMX: precision = "bf16" in the encoder\'s model predicts about three times '
-        "as fast."
+        'This CPU has AMX: precision = "bf16" in the encoder\'s model predicts about three '
+        "times as fast."
     ]
 
 

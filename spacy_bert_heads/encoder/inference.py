@@ -101,8 +101,8 @@ def check_device(precision: str, device: torch.device) -> None:
         )
     if precision == "fp32" and device.type == "cpu" and _has_amx():
         logger.info(
-            'This CPU has AMX: precision = "bf16" in the encoder\'s model predicts about three times '
-            "as fast."
+            'This CPU has AMX: precision = "bf16" in the encoder\'s model predicts about three '
+            "times as fast."
         )
 
 
