@@ -162,8 +162,8 @@ def note_sequences(bert) -> list[int]:
     """Where the sequences of every run of a `Bert` that reads rows will be counted."""
     counts: list[int] = []
 
-    def note(module, args, inputs):  # a sequence begins at position 0
-        counts.append(int((inputs["position_ids"] == 0).sum()))
+    def note(module, args, inputs):  # a sequence begins with [CLS], padding behind a row doesn't
+        counts.append(int((inputs["input_ids"] == bert.wordpieces.prefix[0]).sum()))
 
     bert.encoder.register_forward_pre_hook(note, with_kwargs=True)
     return counts

@@ -97,6 +97,7 @@ def test_int8_is_exact_where_nothing_is_rounded():
 @needs_int8
 @settings(max_examples=30, deadline=None)
 @example(n_rows=1, n_in=30, n_out=48, bias=False, seed=99)
+@example(n_rows=1, n_in=30, n_out=46, bias=False, seed=80)
 @given(
     n_rows=st.integers(1, 40),
     n_in=st.integers(2, 80),
@@ -114,7 +115,7 @@ def test_int8_rounds_as_it_says(n_rows, n_in, n_out, bias, seed):
     # A state that is right between two levels may go either way in fp32: a step of one weight.
     steps = (rows.amax(1) - rows.amin(1))[:, None] / 255 * linear.weight.detach().abs().amax(1)
     assert ((made - expected).abs() <= 1.01 * steps + 1e-4).all()
-    assert (made - expected).abs().median() < 1e-4
+    assert ((made - expected).abs() < 1e-4).all(dim=1).sum() >= n_rows - 1
 
 
 @needs_int8
