@@ -110,8 +110,8 @@ def build(checkpoint, *heads: str, **encoder) -> spacy.Language:
     return nlp
 
 
-def learn(nlp, *, steps: int = 60) -> None:
-    optimizer = Adam(3e-3, use_averages=False)
+def learn(nlp, *, steps: int = 60, eps: float = 1e-8) -> None:
+    optimizer = Adam(3e-3, eps=eps, use_averages=False)
     for _ in range(steps):
         nlp.update(make_examples(nlp), sgd=optimizer)
 
@@ -189,12 +189,11 @@ def test_overfit_and_reload(kind, share, checkpoint, tmp_path):
     blank = spacy.blank("en").from_config(nlp.config)
     assert results(blank.from_bytes(nlp.to_bytes())) == expected
     # It learns on as if it had never been saved.
-    learn(nlp, steps=1)
-    learn(again, steps=1)
+    # Without eps Adam's first step is the sign of a gradient, even where that is next to nothing.
+    learn(nlp, steps=1, eps=1e-3)
+    learn(again, steps=1, eps=1e-3)
     for name, weight in weights_of(nlp).items():
-        # Adam's first step is the sign of a gradient, so where that is next to nothing it may turn.
-        close = torch.isclose(weights_of(again)[name], weight, atol=1e-4, rtol=1e-3)
-        assert close.double().mean() > 0.99
+        torch.testing.assert_close(weights_of(again)[name], weight, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])

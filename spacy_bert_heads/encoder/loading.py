@@ -78,7 +78,7 @@ class Bert(nn.Module):
         n_types = getattr(encoder.config, "type_vocab_size", None) or 0
         self.has_types = n_types > 1 and "token_type_ids" in taken
         arguments = signature(encoder.forward).parameters
-        self.is_packed = False  # whether its products go through oneDNN
+        self.is_packed = False  # whether it was made to predict by oneDNN
         self._takes_positions = "position_ids" in arguments
         self._takes_types = "token_type_ids" in arguments
         # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at one.
@@ -209,9 +209,8 @@ class Bert(nn.Module):
         """n_rows (int): The rows of a matrix that linear layers are to read.
         RETURNS (int): How many to add, so that oneDNN, where it multiplies, meets few sizes.
         """
-        is_cpu = next(self.parameters()).device.type == "cpu"
-        onednn = is_cpu and (self.is_packed or torch.is_autocast_enabled("cpu"))
-        return common_size(n_rows) - n_rows if onednn else 0
+        by_onednn = self.is_packed or torch.is_autocast_enabled("cpu")
+        return common_size(n_rows) - n_rows if by_onednn else 0
 
     def _run(self, inputs: dict[str, Any], layers: tuple[int, ...] | None) -> torch.Tensor:
         if layers is None or layers == (self.n_layers,):

@@ -78,7 +78,11 @@ def common_size(n_slots: int) -> int:
     RETURNS (int): The same or more, by an eighth at the most above 128.
     """
     step = max(16, 1 << max((n_slots - 1).bit_length() - 4, 0))
-    return -(-n_slots // step) * step
+    return _round_up(n_slots, step)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 class RowAttention(TorchFunctionMode):
@@ -96,7 +100,7 @@ class RowAttention(TorchFunctionMode):
         # A processor takes what is left of a vector of keys one by one, which takes longer than
         # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
         step = 1 if torch.is_grad_enabled() or row.ids.device.type != "cpu" else KEYS
-        self._widths = [-(-length // step) * step for _, length in row.shapes]
+        self._widths = [_round_up(length, step) for _, length in row.shapes]
         self._masks = [
             F.pad(mask, (0, width - mask.shape[1]))[:, None, None]
             if is_padded or width > mask.shape[1]
@@ -136,21 +140,27 @@ class RowAttention(TorchFunctionMode):
         """
         self.n_calls += 1
         sizes = [n * length for n, length in self.row.shapes]
-        room = query.shape[2] - sum(sizes)  # padding behind the row
+        room = query.shape[2]  # the slots behind a bucket
         drops = dropout_p > 0 and query.device.type == "cpu"
         attention = attend_and_drop if drops else F.scaled_dot_product_attention
-        parts = [states[0].transpose(0, 1).split([*sizes, room]) for states in (query, key, value)]
-        found = [parts[2][-1]]  # nothing is made of padding
-        for shape, width, mask, *part in reversed(
-            list(zip(self.row.shapes, self._widths, self._masks, *parts, strict=False))
-        ):
-            q = part[0].unflatten(0, shape).transpose(1, 2)
-            k, v = (widen(states, shape, width, room).transpose(1, 2) for states in part[1:])
+        sizes.append(room - sum(sizes))  # padding behind the row
+        queries, keys, values = (
+            states[0].transpose(0, 1).split(sizes) for states in (query, key, value)
+        )
+        found = []
+        # Without what is behind the last bucket.
+        buckets = zip(
+            self.row.shapes, self._widths, self._masks, queries, keys, values, strict=False
+        )
+        for shape, width, mask, q, k, v in buckets:
+            room -= len(q)
+            q = q.unflatten(0, shape).transpose(1, 2)
+            k, v = (widen(states, shape, width, room).transpose(1, 2) for states in (k, v))
             out = attention(q, k, v, mask, dropout_p, **settings)
             found.append(out.transpose(1, 2).flatten(0, 1))
-            room += len(part[0])
+        found.append(values[-1])  # nothing is made of padding
         # As the caller turns it back, so that this is the only copy.
-        return torch.cat(found[::-1]).transpose(0, 1).unsqueeze(0)
+        return torch.cat(found).transpose(0, 1).unsqueeze(0)
 
 
 def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -> torch.Tensor:
@@ -179,7 +189,8 @@ def attend_and_drop(
     dropout_p: float,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attend with dropout, for which torch has nothing better on a CPU either.
+    """Attend with dropout, in fp32: for products in bf16 oneDNN makes programs for every shape of a
+    bucket. On a CPU torch has no kernel for this either.
 
     query, key, value (Tensor): (n_sequences, n_heads, length, size).
     mask (Optional[Tensor]): Which keys are seen, broadcast to the scores.

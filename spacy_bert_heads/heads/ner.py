@@ -1,6 +1,7 @@
 """Named entities: a tag for each token, decoded into entities that fit together."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,11 +299,12 @@ def decode(
     return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label[first], score[keep])
 
 
-def allowed_transitions(tags: Sequence[str]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:
+@cache
+def allowed_transitions(tags: tuple[str, ...]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:
     """Which tag may follow which, begin a text, end a text.
 
-    tags (Sequence[str]): The tags.
-    RETURNS (Tuple[Bools2d, Bools1d, Bools1d]): (from, to), (first), (last).
+    tags (Tuple[str, ...]): The tags.
+    RETURNS (Tuple[Bools2d, Bools1d, Bools1d]): (from, to), (first), (last). Not to be changed.
     """
     bilou = any(tag[0] in "LU" for tag in tags)
     open_after = {"B", "I"} if bilou else set()
@@ -330,7 +332,7 @@ def surely_outside(log_p: NDArray[np.float64], inner: Bools1d, tags: Sequence[st
     tags (Sequence[str]): The tags.
     RETURNS (Bools1d): Which (n_tokens,). There may be others.
     """
-    follow, first, last = allowed_transitions(tags)
+    follow, first, last = allowed_transitions(tuple(tags))
     outside = tags.index("O")
     rest = np.delete(log_p, outside, axis=1).max(axis=1, initial=-np.inf)
     lead = log_p[:, outside] - rest
@@ -356,7 +358,7 @@ def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) ->
     tags (Sequence[str]): The tags.
     RETURNS (Ints1d): A tag for each token (n_tokens,).
     """
-    follow, first, last = allowed_transitions(tags)
+    follow, first, last = allowed_transitions(tuple(tags))
     path = log_p.argmax(axis=1)
     if not len(path):
         return path
