@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 import typer
 from spacy.cli._util import app, import_code
 
+FORCE = typer.Option("--force", "-F", help="Take any folder, and replace what is written there")
+
 bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
 inspect_app = typer.Typer(name="inspect", help="Look inside an encoder: PNG and HTML.")
 bert_app.add_typer(inspect_app)
@@ -50,6 +52,7 @@ def convert_command(
     hypothesis_column: Annotated[
         str, typer.Option(help="The column of the second text in nli-… formats")
     ] = "hypothesis",
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Convert CoNLL, CSV, TSV, JSONL, `label text`, SNLI, GLUE or SQuAD files to .spacy."""
     from .convert import convert
@@ -65,6 +68,7 @@ def convert_command(
             label_column=label_column,
             premise_column=premise_column,
             hypothesis_column=hypothesis_column,
+            force=force,
         )
     except (ValueError, OSError) as error:
         fail(error)
@@ -162,6 +166,9 @@ def init_config_command(
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="Data to evaluate on while training")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-F", help="Replace a config that is there already")
+    ] = False,
 ) -> None:
     """Make a complete config for `spacy train`: one encoder and the heads you name, or the
     components of a trained pipeline."""
@@ -170,6 +177,8 @@ def init_config_command(
     try:
         if heads is None and source is None:
             heads = "ner"
+        if output.exists() and str(output) != "-" and not force:
+            raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
         config = init_config(
             [head.strip() for head in (heads or "").split(",") if head.strip()],
             name=name,
@@ -239,6 +248,7 @@ def pretrain_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest state in the output")
     ] = False,
+    force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
 ) -> None:
     """Adapt an encoder to raw text. Settings are overridden by --section.key value."""
@@ -265,6 +275,7 @@ def pretrain_command(
                 settings,
                 output,
                 resume=resume,
+                force=force,
                 gpu_id=gpu_id,
                 say=bar.write,
                 on_report=lambda report: bar.write(format_row(report)),
@@ -311,15 +322,22 @@ def from_hf_command(
         str | None,
         typer.Option(help="Its classes in order, with commas; else its own names"),
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit on the hub; else the newest")
+    ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Make a pipeline of fine-tuned Hugging Face checkpoints, a head of each."""
+    from .files import check_folder, mark_folder
     from .hf import from_hf
 
     try:
         given = [label.strip() for label in labels.split(",")] if labels else None
-        nlp = from_hf(*names, task=task, labels=given, lang=lang)
+        check_folder(output, "from-hf", force=force)
+        nlp = from_hf(*names, task=task, labels=given, revision=revision, lang=lang)
         nlp.to_disk(output)
+        mark_folder(output, "from-hf")
     except (ValueError, OSError) as error:
         fail(error)
     typer.echo(f"{output}: {', '.join(nlp.pipe_names)}")
@@ -335,6 +353,7 @@ def to_hf_command(
     component: Annotated[str, typer.Argument(help="A head, or the encoder")],
     output: Annotated[Path, typer.Argument(help="A folder for the checkpoint")],
     precision: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16")] = "fp32",
+    force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Save a head with its encoder as a Hugging Face checkpoint."""
     import spacy
@@ -342,7 +361,7 @@ def to_hf_command(
     from .hf import to_hf
 
     try:
-        to_hf(spacy.load(model), component, output, precision=precision)
+        to_hf(spacy.load(model), component, output, precision=precision, force=force)
     except (ValueError, OSError) as error:
         fail(error)
     typer.echo(f"{output}: load it with transformers.pipeline(model={str(output)!r})")

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import spacy
 from spacy.tokens import Doc, DocBin
 
+from .files import check_folder, mark_folder, naming, read_mark
 from .readers import (
     FASTTEXT,
     READERS,
@@ -38,6 +39,7 @@ EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".iob", ".iob2", ".ner"), "conll"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
 }
+SHARD = re.compile(r"shard-\d+\.spacy")
 SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
 
 
@@ -72,9 +74,10 @@ def convert(
     premise_column: str = "premise",
     hypothesis_column: str = "hypothesis",
     max_docs: int = 10_000,
+    force: bool = False,
 ) -> ConversionReport:
     """Convert a file, or all files of a folder, to spaCy's binary format. The output appears when
-    all is read, and replaces that of an earlier conversion.
+    all is read, and replaces that of an earlier conversion; other files of its folder are kept.
 
     source (Path): A file, or a folder whose hidden and `.spacy` files are passed over.
     output (Path): One file if it ends in `.spacy`, held in memory as a whole, else a folder for
@@ -86,6 +89,8 @@ def convert(
     premise_column (str): The column or key of the first text of a pair, which becomes the Doc.
     hypothesis_column (str): The column or key of the second.
     max_docs (int): The most Docs in one shard.
+    force (bool): Whether to take an output folder that no conversion made, and replace shards in
+        it.
     RETURNS (ConversionReport): What was read, kept and refused.
     RAISES (FileNotFoundError): If there is no such source.
     RAISES (ValueError): If an option is wrong, a file cannot be unpacked or nothing could be kept.
@@ -99,6 +104,8 @@ def convert(
     one_file = output.suffix == ".spacy"
     if output.is_dir() if one_file else output.is_file():
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
+    if not one_file:
+        check_folder(output, "convert", force=force)
     settings = Settings(
         spacy.blank(lang),
         text_column=text_column,
@@ -119,12 +126,33 @@ def convert(
         if one_file:
             shards[0].replace(output)
         else:
-            output.mkdir(exist_ok=True)
-            for stale in output.glob("shard-*.spacy"):
-                stale.unlink()
-            for shard in shards:
-                shard.replace(output / shard.name)
+            replace_shards(output, shards, force=force)
     return report
+
+
+def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
+    """Move shards into the output folder, in the place of those of an earlier conversion.
+
+    Only shards that the folder's mark lists are deleted; `force` deletes all. Raises ValueError if
+    another file has the name of a shard.
+    """
+    names = [shard.name for shard in shards]
+    stale = set(read_mark(output).get("shards", ()))
+    if force and output.is_dir():
+        stale |= {path.name for path in output.glob("shard-*.spacy")}
+    foreign = next((name for name in names if name not in stale and (output / name).exists()), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{output / foreign} was not made by `bert convert`. Move it elsewhere, or give "
+            "--force to replace it."
+        )
+    mark_folder(output, "convert", shards=sorted(stale | set(names)))  # should this be interrupted
+    for name in stale:
+        if SHARD.fullmatch(name):
+            (output / name).unlink(missing_ok=True)
+    for shard in shards:
+        shard.replace(output / shard.name)
+    mark_folder(output, "convert", shards=names)
 
 
 def list_files(source: Path) -> list[Path]:
@@ -151,7 +179,8 @@ def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> 
         if len(doc_bin) == 0:
             break
         shards.append(folder / f"shard-{number:05}.spacy")
-        doc_bin.to_disk(shards[-1])
+        with naming(folder.parent):
+            doc_bin.to_disk(shards[-1])
     return shards
 
 

@@ -16,9 +16,10 @@ from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
 from .encoder.listener import checkpoint_behind, reads_last_layer
-from .encoder.loading import Bert, load_model, plain_encoder
+from .encoder.loading import Bert, load_model, plain_encoder, save_model, write_tokenizer
 from .encoder.model import bert_of, prepare, shim_of
 from .encoder.shim import DTYPES, check_precision
+from .files import check_folder, mark_folder, replace_file
 from .heads.families import layer_names
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, Classifier, family_settings
@@ -51,25 +52,26 @@ def from_hf(
     *others: str,
     task: str | None = None,
     labels: Sequence[str] | None = None,
+    revision: str | None = None,
     lang: str = "en",
 ) -> Language:
-    """Make a pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for each, or
-    one encoder for those whose encoders are the same.
+    """Make a trained pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for
+    each, or one encoder for those whose encoders are the same.
 
-    name (str): A hub name or a folder.
-    others (str): More of them, each a head of the same pipeline.
-    task (Optional[str]): "ner", "tagger", "textcat", "textcat_multilabel", "nli" or "qa"; None
-        reads it off the checkpoint's architecture and labels.
-    labels (Optional[Sequence[str]]): The names of the checkpoint's classes, in its order; None
-        takes its own.
-    lang (str): The language of spaCy's tokenizer.
-    RETURNS (Language): The pipeline, trained.
-    RAISES (ValueError): If a checkpoint can't be read or has no trained head of a known kind; if
-        two heads would write to the same place of a Doc; if there is no such task, or task or
-        labels are given for several checkpoints.
+    `name` and `others` are hub names or folders. `task` is "ner", "tagger", "textcat",
+    "textcat_multilabel", "nli" or "qa"; None reads it off the checkpoint's architecture and labels.
+    `labels` are the names of the checkpoint's classes, in its order; None takes its own. `revision`
+    is a branch, tag or commit on the hub; None takes the newest. `lang` is the language of spaCy's
+    tokenizer.
+
+    Raises ValueError if a checkpoint can't be read or has no trained head of a known kind; if two
+    heads would write to the same place of a Doc; if there is no such task; or if task, labels or
+    revision are given for several checkpoints.
     """
-    if others and (task or labels):
-        raise ValueError("task and labels belong to one checkpoint. Load them one by one.")
+    if others and (task or labels or revision):
+        raise ValueError(
+            "task, labels and revision belong to one checkpoint. Load them one by one."
+        )
     if task == "qa" and labels:
         raise ValueError("An answer has no label. Give no labels.")
     if task is not None and task not in TASKS:
@@ -77,7 +79,7 @@ def from_hf(
     nlp = spacy.blank(lang)
     nlp.batch_size = 128
     for one in (name, *others):
-        _add_checkpoint(nlp, one, task, labels)
+        _add_checkpoint(nlp, one, task, labels, revision)
     nlp.meta["description"] = f"{', '.join(map(_short, (name, *others)))}, from Hugging Face"
     return nlp
 
@@ -88,9 +90,15 @@ def _short(name: str) -> str:
 
 
 def _add_checkpoint(
-    nlp: Language, name: str, task: str | None, labels: Sequence[str] | None
+    nlp: Language,
+    name: str,
+    task: str | None,
+    labels: Sequence[str] | None,
+    revision: str | None,
 ) -> None:
-    model, bert, missing = load_model(name, lambda config: _choose_class(config, name, task))
+    model, bert, missing = load_model(
+        name, lambda config: _choose_class(config, name, task), revision
+    )
     if missing:
         raise ValueError(
             f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
@@ -104,7 +112,7 @@ def _add_checkpoint(
         raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
     task = task or find_task(model.config, name, names)
     _check_free(nlp, task, names, name)
-    upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, bert)
+    upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, revision, bert)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
         upstream = "*"  # also where it gets another name in another pipeline
     config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
@@ -307,13 +315,13 @@ def _is_same(one: Bert, other: Bert) -> bool:
     )
 
 
-def _add_encoder(nlp: Language, name: str, bert: Bert) -> str:
+def _add_encoder(nlp: Language, name: str, revision: str | None, bert: Bert) -> str:
     longest = bert.tokenizer_settings.get("model_max_length") or bert.max_window
     window = int(min(longest, bert.max_window))
     stride = min(3 * window // 4, window - bert.wordpieces.n_special)
     encoder_name = _free_name(nlp, "bert_encoder")
-    config = {"model": {"name": name, "window": window, "stride": stride}}
-    encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config=config)
+    config = {"name": name, "revision": revision, "window": window, "stride": stride}
+    encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config={"model": config})
     assert isinstance(encoder, BertEncoder)
     shim_of(encoder.model).module = bert
     prepare(encoder.model)
@@ -328,15 +336,24 @@ def _free_name(nlp: Language, name: str) -> str:
 # --- out
 
 
-def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str = "fp32") -> None:
+def to_hf(
+    nlp: Language,
+    component: str,
+    folder: str | Path,
+    *,
+    precision: str = "fp32",
+    force: bool = False,
+) -> None:
     """Save a head with its encoder as a Hugging Face folder, with a model card; or an encoder
     alone.
 
-    nlp (Language): The pipeline.
-    component (str): The name of a head, or of the encoder.
-    folder (str / Path): Where to; it is made.
-    precision (str): Of the weights: "fp32", "bf16" or "fp16".
-    RAISES (ValueError): If there is no such component, or Hugging Face has no class for it.
+    `component` is the name of a head or of the encoder, `precision` that of the weights: "fp32",
+    "bf16" or "fp16". The folder is made. It may exist if it is empty or an earlier export; `force`
+    takes any other and replaces in it config.json, model.safetensors, the tokenizer's files and
+    README.md.
+
+    Raises ValueError if there is no such component, if Hugging Face has no class for it, or if the
+    folder holds something else.
     """
     if component not in nlp.component_names:
         raise ValueError(
@@ -359,13 +376,12 @@ def to_hf(nlp: Language, component: str, folder: str | Path, *, precision: str =
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = model.cpu().to(DTYPES[precision])
-    model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
-    for name, content in bert.tokenizer_files.items():
-        (folder / name).write_bytes(content)
+    check_folder(folder, "to-hf", force=force)
+    mark_folder(folder, "to-hf")
+    save_model(model.cpu().to(DTYPES[precision]), folder)
+    write_tokenizer(folder, bert.tokenizer_files)
     card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
-    (folder / "README.md").write_text(card, encoding="utf8")
+    replace_file(folder / "README.md", card.encode("utf8"))
 
 
 def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
@@ -447,14 +463,10 @@ def _encoder_name(nlp: Language, component: str) -> str | None:
 
 
 def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:
-    """Write a model card.
-
-    nlp (Language): The pipeline.
-    component (str): The component's name.
-    task (str): What it is to Hugging Face.
-    labels (Sequence[str]): Its labels.
-    RETURNS (str): Markdown with a header as the hub reads it.
-    """
+    """Write a model card: Markdown with a header as the hub reads it. What a user wrote (labels,
+    names, descriptions, paths) stands in it as text, whatever it holds."""
+    name = f"{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}"
+    version = nlp.meta.get("version") or "0.0.0"
     head = [
         "---",
         f"language: {nlp.lang}",
@@ -462,17 +474,17 @@ def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -
         f"pipeline_tag: {task}",
         "tags: [spacy, spacy_bert_heads]",
         "---",
-        f"# {component}",
-        f"From the spaCy pipeline `{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}`, version "
-        f"{nlp.meta.get('version') or '0.0.0'}, by spacy_bert_heads. {nlp.meta.get('description')}",
+        f"# {_as_text(component)}",
+        f"From the spaCy pipeline {_as_code(name)}, version {_as_text(version)}, by "
+        f"spacy_bert_heads. {_as_text(nlp.meta.get('description') or '')}",
     ]
     if labels:
-        head += ["## Labels", ", ".join(f"`{label}`" for label in labels)]
+        head += ["## Labels", ", ".join(map(_as_code, labels))]
     weights = nlp.get_pipe_meta(component).default_score_weights or {}
     scores = nlp.meta.get("performance", {})
     numbers = {k: scores[k] for k in weights if isinstance(scores.get(k), int | float)}
     if numbers:
-        rows = [f"| {name} | {value:.4f} |" for name, value in numbers.items()]
+        rows = [f"| {_as_code(name)} | {value:.4f} |" for name, value in numbers.items()]
         head += ["## Scores", "\n".join(["| score | dev set |", "|---|---|", *rows])]
     training = nlp.config.interpolate()["training"]
     rate = training["optimizer"].get("learn_rate")
@@ -484,6 +496,20 @@ def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -
     }
     # A pipeline that was not trained by spaCy has spaCy's defaults there, which say nothing.
     if numbers:
-        rows = [f"- {name}: {value}" for name, value in trained.items() if value is not None]
+        rows = [f"- {name}: {_as_text(value)}" for name, value in trained.items() if value]
         head += ["## Training", "\n".join(["`spacy train`, with", "", *rows])]
     return "\n\n".join(["\n".join(head[:6]), *head[6:]]) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    """A value as it reads, on one line, in Markdown: no markup, no HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#!|&~$])", r"\\\1", " ".join(str(value).split()))
+
+
+def _as_code(value: Any) -> str:
+    """A value as a code span (CommonMark 6.1), on one line."""
+    text = " ".join(str(value).split())
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    edge = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{edge}{text}{edge}{fence}"

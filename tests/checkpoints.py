@@ -41,6 +41,22 @@ FAMILIES = {
     "deberta-v2": "unigram",
     "modernbert": "bytes",
 }
+# Those that may be loaded too, without adapters or exchange of heads.
+MORE_FAMILIES = {
+    "big_bird": "unigram",
+    "data2vec-text": "bytes",
+    "deberta": "bytes",
+    "ernie": "wordpiece",
+    "eurobert": "bytes",
+    "longformer": "bytes",
+    "megatron-bert": "wordpiece",
+    "mobilebert": "wordpiece",
+    "rembert": "unigram",
+    "roberta-prelayernorm": "bytes",
+    "roformer": "wordpiece",
+    "splinter": "wordpiece",
+    "xlm-roberta-xl": "unigram",
+}
 
 
 def make_tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
@@ -117,14 +133,15 @@ def make_checkpoint(
 ) -> str:
     """Save a small random checkpoint, with a head if auto_class has one, and return its folder's
     name."""
-    tokenizer = make_tokenizer(FAMILIES[family])
+    kind = {**FAMILIES, **MORE_FAMILIES}[family]
+    tokenizer = make_tokenizer(kind)
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
-        "max_position_embeddings": 130 if FAMILIES[family] != "wordpiece" else 128,
+        "max_position_embeddings": 130 if kind != "wordpiece" else 128,
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
         "initializer_range": 0.2,

@@ -41,6 +41,12 @@ needs_int8 = pytest.mark.skipif(
 )
 
 
+reads_pickles = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10),
+    reason="this torch is too old to read pickles safely",
+)
+
+
 @pytest.fixture
 def light() -> None:
     """Skip where another plugin makes every `import spacy` slow."""

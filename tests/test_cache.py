@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import spacy
@@ -11,6 +12,7 @@ from checkpoints import note_sequences
 from conftest import TRAIN_DATA, make_examples
 from spacy.tokens import DocBin
 from spacy.training.initialize import init_nlp
+from spacy.util import registry
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.cache import ENTRY, StatesCache
@@ -82,13 +84,14 @@ def test_an_undone_entry_is_not_found(runs, tmp_path):
     assert sizes == [1]  # the last text alone
 
 
-def test_training_with_a_cache_is_training_without(checkpoint, tmp_path):
+def test_training_with_a_cache_is_training_without(checkpoint, tmp_path, monkeypatch):
     """By what `spacy train` does: the config's callback, and a frozen encoder."""
+    monkeypatch.chdir(tmp_path)
     data = str(tmp_path / "data.spacy")
     blank = spacy.blank("en")
     DocBin(docs=[eg.reference for eg in make_examples(blank)]).to_disk(data)
     found = []
-    for folder in (None, str(tmp_path / "states")):
+    for folder in (None, "states"):
         nlp = spacy.blank("en")
         settings = {"name": checkpoint, "window": 64, "stride": 48}
         nlp.add_pipe("bert_encoder", config={"model": settings})
@@ -158,3 +161,17 @@ def test_a_forked_worker_has_files_of_its_own(runs, tmp_path, monkeypatch):
     assert sizes == [1]  # what the parent computed is found
     torch.testing.assert_close(encoded.states[: len(first)], first, atol=0, rtol=0)
     assert whole.read_bytes() == before and len(list(tmp_path.glob("*/*.states"))) == 2
+
+
+@pytest.mark.parametrize("folder", ["..", "../states", "/tmp", "runs/../../states"])
+def test_a_config_can_not_choose_any_folder(tmp_path, monkeypatch, folder):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    make = registry.callbacks.get("spacy_bert_heads.cache_states.v1")
+    with pytest.raises(ValueError, match=f"'{folder}', which is not below '{tmp_path}/run'"):
+        make(folder=Path(folder))
+    make(folder=Path("states"))
+    make(folder=tmp_path / "run" / "states")
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="not below"):
+        make(folder=Path("link"))

@@ -17,6 +17,7 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
 
 from spacy_bert_heads.convert import ConversionReport, convert, find_format, read_lines
+from spacy_bert_heads.files import OUTPUT_MARK
 from spacy_bert_heads.readers import READERS, Refused, Settings, tags_to_entities
 
 blank_once = functools.cache(spacy.blank)  # it takes longer than most tests
@@ -592,14 +593,14 @@ def test_shards(tmp_path):
     for max_docs, sizes in [(5, [5] * 5), (10, [10, 10, 5])]:  # the last two shards are now stale
         report = convert(source, output, max_docs=max_docs)
         assert report.kept == 25
-        shards = sorted(output.iterdir())
+        shards = sorted(output.glob("[!.]*"))
         assert [path.name for path in shards] == [
             f"shard-{i:05}.spacy" for i, _ in enumerate(sizes, 1)
         ]
         assert [len(load(path)) for path in shards] == sizes
         texts = [example.predicted[0].text for example in Corpus(output)(NLP)]
         assert texts == [f"w{i}" for i in range(25)]
-    assert sorted(path.name for path in tmp_path.rglob(".*")) == []
+    assert [path.name for path in tmp_path.rglob(".*")] == [OUTPUT_MARK]
 
 
 def test_readers_are_lazy():

@@ -551,7 +551,7 @@ def test_pairs_survive_in_shards(tmp_path):
     made = [doc for doc in READERS["squad"](lines, Settings(NLP)) if isinstance(doc, Doc)]
     (tmp_path / "a.json").write_text(lines[0])
     convert(tmp_path / "a.json", tmp_path / "out", max_docs=1)
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").glob("*.spacy"))) == 2
     examples = list(Corpus(tmp_path / "out")(NLP))
     for doc, example in zip(made, examples, strict=True):
         assert example.reference.text == doc.text

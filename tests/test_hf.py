@@ -685,7 +685,7 @@ def test_what_was_loaded_is_trained_further_and_handed_back(tmp_path):
     card = (tmp_path / "back" / "README.md").read_text()
     assert "pipeline_tag: token-classification" in card
     assert "`PLACE`, `DATE`" in card
-    assert "| ents_f | 1.0000 |" in card
+    assert "| `ents_f` | 1.0000 |" in card
     assert "learning rate: 0.003" in card
 
 

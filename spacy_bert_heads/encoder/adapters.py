@@ -229,8 +229,6 @@ def trained_weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def digest_embeddings(encoder: Any) -> str:
-    """encoder (PreTrainedModel): Hugging Face's model.
-    RETURNS (str): What tells one checkpoint from another as long as its embeddings are frozen.
-    """
+    """Digest the embedding table, by which version 0.1 told one shared checkpoint from another."""
     table = encoder.get_input_embeddings().weight.detach().cpu().contiguous()
     return blake2b(table.numpy().tobytes(), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ import torch
 from spacy.tokens import Doc
 
 from ..types import Encoded, Ints1d, Pairs, Sequences, select, sums
-from .loading import Bert
+from .identity import digest_weights
 from .model import EncoderModel, bert_of, encode, lay_out, layers_of, shim_of
 
 # Of a text or pair: the digest of its wordpieces, its first row, its number of rows.
@@ -73,7 +73,7 @@ class StatesCache:
             self._pid, self._version = os.getpid(), None
         if self._off or version == self._version:
             return not self._off
-        had, weights = self._version, _digest_weights(bert)
+        had, weights = self._version, digest_weights(bert.encoder)
         digest = blake2b(repr((weights, *version[1:])).encode(), digest_size=16).hexdigest()
         if had is not None and had[1:] == version[1:] and digest != self._digest:
             self._stop(
@@ -171,11 +171,3 @@ def _digest_each(sequences: Sequences, slots: Ints1d) -> list[bytes]:
         digest.update(read[slot_ends[i] - n_slots : slot_ends[i]].tobytes())
         keys.append(digest.digest())
     return keys
-
-
-def _digest_weights(bert: Bert) -> str:
-    digest = blake2b(digest_size=16)
-    for name, weight in bert.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

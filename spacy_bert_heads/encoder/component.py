@@ -14,9 +14,11 @@ from spacy.training import Example, validate_examples
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
+from ..files import AGAIN, check_digests, in_component, replace_file, write_digests
 from ..types import Encoded, MeanLoss, Pairs
 from .cache import StatesCache
 from .listener import BertListener
+from .loading import SAVED
 from .model import EncoderModel, bert_of, prepare, shim_of
 from .shim import adam_settings
 from .states import LatestBatch, TrainingStep
@@ -24,6 +26,7 @@ from .states import LatestBatch, TrainingStep
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.BertEncoder.v1",
     "name": "bert-base-uncased",
+    "revision": None,
     "window": 256,
     "stride": 192,
     "max_batch_tokens": 4096,
@@ -298,36 +301,38 @@ class BertEncoder(TrainablePipe):
     # --- files: the folder is a Hugging Face checkpoint
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Save the encoder as a Hugging Face folder, `path/model`.
+        """Save the encoder as a Hugging Face folder, `path/model`, and digests of its files.
 
-        path (str / Path): A folder.
-        exclude (Iterable[str]): Names of fields to leave out.
+        Only files of an encoder saved there before are replaced or deleted. A symbolic link in the
+        place of a file or of the folder is replaced; what it points to is left alone.
         """
         self._close_step()
         folder = Path(path) / "model"
+        if folder.is_symlink():
+            folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         if "model" not in exclude:
             files = shim_of(self.model).to_files()
-            for old in folder.iterdir():  # files of another kind would be read beside these
-                if old.is_file() and old.name not in files:
-                    old.unlink()
+            for name in SAVED:  # files of another kind would be read beside these
+                if name not in files:
+                    (folder / name).unlink(missing_ok=True)
             for name, content in files.items():
-                (folder / name).write_bytes(content)
+                replace_file(folder / name, content)
+            write_digests(Path(path), [f"model/{name}" for name in files])
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":
-        """Load what `to_disk` saved. Needs no network.
+        """Load what `to_disk` saved. Needs no network, unless the checkpoint is shared.
 
-        path (str / Path): The folder.
-        exclude (Iterable[str]): Names of fields to leave out.
-        RETURNS (BertEncoder): This component.
-        RAISES (ValueError): If a file is missing or damaged.
+        Raises ValueError with the file if one is missing or damaged.
         """
         if "model" not in exclude:
             folder = Path(path) / "model"
             if not folder.is_dir():
-                raise ValueError(f"There is no '{folder}'. Copy or download the pipeline again.")
-            files = [file for file in folder.iterdir() if file.is_file()]
-            self._load({file.name: file.read_bytes() for file in files})
+                raise ValueError(f"There is no '{folder}' of component '{self.name}'. {AGAIN}")
+            check_digests(Path(path), self.name)
+            found = [folder / name for name in SAVED if (folder / name).is_file()]
+            with in_component(self.name, folder):
+                self._load({file.name: file.read_bytes() for file in found})
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -339,8 +344,9 @@ class BertEncoder(TrainablePipe):
         """bytes_data (bytes): What `to_bytes` gave.
         RETURNS (BertEncoder): This component.
         """
-        super().from_bytes(bytes_data, exclude=tuple(exclude))
-        self._load({})
+        with in_component(self.name):
+            super().from_bytes(bytes_data, exclude=tuple(exclude))
+            self._load({})
         return self
 
     def _load(self, files: dict[str, bytes]) -> None:
@@ -374,14 +380,23 @@ class BertEncoder(TrainablePipe):
 
 
 def make_cache_states(folder: Path) -> Callable[[Language], Language]:
-    """Make the callback that keeps the states of frozen encoders on disk while heads are trained,
-    so that epochs after the first, and evaluations, run no encoder. It belongs to
+    """Make the callback that keeps the hidden states of frozen encoders on disk while heads are
+    trained, so that epochs after the first, and evaluations, run no encoder. It belongs to
     `[initialize.after_init]`.
 
-    folder (Path): Where to keep them: 4 bytes for a number, so 1.5 MB for a thousand wordpieces
-        of width 384, times the layers that are read. It can be deleted after the training.
-    RETURNS (Callable[[Language], Language]): The callback.
+    `folder` is below the folder that the training is started in. It gets 4 bytes for a number: 1.5
+    MB for a thousand wordpieces of width 384, times the layers that are read. It can be deleted
+    after the training.
+
+    Raises ValueError if the folder is elsewhere: a config from somebody else must not choose any
+    folder of the disk.
     """
+    below = Path.cwd().resolve()
+    if not Path(folder).resolve().is_relative_to(below):
+        raise ValueError(
+            f"cache_states can't keep hidden states in '{folder}', which is not below '{below}', "
+            "where the training was started. Name a folder there."
+        )
 
     def cache_states(nlp: Language) -> Language:
         for _, pipe in nlp.components:  # spaCy has disabled frozen ones meanwhile

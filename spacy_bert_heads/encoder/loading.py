@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..files import AGAIN, naming, replace_file
 from ..types import Layers
 from ..wordpieces import Wordpieces
 from .adapters import (
@@ -32,23 +34,32 @@ from .adapters import (
     remove_adapter,
     trained_weights,
 )
-from .rows import Row, RowAttention, common_size
+from .identity import identify
+from .rows import Row, common_size, run_row
 from .shim import Files
+from .source import Source, open_files, open_source
+from .untrusted import (
+    NotBert,
+    build_model,
+    read_config,
+    read_tokenizer,
+    read_tokenizer_settings,
+    read_weights,
+    tokenizer_to_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-# Tokenizer files are kept for those who take the folder back to Hugging Face; ours reads
-# tokenizer.json alone.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
+# What a saved encoder consists of: the checkpoint, what was trained of it if that is kept apart,
+# and where it came from. Of the tokenizer's files only tokenizer.json is read by us; the others are
+# for those who take the folder back to Hugging Face.
+SAVED_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SAVED = (
+    *("config.json", "model.safetensors", *SAVED_TOKENIZER),
+    *("trained.json", "trained.safetensors", "origin.json"),
 )
-_AGAIN = "Copy or download the pipeline again."
 # Families whose pieces meet in attention alone. Not MPNet and DeBERTa, whose attention knows of
 # positions, nor ModernBERT, in most of whose layers it is local.
 READ_ROWS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
@@ -57,10 +68,10 @@ READ_ROWS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra",
 class Bert(nn.Module):
     """A checkpoint: the encoder and its tokenizer, as one module.
 
-    encoder (PreTrainedModel): What `AutoModel` loads.
-    wordpieces (Wordpieces): The tokenizer.
-    tokenizer_files (Files): The tokenizer as Hugging Face saves it; its settings are in
-        `tokenizer_settings`.
+    `encoder` is what `AutoModel` builds. `tokenizer_files` is the tokenizer as Hugging Face saves
+    it, `tokenizer_settings` what is in its tokenizer_config.json. `origin` says where the
+    checkpoint came from ("name", and on the hub "revision"), and of one that is shared what tells
+    it from others ("weights", "tokenizer", "config"); None in pipelines of version 0.1.
     """
 
     def __init__(
@@ -71,7 +82,8 @@ class Bert(nn.Module):
         self.adapter: AdapterSettings | None = None
         self.wordpieces = wordpieces
         self.tokenizer_files = tokenizer_files
-        self.tokenizer_settings = _tokenizer_settings(tokenizer_files)
+        self.tokenizer_settings = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+        self.origin: dict[str, Any] | None = None
         # Of a family with one type there is nothing to tell apart; of others the tokenizer says
         # whether the checkpoint has learned from types.
         taken = self.tokenizer_settings.get("model_input_names", ["token_type_ids"])
@@ -134,6 +146,7 @@ class Bert(nn.Module):
             and config._attn_implementation == "sdpa"
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
             and not getattr(config, "is_decoder", False)
+            and getattr(config, "inner_group_num", 1) == 1
         )
 
     @property
@@ -196,9 +209,8 @@ class Bert(nn.Module):
             inputs["token_type_ids"] = types if self.has_types else torch.zeros_like(ids)
         if self._wants_mask:
             inputs["attention_mask"] = torch.ones_like(ids)
-        with RowAttention(row) as attention:
-            states = self._run(inputs, layers)[0, :n_slots]
-        if attention.n_calls != self.n_layers:  # sequences have seen each other
+        states, n_calls = run_row(row, lambda: self._run(inputs, layers)[0, :n_slots])
+        if n_calls != self.n_layers:  # sequences have seen each other
             raise RuntimeError(
                 f"This version of transformers ({version('transformers')}) computes the attention "
                 f"of '{self.config.model_type}' in a way that is not known here. Install another."
@@ -223,91 +235,68 @@ class Bert(nn.Module):
         return torch.cat([states[n] for n in layers], dim=-1)
 
 
-def load_checkpoint(name: str) -> Bert:
-    """Load a checkpoint of the BERT family by its hub name or from a folder.
+def load_checkpoint(name: str, revision: str | None = None) -> Bert:
+    """Load a checkpoint of the BERT family, in float32, by its hub name or from a folder.
 
-    name (str): A name on the Hugging Face hub, or a folder.
-    RETURNS (Bert): The encoder, in fp32, and its tokenizer.
-    RAISES (ValueError): If it can't be found or read, lacks weights or a fast tokenizer, or has
-        another shape than BERT's.
+    Raises ValueError if it can't be found or read, lacks weights or a fast tokenizer, or has
+    another shape than BERT's. `revision` is a branch, tag or commit on the hub.
     """
     from transformers import AutoModel
 
-    return load_model(name, lambda config: AutoModel)[1]
+    return load_model(name, lambda config: AutoModel, revision)[1]
 
 
 def load_model(
-    name: str, choose_class: Callable[[Any], Any]
+    name: str, choose_class: Callable[[Any], Any], revision: str | None = None
 ) -> tuple[PreTrainedModel, Bert, list[str]]:
     """Load a checkpoint with what Hugging Face's class puts on the encoder.
 
-    name (str): A name on the Hugging Face hub, or a folder.
-    choose_class (Callable[[Any], Any]): Gives the class by the checkpoint's configuration.
-    RETURNS (Tuple[PreTrainedModel, Bert, List[str]]): The model, in fp32; the encoder in it, with
-        its tokenizer; and the parameters that the checkpoint lacks: of heads, or of the pooler.
-    RAISES (ValueError): As above.
+    `choose_class` gives the class by the checkpoint's configuration. Gives the model, in float32;
+    the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks, of heads or
+    of the pooler. Raises ValueError as `load_checkpoint` does.
     """
-    source, config, files = _load_tokenizer(name)
-    model, missing = _load_weights(source, choose_class(config))
-    encoder = cast(Any, model.base_model)
-    return model, Bert(encoder, _wordpieces(files, config), files), missing
-
-
-def load_wordpieces(name: str) -> Wordpieces:
-    """Load the tokenizer of a checkpoint alone.
-
-    name (str): A name on the Hugging Face hub, or a folder.
-    RETURNS (Wordpieces): The tokenizer.
-    RAISES (ValueError): As above, but for the weights, which are not looked at.
-    """
-    _, config, files = _load_tokenizer(name)
-    return _wordpieces(files, config)
-
-
-def _load_tokenizer(name: str) -> tuple[str, Any, Files]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    folder = Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else name
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or folder.exists()):
-        raise ValueError(f"There is no checkpoint folder '{name}'. Check the path.")
+    source, config, tokenizer = _read_tokenizer(name, revision)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            raise ValueError("The tokenizer has no vocabulary.")  # transformers 5 makes it up
-    except Exception as error:  # nothing less: the tokenizers library raises Exception itself
-        where = "folder" if folder.is_dir() else "hub name, and no folder of that name,"
+        weights = read_weights(source)
+    except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
+        raise ValueError(
+            f"Can't load the weights of '{name}': {error}\n"
+            "If the file is damaged, download it again."
+        ) from error
+    model, missing = _make_model(name, choose_class(config), config, weights)
+    encoder = cast(Any, model.base_model)
+    bert = Bert(encoder, _wordpieces(tokenizer, config), tokenizer_to_files(tokenizer))
+    bert.origin = {"name": name, "revision": source.revision}
+    return model, bert, missing
+
+
+def load_wordpieces(name: str, revision: str | None = None) -> Wordpieces:
+    """Load the tokenizer of a checkpoint alone. Raises ValueError as `load_checkpoint` does, but
+    for the weights, which are not looked at."""
+    _, config, tokenizer = _read_tokenizer(name, revision)
+    return _wordpieces(tokenizer, config)
+
+
+def _read_tokenizer(name: str, revision: str | None) -> tuple[Source, Any, FastTokenizer]:
+    source = open_source(name, revision)
+    try:
+        config = read_config(source)
+        tokenizer = read_tokenizer(source, config)
+    except NotBert:
+        raise
+    except Exception as error:  # transformers, json, the disk and the hub have their own each
+        where = "folder" if source.revision is None else "hub name"
         raise ValueError(
             f"Can't read a checkpoint from the {where} '{name}': {error}\n"
             "It needs config.json, weights and tokenizer files as Hugging Face's "
-            "save_pretrained writes them; a hub name needs access to the hub or its cache."
+            "save_pretrained writes them."
         ) from error
-    has_shape = hasattr(config, "hidden_size") and hasattr(config, "vocab_size")
-    if getattr(config, "is_encoder_decoder", False) or not has_shape:
-        raise ValueError(
-            f"'{name}' is a '{config.model_type}' model, not an encoder of BERT's shape. "
-            "Use BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, XLM-R or the like."
-        )
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"The tokenizer of '{name}' has no fast version, so it gives no character offsets. "
-            "Add a tokenizer.json: AutoTokenizer.from_pretrained(…, use_fast=True)"
-            ".save_pretrained(…), with `pip install sentencepiece tiktoken` if it asks for them."
-        )
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"The tokenizer of '{name}' has {len(tokenizer)} pieces, its encoder embeds "
             f"{config.vocab_size}. Do the tokenizer files belong to the checkpoint?"
         )
-    with tempfile.TemporaryDirectory() as saved:
-        tokenizer.save_pretrained(saved)
-        files = _read_files(Path(saved), TOKENIZER_FILES)
-    # What the tokenizer's class says, and its files perhaps don't.
-    settings = _tokenizer_settings(files)
-    settings["model_input_names"] = list(tokenizer.model_input_names)
-    files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode("utf8")
-    return source, config, files
+    return source, config, tokenizer
 
 
 @contextmanager
@@ -327,17 +316,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model in fp32, and its parameters that the file lacks: of heads, or of the pooler."""
+def _make_model(
+    name: str, auto_class: Any, config: Any, weights: dict[str, torch.Tensor]
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model in float32, and its parameters that the weights lack: of heads, or of the pooler."""
     try:
         with quiet():
-            model, info = auto_class.from_pretrained(
-                source, output_loading_info=True, weights_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
+            model: Any
+            model, info = build_model(auto_class, config, weights)
+    except Exception as error:  # torch and transformers have their own each
         raise ValueError(
-            f"Can't load the weights of '{source}': {error}\n"
-            "If the file is damaged, download it again; save a .bin again as safetensors."
+            f"Can't load the weights of '{name}': {error}\nDoes config.json belong to them?"
         ) from error
     lacking = sorted(info["missing_keys"])
     is_bare = model.base_model is model
@@ -345,36 +334,32 @@ def _load_weights(source: str, auto_class: Any) -> tuple[PreTrainedModel, list[s
     missing = [k for k in lacking if k.startswith(prefix) and "pooler" not in k]
     if missing:
         raise ValueError(
-            f"The weights of '{source}' lack {len(missing)} of the encoder's parameters "
+            f"The weights of '{name}' lack {len(missing)} of the encoder's parameters "
             f"({', '.join(missing[:3])}, …). Does config.json belong to them?"
         )
     beyond = [key for key in info["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)]
     if beyond:
         raise ValueError(
-            f"The weights of '{source}' have {len(beyond)} parameters of layers that config.json "
+            f"The weights of '{name}' have {len(beyond)} parameters of layers that config.json "
             f"doesn't count ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
         )
     if is_bare and lacking:
         # Random weights must not pass for a pretrained pooler.
         model.pooler = None
-    return model.float(), lacking
+    return model, lacking
 
 
-def _wordpieces(files: Files, config: Any) -> Wordpieces:
+def _wordpieces(tokenizer: FastTokenizer, config: Any) -> Wordpieces:
     from tokenizers import Tokenizer
 
-    pad_id = getattr(config, "pad_token_id", None)
-    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf8"))
-    return Wordpieces(tokenizer, pad_id=pad_id or 0)
+    # A copy, because it is configured in place.
+    return Wordpieces(
+        Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), pad_id=_pad_id(config)
+    )
 
 
-def _tokenizer_settings(files: Files) -> dict[str, Any]:
-    """What Hugging Face's tokenizer class is made with."""
-    return json.loads(files.get("tokenizer_config.json", b"{}"))
-
-
-def _read_files(folder: Path, names: tuple[str, ...]) -> Files:
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+def _pad_id(config: Any) -> int:
+    return getattr(config, "pad_token_id", None) or 0
 
 
 def plain_encoder(bert: Bert) -> PreTrainedModel:
@@ -390,95 +375,161 @@ def plain_encoder(bert: Bert) -> PreTrainedModel:
 
 
 def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
-    """Turn a checkpoint into the files of a Hugging Face folder, and what learns in it, if that is
-    an adapter or if the rest is shared, into two more.
+    """Turn a checkpoint into named files, those in `SAVED`: a Hugging Face folder; what learns in
+    it, if that is an adapter or if the rest is shared; and where the checkpoint came from.
 
-    bert (Bert): The checkpoint.
-    share (bool): Whether to leave out what is not trained.
-    RETURNS (Files): config.json, model.safetensors and the tokenizer's files; trained.json and
-        trained.safetensors.
+    With `share`, what isn't trained is left out, and origin.json says what tells the checkpoint
+    from others.
     """
     from safetensors.torch import save
 
     assert isinstance(bert, Bert)
-    trained: Files = {}
+    files: Files = {}
+    if bert.origin is not None:
+        files["origin.json"] = json.dumps(bert.origin, indent=1).encode("utf8")
     if share or bert.adapter is not None:
         weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert.encoder).items()}
         adapter = None if bert.adapter is None else list(bert.adapter)
-        about = {"adapter": adapter, "embeddings": digest_embeddings(bert.encoder)}
-        trained["trained.json"] = json.dumps(about).encode("utf8")
-        trained["trained.safetensors"] = save(weights)
+        files["trained.json"] = json.dumps({"adapter": adapter}).encode("utf8")
+        files["trained.safetensors"] = save(weights)
     if share:
-        return trained
-    with tempfile.TemporaryDirectory() as folder:
-        encoder = plain_encoder(bert)
-        with quiet():
-            encoder.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
-        files = _read_files(Path(folder), ("config.json", "model.safetensors"))
-    return {**files, **bert.tokenizer_files, **trained}
+        return files
+    with tempfile.TemporaryDirectory() as folder, naming(folder):
+        save_model(plain_encoder(bert), Path(folder))
+        for name in ("config.json", "model.safetensors"):
+            files[name] = (Path(folder) / name).read_bytes()
+    return files | bert.tokenizer_files
 
 
-def checkpoint_from_files(files: Files, *, name: str = "") -> Bert:
-    """Build a checkpoint from what `checkpoint_to_files` gave. Needs no network, unless the
-    checkpoint is shared and its name one of the hub.
-
-    files (Files): The named files.
-    name (str): The shared checkpoint, where there is one.
-    RETURNS (Bert): The checkpoint, with LoRA in its weights.
-    RAISES (ValueError): If a file is missing or damaged, or the shared checkpoint is another one.
+def save_model(
+    model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write config.json and model.safetensors, in one file, as transformers does. `state` are the
+    tensors to write where they are not all of the model's. Raises OSError with the folder's path.
     """
+    from safetensors import SafetensorError
+
+    try:
+        with quiet(), naming(folder):
+            model.save_pretrained(
+                folder, state_dict=state, safe_serialization=True, max_shard_size="1TB"
+            )
+    except SafetensorError as error:  # has the system's error as text
+        raise OSError(f"Can't write the weights to '{folder}': {error}") from error
+    # safetensors leaves them to their owner alone, whatever the umask says.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def write_tokenizer(folder: Path, files: Files) -> None:
+    """Write the files of a tokenizer. Raises OSError with the path."""
+    for name, content in files.items():
+        replace_file(folder / name, content)
+
+
+def checkpoint_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Bert:
+    """Build a checkpoint from what `checkpoint_to_files` gave, with LoRA in its weights.
+
+    Needs no network, unless the checkpoint is shared and `name` is one of the hub. It is then read
+    from `revision`, else from the commit that the pipeline was trained on.
+
+    Raises ValueError if a file is missing or damaged, or the shared checkpoint is another one.
+    """
+    saved = open_files(files, "the saved encoder")
+    origin = _read_saved(saved, "origin.json") if "origin.json" in files else None
     shared = "trained.json" in files and "model.safetensors" not in files
-    bert = load_checkpoint(name) if shared else _whole_from_files(files)
+    if shared:
+        if revision is None and origin is not None and origin.get("name") == name:
+            revision = origin.get("revision")
+        bert = load_checkpoint(name, revision)
+        add_identity(bert)
+    else:
+        bert = _read_whole(saved)
+        bert.origin = origin
     if "trained.json" in files:
-        _add_trained(bert, files, name if shared else None)
+        about = _read_saved(saved, "trained.json")
+        if shared:
+            _check_shared(bert, name, origin or {}, about)
+        _add_trained(bert, files, about, is_merged=not shared)
     return bert
 
 
-def _add_trained(bert: Bert, files: Files, shared: str | None) -> None:
+def add_identity(bert: Bert) -> None:
+    """Note what tells a checkpoint that has just been loaded from others, for pipelines that will
+    read it again."""
+    digests = identify(bert.encoder, bert.tokenizer_files["tokenizer.json"].decode("utf8"))
+    bert.origin = {**(bert.origin or {}), **digests}
+
+
+def _check_shared(bert: Bert, name: str, wanted: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise ValueError if a shared checkpoint is another one than when the pipeline was trained."""
+    found = bert.origin or {}
+    parts = [part for part in ("weights", "tokenizer", "config") if part in wanted]
+    differ: list[str] = [part for part in parts if wanted[part] != found[part]]
+    if not parts:  # saved by version 0.1, which knew of the embeddings alone
+        is_same = about.get("embeddings") == digest_embeddings(bert.encoder)
+        differ = [] if is_same else ["embeddings"]
+    if differ:
+        raise ValueError(
+            f"The pipeline was trained on another checkpoint than '{name}' is now: its "
+            f"{' and '.join(differ)} differ. Set the encoder's name, and its revision if it is one "
+            "of the hub, to the one it was trained on: spacy.load(…, config={'components': "
+            "{'bert_encoder': {'model': {'name': …, 'revision': …}}}})."
+        )
+
+
+def _read_saved(saved: Source, file: str) -> dict[str, Any]:
+    try:
+        return saved.read_json(file) or {}
+    except ValueError as error:
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
+
+
+def _add_trained(bert: Bert, files: Files, about: dict[str, Any], *, is_merged: bool) -> None:
     """Put into a checkpoint what was trained of it."""
     from safetensors.torch import load
 
     if "trained.safetensors" not in files:
-        raise ValueError(f"The saved encoder has no trained.safetensors. {_AGAIN}")
+        raise ValueError(f"The saved encoder has no trained.safetensors. {AGAIN}")
     try:
-        about = json.loads(files["trained.json"])
-        embeddings = about["embeddings"]
-        adapter = about["adapter"] and AdapterSettings(*about["adapter"])
+        adapter = about["adapter"]
+        settings = adapter and AdapterSettings(*adapter)
         weights = load(files["trained.safetensors"])
-    except Exception as error:  # json and safetensors have their own each
+    except Exception as error:  # python and safetensors have their own each
         message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
-        raise ValueError(f"{message}\n{_AGAIN}") from error
-    if shared is not None and embeddings != digest_embeddings(bert.encoder):
-        raise ValueError(
-            f"The pipeline was trained on another checkpoint than '{shared}' is now. Set the "
-            "encoder's name to that one: spacy.load(…, config={'components': {'bert_encoder': "
-            "{'model': {'name': …}}}})."
-        )
-    if adapter is not None:
-        bert.add_adapter(adapter)
-        if shared is None:
+        raise ValueError(f"{message}\n{AGAIN}") from error
+    if settings:
+        bert.add_adapter(settings)
+        if is_merged:
             assume_merged(bert.encoder)
     try:
         _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
     if unexpected:
-        raise ValueError(f"The checkpoint has no {unexpected[0]}. {_AGAIN}")
+        raise ValueError(f"The checkpoint has no {unexpected[0]}. {AGAIN}")
     merge_adapter(bert.encoder, True)
 
 
-def _whole_from_files(files: Files) -> Bert:
+def _read_whole(saved: Source) -> Bert:
+    """Build the checkpoint of a saved pipeline, whose tokenizer is as `tokenizer_to_files` wrote
+    it."""
+    from tokenizers import Tokenizer
     from transformers import AutoModel
 
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if name not in files:
-            raise ValueError(f"The saved encoder has no {name}. {_AGAIN}")
-    tokenizer_files = {name: files[name] for name in TOKENIZER_FILES if name in files}
+        if saved.find(name) is None:
+            raise ValueError(f"The saved encoder has no {name}. {AGAIN}")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("config.json", "model.safetensors"):
-                (Path(folder) / name).write_bytes(files[name])
-            encoder, _ = _load_weights(folder, AutoModel)
-        return Bert(encoder, _wordpieces(tokenizer_files, encoder.config), tokenizer_files)
-    except Exception as error:  # as above
-        raise ValueError(f"The saved encoder is damaged: {error}\n{_AGAIN}") from error
+        config = read_config(saved)
+        encoder, _ = _make_model(saved.name, AutoModel, config, read_weights(saved))
+        files = {name: saved.read(name) for name in SAVED_TOKENIZER}
+        tokenizer_files = {name: content for name, content in files.items() if content is not None}
+        settings = json.dumps(read_tokenizer_settings(saved), indent=2)
+        tokenizer_files["tokenizer_config.json"] = settings.encode("utf8")
+        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf8"))
+        wordpieces = Wordpieces(tokenizer, pad_id=_pad_id(config))
+        return Bert(encoder, wordpieces, tokenizer_files)
+    except NotBert:
+        raise
+    except Exception as error:  # transformers, torch and tokenizers have their own each
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error

@@ -26,9 +26,15 @@ from .adapters import (
     merge_adapter,
 )
 from .inference import Trimmer, check_device, for_inference
-from .loading import Bert, checkpoint_from_files, checkpoint_to_files, load_checkpoint
+from .loading import (
+    Bert,
+    add_identity,
+    checkpoint_from_files,
+    checkpoint_to_files,
+    load_checkpoint,
+)
 from .rows import pad
-from .shim import TorchShim, find_layers
+from .shim import TorchShim, find_layers, without_graph
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
 
@@ -38,6 +44,7 @@ _trimmer = Trimmer()  # of the process
 def build_bert_encoder(
     name: str,
     *,
+    revision: str | None = None,
     window: int = 256,
     stride: int = 192,
     max_batch_tokens: int = 4096,
@@ -52,6 +59,8 @@ def build_bert_encoder(
     """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
 
     name (str): A checkpoint of the BERT family: a Hugging Face hub name or a folder.
+    revision (Optional[str]): The branch, tag or commit of a hub name; None for the newest. The
+        commit that was read is saved with the pipeline, in origin.json.
     window (int): The longest sequence that is run at once, in wordpieces, special tokens
         included. Longer Docs are read in overlapping windows.
     stride (int): The step from one window to the next, in wordpieces.
@@ -86,7 +95,7 @@ def build_bert_encoder(
         )
     shim = TorchShim(
         to_files=partial(checkpoint_to_files, share=share_checkpoint),
-        from_files=partial(checkpoint_from_files, name=name),
+        from_files=partial(checkpoint_from_files, name=name, revision=revision),
         precision=precision,
         rate_factor=rate_factor,
         layer_decay=layer_decay,
@@ -99,6 +108,8 @@ def build_bert_encoder(
         shims=[shim],
         attrs={
             "name": name,
+            "revision": revision,
+            "share_checkpoint": share_checkpoint,
             "window": window,
             "stride": stride,
             "max_batch_tokens": max_batch_tokens,
@@ -115,7 +126,10 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
     """Load the checkpoint, unless there are weights already (in a pipeline trained further)."""
     shim = shim_of(model)
     if not shim.has_module:
-        shim.module = load_checkpoint(model.attrs["name"])
+        bert = load_checkpoint(model.attrs["name"], model.attrs["revision"])
+        if model.attrs["share_checkpoint"]:
+            add_identity(bert)
+        shim.module = bert
     prepare(model)
     open_adapter(model)
     return model
@@ -288,8 +302,10 @@ def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
     fast = cast(Bert, shim.derive(for_inference))
     # What was made for a precision has its types already.
     context = shim.autocast() if fast is shim.module else nullcontext()
-    with torch.no_grad(), context:
-        states = run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
+    with context:
+        states = without_graph(
+            lambda: run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
+        )
     if states.device.type == "cpu":
         _trimmer.count(len(sequences.ids))
     return Encoded(states, sequences, layers)

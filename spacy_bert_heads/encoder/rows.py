@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode
 
 from ..types import Ints1d, Sequences, ranges, select, sums
 
@@ -97,6 +97,7 @@ class RowAttention(TorchFunctionMode):
         super().__init__()
         self.row = row
         self.n_calls = 0
+        self.has_ended = False
         # A processor takes what is left of a vector of keys one by one, which takes longer than
         # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
         step = 1 if torch.is_grad_enabled() or row.ids.device.type != "cpu" else KEYS
@@ -110,10 +111,18 @@ class RowAttention(TorchFunctionMode):
             )
         ]
 
+    def __enter__(self) -> RowAttention:
+        # Without what an interrupt left behind. It does nothing any more, but it costs time.
+        _drop_ended_modes()
+        super().__enter__()
+        return self
+
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Do what is called, but attention and dropout in our way."""
+        if self.has_ended:
+            return func(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention:
             return self.attend(*args, **(kwargs or {}))
         if func is F.dropout and self.row.ids.device.type == "cpu":
@@ -161,6 +170,31 @@ class RowAttention(TorchFunctionMode):
         found.append(values[-1])  # nothing is made of padding
         # As the caller turns it back, so that this is the only copy.
         return torch.cat(found).transpose(0, 1).unsqueeze(0)
+
+
+def run_row(row: Row, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Run a model over a row, with attention within each sequence.
+
+    Gives what `run` gives, and how often it computed attention. An interrupt (Ctrl-C) at any moment
+    leaves no mode behind that still does anything: it may keep a mode on torch's stack, but nothing
+    can keep the first statement of the `finally` clause from being run, since CPython looks for
+    signals after calls and at jumps alone.
+    """
+    mode = RowAttention(row)
+    try:
+        mode.__enter__()
+        return run(), mode.n_calls
+    finally:
+        mode.has_ended = True
+        _drop_ended_modes()
+
+
+def _drop_ended_modes() -> None:
+    """Take modes that have ended off the top of torch's stack."""
+    while modes := _get_current_function_mode_stack():
+        if not (isinstance(modes[-1], RowAttention) and modes[-1].has_ended):
+            return
+        _pop_mode()
 
 
 def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -> torch.Tensor:

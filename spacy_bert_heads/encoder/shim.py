@@ -31,6 +31,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=after_fork)
 
 
+def without_graph(run: Callable[[], Any]) -> Any:
+    """Give what `run` gives, computed without a graph.
+
+    After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again. `torch.no_grad` does
+    not promise that: its methods are Python code, which an interrupt can end before they are done.
+    """
+    was_enabled = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(False)
+        return run()
+    finally:
+        torch._C._set_grad_enabled(was_enabled)
+
+
 class AdamSettings(NamedTuple):
     """The values that a thinc optimizer's schedules have at one moment."""
 
@@ -218,8 +232,8 @@ class TorchShim(Shim):
     def training(self) -> Iterator[None]:
         """Switch dropout on; to be held around the forward pass, and around a backward pass
         that computes checkpointed parts again."""
-        self.module.train()
         try:
+            self.module.train()
             yield
         finally:
             self.module.eval()

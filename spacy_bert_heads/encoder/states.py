@@ -19,64 +19,65 @@ from .shim import AdamSettings
 Version = tuple[int, tuple[int, ...]]
 
 
-class Held:
-    """States that are kept until the last of their Docs is gone.
+class _DocRef(weakref.ref):
+    """A weak reference to a Doc that keeps the hidden states of its batch alive."""
 
-    docs (Sequence[Doc]): The Docs, which are held weakly.
-    encoded (Encoded): Their states.
-    """
-
-    def __init__(
-        self, docs: Sequence[Doc] = (), encoded: Encoded[DocSequences] | None = None
-    ) -> None:
-        self.encoded = encoded
-        self.places = {id(doc): (i, weakref.ref(doc, self._forget)) for i, doc in enumerate(docs)}
-        self._n_alive = len(self.places)
-
-    def _forget(self, _: Any) -> None:
-        self._n_alive -= 1
-        if self._n_alive == 0:
-            self.encoded = None
+    __slots__ = ("encoded", "place")
+    encoded: Encoded[DocSequences]
+    place: int  # of the Doc in the batch
 
 
 class LatestBatch(threading.local):
-    """The latest batch of states, one for every thread, for as long as its Docs are alive."""
+    """The latest batch of hidden states, one for every thread, for as long as its Docs are alive.
+
+    The hidden states belong to the references to the Docs, and a reference that has lost its Doc
+    leaves the set by a method of the set itself. So no Python code of ours runs while a Doc is
+    deleted: an interrupt there would be swallowed.
+    """
 
     def __init__(self) -> None:
-        self.drop()
+        self._refs: set[_DocRef] = set()
+        self._version: Version | None = None
 
     def drop(self) -> None:
         """Forget the batch."""
-        self.held = Held()
-        self.version: Version | None = None
+        self._refs.clear()  # a set and its references hold each other
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch is kept, or all its Docs are gone."""
+        return not self._refs
 
     def keep(self, docs: Sequence[Doc], version: Version, encoded: Encoded[DocSequences]) -> None:
-        """Hold a batch instead of the one before.
-
-        docs (Sequence[Doc]): The Docs.
-        version (Version): What the states depend on beside the Docs.
-        encoded (Encoded): The states of the Docs.
-        """
-        self.held, self.version = Held(docs, encoded), version
+        """Hold a batch instead of the one before. `version` is what its hidden states depend on
+        beside the Docs."""
+        self.drop()
+        for place, doc in enumerate(docs):
+            ref = _DocRef(doc, self._refs.discard)
+            ref.encoded, ref.place = encoded, place
+            self._refs.add(ref)
+        self._version = version
 
     def find(self, docs: Sequence[Doc], version: Version) -> Encoded[DocSequences] | None:
-        """Find the states of some of the batch's Docs.
+        """Find the hidden states of some of the batch's Docs, in any order.
 
-        docs (Sequence[Doc]): The Docs, in any order.
-        version (Version): What the states depend on beside the Docs.
-        RETURNS (Optional[Encoded]): None if a Doc is not in the batch or has other tokens now,
-            or if the version has changed.
+        Gives None if a Doc is not in the batch or has other tokens now, or if the version has
+        changed.
         """
-        encoded, places = self.held.encoded, self.held.places
-        if encoded is None or self.version != version:
+        if self._version != version:
             return None
+        by_doc = {id(doc): ref for ref in list(self._refs) if (doc := ref()) is not None}
         found = []
+        encoded = None
         for doc in docs:
-            place, ref = places.get(id(doc), (-1, None))
+            ref = by_doc.get(id(doc))
             # A component between two heads may have merged tokens.
-            if ref is None or ref() is not doc or encoded.sequences.tokens[place] != len(doc):
+            if ref is None or ref.encoded.sequences.tokens[ref.place] != len(doc):
                 return None
-            found.append(place)
+            encoded = ref.encoded
+            found.append(ref.place)
+        if encoded is None:
+            return None
         return take_docs(encoded, np.asarray(found, dtype=np.int64))[0]
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer, get_array_module
 
 from ..encoder.model import prepare, shim_of
+from ..files import AGAIN, check_digests, in_component, write_digests
 from ..types import Ints1d, MeanLoss
 
 
@@ -206,21 +208,27 @@ class BertHead(TrainablePipe):
 
     # --- files
 
-    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> "BertHead":
-        """path (str / Path): The folder that `to_disk` wrote.
-        exclude (Iterable[str]): Names of fields to leave out.
-        RETURNS (BertHead): This component.
-        """
-        super().from_disk(path, exclude=tuple(exclude))
-        return self._settle()
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
+        """Save the head, and digests of its files."""
+        super().to_disk(path, exclude=tuple(exclude))
+        write_digests(Path(path), [name for name in ("cfg", "model") if name not in exclude])
+
+    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertHead":
+        """Load what `to_disk` saved. Raises ValueError with the file that is missing or damaged."""
+        folder, exclude = Path(path), tuple(exclude)
+        check_digests(folder, self.name, exclude=exclude)
+        for name in ("cfg", "model"):
+            if name not in exclude and not (folder / name).is_file():
+                raise ValueError(f"There is no '{folder / name}' of '{self.name}'. {AGAIN}")
+        with in_component(self.name, folder):
+            super().from_disk(folder, exclude=exclude)
+            return self._settle()
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertHead":
-        """bytes_data (bytes): What `to_bytes` gave.
-        exclude (Iterable[str]): Names of fields to leave out.
-        RETURNS (BertHead): This component.
-        """
-        super().from_bytes(bytes_data, exclude=tuple(exclude))
-        return self._settle()
+        """Load what `to_bytes` gave."""
+        with in_component(self.name):
+            super().from_bytes(bytes_data, exclude=tuple(exclude))
+            return self._settle()
 
     def _settle(self) -> "BertHead":
         """Let settings that the config has now win over those it had when this was saved; and what

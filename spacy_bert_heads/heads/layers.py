@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..encoder.listener import checkpoint_behind, reads_last_layer
 from ..encoder.loading import Bert
 from ..encoder.model import shim_of
-from ..encoder.shim import Files, TorchShim
+from ..encoder.shim import Files, TorchShim, without_graph
 from ..types import (
     DocSequences,
     Encoded,
@@ -495,8 +495,7 @@ def _classify(
     encoded = pack_vectors(output) if foreign else output
     shim = shim_of(model)
     if not is_train:
-        with torch.no_grad():
-            logits = shim.module(encoded.states, encoded.sequences)
+        logits = without_graph(lambda: shim.module(encoded.states, encoded.sequences))
         return cast(Floats2d, torch2xp(logits)), encoded.sequences, lambda gradient: inputs
 
     states = encoded.states.detach().requires_grad_()

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..encoder.shim import autocast_for, group_parameters
+from ..files import check_folder, mark_folder
 from .checkpoint import list_states, load_state, mend_folder, replace_folder, save_state
 from .corpus import Corpus, prepare
 from .examples import Batch, Plan, Vocabulary, make_batch, plan_epoch, shuffled
@@ -183,6 +184,7 @@ def pretrain(
     output: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     gpu_id: int = -1,
     say: Callable[[str], None] = print,
     on_report: Callable[[Report], None] | None = None,
@@ -191,8 +193,10 @@ def pretrain(
     """Pretrain an encoder.
 
     settings (Settings): The run's settings.
-    output (Path): Gets `log.jsonl`, `model-best`, `model-last` and the states to resume from.
+    output (Path): Gets `log.jsonl`, `model-best`, `model-last` and the states to resume from. It
+        must be new, empty, or the folder of a run.
     resume (bool): Go on from the newest state in the output, to the same end as without a break.
+    force (bool): Start anew in any folder, and replace there what a run writes.
     gpu_id (int): The GPU, -1 for the CPU.
     say (Callable[[str], None]): Takes what is worth knowing.
     on_report (Optional[Callable[[Report], None]]): Called with every report.
@@ -205,7 +209,7 @@ def pretrain(
         say, on_report = (lambda text: None), None
     t = settings.training
     with processes.joined(), ThreadPoolExecutor(max_workers=1) as loader:
-        run = begin(settings, output, processes, resume=resume, say=say)
+        run = begin(settings, output, processes, resume=resume, force=force, say=say)
         # Of several processes one speaks: each logger would begin a file or a run of its own.
         log = open_logger(settings) if processes.is_first else None
 
@@ -244,6 +248,7 @@ def begin(
     processes: Processes,
     *,
     resume: bool,
+    force: bool,
     say: Callable[[str], None],
 ) -> Run:
     """Set up a run, from its newest state if it is resumed.
@@ -252,6 +257,7 @@ def begin(
     output (Path): The run's folder.
     processes (Processes): Those that share the run.
     resume (bool): Whether to go on.
+    force (bool): Whether to start anew in any folder.
     say (Callable[[str], None]): Takes what is worth knowing.
     RETURNS (Run): The run.
     RAISES (ValueError): If a setting makes no sense, or the run to resume was another.
@@ -271,18 +277,23 @@ def begin(
         else:
             check_same(state["settings"], settings)
             check_processes(state["processes"], processes)
-    elif list_states(states) or (output / "log.jsonl").exists():
+    elif not force and (list_states(states) or (output / "log.jsonl").exists()):
         raise ValueError(
-            f"{output} holds a run already. Go on with it by --resume, or name another folder."
+            f"{output} holds a run already. Go on with it by --resume, name another folder, or "
+            "give --force to start anew there."
         )
+    check_folder(output, "pretrain", force=force or state is not None)
     processes.wait()  # nobody writes before all have looked
 
     start, plans = output / "start", output / "plans"
-    if state is None and processes.is_first:
-        # What a run left that was stopped before its first state.
-        shutil.rmtree(start, ignore_errors=True)
-        shutil.rmtree(plans, ignore_errors=True)
-        (output / "log.jsonl").unlink(missing_ok=True)
+    if processes.is_first:
+        mark_folder(output, "pretrain")
+        if state is None:
+            # What a run left that was stopped before its first state, or all of one by force.
+            names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
+            for name in names:
+                shutil.rmtree(output / name, ignore_errors=True)
+            (output / "log.jsonl").unlink(missing_ok=True)
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(t.seed)
     pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..encoder.loading import Bert, load_model
+from ..encoder.loading import Bert, load_model, save_model, write_tokenizer
 from ..encoder.model import make_rows
 from ..encoder.rows import Row, pad
 from ..types import Ints1d
@@ -340,6 +340,5 @@ def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     folder (Path): Where to; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pretrainer.model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
-    for name, content in pretrainer.bert.tokenizer_files.items():
-        (folder / name).write_bytes(content)
+    save_model(pretrainer.model, folder)
+    write_tokenizer(folder, pretrainer.bert.tokenizer_files)

@@ -27,6 +27,15 @@ from tokenizers import (
     trainers,
 )
 
+from ..encoder.loading import save_model, write_tokenizer
+from ..encoder.source import Source, open_source
+from ..encoder.untrusted import (
+    NotBert,
+    list_vocabulary,
+    read_config,
+    read_tokenizer,
+    tokenizer_to_files,
+)
 from .corpus import list_files, read_texts
 from .objectives import SENTENCE_HEADS, check_objective, load_pretrainer
 from .settings import SIZES, Encoder, Settings
@@ -88,7 +97,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
 
     e = settings.encoder
     tokenizer = make_tokenizer(e, lambda: read_raw(settings), say=say)
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(folder, tokenizer_to_files(tokenizer))
     if e.add_words:
         add_words(folder, read_raw(settings), e.add_words, say=say)
     config = make_config(
@@ -99,7 +108,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
         eos_token_id=tokenizer.sep_token_id,
     )
     model = AutoModelForPreTraining.from_config(config)
-    _save(model, folder)
+    save_model(model, folder)
     say(f"A new {e.family} encoder, {e.size}: {model.num_parameters():,} parameters.")
 
 
@@ -112,20 +121,13 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     say (Callable[[str], None]): Takes what is worth knowing.
     """
     pretrainer = load_pretrainer(name, sentence_objective=None)
-    for file_, content in pretrainer.bert.tokenizer_files.items():
-        (folder / file_).write_bytes(content)
+    write_tokenizer(folder, pretrainer.bert.tokenizer_files)
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
     model = pretrainer.model
     add_rows(model, words)
     # A head that the checkpoint doesn't have must not pass for one of its own.
     state = {k: v for k, v in model.state_dict().items() if k not in pretrainer.made}
-    _save(model, folder, state)
-
-
-def _save(
-    model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None
-) -> None:
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True, max_shard_size="1TB")
+    save_model(model, folder, state)
 
 
 def read_raw(settings: Settings) -> Iterator[str]:
@@ -223,30 +225,21 @@ def make_tokenizer(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load a tokenizer for a new encoder.
+    """Load a tokenizer for a new encoder, by a hub name or from a folder with tokenizer files.
 
-    name (str): A hub name, or a folder with the tokenizer's files.
-    RETURNS (PreTrainedTokenizerFast): The tokenizer.
-    RAISES (ValueError): If it can't be loaded, is not a fast one, or lacks a special token.
+    Raises ValueError if it can't be loaded, is not a fast one, or lacks a special token.
     """
-    from transformers import AutoTokenizer
-
-    folder = Path(name).expanduser()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else name, use_fast=True, trust_remote_code=False
-        )
-    except Exception as error:  # nothing less: the tokenizers library raises Exception itself
+        source = open_source(name)
+        tokenizer = read_tokenizer(source, _config_of(source))
+    except NotBert:
+        raise
+    except Exception as error:  # transformers, tokenizers, json and the hub have their own each
         raise ValueError(
             f"Can't read encoder.tokenizer '{name}': {error}\n"
             "It must be a folder with tokenizer files as save_pretrained writes them, or a hub "
             "name; null trains a vocabulary on the raw text."
         ) from error
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"The tokenizer '{name}' has no fast version, so it gives no character offsets. "
-            "Name one that has a tokenizer.json."
-        )
     for token in ("pad_token", "cls_token", "sep_token", "mask_token"):
         if getattr(tokenizer, token) is None:
             raise ValueError(
@@ -254,6 +247,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
                 "of the BERT family, or null to train one on the raw text."
             )
     return tokenizer
+
+
+def _config_of(source: Source) -> PretrainedConfig | None:
+    """A tokenizer may come without a model, or with one of another kind."""
+    try:
+        return read_config(source) if source.find("config.json") is not None else None
+    except NotBert:
+        return None
 
 
 def train_tokenizer(
@@ -369,10 +370,8 @@ def add_words(folder: Path, texts: Iterable[str], n: int, *, say: Say) -> dict[i
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.save(str(path))
     listed = folder / "vocab.txt"
-    if listed.exists():  # a piece a line, the number of which is its id
-        pieces_by_id = map(tokenizer.id_to_token, range(count_ids(tokenizer)))
-        lines = (f"{piece or f'[unused{i}]'}\n" for i, piece in enumerate(pieces_by_id))
-        listed.write_text("".join(lines), encoding="utf8")
+    if listed.exists():
+        listed.write_text(list_vocabulary(tokenizer), encoding="utf8")
     few = f", not {n:,}: no others are broken and occur {MIN_COUNT} times"
     say(
         f"{len(words):,} words became pieces ({', '.join(list(words)[:5])} …)"

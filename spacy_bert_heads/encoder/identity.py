@@ -1,0 +1,70 @@
+"""What tells one checkpoint from another: digests of its tensors, tokenizer and configuration."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import nn
+
+# Settings that change hidden states without changing the shape of any tensor, with the value of a
+# family that doesn't have them. transformers 4 and 5 give them the same names.
+_SETTINGS = {
+    **dict.fromkeys(("model_type", "num_attention_heads", "num_hidden_layers"), None),
+    **dict.fromkeys(("activation", "hidden_act", "hidden_activation"), None),
+    **dict.fromkeys(("layer_norm_eps", "norm_eps", "rms_norm_eps"), None),
+    **dict.fromkeys(("inner_group_num", "num_hidden_groups"), None),
+    **dict.fromkeys(("max_relative_positions", "position_buckets", "pos_att_type"), None),
+    **dict.fromkeys(("is_decoder", "relative_attention", "share_att_key"), False),
+    "local_attention": None,
+    "pad_token_id": None,
+}
+
+
+def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
+    """Give the digests of an encoder (a PreTrainedModel), of its tokenizer (the content of
+    tokenizer.json) and of its configuration.
+
+    They don't depend on the format of the files, nor on the versions of the libraries that wrote
+    or read them.
+    """
+    settings = {name: getattr(encoder.config, name, value) for name, value in _SETTINGS.items()}
+    return {
+        "weights": digest_weights(encoder),
+        "tokenizer": _digest_json(_without_defaults(_with_pairs(json.loads(tokenizer)))),
+        "config": _digest_json(settings),
+    }
+
+
+def digest_weights(module: nn.Module) -> str:
+    """Digest the names, types, shapes and values of all parameters."""
+    digest = sha256()
+    for name, weight in sorted(module.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_json(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf8")).hexdigest()
+
+
+def _with_pairs(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Write BPE's merges as all versions of the tokenizers library since 0.20 do."""
+    merges = tokenizer.get("model", {}).get("merges")
+    if merges:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        tokenizer = tokenizer | {"model": tokenizer["model"] | {"merges": pairs}}
+    # How a batch is cut and padded is set anew by every program.
+    return {k: v for k, v in tokenizer.items() if k not in ("version", "truncation", "padding")}
+
+
+def _without_defaults(value: Any) -> Any:
+    """Leave out what newer versions add to a description: settings that are off."""
+    if isinstance(value, dict):
+        return {k: _without_defaults(v) for k, v in value.items() if v not in (None, False, [], {})}
+    if isinstance(value, list):
+        return [_without_defaults(item) for item in value]
+    return value

@@ -1,0 +1,132 @@
+"""What this package writes to disk, and what it may delete there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+DIGESTS = "digests.json"
+OUTPUT_MARK = ".spacy_bert_heads.json"
+AGAIN = "Copy or download the pipeline again."
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Have an OSError from within (a full disk, a folder that is read-only) name the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name when it is whole. Where the name is a symbolic link,
+    the link is replaced; what it points to is left alone. Raises OSError with the path."""
+    written = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with naming(path):
+            written.write_bytes(content)
+            written.replace(path)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def in_component(component: str, path: Path | None = None) -> Iterator[None]:
+    """Have whatever is raised while a component is loaded say which, and from where."""
+    try:
+        yield
+    except Exception as error:  # msgpack, json, safetensors and torch have their own each
+        where = "" if path is None else f" from '{path}'"
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"Component '{component}' can't be loaded{where}: {reason}") from error
+
+
+# --- digests of a saved component
+
+
+def write_digests(folder: Path, files: Iterable[str]) -> None:
+    """Store the sha256 of a saved component's files beside them, in digests.json."""
+    digests = {name: _digest(folder / name) for name in sorted(files)}
+    replace_file(folder / DIGESTS, json.dumps(digests, indent=1).encode("utf8"))
+
+
+def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) -> None:
+    """Compare the files of a saved component with the digests stored beside them. There are none
+    where version 0.1 saved it; then nothing is checked.
+
+    `exclude` names files that are not going to be loaded. Raises ValueError with the
+    file and the component if a file is missing or has changed.
+    """
+    path = folder / DIGESTS
+    if not path.exists():
+        return
+    try:
+        digests = dict(json.loads(path.read_bytes()).items())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"'{path}' of component '{component}' is damaged. {AGAIN}") from error
+    excluded = set(exclude)
+    for name, digest in digests.items():
+        if name in excluded:
+            continue
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"'{file}' of component '{component}' is missing. {AGAIN}")
+        if _digest(file) != digest:
+            raise ValueError(
+                f"'{file}' of component '{component}' is damaged: it is not the file that was "
+                f"saved. {AGAIN} If you changed it on purpose, delete {DIGESTS} beside it."
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- folders that a command fills
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """Give what a command of ours noted in a folder that it filled, nothing if none did."""
+    try:
+        mark = json.loads((folder / OUTPUT_MARK).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def check_folder(folder: Path, command: str, *, force: bool = False) -> None:
+    """Make sure that a command may fill a folder: one that doesn't exist, is empty but for hidden
+    files, or was filled by the same command before.
+
+    Raises ValueError for any other folder, unless `force` is set, and for a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder. Name another output.")
+    if force or not folder.exists() or read_mark(folder).get("command") == command:
+        return
+    held = next((path for path in folder.iterdir() if not path.name.startswith(".")), None)
+    if held is not None:
+        raise ValueError(
+            f"{folder} was not made by `bert {command}` and holds '{held.name}', among others. "
+            "Name an empty or new folder, or give --force to replace what the command writes there."
+        )
+
+
+def mark_folder(folder: Path, command: str, **notes: Any) -> None:
+    """Make a folder if there is none, and mark it as filled by a command, with notes for the next
+    run of the same command. Raises OSError with the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = {"command": command, "version": __version__, **notes}
+    replace_file(folder / OUTPUT_MARK, json.dumps(mark, indent=1).encode("utf8"))
