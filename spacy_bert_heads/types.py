@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from thinc.types import Floats2d
 
 if TYPE_CHECKING:
     import torch
@@ -209,21 +208,6 @@ class Encoded(Generic[Read]):
     # Whose states stand side by side: 0 for the embeddings, 1 for the lowest layer, and so on.
     # Empty for what comes from no encoder of ours.
     layers: tuple[int, ...] = ()
-
-
-class TokenScores(NamedTuple):
-    """A token head's answer for a batch, Doc after Doc."""
-
-    logits: Floats2d  # (n_tokens, n_classes)
-    known: Bools1d  # (n_tokens,) False where a token has no wordpiece: nothing is known of it
-    lengths: Ints1d  # (n_docs,) tokens of each Doc
-
-
-class SpanScores(NamedTuple):
-    """A span head's answer for a batch of pairs."""
-
-    logits: Floats2d  # (n_slots, 2) for a span's first and last piece
-    sequences: PairSequences
 
 
 class MeanLoss(float):

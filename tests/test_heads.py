@@ -17,15 +17,15 @@ from conftest import TRAIN_DATA, make_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from losses import assert_same_loss, cross_entropy, get_loss, in_torch, token_logits
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 from torch.nn import functional as F
 
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.heads import ner
-from spacy_bert_heads.heads.head import cross_entropy
-from spacy_bert_heads.heads.ner import decode, viterbi
-from spacy_bert_heads.types import TokenScores
+from spacy_bert_heads.heads import decoding
+from spacy_bert_heads.heads.decoding import Layout, decode, viterbi
+from spacy_bert_heads.heads.outputs import TokenLogits
 
 NLP = spacy.blank("en")
 PREFIXES = {"BIO": "BI", "BILOU": "BILU"}
@@ -64,7 +64,7 @@ def make_head(kind: str, labels=("A", "B"), **config):
 
 def scores_of(
     docs: list[list[dict[str, float]]], tags: list[str], known: list[bool] | None = None
-) -> TokenScores:
+) -> TokenLogits:
     """Scores from each token's probabilities by tag; what is left goes to the other tags."""
     rows = []
     for token in itertools.chain.from_iterable(docs):
@@ -72,10 +72,10 @@ def scores_of(
         rows.append([max(token.get(tag, rest), 1e-9) for tag in tags])
     logits = np.log(np.asarray(rows, dtype=np.float32).reshape(-1, len(tags)))
     is_known = np.ones(len(rows), dtype=bool) if known is None else np.asarray(known)
-    return TokenScores(logits + 1.5, is_known, ints(*map(len, docs)))  # any shift is the same
+    return token_logits(logits + 1.5, is_known, ints(*map(len, docs)))  # any shift is the same
 
 
-def certain(texts: list[str], tags: list[str], known: list[bool] | None = None) -> TokenScores:
+def certain(texts: list[str], tags: list[str], known: list[bool] | None = None) -> TokenLogits:
     """Scores that leave no doubt of these tags."""
     docs = [[{tag: 0.99} for tag in text.split()] for text in texts]
     return scores_of(docs, tags, known)
@@ -134,10 +134,12 @@ def test_long_texts_are_parted_where_it_makes_no_difference(scheme, seed, monkey
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     lengths, rows = ints(150, 1, 0, 249), np.arange(400)
     inner = np.repeat(True, 399)
-    alone = ner.surely_outside(log_p, inner, tags)
+    alone = decoding.surely_outside(log_p, inner, Layout.of(tuple(tags)))
     assert 50 < alone.sum() < 350
     parted = viterbi(log_p, lengths, tags)
-    monkeypatch.setattr(ner, "surely_outside", lambda log_p, inner, tags: np.zeros(400, dtype=bool))
+    monkeypatch.setattr(
+        decoding, "surely_outside", lambda log_p, inner, layout: np.zeros(400, dtype=bool)
+    )
     whole = viterbi(log_p, lengths, tags)
     assert log_p[rows, parted].sum() == pytest.approx(log_p[rows, whole].sum(), rel=1e-12)
     assert (whole[alone] == 0).all()
@@ -217,7 +219,7 @@ def test_a_probability_is_that_of_all_tag_sequences_with_the_entity(case):
     number = {tag: i for i, tag in enumerate(tags)}
     p = softmax(logits)
     begins = np.cumsum(lengths) - lengths
-    spans = decode(TokenScores(logits, np.ones(len(rows), dtype=bool), lengths), tags)
+    spans = decode(token_logits(logits, np.ones(len(rows), dtype=bool), lengths), tags)
     for (doc, start, end, label), score in zip(spans_of(spans), spans.score, strict=True):
         length, begin, name = int(lengths[doc]), int(begins[doc]), "ABC"[label]
         every = np.asarray(list(itertools.product(range(len(tags)), repeat=length)))
@@ -241,7 +243,7 @@ def test_entities_never_overlap_and_unknown_tokens_are_passed_over(case, data):
     tags, logits = tags_of(scheme, "ABC"[:n_labels]), rows.astype(np.float32)
     known = np.asarray(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
     known = known.astype(bool)
-    spans = decode(TokenScores(logits, known, lengths), tags)
+    spans = decode(token_logits(logits, known, lengths), tags)
     free = [set(range(length)) for length in lengths.tolist()]
     for doc, start, end, label in spans_of(spans):
         assert start < end
@@ -254,7 +256,7 @@ def test_entities_never_overlap_and_unknown_tokens_are_passed_over(case, data):
     # The same entities as in the text without those tokens
     parts = np.split(known, np.cumsum(lengths)[:-1]) if len(lengths) else []
     places = [np.flatnonzero(part) for part in parts]
-    left = TokenScores(logits[known], known[known], ints(*map(len, places)))
+    left = token_logits(logits[known], known[known], ints(*map(len, places)))
     without = decode(left, tags)
     expected = [
         (doc, int(places[doc][start]), int(places[doc][end - 1]) + 1, label)
@@ -265,7 +267,7 @@ def test_entities_never_overlap_and_unknown_tokens_are_passed_over(case, data):
 
     # A threshold leaves out the less probable ones, and nothing else.
     threshold = data.draw(st.sampled_from([0.1, 0.5, *spans.score.tolist()]))
-    kept = decode(TokenScores(logits, known, lengths), tags, threshold=threshold)
+    kept = decode(token_logits(logits, known, lengths), tags, threshold=threshold)
     above = spans.score >= threshold
     assert [column.tolist() for column in kept] == [column[above].tolist() for column in spans]
 
@@ -279,20 +281,6 @@ def test_an_entity_reaches_over_unknown_tokens_but_does_not_end_on_one():
 
 
 # --- losses
-
-
-def in_torch(loss, logits: np.ndarray) -> tuple[float, np.ndarray]:
-    """The value of a loss, and its gradient by the logits."""
-    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
-    value = loss(x)
-    value.backward()
-    return float(value.detach()), x.grad.numpy()
-
-
-def assert_same_loss(found: tuple, expected: tuple) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
-    assert found[1].dtype == np.float32
 
 
 @settings(max_examples=60, deadline=None)
@@ -368,7 +356,7 @@ def test_textcat_loss_is_torchs(weights):
     classes = torch.tensor([0, -1, 1, -1, 2])
     by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
     assert_same_loss(
-        textcat.get_loss(examples, logits),
+        get_loss(textcat, examples, logits),
         in_torch(lambda x: F.cross_entropy(x, classes, by_class, ignore_index=-1), logits),
     )
 
@@ -388,12 +376,12 @@ def test_multilabel_loss_is_torchs(weights):
         total = F.binary_cross_entropy_with_logits(x, gold, weight, reduction="sum")
         return total / present.sum()
 
-    assert_same_loss(textcat.get_loss(examples, logits), in_torch(loss, logits))
+    assert_same_loss(get_loss(textcat, examples, logits), in_torch(loss, logits))
 
 
 @pytest.mark.parametrize("kind", ["textcat", "textcat_multilabel"])
 def test_categories_that_nobody_annotated_teach_nothing(kind):
-    loss, gradient = make_head(kind).get_loss(with_cats({}, {}), random_logits(2, 2))
+    loss, gradient = get_loss(make_head(kind), with_cats({}, {}), random_logits(2, 2))
     assert loss == 0.0
     assert gradient.tolist() == [[0, 0], [0, 0]]
 
@@ -402,21 +390,21 @@ def test_an_unknown_category_is_named_once_and_left_out():
     textcat = make_head("textcat_multilabel", "AB")
     logits = random_logits(1, 2)
     with pytest.warns(UserWarning, match="bert_textcat_multilabel has no label 'X'"):
-        found = textcat.get_loss(with_cats({"X": 1.0, "A": 1.0}), logits)
+        found = get_loss(textcat, with_cats({"X": 1.0, "A": 1.0}), logits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        textcat.get_loss(with_cats({"X": 1.0, "A": 1.0}), logits)
-        assert_same_loss(found, textcat.get_loss(with_cats({"A": 1.0}), logits))
+        get_loss(textcat, with_cats({"X": 1.0, "A": 1.0}), logits)
+        assert_same_loss(found, get_loss(textcat, with_cats({"A": 1.0}), logits))
 
 
 def test_categories_are_probabilities_beside_those_that_are_there():
     logits = floats([np.log(2), np.log(6)], [500, -500])
     docs = [doc_of("a"), doc_of("b")]
     docs[0].cats["earlier"] = 0.3
-    make_head("textcat").set_annotations(docs, logits)
+    make_head("textcat").set_annotations(docs, torch.from_numpy(logits))
     assert docs[0].cats == pytest.approx({"earlier": 0.3, "A": 0.25, "B": 0.75})
     assert docs[1].cats == pytest.approx({"A": 1.0, "B": 0.0})
-    make_head("textcat_multilabel").set_annotations(docs, logits)
+    make_head("textcat_multilabel").set_annotations(docs, torch.from_numpy(logits))
     assert docs[0].cats == pytest.approx({"earlier": 0.3, "A": 2 / 3, "B": 6 / 7})
     assert docs[1].cats == pytest.approx({"A": 1.0, "B": 0.0})
 
@@ -425,7 +413,7 @@ def test_categories_are_probabilities_beside_those_that_are_there():
 def test_docs_without_categories_do_not_count_in_the_score(kind):
     textcat = make_head(kind)
     examples = with_cats({"A": 1.0, "B": 0.0}, {"A": 1.0, "B": 0.0}, {"A": 0.0, "B": 1.0}, {})
-    textcat.set_annotations([eg.predicted for eg in examples], floats(*[[5, -5]] * 4))
+    textcat.set_annotations([eg.predicted for eg in examples], torch.tensor([[5.0, -5.0]] * 4))
     scores = textcat.score(examples)
     assert scores["cats_micro_p"] == pytest.approx(2 / 3)
     assert scores["cats_micro_r"] == pytest.approx(2 / 3)
@@ -516,9 +504,9 @@ def test_ner_learns_from_what_is_annotated(scheme):
     known = np.ones(len(classes), dtype=bool)
     known[[0, 7]] = False  # without a wordpiece
     logits = random_logits(len(classes), len(ner.tags))
-    scores = TokenScores(logits, known, ints(*map(len, columns)))
+    scores = token_logits(logits, known, ints(*map(len, columns)))
     gold = torch.tensor(np.where(known, classes, -1))
-    found = ner.get_loss(examples, scores)
+    found = get_loss(ner, examples, scores)
     assert_same_loss(found, in_torch(lambda x: F.cross_entropy(x, gold, ignore_index=-1), logits))
     assert (found[1] != 0).any(axis=1).tolist() == (gold >= 0).tolist()
 
@@ -531,7 +519,7 @@ def test_ner_gold_case_by_case(case):
         # With these logits a row's gradient is largest by far, below 0, at its class.
         logits = np.zeros((len(classes), len(ner.tags)), dtype=np.float32)
         known = np.ones(len(classes), dtype=bool)
-        loss, gradient = ner.get_loss([make()], TokenScores(logits, known, ints(len(classes))))
+        loss, gradient = get_loss(ner, [make()], token_logits(logits, known, ints(len(classes))))
         taught = [int(row.argmin()) if row.any() else -1 for row in gradient]
         assert taught == classes
         any_gold = any(number >= 0 for number in classes)
@@ -545,25 +533,25 @@ def test_misaligned_character_offsets_are_not_learned():
     ner = make_head("ner")
     logits = np.zeros((4, 5), dtype=np.float32)
     known = np.ones(4, dtype=bool)
-    _, gradient = ner.get_loss([example], TokenScores(logits, known, ints(4)))
+    _, gradient = get_loss(ner, [example], token_logits(logits, known, ints(4)))
     assert [int(row.argmin()) if row.any() else -1 for row in gradient] == [-1, -1, 0, 3]
 
 
 def test_ner_names_an_unknown_label_once_and_leaves_it_out():
     ner = make_head("ner", "A")
-    scores = TokenScores(random_logits(3, 3), np.ones(3, dtype=bool), ints(3))
+    scores = token_logits(random_logits(3, 3), np.ones(3, dtype=bool), ints(3))
     example = with_ents("a b c", "a b c", [(0, 1, "A"), (1, 3, "X")])
     with pytest.warns(UserWarning, match="bert_ner has no label 'X'") as caught:
-        found = ner.get_loss([example], scores)
+        found = get_loss(ner, [example], scores)
     assert len(caught) == 1
     gold = torch.tensor([1, -1, -1])
     expected = in_torch(lambda x: F.cross_entropy(x, gold, ignore_index=-1), scores.logits)
     assert_same_loss(found, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ner.get_loss([example], scores)
+        get_loss(ner, [example], scores)
     with pytest.warns(UserWarning, match="no label 'Y'"):
-        ner.get_loss([with_ents("a b c", "a b c", [(1, 3, "Y")])], scores)
+        get_loss(ner, [with_ents("a b c", "a b c", [(1, 3, "Y")])], scores)
 
 
 # --- entities: what is written
@@ -671,7 +659,7 @@ def test_tags(attr, noun, verb, space, trained_on_space):
     known = np.asarray([True, False, False, True, True, True])
     other = doc_of("c")
     docs = [doc, doc_of(""), other]
-    tagger.set_annotations(docs, TokenScores(logits, known, ints(5, 0, 1)))
+    tagger.set_annotations(docs, token_logits(logits, known, ints(5, 0, 1)))
     found = [getattr(token, f"{attr}_") for token in doc]
     assert found == [noun, space if trained_on_space else "", noun, verb, verb]
     assert [getattr(token, f"{attr}_") for token in other] == [noun]
@@ -696,10 +684,10 @@ def test_tagger_learns_from_what_is_annotated(attr, noun, verb, space):
     logits = random_logits(10, 2)
     known = np.ones(10, dtype=bool)
     known[2] = False  # without a wordpiece
-    scores = TokenScores(logits, known, ints(3, 2, 2, 2, 1))
+    scores = token_logits(logits, known, ints(3, 2, 2, 2, 1))
     gold = torch.tensor([0, 1, -1, -1, -1, -1, 1, 0, -1, -1])
     with pytest.warns(UserWarning, match=f"bert_tagger has no label '{space}'") as caught:
-        found = tagger.get_loss(examples, scores)
+        found = get_loss(tagger, examples, scores)
     assert len(caught) == 1
     assert_same_loss(found, in_torch(lambda x: F.cross_entropy(x, gold, ignore_index=-1), logits))
     assert [tagger.has_gold(eg) for eg in examples] == [True, False, True, True, True]
@@ -711,7 +699,7 @@ def test_tagger_score(attr, noun, verb, space):
     key = {"tag": "tags", "pos": "pos"}[attr]
     examples = [Example.from_dict(doc_of("a b c d"), {key: [noun, verb, noun, verb]})]
     logits = np.asarray([[1, 0]] * 4, dtype=np.float32)
-    scores = TokenScores(logits, np.ones(4, dtype=bool), ints(4))
+    scores = token_logits(logits, np.ones(4, dtype=bool), ints(4))
     tagger.set_annotations([eg.predicted for eg in examples], scores)
     assert tagger.score([*examples, unannotated("a")]) == {f"{attr}_acc": 0.5}
 
@@ -799,7 +787,7 @@ def test_token_logits_are_hugging_faces(folders, family):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders(family))
     docs = [nlp.make_doc(text) for text in TEXTS]
     scores = head.predict(docs)
-    assert scores.known.all()
+    assert scores.has_pieces.all()
     expected = []
     for doc in docs:
         with torch.no_grad():
@@ -944,7 +932,7 @@ def test_a_token_without_pieces_has_the_logits_of_zeros(folders):
     torch.nn.init.normal_(bias)
     doc = Doc(nlp.vocab, words=["Anna", "\u200b", "left"])
     scores = nlp.get_pipe("head").predict([doc])
-    assert scores.known.tolist() == [True, False, True]
+    assert scores.has_pieces.tolist() == [True, False, True]
     assert scores.logits[1].tolist() == bias.tolist()
     assert (scores.logits[0] != scores.logits[2]).any()
 
@@ -956,7 +944,7 @@ def test_blocked_tokens_stay_out_of_entities(make_nlp):
     ner = nlp.get_pipe("bert_ner")
     logits = np.full((4, len(ner.tags)), -9.0, dtype="f")
     logits[[0, 1, 2, 3], [ner.tags.index(t) for t in ("B-PLACE", "O", "B-PLACE", "B-PLACE")]] = 9.0
-    ner.set_annotations([doc], TokenScores(logits, np.ones(4, dtype=bool), np.asarray([4])))
+    ner.set_annotations([doc], token_logits(logits, np.ones(4, dtype=bool), np.asarray([4])))
     assert [(ent.start, ent.end, ent.label_) for ent in doc.ents] == [(2, 3, "PLACE")]
     assert [token.ent_iob_ for token in doc] == ["B", "O", "B", "B"]  # "B" without a type: blocked
     assert [token.ent_type_ for token in doc] == ["", "", "PLACE", ""]

@@ -23,9 +23,10 @@ from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.convert import convert
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.heads.ner import decode
+from spacy_bert_heads.heads.decoding import decode
+from spacy_bert_heads.heads.outputs import TokenLogits
 from spacy_bert_heads.hf import read_tags
-from spacy_bert_heads.types import Pairs, TokenScores
+from spacy_bert_heads.types import Pairs
 
 TOKENS = transformers.AutoModelForTokenClassification
 SEQUENCES = transformers.AutoModelForSequenceClassification
@@ -377,9 +378,8 @@ def test_one_tag_by_two_names():
 def test_entities_by_hand(tags, path, strict, expected):
     logits = np.full((6, len(tags)), -30.0)
     logits[np.arange(6), path] = 0.0
-    spans = decode(
-        TokenScores(logits, np.ones(6, dtype=bool), np.asarray([5, 1])), tags, strict=strict
-    )
+    output = TokenLogits(torch.from_numpy(logits), np.ones(6, dtype=bool), np.asarray([5, 1]))
+    spans = decode(output, tags, strict=strict)
     found = zip(spans.start, spans.end, spans.label, strict=True)
     assert " ".join(f"{a}-{b}{'XY'[label]}" for a, b, label in found) == expected
     assert spans.score == pytest.approx(1.0)

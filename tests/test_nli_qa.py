@@ -11,6 +11,7 @@ import transformers
 from checkpoints import FAMILIES, TEXTS, make_checkpoint, note_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses import assert_same_loss, get_loss, in_torch
 from spacy.training import Example
 from spacy.util import load_model_from_config
 from test_pairs import TEN, greedy, official, pairs_of
@@ -21,9 +22,10 @@ from thinc.api import Adam
 from torch.nn import functional as F
 
 from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.heads.outputs import SpanLogits
 from spacy_bert_heads.pairs import INPUTS, make_answer, make_verdict
 from spacy_bert_heads.sequences import make_pair_sequences, set_targets
-from spacy_bert_heads.types import Pairs, SpanScores
+from spacy_bert_heads.types import Pairs
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
 NLP = spacy.blank(LANG)
@@ -322,19 +324,6 @@ def test_an_answer_is_given_up_to_the_threshold(folders, threshold):
 # --- losses
 
 
-def in_torch(loss, logits: np.ndarray) -> tuple[float, np.ndarray]:
-    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
-    value = loss(x)
-    value.backward()
-    return float(value.detach()), x.grad.numpy()
-
-
-def assert_same_loss(found: tuple, expected: tuple) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
-    assert found[1].dtype == np.float32
-
-
 def make_head(kind: str, **config):
     return NLP.create_pipe(f"bert_{kind}", config=config)
 
@@ -373,19 +362,19 @@ QA_ROWS = [
 ]
 
 
-def scores_of(rows, *, window: int, stride: int, seed: int = 0) -> tuple[list[Example], SpanScores]:
+def scores_of(rows, *, window: int, stride: int, seed: int = 0) -> tuple[list[Example], SpanLogits]:
     pairs = pairs_of(*((text, list(questions)) for text, questions in rows))
     sequences = make_pair_sequences(pairs, letters(), window=window, stride=stride)
     logits = np.random.default_rng(seed).normal(size=(len(sequences.ids), 2)) * 3
     examples = [make_example(NLP, text, {"questions": qs}) for text, qs in rows]
     sequences = set_targets(sequences, make_head("qa").gold_answers(examples))
-    return examples, SpanScores(logits.astype(np.float32), sequences)
+    return examples, SpanLogits(torch.from_numpy(logits.astype(np.float32)), sequences)
 
 
 @pytest.mark.parametrize("window, stride", [(40, 30), (10, 6), (10, 8), (14, 4)])
 def test_qa_loss_is_torchs(window, stride):
     examples, scores = scores_of(QA_ROWS, window=window, stride=stride)
-    found = make_head("qa").get_loss(examples, scores)
+    found = get_loss(make_head("qa"), examples, scores)
     expected = in_torch(lambda x: qa_loss(x, QA_ROWS, window, stride), scores.logits)
     assert_same_loss(found, expected)
 
@@ -414,8 +403,8 @@ def test_qa_loss_is_torchs_for_any_answers(rows, window, stride, seed):
         spans = {q: sorted((round(a * size), round(b * size))) for q, (a, b) in questions.items()}
         placed.append((text, {q: (a, b) if a < b else (0, 0) for q, (a, b) in spans.items()}))
     examples, scores = scores_of(placed, window=window, stride=stride, seed=seed)
-    loss, gradient = make_head("qa").get_loss(examples, scores)
-    if qa_loss(torch.from_numpy(scores.logits), placed, window, stride) is None:
+    loss, gradient = get_loss(make_head("qa"), examples, scores)
+    if qa_loss(scores.logits, placed, window, stride) is None:
         assert loss == 0.0 and not gradient.any()
     else:
         expected = in_torch(lambda x: qa_loss(x, placed, window, stride), scores.logits)
@@ -426,7 +415,9 @@ def test_qa_loss_by_hand():
     # [CLS] x [SEP] a b [SEP]: three candidates
     examples, scores = scores_of([("a b", {"x": (2, 3)})], window=12, stride=6)
     logits = np.zeros((6, 2), dtype="f")
-    loss, gradient = make_head("qa").get_loss(examples, SpanScores(logits, scores.sequences))
+    loss, gradient = get_loss(
+        make_head("qa"), examples, SpanLogits(torch.from_numpy(logits), scores.sequences)
+    )
     assert loss == pytest.approx(np.log(3))
     sixth = 1 / 6
     expected = [[sixth] * 2, [0, 0], [0, 0], [sixth] * 2, [sixth - 0.5] * 2, [0, 0]]
@@ -440,7 +431,9 @@ def test_qa_loss_survives_large_logits():
     logits[1] = 90_000  # of the question: no candidate
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loss, gradient = make_head("qa").get_loss(examples, SpanScores(logits, scores.sequences))
+        loss, gradient = get_loss(
+            make_head("qa"), examples, SpanLogits(torch.from_numpy(logits), scores.sequences)
+        )
     assert loss == 10_000
     assert gradient.tolist() == [[0, 0]] * 3 + [[0.5, 0.5], [-0.5, -0.5], [0, 0]]
 
@@ -456,7 +449,7 @@ def test_nli_loss_is_torchs(weights):
     gold = torch.tensor([0, 2, 1, -1, 1, 0])  # without the None, which is not read at all
     by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
     with pytest.warns(UserWarning, match="bert_nli has no label 'X'") as caught:
-        found = nli.get_loss(examples, logits)
+        found = get_loss(nli, examples, logits)
     assert len(caught) == 1
     expected = in_torch(lambda x: F.cross_entropy(x, gold, by_class, ignore_index=-1), logits)
     assert_same_loss(found, expected)

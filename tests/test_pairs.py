@@ -22,8 +22,8 @@ from test_sequences import CLS, LETTERS, SEP, A, ints, letters, lists
 from tokenizers import Tokenizer
 from torchmetrics.functional.text import squad
 
+from spacy_bert_heads.heads.answers import best_spans, best_threshold, compare_answers, score_qa
 from spacy_bert_heads.heads.nli import score_nli
-from spacy_bert_heads.heads.qa import best_spans, best_threshold, compare_answers, score_qa
 from spacy_bert_heads.pairs import make_verdict
 from spacy_bert_heads.sequences import (
     TextTooLong,

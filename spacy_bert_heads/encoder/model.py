@@ -267,7 +267,7 @@ def forward(
         states = run(bert, sequences, max_batch_tokens, layers, keep_graph=True)
 
     def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
-        shim.backward(states, gradient)
+        shim.backward([states], [gradient])
         return inputs
 
     return Encoded(states.detach(), sequences, layers), backprop

@@ -240,15 +240,15 @@ class TorchShim(Shim):
 
     # --- gradients and updates
 
-    def backward(self, outputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Add to the gradients of the weights (and of leaf inputs).
-
-        outputs (torch.Tensor): What the module computed in training.
-        gradient (torch.Tensor): The gradient of the loss by it, of the same shape.
-        """
-        if outputs.requires_grad:  # not if every layer is frozen
+    def backward(self, outputs: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        """Add to the gradients of the weights (and of leaf inputs): `outputs` is what the module
+        computed in training, `gradients` has those of the loss by each, of the same shapes."""
+        learning = [i for i, output in enumerate(outputs) if output.requires_grad]
+        if learning:  # none if every layer is frozen
             with self.training():
-                torch.autograd.backward(outputs, self._scale(gradient))
+                torch.autograd.backward(
+                    [outputs[i] for i in learning], [self._scale(gradients[i]) for i in learning]
+                )
 
     def _scale(self, gradient: torch.Tensor) -> torch.Tensor:
         if self.precision != "fp16":

@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import minibatch
 from spacy.vocab import Vocab
-from thinc.api import Model, Optimizer, get_array_module
+from thinc.api import Model, Optimizer
 
 from ..encoder.model import prepare, shim_of
 from ..files import AGAIN, check_digests, in_component, write_digests
 from ..types import Ints1d, MeanLoss
+from .outputs import TokenLogits, map_tensors
 
 
 class BertHead(TrainablePipe):
-    """The base of the heads. A head says what it learns (`has_gold`, `labels_of`, `get_loss`)
+    """The base of the heads. A head says what it learns (`has_gold`, `labels_of`, `loss`)
     and what it writes (`set_annotations`).
 
     vocab (Vocab): The vocabulary.
@@ -159,10 +162,10 @@ class BertHead(TrainablePipe):
                 f"labels: {', '.join(self.labels)}."
             )
 
-    def _weights(self, logits: Any) -> Any:
+    def _weights(self, logits: torch.Tensor) -> torch.Tensor:
+        """A weight for each class (n_classes,)."""
         weights = self.cfg["class_weights"] or {}
-        xp = get_array_module(logits)
-        return xp.asarray([weights.get(label, 1.0) for label in self.labels], dtype=logits.dtype)
+        return logits.new_tensor([weights.get(label, 1.0) for label in self.labels])
 
     def update(
         self,
@@ -189,20 +192,40 @@ class BertHead(TrainablePipe):
         annotated = [eg for eg in examples if self.has_gold(eg)]
         step = self.begin_update(annotated) if annotated else None
         if step is not None:
-            scores, backprop = step
-            loss, gradient = self.get_loss(annotated, scores)
+            output, backprop = step
+            loss, gradient = self.get_loss(annotated, output)
             backprop(gradient)
             losses[self.name] += loss
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
 
-    def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
-        """Run the model with a graph.
+    def loss(self, examples: Sequence[Example], output: Any) -> torch.Tensor:
+        """Give the loss of annotated examples, a number, as torch computes with it.
 
-        examples (List[Example]): Annotated examples, one at least.
-        RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
-            gradient; None if there is nothing to learn after all.
+        `output` is what `begin_update` gave. Whatever the loss learns with is in it, so that the
+        gradient by it is all that has to be known.
+        """
+        raise NotImplementedError
+
+    def get_loss(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any]:
+        """Give the loss, and its gradient by the tensors of the model's output, in a structure like
+        that of the output (spaCy's protocol; autograd does the rest)."""
+        leaves = map_tensors(scores, lambda tensor: tensor.detach().requires_grad_())
+        with torch.enable_grad():
+            loss = self.loss(list(examples), leaves)
+        loss.backward()
+
+        def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+        return float(loss.detach()), map_tensors(leaves, gradient_of)
+
+    def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
+        """Run the model with a graph on annotated examples, one at least.
+
+        Gives the model's output and the callback that takes a gradient of the same structure; None
+        if there is nothing to learn after all.
         """
         return self.model.begin_update([eg.predicted for eg in examples])
 
@@ -247,9 +270,8 @@ class BertHead(TrainablePipe):
     # --- predicting
 
     def predict(self, docs: Iterable[Doc]) -> Any:
-        """docs (Iterable[Doc]): The Docs.
-        RETURNS: The model's scores for the batch.
-        """
+        """Give the model's output for a batch: logits as a torch tensor, or a NamedTuple with
+        them."""
         return self.model.predict(list(docs))
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
@@ -297,38 +319,23 @@ class BertHead(TrainablePipe):
         return {}
 
 
-def softmax(logits: Any) -> Any:
-    """logits (Floats2d): (n, n_classes).
-    RETURNS (Floats2d): Probabilities.
+def cross_entropy(
+    logits: torch.Tensor, classes: Ints1d, *, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Softmax cross-entropy in nats, averaged over the rows that are annotated.
+
+    `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
+    `weights` one for each class, by which torch's weighted mean is taken. Without an annotated row
+    of any weight the loss is 0.
     """
-    exps = get_array_module(logits).exp(logits - logits.max(axis=1, keepdims=True))
-    return exps / exps.sum(axis=1, keepdims=True)
+    gold = torch.from_numpy(classes).to(logits.device)
+    known = gold >= 0
+    weight = known if weights is None else known * weights[gold.clamp(min=0)]
+    losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
+    return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
 
 
-def cross_entropy(logits: Any, classes: Ints1d, *, weights: Any = None) -> tuple[float, Any]:
-    """Softmax cross-entropy, averaged over the rows that are annotated, as torch does.
-
-    logits (Floats2d): (n, n_classes).
-    classes (Ints1d): The class of each row, -1 where it is not annotated (n,).
-    weights (Optional[Floats1d]): A weight for each class.
-    RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-    """
-    xp = get_array_module(logits)
-    gradient = xp.zeros_like(logits)
-    rows = np.flatnonzero(classes >= 0)
-    if not len(rows):
-        return 0.0, gradient
-    rows, targets = xp.asarray(rows), xp.asarray(classes[rows])
-    chosen = logits[rows]
-    chosen = chosen - chosen.max(axis=1, keepdims=True)
-    log_p = chosen - xp.log(xp.exp(chosen).sum(axis=1, keepdims=True))
-    share = xp.ones(len(rows), dtype=logits.dtype) if weights is None else weights[targets]
-    if not share.sum():  # the classes of all rows weigh nothing
-        return 0.0, gradient
-    share = share / share.sum()
-    at = xp.arange(len(rows))
-    loss = -(share * log_p[at, targets]).sum()
-    d_chosen = xp.exp(log_p)
-    d_chosen[at, targets] -= 1
-    gradient[rows] = d_chosen * share[:, None]
-    return float(loss), gradient
+def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
+    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
+    known = np.where(output.has_pieces, np.asarray(classes, dtype=np.int64), -1)
+    return cross_entropy(output.logits, known)

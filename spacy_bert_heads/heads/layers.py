@@ -24,11 +24,10 @@ from ..types import (
     Pairs,
     PairSequences,
     Sequences,
-    SpanScores,
-    TokenScores,
     ranges,
 )
 from .families import dense_settings
+from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
 # What configurations call the rate of a head alone.
@@ -42,7 +41,7 @@ def build_token_head(
     lstm_width: int = 0,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[list[Doc], TokenScores]:
+) -> Model[list[Doc], TokenLogits]:
     """Build a head that classifies every token (BERT, section 5.3).
 
     tok2vec (Model[List[Doc], Encoded]): A listener; or any layer that gives one Floats2d a Doc.
@@ -52,13 +51,13 @@ def build_token_head(
     rate_factor (float): The head learns at this times the optimizer's rate: it begins at random,
         and the encoder does not.
     nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[List[Doc], TokenScores]): Logits for every token of the batch.
+    RETURNS (Model[List[Doc], TokenLogits]): Logits for every token of the batch.
     RAISES (ValueError): If a width is negative.
     """
     if lstm_width < 0:
         raise ValueError(f"lstm_width is {lstm_width}; it must be 0, for no LSTM, or above.")
     settings = {"dropout": dropout, "lstm_width": lstm_width}
-    return _build("token_head", forward_tokens, TokenClassifier, tok2vec, settings, rate_factor, nO)
+    return _build("token_head", token_output, TokenClassifier, tok2vec, settings, rate_factor, nO)
 
 
 def build_sequence_head(
@@ -68,7 +67,7 @@ def build_sequence_head(
     dropout: float | None = None,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[list[Doc], Floats2d]:
+) -> Model[list[Doc], torch.Tensor]:
     """Build a head that classifies every Doc (BERT, section 4.1). The logits of a long Doc's
     windows are averaged.
 
@@ -79,12 +78,12 @@ def build_sequence_head(
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[List[Doc], Floats2d]): Logits (n_docs, n_classes).
+    RETURNS (Model[List[Doc], Tensor]): Logits (n_docs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     return _build(
-        "sequence_head", forward_sequences, SequenceClassifier, tok2vec, settings, rate_factor, nO
+        "sequence_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
     )
 
 
@@ -95,7 +94,7 @@ def build_pair_head(
     dropout: float | None = None,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[Pairs, Floats2d]:
+) -> Model[Pairs, torch.Tensor]:
     """Build a head that classifies pairs of texts (BERT, section 4.1). The logits of the windows
     over a long Doc are averaged.
 
@@ -104,12 +103,12 @@ def build_pair_head(
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[Pairs, Floats2d]): Logits (n_pairs, n_classes).
+    RETURNS (Model[Pairs, Tensor]): Logits (n_pairs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     return _build(
-        "pair_head", forward_sequences, SequenceClassifier, tok2vec, settings, rate_factor, nO
+        "pair_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
     )
 
 
@@ -119,17 +118,17 @@ def build_span_head(
     dropout: float = 0.0,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[Pairs, SpanScores]:
+) -> Model[Pairs, SpanLogits]:
     """Build a head that finds where a span starts and ends (BERT, section 4.2).
 
     tok2vec (Model[Pairs, Encoded]): A listener.
     dropout (float): The rate before the classifier. BERT has none here.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): 2, for the start and the end.
-    RETURNS (Model[Pairs, SpanScores]): Logits for every slot of the sequences (n_slots, 2).
+    RETURNS (Model[Pairs, SpanLogits]): Logits for every slot of the sequences (n_slots, 2).
     """
     settings = {"dropout": dropout}
-    return _build("span_head", forward_spans, SlotClassifier, tok2vec, settings, rate_factor, nO)
+    return _build("span_head", span_output, SlotClassifier, tok2vec, settings, rate_factor, nO)
 
 
 def check_pooling(pooling: str) -> str:
@@ -337,7 +336,7 @@ def _to(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 
 def _build(
     name: str,
-    forward: Callable,
+    make_output: Callable[[torch.Tensor, Sequences], Any],
     module_class: type[Classifier],
     tok2vec: Model,
     settings: dict[str, Any],
@@ -351,7 +350,7 @@ def _build(
     )
     return Model(
         name,
-        forward,
+        partial(forward, make_output),
         init=partial(init_head, module_class),
         dims={"nO": nO},
         layers=[tok2vec],
@@ -447,68 +446,58 @@ def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
     return module
 
 
-def forward_tokens(
-    model: Model, docs: list[Doc], is_train: bool
-) -> tuple[TokenScores, Callable[[Floats2d], list[Doc]]]:
-    """docs (List[Doc]): The Docs.
-    is_train (bool): Whether to use dropout and keep the graph.
-    RETURNS (Tuple[TokenScores, Callable]): The logits, and the callback that takes their gradient.
-    """
-    logits, sequences, backprop = _classify(model, docs, is_train)
+def token_output(logits: torch.Tensor, sequences: Sequences) -> TokenLogits:
+    """Logits (n_tokens, n_classes) with what is known of the tokens."""
     assert isinstance(sequences, DocSequences)
-    return TokenScores(logits, sequences.pieces > 0, sequences.tokens), backprop
+    return TokenLogits(logits, sequences.pieces > 0, sequences.tokens)
 
 
-def forward_sequences(
-    model: Model, inputs: list[Doc] | Pairs, is_train: bool
-) -> tuple[Floats2d, Callable[[Floats2d], Any]]:
-    """inputs (List[Doc] / Pairs): The Docs or pairs.
-    is_train (bool): Whether to use dropout and keep the graph.
-    RETURNS (Tuple[Floats2d, Callable]): The logits, and the callback that takes their gradient.
-    """
-    logits, _, backprop = _classify(model, inputs, is_train)
-    return logits, backprop
+def sequence_output(logits: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """Logits as they are (n_docs, n_classes), or (n_pairs, n_classes)."""
+    return logits
 
 
-def forward_spans(
-    model: Model, pairs: Pairs, is_train: bool
-) -> tuple[SpanScores, Callable[[Floats2d], Any]]:
-    """pairs (Pairs): The pairs.
-    is_train (bool): Whether to use dropout and keep the graph.
-    RETURNS (Tuple[SpanScores, Callable]): The logits, and the callback that takes their gradient.
-    RAISES (ValueError): If it gets Docs alone, as from `spacy debug model` in its last step.
-    """
-    logits, sequences, backprop = _classify(model, pairs, is_train)
+def span_output(logits: torch.Tensor, sequences: Sequences) -> SpanLogits:
+    """Logits (n_slots, 2) with the sequences. Raises ValueError if the model was given Docs alone,
+    as by `spacy debug model` in its last step."""
     if not isinstance(sequences, PairSequences):
         raise ValueError(
             "This model reads Docs with questions, but was given Docs alone. Call the component, "
             "which knows what is asked of a Doc: nlp.get_pipe(…).predict(docs)."
         )
-    return SpanScores(logits, sequences), backprop
+    return SpanLogits(logits, sequences)
 
 
-def _classify(
-    model: Model, inputs: list[Doc] | Pairs, is_train: bool
-) -> tuple[Floats2d, Sequences, Callable[[Floats2d], Any]]:
-    output, backprop_tok2vec = model.layers[0](inputs, is_train)
-    foreign = not isinstance(output, Encoded)
-    encoded = pack_vectors(output) if foreign else output
+def forward(
+    make_output: Callable[[torch.Tensor, Sequences], Any],
+    model: Model,
+    inputs: list[Doc] | Pairs,
+    is_train: bool,
+) -> tuple[Any, Callable[[Any], Any]]:
+    """Classify what a listener or another tok2vec layer gives of a batch.
+
+    Gives the output that `make_output` makes of logits (float32) and sequences, and the callback
+    that takes a gradient of the same structure.
+    """
+    vectors, backprop_tok2vec = model.layers[0](inputs, is_train)
+    foreign = not isinstance(vectors, Encoded)
+    encoded = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
     if not is_train:
         logits = without_graph(lambda: shim.module(encoded.states, encoded.sequences))
-        return cast(Floats2d, torch2xp(logits)), encoded.sequences, lambda gradient: inputs
+        return make_output(logits, encoded.sequences), lambda gradient: inputs
 
     states = encoded.states.detach().requires_grad_()
     with shim.training():
-        logits = shim.module(states, encoded.sequences)
+        output = make_output(shim.module(states, encoded.sequences), encoded.sequences)
 
-    def backprop(gradient: Floats2d) -> Any:
-        shim.backward(logits, xp2torch(gradient, device=logits.device))
+    def backprop(gradient: Any) -> Any:
+        shim.backward(tensors_of(output), tensors_of(gradient))
         d_states = cast(torch.Tensor, states.grad)
-        backprop_tok2vec(unpack_gradient(d_states, output) if foreign else d_states)
+        backprop_tok2vec(unpack_gradient(d_states, vectors) if foreign else d_states)
         return inputs
 
-    return cast(Floats2d, torch2xp(logits.detach())), encoded.sequences, backprop
+    return map_tensors(output, torch.Tensor.detach), backprop
 
 
 def pack_vectors(vectors: list[Floats2d]) -> Encoded:

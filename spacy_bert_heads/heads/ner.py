@@ -1,21 +1,20 @@
 """Named entities: a tag for each token, decoded into entities that fit together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from spacy.attrs import ENT_IOB, ENT_TYPE
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.vocab import Vocab
-from thinc.api import Model, get_array_module
+from thinc.api import Model
 
 from ..encoder.listener import DEFAULT_LISTENER
-from ..types import Bools1d, Ints1d, TokenScores
-from .head import BertHead, cross_entropy
+from .decoding import decode
+from .head import BertHead, token_loss
+from .outputs import TokenLogits
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
@@ -50,7 +49,7 @@ STRICT_SCHEMES = ("BIO", "BILOU")
 def make_bert_ner(
     nlp: Language,
     name: str,
-    model: Model[list[Doc], TokenScores],
+    model: Model[list[Doc], TokenLogits],
     scheme: str,
     threshold: float,
     spans_key: str | None,
@@ -60,7 +59,7 @@ def make_bert_ner(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[List[Doc], TokenScores]): The token head.
+    model (Model[List[Doc], TokenLogits]): The token head.
     scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense
         are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
         and end with any of them, and "IO", without a mark of its beginning.
@@ -85,7 +84,7 @@ class BertNER(BertHead):
     already, which win where they overlap, and with their probabilities to `doc.spans`.
 
     vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], TokenScores]): The token head.
+    model (Model[List[Doc], TokenLogits]): The token head.
     name (str): The component's name.
     scheme (str): "BIO", "BILOU", "IOB", "IOBES" or "IO".
     threshold (float): Entities less probable than this are left out.
@@ -97,7 +96,7 @@ class BertNER(BertHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[list[Doc], TokenScores],
+        model: Model[list[Doc], TokenLogits],
         name: str = "bert_ner",
         *,
         scheme: str = "BIO",
@@ -144,13 +143,8 @@ class BertNER(BertHead):
         super()._settle()
         return self
 
-    def get_loss(self, examples: Iterable[Example], scores: TokenScores) -> tuple[float, Any]:
-        """Cross-entropy over the tokens that are annotated and have a wordpiece.
-
-        examples (Iterable[Example]): The batch.
-        scores (TokenScores): The model's answer.
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
+    def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
+        """Cross-entropy in nats, a mean over the tokens that are annotated and have a wordpiece."""
         number = {tag: i for i, tag in enumerate(self.tags)}
         rename = SCHEMES[self.cfg["scheme"]]
         classes: list[int] = []
@@ -165,17 +159,12 @@ class BertNER(BertHead):
                     classes.append(number.get(f"{rename[prefix]}-{label}", -1))
                     if classes[-1] < 0:
                         self.warn_unknown(label)
-        known = np.where(scores.known, np.asarray(classes, dtype=np.int64), -1)
-        return cross_entropy(scores.logits, known)
+        return token_loss(output, classes)
 
-    def set_annotations(self, docs: Sequence[Doc], scores: TokenScores) -> None:
-        """Write the entities.
-
-        docs (Sequence[Doc]): The Docs.
-        scores (TokenScores): The model's answer.
-        """
+    def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
+        """Write the entities."""
         spans = decode(
-            scores,
+            output,
             self.tags,
             strict=self.cfg["scheme"] in STRICT_SCHEMES,
             threshold=self.cfg["threshold"],
@@ -230,177 +219,3 @@ def blocked_tokens(doc: Doc) -> list[int]:
         return []
     iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).T
     return np.flatnonzero((iob == 3) & (label == 0)).tolist()
-
-
-class Spans(NamedTuple):
-    """The entities of a batch, in the order of the text."""
-
-    doc: Ints1d  # (n_spans,)
-    start: Ints1d  # (n_spans,) first token
-    end: Ints1d  # (n_spans,) the token after the last
-    label: Ints1d  # (n_spans,)
-    score: NDArray[np.float64]  # (n_spans,)
-
-
-def decode(
-    scores: TokenScores, tags: Sequence[str], *, strict: bool = True, threshold: float = 0.0
-) -> "Spans":
-    """Find the most probable entities that fit together.
-
-    scores (TokenScores): The model's answer.
-    tags (Sequence[str]): The model's classes.
-    strict (bool): Whether an entity must begin with its first tag and end with its last. If not,
-        one begins wherever a token's label is not that of the token before.
-    threshold (float): Leave out entities less probable than this.
-    RETURNS (Spans): The entities. One's probability is that of its tags in a row, and without
-        a tag for its end also that the next token doesn't go on: the model's own, tokens being
-        independent in it.
-    """
-    logits: Any = scores.logits
-    xp = get_array_module(logits)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    log_p = logits - xp.log(xp.exp(logits).sum(axis=1, keepdims=True))
-    log_p = (log_p if xp is np else xp.asnumpy(log_p)).astype(np.float64)
-
-    # Tokens without a wordpiece are passed over, as if they were not there.
-    token = np.flatnonzero(scores.known)
-    log_p = log_p[token]
-    doc = np.repeat(np.arange(len(scores.lengths)), scores.lengths)[token]
-    in_doc = token - np.repeat(np.cumsum(scores.lengths) - scores.lengths, scores.lengths)[token]
-    if strict:
-        path = viterbi(log_p, np.bincount(doc, minlength=len(scores.lengths)), tags)
-    else:
-        path = log_p.argmax(axis=1)
-
-    labels = list(dict.fromkeys(tag[2:] for tag in tags if tag != "O"))
-    label_of = np.asarray([labels.index(tag[2:]) if tag != "O" else -1 for tag in tags])
-    label = label_of[path]
-    goes_on = np.asarray([tag[0] in "IL" for tag in tags])[path]
-    goes_on[:1] = False
-    goes_on[1:] &= (doc[1:] == doc[:-1]) & (label[1:] == label[:-1])
-    goes_on[1:] &= np.asarray([tag[0] not in "LU" for tag in tags])[path[:-1]]  # it has ended
-    first = np.flatnonzero((label >= 0) & ~goes_on)
-    stops = np.append(np.flatnonzero(~goes_on), len(path))
-    after = stops[np.searchsorted(stops, first, side="right")]
-
-    sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
-    score = sums[after] - sums[first]
-    inside = {tag: i for i, tag in enumerate(tags)}
-    if not any(tag[0] == "L" for tag in tags):
-        going_on = np.asarray([inside.get(f"I-{tag[2:]}", 0) for tag in tags])[path[first]]
-        follows = (after < len(path)) & (doc[np.minimum(after, len(path) - 1)] == doc[first])
-        at = np.flatnonzero(follows)
-        p_on = np.exp(log_p[after[at], going_on[at]])
-        score[at] += np.log1p(-np.minimum(p_on, 1 - 1e-12))
-    score = np.exp(score)
-
-    keep = score >= threshold
-    first, after = first[keep], after[keep]
-    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label[first], score[keep])
-
-
-@cache
-def allowed_transitions(tags: tuple[str, ...]) -> tuple[NDArray[np.bool_], Bools1d, Bools1d]:
-    """Which tag may follow which, begin a text, end a text.
-
-    tags (Tuple[str, ...]): The tags.
-    RETURNS (Tuple[Bools2d, Bools1d, Bools1d]): (from, to), (first), (last). Not to be changed.
-    """
-    bilou = any(tag[0] in "LU" for tag in tags)
-    open_after = {"B", "I"} if bilou else set()
-    follow = np.zeros((len(tags), len(tags)), dtype=bool)
-    for i, before in enumerate(tags):
-        for j, tag in enumerate(tags):
-            if tag[0] in "IL":
-                follow[i, j] = before[0] in "BI" and before[2:] == tag[2:]
-            else:
-                follow[i, j] = before[0] not in open_after
-    first = np.asarray([tag[0] not in "IL" for tag in tags])
-    last = np.asarray([tag[0] not in open_after for tag in tags])
-    return follow, first, last
-
-
-def surely_outside(log_p: NDArray[np.float64], inner: Bools1d, tags: Sequence[str]) -> Bools1d:
-    """Find words that are "O" in the most probable path, whatever the words around them are.
-
-    If another tag is taken for such a word, "O" can be put in its place, and what that bars the
-    neighbours from can be changed as well, for a path that is no less probable. The neighbour
-    behind begins anew (I-PER becomes B-PER), the one before ends here.
-
-    log_p (Floats2d): Log-probabilities, text after text (n_tokens, n_tags).
-    inner (Bools1d): Whether the next token is of the same text (n_tokens - 1,).
-    tags (Sequence[str]): The tags.
-    RETURNS (Bools1d): Which (n_tokens,). There may be others.
-    """
-    follow, first, last = allowed_transitions(tuple(tags))
-    outside = tags.index("O")
-    rest = np.delete(log_p, outside, axis=1).max(axis=1, initial=-np.inf)
-    lead = log_p[:, outside] - rest
-    # What its neighbour loses: behind it, then the same with the text turned round.
-    for ways, ends, change, at in (
-        (follow, last, lead[:-1], slice(1, None)),
-        (follow.T, first, lead[1:], slice(None, -1)),
-    ):
-        loss = np.zeros(len(log_p))
-        for i in np.flatnonzero(~ways[outside]):
-            others = ways[outside] & (ways >= ways[i]).all(axis=1) & (ends >= ends[i])
-            best = log_p[:, others].max(axis=1, initial=-np.inf)
-            loss = np.maximum(loss, log_p[:, i] - best)
-        change -= np.where(inner, loss[at], 0.0)
-    return lead >= 0
-
-
-def viterbi(log_p: NDArray[np.float64], lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
-    """Find the most probable allowed tags of every text (Viterbi 1967), the batch at once.
-
-    log_p (Floats2d): Log-probabilities, text after text (n_tokens, n_tags).
-    lengths (Ints1d): Tokens of each text (n_texts,).
-    tags (Sequence[str]): The tags.
-    RETURNS (Ints1d): A tag for each token (n_tokens,).
-    """
-    follow, first, last = allowed_transitions(tuple(tags))
-    path = log_p.argmax(axis=1)
-    if not len(path):
-        return path
-
-    # Where the best tags by themselves are allowed already, they are the best path.
-    starts = np.cumsum(lengths) - lengths
-    text = np.repeat(np.arange(len(lengths)), lengths)
-    inner = text[1:] == text[:-1]
-    barred = inner & ~follow[path[:-1], path[1:]]
-    wrong = np.append(barred, False)
-    wrong[1:] |= barred
-    full = np.flatnonzero(lengths)
-    ends = (starts + lengths)[full] - 1
-    wrong[starts[full]] |= ~first[path[starts[full]]]
-    wrong[ends] |= ~last[path[ends]]
-    if not wrong.any():
-        return path
-
-    # A word that is outside for sure parts a text in two, so that few words need more than that.
-    alone = surely_outside(log_p, inner, tags)
-    begins = alone.copy()
-    begins[1:] |= alone[:-1] | ~inner
-    begins[0] = True
-    starts = np.flatnonzero(begins)
-    lengths = np.diff(np.append(starts, len(path)))
-    wrong = np.flatnonzero(np.logical_or.reduceat(wrong, starts))
-
-    # The others step by step, longest first, so that those still running are the first rows.
-    wrong = wrong[np.argsort(-lengths[wrong], kind="stable")]
-    start, length = starts[wrong], lengths[wrong]
-    steps = int(length[0])
-    barred = np.where(follow, 0.0, -np.inf)
-    back = np.zeros((steps, len(wrong), len(tags)), dtype=np.int64)
-    best = np.where(first, log_p[start], -np.inf)
-    for t in range(1, steps):
-        n = int(np.searchsorted(-length, -t, side="left"))  # texts longer than t
-        ways = best[:n, :, None] + barred
-        back[t, :n] = ways.argmax(axis=1)
-        best[:n] = ways.max(axis=1) + log_p[start[:n] + t]
-    tag = np.where(last, best, -np.inf).argmax(axis=1)
-    for t in range(steps - 1, -1, -1):
-        n = int(np.searchsorted(-length, -t, side="left"))
-        path[start[:n] + t] = tag[:n]
-        tag[:n] = back[t, np.arange(n), tag[:n]]
-    return path

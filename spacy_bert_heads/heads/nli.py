@@ -4,18 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from spacy.language import Language
 from spacy.scorer import PRFScore
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
-from thinc.types import Floats2d
 
 from ..encoder.listener import DEFAULT_LISTENER
 from ..pairs import check_texts, drop_results, make_verdict
 from ..types import Pairs
-from .head import cross_entropy, softmax
+from .head import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
 DEFAULT_MODEL = {
@@ -42,7 +42,7 @@ DEFAULT_MODEL = {
 def make_bert_nli(
     nlp: Language,
     name: str,
-    model: Model[Pairs, Floats2d],
+    model: Model[Pairs, torch.Tensor],
     hypotheses: list[str],
     categories: dict[str, str],
     class_weights: dict[str, float] | None,
@@ -52,7 +52,7 @@ def make_bert_nli(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[Pairs, Floats2d]): The pair head.
+    model (Model[Pairs, Tensor]): The pair head.
     hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
         `doc._.hypotheses` or in a context of `as_tuples`.
     categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
@@ -109,7 +109,7 @@ class BertNLI(BertPairHead):
     """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`.
 
     vocab (Vocab): The vocabulary.
-    model (Model[Pairs, Floats2d]): The pair head.
+    model (Model[Pairs, Tensor]): The pair head.
     name (str): The component's name.
     hypotheses (Sequence[str]): What to ask of Docs that bring no hypotheses of their own.
     categories (Optional[Dict[str, str]]): A hypothesis for each category of `doc.cats`.
@@ -124,7 +124,7 @@ class BertNLI(BertPairHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[Pairs, Floats2d],
+        model: Model[Pairs, torch.Tensor],
         name: str = "bert_nli",
         *,
         hypotheses: Sequence[str] = (),
@@ -156,13 +156,9 @@ class BertNLI(BertPairHead):
         self.check_gold(example)
         return {entry["label"] for _, entry in self.gold_pairs(example)}
 
-    def get_loss(self, examples: Iterable[Example], scores: Floats2d) -> tuple[float, Any]:
-        """Softmax cross-entropy over the annotated pairs, weighted as torch does.
-
-        examples (Iterable[Example]): The batch.
-        scores (Floats2d): Logits (n_pairs, n_labels).
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
+    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
+        """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.
+        `output` has the logits (n_pairs, n_labels)."""
         number = {label: i for i, label in enumerate(self.labels)}
         classes = []
         for example in examples:
@@ -170,14 +166,12 @@ class BertNLI(BertPairHead):
                 if entry["label"] not in number:
                     self.warn_unknown(entry["label"])
                 classes.append(number.get(entry["label"], -1))
-        return cross_entropy(scores, np.asarray(classes), weights=self._weights(scores))
+        return cross_entropy(output, np.asarray(classes), weights=self._weights(output))
 
-    def read_out(self, scores: Floats2d) -> Iterable[dict[str, Any]]:
-        """scores (Floats2d): Logits (n_pairs, n_labels).
-        RETURNS (Iterable[Dict[str, Any]]): A verdict for each pair.
-        """
+    def read_out(self, output: torch.Tensor) -> Iterable[dict[str, Any]]:
+        """Give a verdict for each pair, from the logits (n_pairs, n_labels)."""
         labels = self.labels
-        for row in softmax(scores).tolist():
+        for row in output.softmax(-1).tolist():
             probabilities = dict(zip(labels, row, strict=True))
             yield make_verdict(max(labels, key=probabilities.__getitem__), probabilities)
 

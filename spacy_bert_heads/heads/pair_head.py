@@ -189,10 +189,8 @@ class BertPairHead(BertHead):
         results = chain.from_iterable(map(self._read, parts))
         return [None if text in too_long else next(results) for text in chain(*pairs.texts)]
 
-    def read_out(self, scores: Any) -> Iterable[Any]:
-        """scores: The model's scores for some pairs.
-        RETURNS (Iterable[Any]): A result for each pair.
-        """
+    def read_out(self, output: Any) -> Iterable[Any]:
+        """Give a result for each pair of a part, from the model's output."""
         raise NotImplementedError
 
 

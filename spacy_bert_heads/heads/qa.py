@@ -1,25 +1,23 @@
 """Where in a text the answer to a question stands, or that there is none."""
 
-import re
-import string
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from spacy.language import Language
 from spacy.tokens import Doc, Span, SpanGroup
 from spacy.training import Example
 from spacy.vocab import Vocab
-from thinc.api import Model, get_array_module, to_numpy
+from thinc.api import Model
 
 from ..encoder.listener import DEFAULT_LISTENER
 from ..pairs import drop_results, make_answer
-from ..types import Ints1d, Ints2d, Pairs, PairSequences, SpanScores
-from .pair_head import BertPairHead, match_predictions
+from ..types import Ints2d, Pairs
+from .answers import best_spans, best_threshold, score_qa
+from .outputs import SpanLogits
+from .pair_head import BertPairHead
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
@@ -27,7 +25,6 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
-Floats1d = NDArray[np.float64]
 
 
 @Language.factory(
@@ -47,7 +44,7 @@ Floats1d = NDArray[np.float64]
 def make_bert_qa(
     nlp: Language,
     name: str,
-    model: Model[Pairs, SpanScores],
+    model: Model[Pairs, SpanLogits],
     questions: list[str],
     max_answer_length: int,
     alternatives: int,
@@ -59,7 +56,7 @@ def make_bert_qa(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[Pairs, SpanScores]): The span head.
+    model (Model[Pairs, SpanLogits]): The span head.
     questions (List[str]): What to ask of Docs that bring no questions of their own, in
         `doc._.questions` or in a context of `as_tuples`.
     max_answer_length (int): The longest answer, in wordpieces.
@@ -82,191 +79,26 @@ def make_bert_qa(
     )
 
 
-# --- scores
-
-
 def make_qa_scorer() -> Callable:
-    """RETURNS (Callable): The scorer."""
+    """Give the scorer."""
     return score_qa
 
 
-def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-    """Score answers as the official script of SQuAD 2.0 does (Rajpurkar et al. 2016, section 6.1;
-    2018). Texts in Chinese, Japanese and Thai are compared character by character.
-
-    examples (Iterable[Example]): The examples.
-    RETURNS (Dict[str, Any]): `qa_exact` and `qa_f1`, the official figures as fractions;
-        `qa_per_type`, the same for questions with and without an answer; None without any question.
-    RAISES (ValueError): If a reference has questions that were not asked of the prediction.
-    """
-    figures: dict[str, list[tuple[float, float]]] = {"answer": [], "no answer": []}
-    for example in examples:
-        lang = example.reference.lang_
-        for gold, predicted in match_predictions(example, "questions"):
-            right = (0.0, 0.0)
-            if predicted:
-                right = compare_answers(predicted["text"], accepted(gold), lang)
-            figures["answer" if gold["text"] else "no answer"].append(right)
-    rows = [*figures["answer"], *figures["no answer"]]
-    if not rows:
-        return {"qa_exact": None, "qa_f1": None, "qa_per_type": None}
-    return {
-        "qa_exact": sum(exact for exact, _ in rows) / len(rows),
-        "qa_f1": sum(f1 for _, f1 in rows) / len(rows),
-        "qa_per_type": {
-            kind: {
-                "exact": sum(exact for exact, _ in some) / len(some),
-                "f1": sum(f1 for _, f1 in some) / len(some),
-                "count": len(some),
-            }
-            for kind, some in figures.items()
-            if some
-        },
-    }
-
-
-def accepted(gold: dict[str, Any]) -> list[str]:
-    """gold (Dict[str, Any]): A true answer.
-    RETURNS (List[str]): The texts that are right.
-    """
-    return [gold["text"], *(other["text"] for other in gold.get("alternatives", ()))]
-
-
-def compare_answers(predicted: str, gold: Sequence[str], lang: str = "en") -> tuple[float, float]:
-    """Compare an answer with those that are right, and take the best of each figure.
-
-    predicted (str): The answer; empty for none.
-    gold (Sequence[str]): The right ones; empty where there is none.
-    lang (str): The language's code.
-    RETURNS (Tuple[float, float]): Whether it is the same after normalisation, and the F1 of the
-        words that both have in common.
-    """
-    guess = answer_words(predicted, lang)
-    # What is nothing but punctuation and articles is no answer, unless there is nothing else.
-    truths = [words for words in (answer_words(text, lang) for text in gold) if words] or [[]]
-    return (
-        float(max(guess == truth for truth in truths)),
-        max(overlap(guess, truth) for truth in truths),
-    )
-
-
-def answer_words(text: str, lang: str) -> list[str]:
-    """text (str): An answer.
-    lang (str): The language's code.
-    RETURNS (List[str]): Its words, or its characters, in lower case, without punctuation and, as
-        the official script has it, without English articles.
-    """
-    text = text.lower()
-    if lang in ("zh", "ja", "th"):
-        return [c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "PS"]
-    text = "".join(c for c in text if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def overlap(guess: list[str], truth: list[str]) -> float:
-    """guess (List[str]): The words of an answer.
-    truth (List[str]): Those of a right one.
-    RETURNS (float): The F1 of one to the other.
-    """
-    if not guess or not truth:
-        return float(guess == truth)
-    common = sum((Counter(guess) & Counter(truth)).values())
-    return 2 * common / (len(guess) + len(truth))
-
-
-# --- spans
-
-
-class BestSpans(NamedTuple):
-    """The best spans of each pair, best first."""
-
-    starts: Ints2d  # (n_pairs, n_best) characters of the Doc, 0 where there are no more
-    ends: Ints2d
-    scores: NDArray[np.float64]  # (n_pairs, n_best) probabilities, 0 where there are no more
-    no_answer: Floats1d  # (n_pairs,) the probability of no answer against the best span
-
-
-def best_spans(
-    logits: NDArray, sequences: PairSequences, *, max_length: int, n_best: int
-) -> BestSpans:
-    """Find the best spans by array operations over a whole batch.
-
-    A span's logit is that of its start plus that of its end in one window; its start must be in
-    the window that holds it best (`run_squad.py` in google-research/bert). Logits of all windows
-    of a question are compared, and the softmax goes over all of its spans and "no answer" (Clark
-    & Gardner 2018, section 3.2). The logit of "no answer" is that of [CLS] as start and end in the
-    window where it is lowest: the others may just be the wrong windows.
-
-                 end of a span, counted from its start
-                  0     1     2   …  max_length - 1
-    piece 0      s+e   s+e   s+e
-    piece 1      s+e   s+e    -          - the window ends
-    piece 2      s+e    -     -
-
-    logits (NDArray): Of starts and ends (n_slots, 2).
-    sequences (PairSequences): The pairs.
-    max_length (int): The longest span, in wordpieces.
-    n_best (int): How many spans to find. None of them overlaps a better one.
-    RETURNS (BestSpans): The spans.
-    """
-    n_pairs = len(sequences.windows)
-    base = np.cumsum(sequences.lengths) - sequences.lengths
-    pair_of = np.repeat(np.arange(n_pairs), sequences.windows)
-    null = np.full(n_pairs, np.inf)
-    np.minimum.at(null, pair_of, logits[base].sum(axis=1, dtype=np.float64))
-
-    # Only pieces that hold characters can start or end an answer.
-    slots = np.flatnonzero(sequences.ends > sequences.starts)
-    window = np.repeat(np.arange(len(base)), sequences.lengths)[slots]
-    reach = np.arange(max_length)
-    at = np.minimum(np.arange(len(slots))[:, None] + reach, max(len(slots) - 1, 0))
-    inside = np.arange(len(slots))[:, None] + reach < len(slots)
-    inside &= (window[at] == window[:, None]) & sequences.best[slots][:, None]
-    spans = np.where(inside, logits[slots, :1] + logits[slots, 1][at], -np.inf)
-    pairs = pair_of[window]
-    sizes = np.bincount(pairs, minlength=n_pairs)
-
-    starts, ends = np.zeros((2, n_pairs, n_best), dtype=np.int64)
-    best = np.full((n_pairs, n_best), -np.inf)
-    first_char, last_char = sequences.starts[slots], sequences.ends[slots][at]
-    free = spans
-    for k in range(n_best):
-        found, rows, columns = best_of_each(free, sizes)
-        best[found, k] = free[rows, columns]
-        starts[found, k], ends[found, k] = first_char[rows], last_char[rows, columns]
-        if k + 1 < n_best:
-            taken = first_char[:, None] < ends[pairs, k, None]
-            free = np.where(taken & (last_char > starts[pairs, k, None]), -np.inf, free)
-    # The sum over all spans, relative to the greatest of them lest it overflow.
-    top = np.maximum(best[:, 0], null)
-    row_sums = np.exp(spans - top[pairs, None]).sum(axis=1)
-    total = np.exp(null - top) + np.bincount(pairs, weights=row_sums, minlength=n_pairs)
-    scores = np.exp(best - (top + np.log(total))[:, None])
-    return BestSpans(starts, ends, scores, np.exp(null - np.logaddexp(null, best[:, 0])))
-
-
-def best_of_each(spans: NDArray, sizes: Ints1d) -> tuple[Ints1d, Ints1d, Ints1d]:
-    """Find the greatest element of each group of rows; of equals the first.
-
-    spans (NDArray): (sum(sizes), max_length); -inf where there is nothing.
-    sizes (Ints1d): The rows of each group (n_groups,).
-    RETURNS (Tuple[Ints1d, Ints1d, Ints1d]): The groups that have one, its row and its column.
-    """
-    row_best = spans.max(axis=1, initial=-np.inf)
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    greatest = np.full(len(sizes), -np.inf)
-    np.maximum.at(greatest, group, row_best)
-    rows = np.flatnonzero((row_best == greatest[group]) & (row_best > -np.inf))
-    found, first = np.unique(group[rows], return_index=True)
-    rows = rows[first]
-    return found, rows, spans[rows].argmax(axis=1)
+def log_sum_exp(logits: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """The logarithm of the sum of exponentials of each group of rows, column by column: logits
+    (n, 2) with the number of each row's group (n,) become (n_groups, 2)."""
+    index = groups[:, None].expand_as(logits)
+    tops = torch.full((n_groups, logits.shape[1]), -torch.inf, device=logits.device)
+    tops = tops.scatter_reduce(0, index, logits.detach(), "amax")
+    sums = torch.zeros_like(tops).index_add(0, groups, (logits - tops[groups]).exp())
+    return sums.log() + tops
 
 
 class BertQA(BertPairHead):
     """Write an answer to each of `doc._.questions` to `doc._.answers`, and to a span group.
 
     vocab (Vocab): The vocabulary.
-    model (Model[Pairs, SpanScores]): The span head.
+    model (Model[Pairs, SpanLogits]): The span head.
     name (str): The component's name.
     questions (Sequence[str]): What to ask of Docs that bring no questions of their own.
     max_answer_length (int): The longest answer, in wordpieces.
@@ -287,7 +119,7 @@ class BertQA(BertPairHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[Pairs, SpanScores],
+        model: Model[Pairs, SpanLogits],
         name: str = "bert_qa",
         *,
         questions: Sequence[str] = (),
@@ -378,46 +210,31 @@ class BertQA(BertPairHead):
 
     update.__doc__ = BertPairHead.update.__doc__
 
-    def get_loss(self, examples: Iterable[Example], scores: SpanScores) -> tuple[float, Any]:
-        """Softmax cross-entropy of start and end over the pieces of each window and [CLS], which
-        stands for "not here", averaged over windows (BERT, sections 4.2 and 4.3).
-
-        examples (Iterable[Example]): The batch.
-        scores (SpanScores): Logits (n_slots, 2).
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
-        sequences = scores.sequences
-        lengths = sequences.lengths
-        base = np.cumsum(lengths) - lengths
+    def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
+        """Softmax cross-entropy in nats of start and end, over the pieces of each window and [CLS],
+        which stands for "not here", a mean over windows (BERT, sections 4.2 and 4.3)."""
+        sequences = output.sequences
         assert sequences.targets is not None
-        known = sequences.targets[:, 0] >= 0
+        device = output.logits.device
+        base = np.cumsum(sequences.lengths) - sequences.lengths
         candidate = sequences.starts >= 0
         candidate[base] = True
-        logits = np.where(candidate[:, None], to_numpy(scores.logits), -np.inf)
-        logits -= np.repeat(np.maximum.reduceat(logits, base), lengths, axis=0)
-        exps = np.exp(logits)
-        sums_ = np.add.reduceat(exps, base)
-        gradient = exps / np.repeat(sums_, lengths, axis=0)
-        loss = 0.0
-        for column in range(2):
-            slots = base + np.maximum(sequences.targets[:, column], 0)
-            loss += (np.log(sums_[:, column]) - logits[slots, column])[known].sum()
-            gradient[slots, column] -= 1
-        share = 0.5 / max(int(known.sum()), 1)
-        gradient *= share * np.repeat(known, lengths)[:, None]
-        xp = get_array_module(scores.logits)
-        return float(share * loss), xp.asarray(gradient, dtype=scores.logits.dtype)
+        window = np.repeat(np.arange(len(base)), sequences.lengths)[candidate]
+        logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
+        sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(base))
+        known = sequences.targets[:, 0] >= 0
+        slots = torch.from_numpy(base[:, None] + np.maximum(sequences.targets, 0)).to(device)
+        losses = (sums - output.logits.gather(0, slots)).sum(1)
+        return 0.5 * (losses * torch.from_numpy(known).to(device)).sum() / max(int(known.sum()), 1)
 
     # --- predicting
 
-    def read_out(self, scores: SpanScores) -> Iterator[tuple[list, float]]:
-        """scores (SpanScores): The model's scores for some pairs.
-        YIELDS (Tuple[list, float]): Of each pair the best spans (start, end, probability), best
-            first, and the probability that there is no answer.
-        """
+    def read_out(self, output: SpanLogits) -> Iterator[tuple[list, float]]:
+        """Give for each pair its best spans (start, end, probability), best first, and the
+        probability that there is no answer."""
         best = best_spans(
-            to_numpy(scores.logits),
-            scores.sequences,
+            output.logits.float().cpu().numpy(),
+            output.sequences,
             max_length=self.max_answer_length,
             n_best=1 + self.alternatives,
         )
@@ -482,33 +299,3 @@ class BertQA(BertPairHead):
             self._tunes = False
             self.cfg["no_answer_threshold"] = tuned
         return scores
-
-
-def best_threshold(examples: Iterable[Example]) -> float | None:
-    """Find the threshold with the best F1 (the `best_f1_thresh` of SQuAD 2.0's script, for
-    probabilities).
-
-    examples (Iterable[Example]): Examples with predicted answers.
-    RETURNS (Optional[float]): The threshold, halfway between two questions, to as many digits as
-        are saved; 1 if an answer should always be given, 0 if never; None without questions.
-    """
-    rows = []
-    for example in examples:
-        lang = example.reference.lang_
-        for gold, predicted in match_predictions(example, "questions"):
-            if predicted is None:
-                continue
-            span = next(iter([predicted] if predicted["text"] else predicted["alternatives"]), None)
-            _, f1 = compare_answers(span["text"] if span else "", accepted(gold), lang)
-            rows.append((predicted["no_answer_score"], f1, float(not gold["text"])))
-    if not rows:
-        return None
-    rows.sort()
-    no_answer, with_span, without = np.asarray(rows, dtype=np.float64).reshape(-1, 3).T
-    # Answering the first k of them, refusing the others.
-    totals = np.append(0.0, with_span.cumsum()) + np.append(without[::-1].cumsum()[::-1], 0.0)
-    bounds = np.concatenate([[0.0], (no_answer[:-1] + no_answer[1:]) / 2, [1.0]])[: len(totals)]
-    distinct = np.append(np.append(True, no_answer[:-1] < no_answer[1:])[: len(rows)], True)
-    totals[~distinct] = -1.0
-    # Of equal thresholds the highest: it gives more answers.
-    return round(float(bounds[len(totals) - 1 - totals[::-1].argmax()]), 9)

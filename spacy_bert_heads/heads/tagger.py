@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from spacy.language import Language
 from spacy.scorer import Scorer
 from spacy.tokens import Doc
@@ -11,9 +11,9 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..types import TokenScores
-from .head import BertHead, cross_entropy
+from .head import BertHead, token_loss
 from .ner import DEFAULT_MODEL
+from .outputs import TokenLogits
 
 ATTRS = ("tag", "pos")
 SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
@@ -33,7 +33,7 @@ SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
 def make_bert_tagger(
     nlp: Language,
     name: str,
-    model: Model[list[Doc], TokenScores],
+    model: Model[list[Doc], TokenLogits],
     attr: str,
     scorer: Callable | None,
 ) -> "BertTagger":
@@ -41,7 +41,7 @@ def make_bert_tagger(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[List[Doc], TokenScores]): The token head.
+    model (Model[List[Doc], TokenLogits]): The token head.
     attr (str): What to learn and write: "tag" for `token.tag_`, "pos" for `token.pos_`.
     scorer (Optional[Callable]): The scorer.
     """
@@ -70,7 +70,7 @@ class BertTagger(BertHead):
     does, if the training data had such a tag.
 
     vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], TokenScores]): The token head.
+    model (Model[List[Doc], TokenLogits]): The token head.
     name (str): The component's name.
     attr (str): "tag" or "pos".
     scorer (Optional[Callable]): The scorer.
@@ -80,7 +80,7 @@ class BertTagger(BertHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[list[Doc], TokenScores],
+        model: Model[list[Doc], TokenLogits],
         name: str = "bert_tagger",
         *,
         attr: str = "tag",
@@ -100,13 +100,8 @@ class BertTagger(BertHead):
     def scorer_settings(self) -> dict[str, Any]:
         return {"attr": self.cfg["attr"]}
 
-    def get_loss(self, examples: Iterable[Example], scores: TokenScores) -> tuple[float, Any]:
-        """Cross-entropy over the tokens that are annotated and have a wordpiece.
-
-        examples (Iterable[Example]): The batch.
-        scores (TokenScores): The model's answer.
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
+    def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
+        """Cross-entropy in nats, a mean over the tokens that are annotated and have a wordpiece."""
         number = {label: i for i, label in enumerate(self.labels)}
         classes: list[int] = []
         for example in examples:
@@ -114,23 +109,20 @@ class BertTagger(BertHead):
                 classes.append(number.get(label, -1) if label else -1)
                 if label and classes[-1] < 0:
                     self.warn_unknown(label)
-        known = np.where(scores.known, np.asarray(classes, dtype=np.int64), -1)
-        return cross_entropy(scores.logits, known)
+        return token_loss(output, classes)
 
-    def set_annotations(self, docs: Sequence[Doc], scores: TokenScores) -> None:
-        """Write the tags.
-
-        docs (Sequence[Doc]): The Docs.
-        scores (TokenScores): The model's answer.
-        """
+    def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
+        """Write the tags."""
         attr = self.cfg["attr"] + "_"
         space = SPACE_TAGS[self.cfg["attr"]]
         labels = self.labels
-        best = iter(zip(scores.logits.argmax(axis=1).tolist(), scores.known.tolist(), strict=True))
+        best = iter(
+            zip(output.logits.argmax(dim=1).tolist(), output.has_pieces.tolist(), strict=True)
+        )
         for doc in docs:
             for token in doc:
-                label, known = next(best)
-                if known:
+                label, has_pieces = next(best)
+                if has_pieces:
                     setattr(token, attr, labels[label])
                 elif token.is_space and space in labels:
                     setattr(token, attr, space)

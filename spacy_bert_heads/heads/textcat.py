@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
-from thinc.api import Model, get_array_module
-from thinc.types import Floats2d
+from thinc.api import Model
 
 from ..encoder.listener import DEFAULT_LISTENER
-from .head import BertHead, cross_entropy, softmax
+from .head import BertHead, cross_entropy
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -48,7 +49,7 @@ SCORES = {
 def make_bert_textcat(
     nlp: Language,
     name: str,
-    model: Model[list[Doc], Floats2d],
+    model: Model[list[Doc], torch.Tensor],
     class_weights: dict[str, float] | None,
     scorer: Callable | None,
 ) -> "BertTextCat":
@@ -56,7 +57,7 @@ def make_bert_textcat(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[List[Doc], Floats2d]): The sequence head.
+    model (Model[List[Doc], Tensor]): The sequence head.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     """
@@ -77,7 +78,7 @@ def make_bert_textcat(
 def make_bert_textcat_multilabel(
     nlp: Language,
     name: str,
-    model: Model[list[Doc], Floats2d],
+    model: Model[list[Doc], torch.Tensor],
     class_weights: dict[str, float] | None,
     threshold: float,
     scorer: Callable | None,
@@ -86,7 +87,7 @@ def make_bert_textcat_multilabel(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[List[Doc], Floats2d]): The sequence head.
+    model (Model[List[Doc], Tensor]): The sequence head.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     threshold (float): From this probability on, scoring takes a category as given.
     scorer (Optional[Callable]): The scorer.
@@ -100,7 +101,7 @@ class BertTextCat(BertHead):
     """Write the probability of each category to `doc.cats`; they sum to 1.
 
     vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], Floats2d]): The sequence head.
+    model (Model[List[Doc], Tensor]): The sequence head.
     name (str): The component's name.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label.
     threshold (float): From this probability on, scoring takes a category as given; 0 takes the
@@ -114,7 +115,7 @@ class BertTextCat(BertHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[list[Doc], Floats2d],
+        model: Model[list[Doc], torch.Tensor],
         name: str = "bert_textcat",
         *,
         class_weights: dict[str, float] | None = None,
@@ -156,32 +157,24 @@ class BertTextCat(BertHead):
             rows.append([cats.get(label, np.nan) for label in self.labels])
         return np.asarray(rows, dtype=np.float32)
 
-    def get_loss(self, examples: Iterable[Example], scores: Floats2d) -> tuple[float, Any]:
-        """Softmax cross-entropy over the Docs that have a category, weighted as torch does.
-
-        examples (Iterable[Example]): The batch.
-        scores (Floats2d): Logits (n_docs, n_labels).
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
+    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
+        """Softmax cross-entropy in nats, a mean over the Docs that have a category, weighted as
+        torch does. `output` has the logits (n_docs, n_labels)."""
         gold = np.nan_to_num(self._gold(examples), nan=0.0)
         if ((gold > 0.5).sum(axis=1) > 1).any():
             raise ValueError(
-                f"{self.name} chooses one category, but a training Doc has several. Mend the data, "
+                f"{self.name} chooses one category, but a training Doc has several. Fix the data, "
                 "or use bert_textcat_multilabel."
             )
         classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
-        return cross_entropy(scores, classes, weights=self._weights(scores))
+        return cross_entropy(output, classes, weights=self._weights(output))
 
-    def _probabilities(self, logits: Any) -> Any:
-        return softmax(logits)
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1)
 
-    def set_annotations(self, docs: Sequence[Doc], scores: Floats2d) -> None:
-        """Write the probabilities.
-
-        docs (Sequence[Doc]): The Docs.
-        scores (Floats2d): Logits (n_docs, n_labels).
-        """
-        for doc, row in zip(docs, self._probabilities(scores).tolist(), strict=True):
+    def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
+        """Write the probabilities. `output` has the logits (n_docs, n_labels)."""
+        for doc, row in zip(docs, self._probabilities(output).tolist(), strict=True):
             doc.cats.update(zip(self.labels, row, strict=True))
 
 
@@ -189,7 +182,7 @@ class BertTextCatMultilabel(BertTextCat):
     """Write the probability of each category to `doc.cats`, each for itself.
 
     vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], Floats2d]): The sequence head.
+    model (Model[List[Doc], Tensor]): The sequence head.
     name (str): The component's name.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label.
     threshold (float): From this probability on, scoring takes a category as given.
@@ -198,22 +191,13 @@ class BertTextCatMultilabel(BertTextCat):
 
     multi_label = True
 
-    def get_loss(self, examples: Iterable[Example], scores: Floats2d) -> tuple[float, Any]:
-        """Binary cross-entropy, averaged over the annotated values as torch does.
+    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy in nats, a mean over the annotated values. `output` has the logits
+        (n_docs, n_labels)."""
+        gold = torch.from_numpy(self._gold(examples)).to(output.device)
+        known = ~gold.isnan()
+        losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
+        return (losses * known * self._weights(output)).sum() / known.sum().clamp(min=1)
 
-        examples (Iterable[Example]): The batch.
-        scores (Floats2d): Logits (n_docs, n_labels).
-        RETURNS (Tuple[float, Floats2d]): The loss in nats, and its gradient by the logits.
-        """
-        xp = get_array_module(scores)
-        gold = xp.asarray(self._gold(examples))
-        known = ~xp.isnan(gold)
-        share = known * self._weights(scores) / max(int(known.sum()), 1)
-        gold = xp.nan_to_num(gold)
-        # log(1 + e^x) - x·gold, in a form that can't overflow
-        losses = xp.maximum(scores, 0) - scores * gold + xp.log1p(xp.exp(-xp.abs(scores)))
-        return float((share * losses).sum()), share * (self._probabilities(scores) - gold)
-
-    def _probabilities(self, logits: Any) -> Any:
-        xp = get_array_module(logits)
-        return 1 / (1 + xp.exp(-xp.clip(logits, -80, 80)))
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()

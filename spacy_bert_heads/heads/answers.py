@@ -1,0 +1,254 @@
+"""The best spans of a text for a question, and how answers are scored."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from spacy.training import Example
+
+from ..types import Bools1d, Ints1d, Ints2d, PairSequences
+from .pair_head import match_predictions
+
+Floats1d = NDArray[np.float64]
+# The most spans that are looked at side by side: 8 MB for an array of float64.
+MAX_SPANS = 2**20
+
+
+# --- spans
+
+
+class BestSpans(NamedTuple):
+    """The best spans of each pair, best first."""
+
+    starts: Ints2d  # (n_pairs, n_best) characters of the Doc, 0 where there are no more
+    ends: Ints2d
+    scores: NDArray[np.float64]  # (n_pairs, n_best) probabilities, 0 where there are no more
+    no_answer: Floats1d  # (n_pairs,) the probability of no answer against the best span
+
+
+def best_spans(
+    logits: NDArray, sequences: PairSequences, *, max_length: int, n_best: int
+) -> BestSpans:
+    """Find the best spans by array operations over a whole batch.
+
+    A span's logit is that of its start plus that of its end in one window; its start must be in
+    the window that holds it best (`run_squad.py` in google-research/bert). Logits of all windows
+    of a question are compared, and the softmax goes over all of its spans and "no answer" (Clark
+    & Gardner 2018, section 3.2). The logit of "no answer" is that of [CLS] as start and end in the
+    window where it is lowest: the others may just be the wrong windows.
+
+    `logits` are those of starts and ends (n_slots, 2); `max_length` is the longest span, in
+    wordpieces; none of the `n_best` spans overlaps a better one. Time is n_slots * max_length *
+    n_best; memory is bounded, whatever the longest span.
+    """
+    n_pairs = len(sequences.windows)
+    base = np.cumsum(sequences.lengths) - sequences.lengths
+    pair_of = np.repeat(np.arange(n_pairs), sequences.windows)
+    null = np.full(n_pairs, np.inf)
+    np.minimum.at(null, pair_of, logits[base].sum(axis=1, dtype=np.float64))
+
+    table = _SpanTable.of(logits, sequences, max_length)
+    pairs = pair_of[table.window]
+    starts, ends = np.zeros((2, n_pairs, n_best), dtype=np.int64)
+    best = np.full((n_pairs, n_best), -np.inf)
+    row_sums = np.full(len(pairs), -np.inf)  # the logarithm of the sum over all spans of a start
+    for k in range(n_best):
+        row_best = np.full(len(pairs), -np.inf)
+        column = np.zeros(len(pairs), dtype=np.int64)
+        for rows, spans, last_char in table.chunks():
+            if k == 0:
+                row_sums[rows] = _log_sum_exp(spans)
+            for j in range(k):
+                first, last = starts[pairs[rows], j, None], ends[pairs[rows], j, None]
+                overlaps = (table.first_char[rows, None] < last) & (last_char > first)
+                spans = np.where(overlaps, -np.inf, spans)
+            column[rows] = spans.argmax(axis=1)
+            row_best[rows] = spans.max(axis=1)
+        found, row = _best_rows(row_best, pairs, n_pairs)
+        best[found, k] = row_best[row]
+        starts[found, k] = table.first_char[row]
+        ends[found, k] = table.last_char[row + column[row]]
+    # The sum over all spans, relative to the greatest of them, because it would overflow.
+    top = np.maximum(best[:, 0], null)
+    shares = np.exp(row_sums - top[pairs])
+    total = np.exp(null - top) + np.bincount(pairs, weights=shares, minlength=n_pairs)
+    scores = np.exp(best - (top + np.log(total))[:, None])
+    return BestSpans(starts, ends, scores, np.exp(null - np.logaddexp(null, best[:, 0])))
+
+
+class _SpanTable(NamedTuple):
+    """The spans of a batch: a row for each piece that one may start at, a column for each length.
+
+                 end of a span, counted from its start
+                  0     1     2   …  max_length - 1
+    piece 0      s+e   s+e   s+e
+    piece 1      s+e   s+e    -          - the window ends
+    piece 2      s+e    -     -
+
+    Only pieces that hold characters can start or end an answer.
+    """
+
+    start_logits: NDArray  # (n_pieces,)
+    end_logits: NDArray
+    first_char: Ints1d
+    last_char: Ints1d
+    window: Ints1d
+    may_start: Bools1d  # in the window that holds the piece best
+    max_length: int
+
+    @staticmethod
+    def of(logits: NDArray, sequences: PairSequences, max_length: int) -> _SpanTable:
+        slots = np.flatnonzero(sequences.ends > sequences.starts)
+        window = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)[slots]
+        longest = int(np.bincount(window).max(initial=1))
+        return _SpanTable(
+            logits[slots, 0],
+            logits[slots, 1],
+            sequences.starts[slots],
+            sequences.ends[slots],
+            window,
+            sequences.best[slots],
+            min(max_length, longest),
+        )
+
+    def chunks(self) -> Iterator[tuple[slice, NDArray, Ints2d]]:
+        """Yield some rows at a time: which, their spans' logits (n_rows, max_length), -inf where
+        there is none, and the character behind each span."""
+        n, step = len(self.window), max(MAX_SPANS // self.max_length, 1)
+        for begin in range(0, n, step):
+            rows = slice(begin, min(begin + step, n))
+            at = np.arange(rows.start, rows.stop)[:, None] + np.arange(self.max_length)
+            inside = at < n
+            at = np.minimum(at, n - 1)
+            inside &= (self.window[at] == self.window[rows, None]) & self.may_start[rows, None]
+            spans = self.start_logits[rows, None] + self.end_logits[at]
+            yield rows, np.where(inside, spans, -np.inf), self.last_char[at]
+
+
+def _log_sum_exp(spans: NDArray) -> Floats1d:
+    """The logarithm of the sum of exponentials of each row, -inf for a row without a span."""
+    top = spans.max(axis=1)
+    finite = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(spans - finite[:, None]).sum(axis=1, dtype=np.float64)) + finite
+
+
+def _best_rows(row_best: NDArray, groups: Ints1d, n_groups: int) -> tuple[Ints1d, Ints1d]:
+    """Find the row with the greatest value of each group, of equals the first. Gives the groups
+    that have one above -inf, and its row."""
+    greatest = np.full(n_groups, -np.inf)
+    np.maximum.at(greatest, groups, row_best)
+    rows = np.flatnonzero((row_best == greatest[groups]) & (row_best > -np.inf))
+    found, first = np.unique(groups[rows], return_index=True)
+    return found, rows[first]
+
+
+# --- scores
+
+
+def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+    """Score answers as the official script of SQuAD 2.0 does (Rajpurkar et al. 2016, section 6.1;
+    2018). Texts in Chinese, Japanese and Thai are compared character by character.
+
+    Gives `qa_exact` and `qa_f1`, the official figures as fractions, and `qa_per_type`, the same for
+    questions with and without an answer; None without any question. Raises ValueError if a
+    reference has questions that were not asked of the prediction.
+    """
+    figures: dict[str, list[tuple[float, float]]] = {"answer": [], "no answer": []}
+    for example in examples:
+        lang = example.reference.lang_
+        for gold, predicted in match_predictions(example, "questions"):
+            right = (0.0, 0.0)
+            if predicted:
+                right = compare_answers(predicted["text"], accepted(gold), lang)
+            figures["answer" if gold["text"] else "no answer"].append(right)
+    rows = [*figures["answer"], *figures["no answer"]]
+    if not rows:
+        return {"qa_exact": None, "qa_f1": None, "qa_per_type": None}
+    return {
+        "qa_exact": sum(exact for exact, _ in rows) / len(rows),
+        "qa_f1": sum(f1 for _, f1 in rows) / len(rows),
+        "qa_per_type": {
+            kind: {
+                "exact": sum(exact for exact, _ in some) / len(some),
+                "f1": sum(f1 for _, f1 in some) / len(some),
+                "count": len(some),
+            }
+            for kind, some in figures.items()
+            if some
+        },
+    }
+
+
+def accepted(gold: dict[str, Any]) -> list[str]:
+    """List the texts that a true answer accepts."""
+    return [gold["text"], *(other["text"] for other in gold.get("alternatives", ()))]
+
+
+def compare_answers(predicted: str, gold: Sequence[str], lang: str = "en") -> tuple[float, float]:
+    """Compare an answer (empty for none) with those that are right (empty where there is none).
+
+    Gives the best of each figure: whether it is the same after normalisation, and the F1 of the
+    words that both have in common.
+    """
+    guess = answer_words(predicted, lang)
+    # What is nothing but punctuation and articles is no answer, unless there is nothing else.
+    truths = [words for words in (answer_words(text, lang) for text in gold) if words] or [[]]
+    return (
+        float(max(guess == truth for truth in truths)),
+        max(overlap(guess, truth) for truth in truths),
+    )
+
+
+def answer_words(text: str, lang: str) -> list[str]:
+    """List an answer's words, or its characters in languages without spaces, in lower case, without
+    punctuation and, as the official script has it, without English articles."""
+    text = text.lower()
+    if lang in ("zh", "ja", "th"):
+        return [c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "PS"]
+    text = "".join(c for c in text if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def overlap(guess: list[str], truth: list[str]) -> float:
+    """Give the F1 of the words of an answer against those of a right one."""
+    if not guess or not truth:
+        return float(guess == truth)
+    common = sum((Counter(guess) & Counter(truth)).values())
+    return 2 * common / (len(guess) + len(truth))
+
+
+def best_threshold(examples: Iterable[Example]) -> float | None:
+    """Find the threshold with the best F1 (the `best_f1_thresh` of SQuAD 2.0's script, for
+    probabilities).
+
+    `examples` have predicted answers. The threshold is halfway between two questions, to as many
+    digits as are saved; 1 if an answer should always be given, 0 if never; None without questions.
+    """
+    rows = []
+    for example in examples:
+        lang = example.reference.lang_
+        for gold, predicted in match_predictions(example, "questions"):
+            if predicted is None:
+                continue
+            span = next(iter([predicted] if predicted["text"] else predicted["alternatives"]), None)
+            _, f1 = compare_answers(span["text"] if span else "", accepted(gold), lang)
+            rows.append((predicted["no_answer_score"], f1, float(not gold["text"])))
+    if not rows:
+        return None
+    rows.sort()
+    no_answer, with_span, without = np.asarray(rows, dtype=np.float64).reshape(-1, 3).T
+    # Answering the first k of them, rejecting the others.
+    totals = np.append(0.0, with_span.cumsum()) + np.append(without[::-1].cumsum()[::-1], 0.0)
+    bounds = np.concatenate([[0.0], (no_answer[:-1] + no_answer[1:]) / 2, [1.0]])[: len(totals)]
+    distinct = np.append(np.append(True, no_answer[:-1] < no_answer[1:])[: len(rows)], True)
+    totals[~distinct] = -1.0
+    # Of equal thresholds the highest: it gives more answers.
+    return round(float(bounds[len(totals) - 1 - totals[::-1].argmax()]), 9)

@@ -1,0 +1,232 @@
+"""Tags to entities that fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..types import Bools1d, Ints1d
+from .outputs import TokenLogits
+
+Floats2d = NDArray[np.float64]
+
+
+class Spans(NamedTuple):
+    """The entities of a batch, in the order of the text."""
+
+    doc: Ints1d  # (n_spans,)
+    start: Ints1d  # (n_spans,) first token
+    end: Ints1d  # (n_spans,) the token after the last
+    label: Ints1d  # (n_spans,)
+    score: NDArray[np.float64]  # (n_spans,)
+
+
+def decode(
+    output: TokenLogits, tags: Sequence[str], *, strict: bool = True, threshold: float = 0.0
+) -> Spans:
+    """Find the most probable entities that fit together.
+
+    `tags` are the model's classes. With `strict` an entity must begin with its first tag and end
+    with its last; without, one begins wherever a token's label is not that of the token before.
+    Entities less probable than `threshold` are left out. An entity's probability is that of its
+    tags in a row, and without a tag for its end also that the next token doesn't go on: the model's
+    own, tokens being independent in it.
+
+    Time and memory are linear in tokens and in tags.
+    """
+    layout = Layout.of(tuple(tags))
+    token = np.flatnonzero(output.has_pieces)
+    # Tokens without a wordpiece are passed over, as if they were not there.
+    logits = output.logits[torch.from_numpy(token).to(output.logits.device)]
+    log_p = logits.double().log_softmax(-1).cpu().numpy()
+    doc = np.repeat(np.arange(len(output.lengths)), output.lengths)[token]
+    in_doc = token - np.repeat(np.cumsum(output.lengths) - output.lengths, output.lengths)[token]
+    if strict:
+        path = viterbi(log_p, np.bincount(doc, minlength=len(output.lengths)), tags)
+    else:
+        path = log_p.argmax(axis=1)
+
+    label = layout.label[path]
+    goes_on = layout.goes_on[path]
+    goes_on[:1] = False
+    goes_on[1:] &= (doc[1:] == doc[:-1]) & (label[1:] == label[:-1])
+    goes_on[1:] &= ~layout.ends[path[:-1]]
+    first = np.flatnonzero((label >= 0) & ~goes_on)
+    stops = np.append(np.flatnonzero(~goes_on), len(path))
+    after = stops[np.searchsorted(stops, first, side="right")]
+
+    sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
+    score = sums[after] - sums[first]
+    if not layout.has_ends:
+        follows = (after < len(path)) & (doc[np.minimum(after, len(path) - 1)] == doc[first])
+        at = np.flatnonzero(follows)
+        going_on = layout.inside_of[path[first[at]]]
+        p_on = np.exp(log_p[after[at], going_on])
+        score[at] += np.log1p(-np.minimum(p_on, 1 - 1e-12))
+    score = np.exp(score)
+
+    keep = score >= threshold
+    first, after = first[keep], after[keep]
+    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label[first], score[keep])
+
+
+class Layout(NamedTuple):
+    """Where the tags of each kind are among the classes, label after label.
+
+    Every transition follows from the kinds, so that no table of tag against tag is needed: a tag
+    that goes on (I, L) comes after one of the same label that is open (B, I); any other tag comes
+    after one that is not open, or, where no tag marks an end, after any.
+    """
+
+    outside: int
+    begin: Ints1d  # (n_labels,)
+    inside: Ints1d  # (n_labels,) of labels that have one
+    last: Ints1d  # (n_labels,) BILOU alone, else empty
+    label: Ints1d  # (n_tags,) the number of a tag's label, -1 for "O"
+    goes_on: Bools1d  # (n_tags,) I and L
+    is_open: Bools1d  # (n_tags,) B and I
+    ends: Bools1d  # (n_tags,) L and U
+    closed: Ints1d  # tags that may come before one that doesn't go on, or at the end of a text
+    inside_of: Ints1d  # (n_tags,) the I of a tag's label, the place of "O" without one
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether tags mark the end of an entity."""
+        return len(self.last) > 0
+
+    @staticmethod
+    @cache
+    def of(tags: tuple[str, ...]) -> Layout:
+        """Sort the tags. In a layout of BIO or BILOU every label has all of its tags."""
+        outside = tags.index("O") if "O" in tags else 0
+        marks = np.asarray([tag[0] if tag != "O" else "O" for tag in tags])
+        labels = {
+            label: i for i, label in enumerate(dict.fromkeys(t[2:] for t in tags if t != "O"))
+        }
+        label = np.asarray([labels[tag[2:]] if tag != "O" else -1 for tag in tags], dtype=np.int64)
+        ends, is_open = np.isin(marks, ("L", "U")), np.isin(marks, ("B", "I"))
+        inside = np.flatnonzero(marks == "I")
+        inside_of_label = np.full(len(labels) + 1, outside)  # the last one is for "O"
+        inside_of_label[label[inside]] = inside
+        return Layout(
+            outside=outside,
+            begin=np.flatnonzero(marks == "B"),
+            inside=inside,
+            last=np.flatnonzero(marks == "L"),
+            label=label,
+            goes_on=np.isin(marks, ("I", "L")),
+            is_open=is_open,
+            ends=ends,
+            closed=np.flatnonzero(~is_open) if ends.any() else np.arange(len(tags)),
+            inside_of=inside_of_label[label],
+        )
+
+    def may_follow(self, before: Ints1d, tag: Ints1d) -> Bools1d:
+        """Whether each tag may come after the one beside it in `before` (n,)."""
+        continues = self.is_open[before] & (self.label[before] == self.label[tag])
+        return np.where(self.goes_on[tag], continues, ~(self.is_open[before] & self.has_ends))
+
+
+def surely_outside(log_p: Floats2d, inner: Bools1d, layout: Layout) -> Bools1d:
+    """Find words that are "O" in the most probable path, whatever the words around them are.
+
+    If another tag is taken for such a word, "O" can be put in its place, and what that bars the
+    neighbours from can be changed as well, for a path that is no less probable. The neighbour
+    behind begins anew (I-PER becomes B-PER), the one before ends here.
+
+    `log_p` has the tags' log-probabilities (n_tokens, n_tags), text after text; `inner` says
+    whether the next token is of the same text (n_tokens - 1,). Gives (n_tokens,); there may be
+    others.
+    """
+    begin, inside = log_p[:, layout.begin], log_p[:, layout.inside]
+    rest = np.delete(log_p, layout.outside, axis=1).max(axis=1, initial=-np.inf)
+    lead = log_p[:, layout.outside] - rest
+
+    def most(differences: Floats2d) -> NDArray[np.float64]:
+        return differences.max(axis=1, initial=0.0)
+
+    behind = most(inside - begin)  # what the neighbour behind loses
+    if layout.has_ends:
+        last = log_p[:, layout.last]
+        units = np.flatnonzero(layout.ends & ~layout.goes_on)
+        free = log_p[:, [layout.outside, *units]].max(axis=1)[:, None]
+        behind = np.maximum(behind, most(last - free))
+        before = np.maximum(most(begin - free), most(inside - last))
+        lead[1:] -= np.where(inner, before[:-1], 0.0)
+    lead[:-1] -= np.where(inner, behind[1:], 0.0)
+    return lead >= 0
+
+
+def viterbi(log_p: Floats2d, lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
+    """Find the most probable allowed tags of every text (Viterbi 1967), the batch at once.
+
+    `log_p` has the tags' log-probabilities (n_tokens, n_tags), text after text, `lengths` the
+    tokens of each text (n_texts,). Gives a tag for each token (n_tokens,).
+    """
+    layout = Layout.of(tuple(tags))
+    path = log_p.argmax(axis=1)
+    if not len(path):
+        return path
+
+    # Where the best tags by themselves are allowed already, they are the best path.
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    inner = text[1:] == text[:-1]
+    barred = inner & ~layout.may_follow(path[:-1], path[1:])
+    wrong = np.append(barred, False)
+    wrong[1:] |= barred
+    is_first, is_last = np.append(True, ~inner), np.append(~inner, True)
+    wrong |= is_first & layout.goes_on[path]
+    wrong |= is_last & layout.is_open[path] & layout.has_ends
+    if not wrong.any():
+        return path
+
+    # A word that is outside for sure parts a text in two, so that few words need more than that.
+    alone = surely_outside(log_p, inner, layout)
+    begins = alone.copy()
+    begins[1:] |= alone[:-1] | ~inner
+    begins[0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.append(starts, len(path)))
+    wrong = np.flatnonzero(np.logical_or.reduceat(wrong, starts))
+
+    # The others step by step, longest first, so that those still running are the first rows.
+    wrong = wrong[np.argsort(-lengths[wrong], kind="stable")]
+    start, length = starts[wrong], lengths[wrong]
+    steps = int(length[0])
+    back = np.zeros((steps, len(wrong), len(tags)), dtype=np.int32)
+    best = log_p[start].copy()
+    best[:, layout.goes_on] = -np.inf
+    for t in range(1, steps):
+        n = int(np.searchsorted(-length, -t, side="left"))  # texts longer than t
+        before, best[:n] = _step(best[:n], layout)
+        back[t, :n] = before
+        best[:n] += log_p[start[:n] + t]
+    ends = np.full(best.shape, -np.inf)
+    ends[:, layout.closed] = best[:, layout.closed]
+    tag = ends.argmax(axis=1)
+    for t in range(steps - 1, -1, -1):
+        n = int(np.searchsorted(-length, -t, side="left"))
+        path[start[:n] + t] = tag[:n]
+        tag[:n] = back[t, np.arange(n), tag[:n]]
+    return path
+
+
+def _step(best: Floats2d, layout: Layout) -> tuple[Ints1d, Floats2d]:
+    """For each text and tag the best tag before, and the log-probability of the path to it, both
+    (n_texts, n_tags). One comparison for each tag that goes on, one maximum for all others."""
+    before, reached = np.empty(best.shape, dtype=np.int64), np.empty_like(best)
+    closed = layout.closed[best[:, layout.closed].argmax(axis=1)]
+    before[:] = closed[:, None]
+    reached[:] = np.take_along_axis(best, closed[:, None], axis=1)
+    stays = best[:, layout.inside] > best[:, layout.begin]
+    open_tag = np.where(stays, layout.inside, layout.begin)
+    value = np.where(stays, best[:, layout.inside], best[:, layout.begin])
+    for places in (layout.inside, layout.last):
+        if len(places):
+            before[:, places], reached[:, places] = open_tag, value
+    return before, reached

@@ -1,0 +1,41 @@
+"""What heads give for a batch: logits as torch tensors, and what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ..types import Bools1d, Ints1d, PairSequences
+
+
+class TokenLogits(NamedTuple):
+    """The output of a token head for a batch, Doc after Doc."""
+
+    logits: torch.Tensor  # (n_tokens, n_classes), float32
+    has_pieces: Bools1d  # (n_tokens,) False where a token has no wordpiece: nothing is known of it
+    lengths: Ints1d  # (n_docs,) tokens of each Doc
+
+
+class SpanLogits(NamedTuple):
+    """The output of a span head for a batch of pairs."""
+
+    logits: torch.Tensor  # (n_slots, 2) for a span's first and last piece, float32
+    sequences: PairSequences
+
+
+def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Change the tensors of a head's output, which is a tensor or a NamedTuple with some in it."""
+    if torch.is_tensor(output):
+        return change(output)
+    if isinstance(output, tuple):
+        return type(output)(*(map_tensors(part, change) for part in output))
+    return output
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """List the tensors of a head's output, in order."""
+    found: list[torch.Tensor] = []
+    map_tensors(output, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
