@@ -15,6 +15,7 @@ from spacy.language import Language
 from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.component import BertEncoder
+from .encoder.identity import give_id
 from .encoder.listener import checkpoint_behind, reads_last_layer
 from .encoder.loading import Bert, load_model, plain_encoder, save_model, write_tokenizer
 from .encoder.model import bert_of, prepare, shim_of
@@ -134,6 +135,7 @@ def _add_checkpoint(
             head.add_label(label)
     head.model.set_dim("nO", head.n_classes, force=True)
     head.model.initialize()
+    head.note_encoder()
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
     for ours, theirs in layer_names(model.config.model_type, TASKS[task]).items():
@@ -323,6 +325,7 @@ def _add_encoder(nlp: Language, name: str, revision: str | None, bert: Bert) -> 
     config = {"name": name, "revision": revision, "window": window, "stride": stride}
     encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config={"model": config})
     assert isinstance(encoder, BertEncoder)
+    give_id(bert)
     shim_of(encoder.model).module = bert
     prepare(encoder.model)
     return encoder_name
@@ -360,6 +363,9 @@ def to_hf(
             f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
         )
     check_precision(precision, DTYPES)
+    for _, one in nlp.components:
+        if isinstance(one, BertEncoder):
+            one.close_step()
     pipe: Any = nlp.get_pipe(component)
     if isinstance(pipe, BertEncoder):
         bert, task = bert_of(pipe.model), "feature-extraction"

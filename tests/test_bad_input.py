@@ -500,7 +500,7 @@ def test_unknown_label(make_nlp, head, unknown, masked):
 
 # --- wiring
 
-NO_ENCODER = r"bert_ner reads the states of an encoder.*nlp\.add_pipe\('bert_encoder'"
+NO_ENCODER = r"bert_ner reads the hidden states of an encoder.*nlp\.add_pipe\('bert_encoder'"
 USES = {
     "call": lambda nlp: nlp(TEXT),
     "pipe": lambda nlp: list(nlp.pipe([TEXT, "Hull"])),

@@ -27,7 +27,7 @@ from spacy_bert_heads.encoder.inference import (
     int8_bits,
     packing_pays,
 )
-from spacy_bert_heads.encoder.loading import load_checkpoint
+from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, shim_of
 from spacy_bert_heads.encoder.shim import resolve_precision
 
@@ -300,11 +300,16 @@ def test_what_an_adapter_adds_comes_before_the_sum(checkpoint):
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
 
 
-def test_fp32_without_packing_is_the_checkpoint_itself(monkeypatch, checkpoint):
-    bert = load_checkpoint(checkpoint)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_without_packing_a_copy_shares_the_weights(monkeypatch, checkpoint, precision):
+    bert = load_checkpoint(checkpoint).train()
     monkeypatch.setattr(inference, "packing_pays", lambda: False)
-    assert for_inference(bert, "fp32") is bert
-    assert for_inference(bert, "fp16") is bert
+    copied = for_inference(bert, precision)
+    assert isinstance(copied, Bert)
+    pairs = zip(bert.parameters(), copied.parameters(), strict=True)
+    assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
+    assert bert.encoder.training
+    assert not any(module.training for module in copied.modules())
 
 
 @needs_onednn

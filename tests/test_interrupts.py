@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from joint import annotate, assert_same, make_docs
 
 from spacy_bert_heads.encoder import rows
-from spacy_bert_heads.encoder.states import LatestBatch
+from spacy_bert_heads.encoder.latest import LatestBatch
 
 
 @pytest.fixture(scope="module")

@@ -834,7 +834,7 @@ def test_disabled_encoder_still_answers(trained, expected):
 def test_without_the_encoder(saved, head):
     other = "bert_nli" if head == "bert_qa" else "bert_qa"
     nlp = spacy.load(saved, exclude=["bert_encoder", other])
-    match = rf"{head} reads the states of an encoder(.|\n)*nlp.add_pipe\('bert_encoder'"
+    match = rf"{head} reads the hidden states of an encoder(.|\n)*nlp.add_pipe\('bert_encoder'"
     with pytest.raises(ValueError, match=match):
         nlp(make_doc(nlp, *STREAM[0]))
     assert nlp(SAILED).user_data == {}  # nothing is asked, nothing is missed

@@ -170,7 +170,8 @@ def test_update_by_hand_equals_torch(trained, frozen):
         optimizer.step_schedules()
         loop.backward(examples)
         loop.step()
-    nlp("The last step is taken before a prediction.")
+    # A component that is excluded doesn't answer, and the encoder can't know it.
+    nlp.get_pipe("bert_encoder").close_step()
     assert_equal(nlp, loop, start)
 
 
@@ -188,7 +189,6 @@ def test_a_rate_and_a_weight_for_each_component(make_nlp, checkpoint):
         optimizer.step_schedules()
         loop.backward(examples)
         loop.step()
-    nlp("The last step is taken before a prediction.")
     assert_equal(nlp, loop, start)
 
 

@@ -182,16 +182,15 @@ def replace_module(encoder: nn.Module, name: str, module: nn.Module) -> None:
     setattr(encoder.get_submodule(parent), last, module)
 
 
-def merge_adapter(encoder: nn.Module, merge: bool) -> None:
+def merge_adapter(encoder: nn.Module, merge: bool) -> bool:
     """Make LoRA part of the weights, for prediction, or take it out again, to train. Bottlenecks
-    can't be merged.
-
-    encoder (nn.Module): Hugging Face's model.
-    merge (bool): Which.
-    """
+    can't be merged. Gives whether any weight has changed."""
+    changed = False
     for module in encoder.modules():
-        if isinstance(module, LowRank):
+        if isinstance(module, LowRank) and module.is_merged != merge:
             module.merge(merge)
+            changed = True
+    return changed
 
 
 def assume_merged(encoder: nn.Module) -> None:

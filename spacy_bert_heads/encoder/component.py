@@ -1,5 +1,6 @@
 """The component that owns the encoder: the latest batch of states, and the training step."""
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +18,13 @@ from thinc.api import Model, Optimizer
 from ..files import AGAIN, check_digests, in_component, replace_file, write_digests
 from ..types import Encoded, MeanLoss, Pairs
 from .cache import StatesCache
+from .identity import count_update, give_id
+from .latest import LatestBatch
 from .listener import BertListener
 from .loading import SAVED
 from .model import EncoderModel, bert_of, prepare, shim_of
-from .shim import adam_settings
-from .states import LatestBatch, TrainingStep
+from .shim import AdamSettings, adam_settings
+from .step import TrainingStep
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.BertEncoder.v1",
@@ -58,14 +61,11 @@ def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEnc
 
 
 class BertEncoder(TrainablePipe):
-    """Serve the states of one BERT to every head that listens.
+    """Serve the hidden states of one BERT to every head that listens. The encoder does not set any
+    annotations.
 
     Nothing happens until a head asks. The latest batch is kept, so that the heads of a pipeline
     share one pass; in training, so that their gradients add up to one backward pass.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], Encoded]): The encoder.
-    name (str): The component's name.
     """
 
     def __init__(self, vocab: Vocab, model: EncoderModel, name: str = "bert_encoder") -> None:
@@ -78,8 +78,8 @@ class BertEncoder(TrainablePipe):
         # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
         self._linked: weakref.WeakSet[BertListener] = weakref.WeakSet()
         self._latest = LatestBatch()
-        self._step: TrainingStep | None = None
-        self._warned = False
+        self._steps = threading.local()  # the step that is open in a thread
+        self._warned: set[str] = set()
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
 
@@ -87,22 +87,23 @@ class BertEncoder(TrainablePipe):
 
     @property
     def listeners(self) -> list[BertListener]:
-        """RETURNS (List[BertListener]): The listeners of all heads."""
+        """The listeners of all heads."""
         return [listener for group in self.listener_map.values() for listener in group]
 
     @property
     def listening_components(self) -> list[str]:
-        """RETURNS (List[str]): The names of the heads."""
+        """The names of the heads."""
         return list(self.listener_map)
 
     def add_listener(self, listener: BertListener, component_name: str) -> None:
-        """Link a head's listener.
+        """Link the listener of a head.
 
-        listener (BertListener): The layer.
-        component_name (str): The head's name.
+        A head that was sourced into this pipeline goes on reading its own encoder for the Docs of
+        its own pipeline; a listener of this pipeline moves from one encoder to the other.
         """
-        if listener.upstream is not None and listener.upstream is not self:
-            listener.upstream.remove_listener(listener, component_name)
+        for other in listener.upstreams:
+            if other is not self and other.vocab is self.vocab:
+                other.remove_listener(listener, component_name)
         group = self.listener_map.setdefault(component_name, [])
         if not any(one is listener for one in group):
             group.append(listener)
@@ -111,40 +112,36 @@ class BertEncoder(TrainablePipe):
         self._choose_layers()
 
     def remove_listener(self, listener: BertListener, component_name: str) -> bool:
-        """Unlink a head's listener.
-
-        listener (BertListener): The layer.
-        component_name (str): The head's name.
-        RETURNS (bool): Whether it was linked.
-        """
+        """Unlink the listener of a head. Gives whether it was linked."""
         if listener not in self._linked:
             return False
         rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
         if rest:
             self.listener_map[component_name] = rest
         self._linked.remove(listener)
-        listener.unlink()
+        listener.unlink(self)
         self._choose_layers()
         return True
 
     def find_listeners(self, component: Any) -> None:
-        """Link the listeners inside a component that name this encoder, or "*".
-
-        component (Any): A component that stands behind this one.
-        """
+        """Link the listeners of a component that name this encoder, or "*"."""
         if isinstance(getattr(component, "model", None), Model):
-            names = (self.name, "*") if self._is_nearest(component) else (self.name,)
             for node in component.model.walk():
-                if isinstance(node, BertListener) and node.upstream_name in names:
+                if isinstance(node, BertListener) and (
+                    node.upstream_name == self.name
+                    or (node.upstream_name == "*" and self._is_nearest(component, node))
+                ):
                     self.add_listener(node, component.name)
 
-    def _is_nearest(self, component: Any) -> bool:
+    def _is_nearest(self, component: Any, listener: BertListener) -> bool:
         """Whether no other encoder stands between: spaCy does not ask one that is disabled, and a
         frozen one is while the others learn, but its heads are its own all the same."""
         nlp = self.nlp()
         pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
         if nlp is None or id(self) not in pipes or id(component) not in pipes:
-            return True
+            # Of a copied or unpickled pipeline the order isn't known, but it was linked before.
+            linked = [one for one in listener.upstreams if one.vocab is self.vocab]
+            return not linked or self in linked
         between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
         return not any(isinstance(pipe, BertEncoder) for _, pipe in between)
 
@@ -158,21 +155,28 @@ class BertEncoder(TrainablePipe):
         """Do nothing: the heads ask for what they need."""
         yield from stream
 
-    def predict(self, docs: Sequence[Doc]) -> Encoded:
-        """Encode a batch, or find it encoded. A training step that is open is finished first,
-        but for a prediction on the step's own Docs (of an annotating component).
-
-        docs (Sequence[Doc]): The Docs.
-        RETURNS (Encoded): Their states, without a graph.
-        """
-        self._close_other_step(docs)
+    def predict(self, docs: Iterable[Doc]) -> Encoded:
+        """Encode a batch, or find it encoded. Gives hidden states without a graph. A training step
+        that is open stays as it is."""
+        docs = list(docs)
         version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
         encoded = self._latest.find(docs, version)
         if encoded is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
-            encoded = self._encode(list(docs))
+            encoded = self._encode(docs)
             self._latest.keep(docs, version, encoded)
         return encoded
+
+    @property
+    def id(self) -> str | None:
+        """What tells this encoder from others, whatever their weights are; None if version 0.1
+        saved it."""
+        shim = shim_of(self.model)
+        return (bert_of(self.model).origin or {}).get("id") if shim.has_module else None
+
+    def is_learning(self, docs: Sequence[Doc]) -> bool:
+        """Whether a training step is open for these Docs in this thread."""
+        return self._step is not None and self._step.has(docs)
 
     def _encode(self, inputs: list[Doc] | Pairs) -> Encoded:
         if self.cache is None:
@@ -180,41 +184,43 @@ class BertEncoder(TrainablePipe):
         return self.cache.encode(self.model, inputs)
 
     def set_annotations(self, docs: Sequence[Doc], encoded: Encoded) -> None:
-        """Do nothing: states never stay on a Doc."""
+        """Do nothing: hidden states never stay on a Doc."""
 
     def read(
         self, inputs: Sequence[Doc] | Pairs, listener: BertListener | None
     ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
-        """Answer a listener.
+        """Answer a listener: with a graph if it is training (else it gives None) and a step is open
+        for its Docs in this thread. Hidden states of pairs are not kept, as no other head reads the
+        same pairs.
 
-        inputs (Sequence[Doc] / Pairs): The Docs it asks for, or Docs with second texts. The
-            states of pairs are not kept, as no other head reads the same pairs.
-        listener (Optional[BertListener]): The listener, if it is training. Outside of a step
-            (this encoder is frozen) it gets states without a graph, and its gradient is dropped.
-        RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their
-            gradient (n_slots, n_layers * width).
+        Gives the hidden states, and the callback that takes their gradient (n_slots, n_layers *
+        width). Outside of a step, where this encoder doesn't learn, the callback drops it.
         """
         docs = inputs.docs if isinstance(inputs, Pairs) else inputs
-        if listener is None or self._step is None or not self._step.has(docs):
-            if isinstance(inputs, Pairs):
-                self._close_other_step(docs)
-                return self._encode(inputs), lambda gradient: None
-            return self.predict(inputs), lambda gradient: None
-        step = self._step
+        step = None if listener is None else self._step
+        if listener is None or step is None or not step.has(docs):
+            if listener is not None:
+                self._warn_not_learning(listener.component_name)
+            encoded = self._encode(inputs) if isinstance(inputs, Pairs) else self.predict(inputs)
+            return encoded, lambda gradient: None
         if isinstance(inputs, Pairs):
             encoded, answer = step.read_pairs(inputs, self.model)
         else:
             encoded, answer = step.read(inputs, self.model)
 
         def backprop(gradient: torch.Tensor) -> None:
+            step.check_open(listener.component_name)
             answer(gradient)
-            step.answered.add(listener.id)
-            if step is self._step and step.answered >= {one.id for one in self._linked}:
-                self._close_step()
+            if step.answer(listener.id):
+                self.close_step()
 
         return encoded, backprop
 
     # --- training
+
+    @property
+    def _step(self) -> TrainingStep | None:
+        return getattr(self._steps, "open", None)
 
     def update(
         self,
@@ -225,62 +231,99 @@ class BertEncoder(TrainablePipe):
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
         """Open a training step: the heads after this read the batch with a graph, and their
-        gradients add up. The backward pass follows the last head's answer, or comes before
-        whatever needs its result: the next `update`, `finish_update`, a prediction, a save.
+        gradients add up.
 
-        examples (Iterable[Example]): The batch.
-        drop (float): Not used: dropout is the checkpoint's own.
-        sgd (Optional[Optimizer]): An optimizer to step with after the backward pass.
-        losses (Optional[Dict[str, float]]): Gets this component's entry: the norm of the
-            gradient by the states, a mean over updates.
-        RETURNS (Dict[str, float]): The losses.
+        The step belongs to this thread and these Docs. It ends, with one backward pass, with the
+        last answer that is expected; else with the next `update`, a `finish_update` after some
+        answer, `use_params`, or a save. Heads that are disabled, frozen, or have no gold
+        annotation in the batch are not waited for. Predictions, of these Docs or of others, in this
+        thread or another, neither end it nor see its dropout.
+
+        `losses` gets this component's entry: the norm of the gradient by the hidden states, a mean
+        over updates. `drop` is not used: dropout is the checkpoint's own.
         """
         losses = {} if losses is None else losses
         examples = list(examples)
         validate_examples(examples, "BertEncoder.update")
-        self._close_step()
+        self.close_step()
         self._latest.drop()
         losses.setdefault(self.name, MeanLoss())
-        self._step = TrainingStep([eg.predicted for eg in examples], losses)
+        docs = [eg.predicted for eg in examples]
+        self._steps.open = TrainingStep(self.name, docs, losses, self._expected())
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    def _expected(self) -> set[int]:
+        """The ids of the listeners that are expected to answer."""
+        nlp = self.nlp()
+        idle = set() if nlp is None else {*nlp.disabled, *frozen_components(nlp)}
+        return {one.id for one in self._linked if one.component_name not in idle}
+
+    def skip(self, listener: BertListener) -> None:
+        """Note that a listener has nothing to learn from the batch of the open step."""
+        if self._step is not None and self._step.answer(listener.id):
+            self.close_step()
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Step the weights. While no head has answered yet (`nlp.update(…, sgd=…)` calls this
         before the heads), the optimizer's settings are only noted: AdamW must not touch weights
         that an open graph still needs.
 
-        sgd (Optimizer): The thinc optimizer.
-        RAISES (ValueError): If it averages parameters.
+        Raises ValueError if the optimizer averages parameters.
         """
         rate = sgd.learn_rate * shim_of(self.model).rate_factor
-        keeps_weights = self.model.attrs["adapter"] is not None
-        if rate > HIGH_LEARN_RATE and not keeps_weights and not self._warned:
-            self._warned = True
-            warnings.warn(
+        if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
+            self._warn_once(
                 f"A learning rate of {rate:g} makes a pretrained encoder forget what it "
                 "knows. Use 1e-5 to 1e-4 in [training.optimizer.learn_rate], as the config of "
-                "`python -m spacy bert init-config` does.",
-                stacklevel=2,
+                "`python -m spacy bert init-config` does."
             )
-        if self._step is not None and not self._step.answered:
+        if self._step is not None and not self._step.has_answers:
             # The schedules may move on before the step is taken.
             self._step.finish = (sgd, adam_settings(sgd))
             return
-        self._close_step()
-        shim_of(self.model).finish_update(sgd)
+        self.close_step()
+        self._finish(sgd)
 
-    def _close_other_step(self, docs: Sequence[Doc]) -> None:
-        if self._step is not None and not self._step.has(docs):
-            self._close_step()
+    def _finish(self, sgd: Optimizer, settings: AdamSettings | None = None) -> None:
+        shim = shim_of(self.model)
+        before = shim.version
+        shim.finish_update(sgd, settings)
+        if shim.version != before:
+            count_update(bert_of(self.model))
 
-    def _close_step(self) -> None:
-        step, self._step = self._step, None
+    def close_step(self) -> None:
+        """End the training step that is open in this thread, if one is: one backward pass, and the
+        update that spaCy has asked for meanwhile."""
+        step, self._steps.open = self._step, None
         if step is not None:
-            step.backward(self.name)
+            step.close()
             if step.finish is not None:
-                shim_of(self.model).finish_update(*step.finish)
+                self._finish(*step.finish)
+
+    def use_params(self, params: dict) -> Iterator[None]:
+        """End the open step, because spaCy is about to evaluate with other weights. (A generator,
+        which is what spaCy takes here for a context manager.)"""
+        self.close_step()
+        yield from super().use_params(params)
+
+    def _warn_not_learning(self, component: str) -> None:
+        nlp = self.nlp()
+        if nlp is not None and self.name not in frozen_components(nlp):
+            self._warn_once(
+                f"{component} learns, but '{self.name}' does not: it has not been updated with "
+                "these examples, as it is disabled or excluded, or the component was updated by "
+                "itself. Let it learn, with nlp.update(examples) and both components enabled; or "
+                "say that it shall stay as it is: nlp.config['training']['frozen_components'] = "
+                f"['{self.name}']."
+            )
+
+    def _warn_once(self, message: str) -> None:
+        start = message.partition(":")[0]
+        if start not in self._warned:
+            self._warned.add(start)
+            warnings.warn(message, stacklevel=4)
 
     def initialize(
         self,
@@ -290,12 +333,11 @@ class BertEncoder(TrainablePipe):
     ) -> None:
         """Load the checkpoint that the config names, from the hub or a folder.
 
-        get_examples (Callable): Not used.
-        nlp (Optional[Language]): Not used.
-        RAISES (ValueError): If it can't be loaded or doesn't go with the settings.
+        Raises ValueError if it can't be loaded or doesn't go with the settings.
         """
         shim_of(self.model).clear()
         self.model.initialize()
+        give_id(bert_of(self.model))
         self._tell_listeners()
 
     # --- files: the folder is a Hugging Face checkpoint
@@ -306,7 +348,7 @@ class BertEncoder(TrainablePipe):
         Only files of an encoder saved there before are replaced or deleted. A symbolic link in the
         place of a file or of the folder is replaced; what it points to is left alone.
         """
-        self._close_step()
+        self.close_step()
         folder = Path(path) / "model"
         if folder.is_symlink():
             folder.unlink()
@@ -337,7 +379,7 @@ class BertEncoder(TrainablePipe):
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """RETURNS (bytes): The component, packed by msgpack."""
-        self._close_step()
+        self.close_step()
         return super().to_bytes(exclude=tuple(exclude))
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertEncoder":
@@ -369,7 +411,7 @@ class BertEncoder(TrainablePipe):
             self.model.attrs["layers"] = sorted(read) or [-1]
 
     def __reduce__(self) -> tuple:
-        self._close_step()
+        self.close_step()
         state = (self.listener_map, list(self._linked))
         return BertEncoder, (self.vocab, self.model, self.name), state
 
@@ -377,6 +419,11 @@ class BertEncoder(TrainablePipe):
         self.listener_map, linked = state
         self._linked.update(linked)
         self._tell_listeners()
+
+
+def frozen_components(nlp: Language) -> list[str]:
+    """The components that the pipeline's config keeps as they are."""
+    return nlp.config["training"].get("frozen_components") or []
 
 
 def make_cache_states(folder: Path) -> Callable[[Language], Language]:

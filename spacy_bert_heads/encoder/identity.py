@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -36,6 +37,19 @@ def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
         "tokenizer": _digest_json(_without_defaults(_with_pairs(json.loads(tokenizer)))),
         "config": _digest_json(settings),
     }
+
+
+def give_id(bert: Any) -> None:
+    """Give a checkpoint (`Bert`) that a pipeline begins with an id of its own. Heads that are
+    trained on it keep the id, so that they are not read with another encoder by mistake."""
+    bert.origin = {**(bert.origin or {}), "id": uuid4().hex, "updates": 0}
+
+
+def count_update(bert: Any) -> None:
+    """Count an update of the weights. What version 0.1 saved gets its id with the first one."""
+    if "id" not in (bert.origin or {}):
+        give_id(bert)
+    bert.origin["updates"] += 1
 
 
 def digest_weights(module: nn.Module) -> str:

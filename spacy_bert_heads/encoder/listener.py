@@ -1,7 +1,8 @@
 """The layers that a head holds instead of an encoder of its own."""
 
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -31,13 +32,13 @@ DEFAULT_LISTENER = {
 
 
 class BertListener(Model[list[Doc] | Pairs, Encoded]):
-    """Ask the pipeline's encoder for the states of a batch. The encoder is the pipeline's, not this
-    layer's, which holds it weakly: a head whose encoder was taken out says so, and a copy of a head
-    brings no copy of the encoder.
+    """Ask the pipeline's encoder for the hidden states of a batch. The encoder is the pipeline's,
+    not this layer's, which holds it weakly: a head whose encoder was taken out says so, and a copy
+    of a head brings no copy of the encoder.
 
-    upstream_name (str): The encoder component's name, or "*" for the nearest one before.
-    grad_factor (float): What the encoder learns from this head is multiplied by this.
-    reads (Layers): Whose states it gives, side by side.
+    `upstream_name` is the encoder component's name, or "*" for the nearest one before. What the
+    encoder learns from this head is multiplied by `grad_factor`. `reads` are the layers whose
+    hidden states it gives, side by side.
     """
 
     def __init__(self, upstream_name: str, grad_factor: float, reads: Layers) -> None:
@@ -47,61 +48,107 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         self.grad_factor = grad_factor
         self.reads = reads
         self.component_name = "this component"  # the head's name, set with the link
-        self._upstream: weakref.ref[BertEncoder] | None = None
+        self.trained_on: str | None = None  # the encoder's id, set by the head; None for a new one
+        # Several, if pipelines share the head: sourcing one copies nothing.
+        self._upstreams: list[weakref.ref[BertEncoder]] = []
+
+    @property
+    def upstreams(self) -> "list[BertEncoder]":
+        """The encoder components that are linked and alive, the latest last."""
+        return [one for ref in self._upstreams if (one := ref()) is not None]
 
     @property
     def upstream(self) -> "BertEncoder | None":
-        """RETURNS (Optional[BertEncoder]): The encoder component, if one is linked and alive."""
-        return None if self._upstream is None else self._upstream()
+        """The encoder component that was linked last, if one is alive."""
+        return next(reversed(self.upstreams), None)
 
     def link(self, upstream: "BertEncoder", component_name: str) -> None:
-        """Connect to an encoder.
-
-        upstream (BertEncoder): The encoder component.
-        component_name (str): The name of the component that holds this layer.
-        """
-        self._upstream, self.component_name = weakref.ref(upstream), component_name
+        """Connect to an encoder. `component_name` is the name of the component with this layer."""
+        self.unlink(upstream)
+        self._upstreams.append(weakref.ref(upstream))
+        self.component_name = component_name
         if shim_of(upstream.model).has_module:
             bert = bert_of(upstream.model)
             n_layers = len(bert.layer_numbers(self.reads))
             self.set_dim("n_layers", n_layers, force=True)
             self.set_dim("nO", bert.width * n_layers, force=True)
 
-    def unlink(self) -> None:
-        """Forget the encoder."""
-        self._upstream = None
+    def unlink(self, upstream: "BertEncoder") -> None:
+        """Forget an encoder, and those that are gone."""
+        self._upstreams = [weakref.ref(one) for one in self.upstreams if one is not upstream]
 
-    @property
-    def encoder(self) -> "BertEncoder":
-        """RETURNS (BertEncoder): The encoder component.
-        RAISES (ValueError): If there is none, or it has another name than the one that is wanted.
+    def encoder_for(self, docs: Sequence[Doc] = (), *, is_train: bool = False) -> "BertEncoder":
+        """Find the encoder to read Docs with.
+
+        In training that is the one that has opened a step for them. Else it is the one that the
+        head was trained on, or for a new head that of the pipeline that made the Docs.
+
+        Raises ValueError if there is none, if it has another name than the one that is wanted, or
+        if a trained head would read another encoder than its own. In training that is a warning.
         """
-        upstream = self.upstream
+        upstreams = self.upstreams
+        upstream = next(reversed(upstreams), None)
         if upstream is None or self.upstream_name not in ("*", upstream.name):
             wanted = "bert_encoder" if self.upstream_name == "*" else self.upstream_name
             raise ValueError(
-                f"{self.component_name} reads the states of an encoder, but no '{wanted}' stands "
-                f"before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', first=True), "
-                "or load the pipeline without excluding it, and keep it as long as its heads are "
-                "used. An encoder of another name is read where the head's model has upstream = "
-                '"*", or that name.'
+                f"{self.component_name} reads the hidden states of an encoder, but no '{wanted}' "
+                f"stands before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', "
+                "first=True), or load the pipeline without excluding it, and keep it as long as "
+                "its heads are used. An encoder of another name is read where the head's model has "
+                'upstream = "*", or that name.'
             )
+        if is_train:
+            upstream = next((one for one in upstreams if one.is_learning(docs)), upstream)
+        elif len(upstreams) > 1:
+            own = [one for one in upstreams if docs and one.vocab is docs[0].vocab]
+            trained_on = [one for one in upstreams if self.trained_on and one.id == self.trained_on]
+            both = [one for one in own if one in trained_on]
+            upstream = (both or trained_on or own or upstreams)[-1]
+        self._check(upstream, is_train=is_train)
         return upstream
+
+    def _check(self, upstream: "BertEncoder", *, is_train: bool) -> None:
+        if self.trained_on is None or upstream.id in (None, self.trained_on):
+            return
+        message = (
+            f"{self.component_name} was trained on another encoder than '{upstream.name}', which "
+            "it reads now. "
+        )
+        if is_train:
+            warnings.warn(f"{message}It goes on learning on that one.", stacklevel=2)
+            self.trained_on = upstream.id
+            return
+        raise ValueError(
+            f"{message}Source both from one pipeline: nlp.add_pipe('{upstream.name}', source=…), "
+            f"then nlp.add_pipe('{self.component_name}', source=…); or call "
+            f"nlp.replace_listeners on that pipeline first, or train the head on this encoder."
+        )
+
+    def skip(self) -> None:
+        """Tell the encoder that there is nothing to learn from the batch of its open step."""
+        for encoder in self.upstreams:
+            encoder.skip(self)
 
     def _copy(self, seen: dict[int, Any] | None = None) -> "BertListener":
         """thinc's copy, which would be a plain Model. It reads the same encoder until a pipeline
         links it."""
         copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
-        copied.component_name, copied._upstream = self.component_name, self._upstream
+        copied.component_name, copied.trained_on = self.component_name, self.trained_on
+        copied._upstreams = list(self._upstreams)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BertListener":
-        return self._copy()
+        # An encoder that is copied with its heads links them, and a head's copy alone needs one.
+        copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
+        copied.component_name, copied.trained_on = self.component_name, self.trained_on
+        if not any(id(one) in memo for one in self.upstreams):
+            copied._upstreams = list(self._upstreams)
+        return copied
 
     def __reduce__(self) -> tuple:
         # An encoder that is packed with its heads links them again.
-        name = {"component_name": self.component_name}
-        return BertListener, (self.upstream_name, self.grad_factor, self.reads), name
+        state = {"component_name": self.component_name, "trained_on": self.trained_on}
+        return BertListener, (self.upstream_name, self.grad_factor, self.reads), state
 
 
 def build_bert_listener(
@@ -131,7 +178,7 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
     """Make sure that there is an encoder, with weights: where it is named in frozen_components,
     spaCy leaves it out when it initializes a pipeline."""
     assert isinstance(model, BertListener)
-    encoder = model.encoder
+    encoder = model.encoder_for()
     if not shim_of(encoder.model).has_module:
         encoder.initialize(lambda: [])
     model.link(encoder, model.component_name)
@@ -148,7 +195,8 @@ def forward(
     RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
     """
     assert isinstance(model, BertListener)
-    encoder = model.encoder
+    docs = inputs.docs if isinstance(inputs, Pairs) else inputs
+    encoder = model.encoder_for(docs, is_train=is_train)
     encoded, answer = encoder.read(inputs, model if is_train else None)
     layers = bert_of(encoder.model).layer_numbers(model.reads)
     if layers == encoded.layers:
@@ -246,7 +294,7 @@ def checkpoint_behind(tok2vec: Model) -> Bert | None:
     """
     if tok2vec.name == "layer_features":
         return checkpoint_behind(tok2vec.layers[0])
-    model = tok2vec.encoder.model if isinstance(tok2vec, BertListener) else tok2vec
+    model = tok2vec.encoder_for().model if isinstance(tok2vec, BertListener) else tok2vec
     for shim in model.shims:
         if isinstance(shim, TorchShim) and isinstance(shim.module, Bert):
             return shim.module

@@ -442,6 +442,8 @@ def checkpoint_from_files(files: Files, *, name: str = "", revision: str | None 
             revision = origin.get("revision")
         bert = load_checkpoint(name, revision)
         add_identity(bert)
+        ids = {key: value for key, value in (origin or {}).items() if key in ("id", "updates")}
+        bert.origin = {**(bert.origin or {}), **ids}
     else:
         bert = _read_whole(saved)
         bert.origin = origin

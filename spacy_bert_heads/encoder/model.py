@@ -300,9 +300,8 @@ def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
     shim, max_batch_tokens = shim_of(model), model.attrs["max_batch_tokens"]
     layers = layers_of(model)
     fast = cast(Bert, shim.derive(for_inference))
-    # What was made for a precision has its types already.
-    context = shim.autocast() if fast is shim.module else nullcontext()
-    with context:
+    # What was made for another precision has its types already.
+    with shim.autocast() if shim.precision == "fp16" else nullcontext():
         states = without_graph(
             lambda: run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
         )
@@ -320,7 +319,8 @@ def open_adapter(model: EncoderModel) -> None:
     if settings is not None and bert.adapter is None:
         bert.add_adapter(AdapterSettings(*settings))
         choose_what_learns(bert, model.attrs["frozen_layers"])
-    merge_adapter(bert.encoder, False)
+    if merge_adapter(bert.encoder, False):
+        shim_of(model).version += 1  # copies that share the weights would add LoRA twice
 
 
 def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -120,7 +121,8 @@ def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None
 class TorchShim(Shim):
     """Hold a torch module inside a thinc model, and train it with torch's own means.
 
-    The module rests in eval mode, so that a thread that predicts never meets dropout.
+    The module rests in eval mode. Predictions run on an inference copy that shares its weights
+    (`derive`), so that a thread that predicts never meets the dropout of one that trains.
 
     to_files (Callable[[nn.Module], Files]): Turn the module into named files.
     from_files (Callable[[Files], nn.Module]): Build the module again from those.
@@ -154,6 +156,7 @@ class TorchShim(Shim):
         # Counts the changes of weights and precision: states computed from older ones are stale.
         self.version = 0
         self._derived: tuple[int, nn.Module] | None = None
+        self._lock = threading.Lock()
         self._pid = 0  # of the process that put the module where it is
         self._forget_training()
 
@@ -223,10 +226,15 @@ class TorchShim(Shim):
         make (Callable[[nn.Module, str], nn.Module]): Makes it, for the precision in force.
         RETURNS (nn.Module): It.
         """
-        if self._derived is None or self._derived[0] != self.version:
-            self._derived = None  # so that there are never two
-            self._derived = self.version, make(self.module, self.precision)
-        return self._derived[1]
+        derived = self._derived
+        if derived is None or derived[0] != self.version:
+            with self._lock:  # of threads that ask at once, one makes it
+                derived = self._derived
+                if derived is None or derived[0] != self.version:
+                    self._derived = None  # so that there are never two
+                    derived = self.version, make(self.module, self.precision)
+                    self._derived = derived
+        return derived[1]
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -341,12 +349,13 @@ class TorchShim(Shim):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.update(_adam=None, _driver=None, _scaler=None, _derived=None)
+        del state["_lock"]
         if self._model is not None:
             state["_model"] = copy_sharing(self._model)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _pid=os.getpid())
+        self.__dict__.update(state, _pid=os.getpid(), _lock=threading.Lock())
 
     def copy(self) -> TorchShim:
         """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer

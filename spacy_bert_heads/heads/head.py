@@ -17,6 +17,7 @@ from spacy.util import minibatch
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
+from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..files import AGAIN, check_digests, in_component, write_digests
 from ..types import Ints1d, MeanLoss
@@ -146,7 +147,10 @@ class BertHead(TrainablePipe):
         self._check_labels()
         self.model.set_dim("nO", self.n_classes, force=True)
         docs = [eg.x for eg in islice(get_examples(), 10)]
+        for listener in self._listeners():
+            listener.trained_on = None
         self.model.initialize(X=docs or None)
+        self.note_encoder()
 
     def _check_labels(self) -> None:
         if not self.labels:
@@ -191,11 +195,15 @@ class BertHead(TrainablePipe):
         losses.setdefault(self.name, MeanLoss())
         annotated = [eg for eg in examples if self.has_gold(eg)]
         step = self.begin_update(annotated) if annotated else None
-        if step is not None:
+        if step is None:
+            for listener in self._listeners():
+                listener.skip()
+        else:
             output, backprop = step
             loss, gradient = self.get_loss(annotated, output)
             backprop(gradient)
             losses[self.name] += loss
+            self.note_encoder([eg.predicted for eg in annotated])
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
@@ -228,6 +236,16 @@ class BertHead(TrainablePipe):
         if there is nothing to learn after all.
         """
         return self.model.begin_update([eg.predicted for eg in examples])
+
+    def _listeners(self) -> list[BertListener]:
+        return [node for node in self.model.walk() if isinstance(node, BertListener)]
+
+    def note_encoder(self, docs: Sequence[Doc] = ()) -> None:
+        """Note which encoder this head is trained on. It is saved with the head, and predictions
+        with another encoder are an error."""
+        for listener in self._listeners():
+            listener.trained_on = listener.encoder_for(docs, is_train=True).id
+            self.cfg["encoder"] = listener.trained_on
 
     # --- files
 
@@ -262,6 +280,8 @@ class BertHead(TrainablePipe):
             if value != saved.get(key):
                 self.cfg[key] = value
         self.cfg["config"] = self._config
+        for listener in self._listeners():
+            listener.trained_on = self.cfg.get("encoder")
         for node in self.model.walk():
             if node.name == "bert_encoder" and shim_of(node).has_module:
                 prepare(node)

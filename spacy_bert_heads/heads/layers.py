@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..encoder.listener import checkpoint_behind, reads_last_layer
 from ..encoder.loading import Bert
 from ..encoder.model import shim_of
-from ..encoder.shim import Files, TorchShim, without_graph
+from ..encoder.shim import Files, TorchShim, copy_sharing, without_graph
 from ..types import (
     DocSequences,
     Encoded,
@@ -484,7 +484,8 @@ def forward(
     encoded = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
     if not is_train:
-        logits = without_graph(lambda: shim.module(encoded.states, encoded.sequences))
+        module = shim.derive(lambda module, precision: copy_sharing(module).eval())
+        logits = without_graph(lambda: module(encoded.states, encoded.sequences))
         return make_output(logits, encoded.sequences), lambda gradient: inputs
 
     states = encoded.states.detach().requires_grad_()

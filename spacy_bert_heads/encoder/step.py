@@ -1,0 +1,144 @@
+"""One training step: what was read with a graph, who is still to answer, and one backward pass."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+from thinc.api import Optimizer
+
+from ..types import DocSequences, Encoded, Pairs
+from .latest import content_of, take_docs
+from .model import EncoderModel
+from .shim import AdamSettings
+
+
+class TrainingStep:
+    """A training step. It belongs to the thread that opened it and to the Docs of its batch.
+
+    `waits_for` are the ids of the listeners that are expected to answer; `finish` are an optimizer
+    and its settings of the moment when spaCy asked for an update before any head had answered.
+    """
+
+    def __init__(
+        self, encoder_name: str, docs: list[Doc], losses: dict[str, float], waits_for: Iterable[int]
+    ) -> None:
+        self.encoder_name = encoder_name
+        self.docs = {id(doc): doc for doc in docs}
+        self.losses = losses
+        self.waits_for = set(waits_for)
+        self.has_answers = False
+        self.is_closed = False
+        self.reads: list[Read] = []
+        self.finish: tuple[Optimizer, AdamSettings | None] | None = None
+
+    def has(self, docs: Sequence[Doc]) -> bool:
+        """Whether the Docs belong to this step."""
+        return all(id(doc) in self.docs for doc in docs)
+
+    def answer(self, listener_id: int) -> bool:
+        """Note that a listener has answered, or will not. Gives whether all have."""
+        self.has_answers = True
+        self.waits_for.discard(listener_id)
+        return not self.waits_for
+
+    def check_open(self, component: str) -> None:
+        """Raise ValueError if a component's gradient comes after the step has ended: it would be
+        lost."""
+        if self.is_closed:
+            raise ValueError(
+                f"{component} read {len(self.docs)} Docs in a training step of "
+                f"'{self.encoder_name}' that has ended since, so its gradient can't reach the "
+                "encoder any more. A step ends with the next update of the encoder, with "
+                "finish_update, with use_params and when the pipeline is saved: call the backprop "
+                "callback of begin_update before any of these."
+            )
+
+    def read(
+        self, docs: Sequence[Doc], model: EncoderModel
+    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
+        """Encode Docs with a graph, those that no listener has read yet with the tokens they have
+        now: heads that learn from different Docs of a batch share what they have in common, and
+        nothing else is run.
+
+        Gives the hidden states, and the callback that takes their gradient (n_slots, n_layers *
+        width).
+        """
+        missing = [doc for doc in docs if not any(read.has(doc) for read in self.reads)]
+        if missing:
+            self.reads.append(Read(missing, model))
+        by_read: dict[int, list[int]] = {}
+        for place, doc in enumerate(docs):
+            number = next(i for i, read in enumerate(self.reads) if read.has(doc))
+            by_read.setdefault(number, []).append(place)
+        parts = [self.reads[i].take([docs[k] for k in places]) for i, places in by_read.items()]
+        if len(parts) == 1:
+            return parts[0]
+
+        states = torch.cat([encoded.states for encoded, _ in parts])
+        sequences = DocSequences.join([encoded.sequences for encoded, _ in parts])
+        # From read after read to the order in which the Docs were asked for.
+        order = np.argsort(np.concatenate(list(by_read.values())))
+        joined, rows = take_docs(replace(parts[0][0], states=states, sequences=sequences), order)
+
+        def answer(gradient: torch.Tensor) -> None:
+            if rows is not None:
+                gradient = torch.empty_like(gradient).index_copy_(0, rows, gradient)
+            sizes = [len(encoded.states) for encoded, _ in parts]
+            for (_, answer_part), part in zip(parts, gradient.split(sizes), strict=True):
+                answer_part(part)
+
+        return joined, answer
+
+    def read_pairs(
+        self, pairs: Pairs, model: EncoderModel
+    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        """Encode pairs with Docs of the batch with a graph. No two heads read the same ones."""
+        read = Read(pairs, model)
+        self.reads.append(read)
+        return read.encoded, lambda gradient: read.add(gradient, None)
+
+    def close(self) -> None:
+        """Send the gathered gradients through the encoder, and note the norm of each."""
+        self.is_closed = True
+        while self.reads:
+            read = self.reads.pop()
+            if read.gradient is not None:
+                read.backprop(read.gradient)
+                self.losses[self.encoder_name] += float(read.gradient.norm())
+
+
+class Read:
+    """One forward pass with a graph, and the gradient that gathers for it."""
+
+    def __init__(self, inputs: list[Doc] | Pairs, model: EncoderModel) -> None:
+        docs = [] if isinstance(inputs, Pairs) else inputs
+        self.places = {id(doc): (i, content_of(doc)) for i, doc in enumerate(docs)}
+        self.encoded: Encoded
+        self.backprop: Callable[[Any], Any]
+        self.encoded, self.backprop = model.begin_update(inputs)
+        self.gradient: torch.Tensor | None = None
+
+    def has(self, doc: Doc) -> bool:
+        """Whether the Doc was read, with the tokens that it has now."""
+        place = self.places.get(id(doc))
+        return place is not None and place[1] == content_of(doc)
+
+    def take(
+        self, docs: Sequence[Doc]
+    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
+        """Give the hidden states of Docs that were read, and the callback that takes their
+        gradient."""
+        places = np.asarray([self.places[id(doc)][0] for doc in docs], dtype=np.int64)
+        encoded, slots = take_docs(self.encoded, places)
+        return encoded, lambda gradient: self.add(gradient, slots)
+
+    def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
+        """Take a listener's gradient (n_slots, n_layers * width); `slots` are the rows it is for,
+        None for all."""
+        if slots is not None:
+            whole = torch.zeros_like(self.encoded.states)
+            gradient = whole.index_add_(0, slots, gradient)
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
