@@ -61,11 +61,13 @@ from thinc.api import Config
 
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining import loop
-from spacy_bert_heads.pretraining.corpus import Corpus, prepare
-from spacy_bert_heads.pretraining.examples import Choice, uniform
+from spacy_bert_heads.pretraining.data import Data
+from spacy_bert_heads.pretraining.draws import Choice, uniform
 from spacy_bert_heads.pretraining.objectives import Pretrainer, Totals, load_pretrainer, no_totals
+from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.reports import COLUMNS, format_row
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
+from spacy_bert_heads.pretraining.store import Corpus
 
 # Scratch: updates count for more than large batches as long as the model knows next to nothing.
 SCRATCH = {"max_steps": 10_000, "batch_pieces": 2048, "learn_rate": 2e-3}
@@ -296,7 +298,7 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
     nats = unigram(corpus, settings, vocabulary.size)
     sums, known = no_totals(torch.device("cpu")), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for batch in loop.Data(corpus, vocabulary, settings, Path(folder)).held_out_batches(0):
+        for batch in Data(corpus, vocabulary, settings, Path(folder)).held_out_batches(0):
             budget = training.max_batch_tokens
             sums += pretrainer.run(batch, max_batch_tokens=budget, autocast=autocast, scales=None)
             known += float(nats[batch.targets].sum())

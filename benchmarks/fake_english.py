@@ -57,7 +57,7 @@ from spacy_bert_heads.encoder.loading import Bert, load_model
 from spacy_bert_heads.encoder.model import bert_of
 from spacy_bert_heads.inspect_encoder import encode_layers
 from spacy_bert_heads.pretraining.settings import Encoder
-from spacy_bert_heads.pretraining.start import make_tokenizer
+from spacy_bert_heads.pretraining.vocabulary import make_tokenizer
 from spacy_bert_heads.sequences import make_sequences
 
 # Letters lose their case, as an uncased tokenizer loses it. The counterparts of punctuation are

@@ -35,11 +35,13 @@ from transformers import (
 
 from spacy_bert_heads.encoder.loading import load_wordpieces
 from spacy_bert_heads.encoder.shim import autocast_for
-from spacy_bert_heads.pretraining.corpus import Corpus, prepare
-from spacy_bert_heads.pretraining.loop import Data, Position, Run
+from spacy_bert_heads.pretraining.data import Data, Position
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
+from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.processes import Processes
+from spacy_bert_heads.pretraining.run import Run
 from spacy_bert_heads.pretraining.settings import Objective, Paths, Phase, Settings, Text, Training
+from spacy_bert_heads.pretraining.store import Corpus
 
 # What others are compared with, in fp32.
 BASE = {"text": "run_mlm", "sentences": "run_mlm, dynamic"}

@@ -114,7 +114,7 @@ def prepare_command(
     import spacy
 
     from .encoder.loading import load_wordpieces
-    from .pretraining.corpus import prepare
+    from .pretraining.prepare import prepare
 
     try:
         report = prepare(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import spacy
 from joint import build, train
-from test_pretraining import write_config, write_raw
+from pretraining_runs import write_config, write_raw
 from typer.testing import CliRunner
 
 from spacy_bert_heads import to_hf

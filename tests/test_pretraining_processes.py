@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
+from pretraining_runs import write_config, write_raw
 from safetensors.torch import load_file
-from test_pretraining import write_config, write_raw
 
 from spacy_bert_heads.pretraining.loop import check_processes, pretrain
 from spacy_bert_heads.pretraining.processes import Processes

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import spacy
 from checkpoints import make_checkpoint
-from test_pretraining import write_config, write_raw
+from pretraining_runs import write_config, write_raw
 
 from spacy_bert_heads.encoder.loading import load_wordpieces
-from spacy_bert_heads.pretraining.corpus import prepare
-from spacy_bert_heads.pretraining.examples import Choice, Vocabulary, uniform
+from spacy_bert_heads.pretraining.draws import Choice, uniform
 from spacy_bert_heads.pretraining.loop import pretrain
+from spacy_bert_heads.pretraining.masking import Vocabulary
 from spacy_bert_heads.pretraining.objectives import fill_mask, load_pretrainer
+from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.reports import (
     COLUMNS,
     Report,

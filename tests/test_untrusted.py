@@ -21,7 +21,7 @@ from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpieces
 from spacy_bert_heads.encoder.model import bert_of
 from spacy_bert_heads.encoder.source import TOKENIZER, open_folder, open_source
 from spacy_bert_heads.encoder.untrusted import FAMILIES, read_config
-from spacy_bert_heads.pretraining.start import load_tokenizer
+from spacy_bert_heads.pretraining.vocabulary import load_tokenizer
 
 CANARY = """
 from pathlib import Path

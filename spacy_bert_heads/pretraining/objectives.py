@@ -20,7 +20,8 @@ from ..encoder.loading import Bert, load_model, save_model, write_tokenizer
 from ..encoder.model import make_rows
 from ..encoder.rows import Row, pad
 from ..types import Ints1d
-from .examples import PAIRS, Batch, Vocabulary
+from .examples import PAIRS, Batch
+from .masking import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

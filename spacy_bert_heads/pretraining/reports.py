@@ -18,9 +18,10 @@ from spacy.util import registry
 from thinc.api import Config
 
 from ..types import Ints1d
-from .corpus import Corpus
-from .examples import Side, Vocabulary
+from .blocks import Side
+from .masking import Vocabulary
 from .settings import Settings
+from .store import Corpus
 
 SCORES = (
     "held_out_mlm_loss",

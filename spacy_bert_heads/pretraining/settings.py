@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from thinc.api import Config
 
 from ..encoder.shim import DTYPES, check_precision
-from .examples import PACKINGS, PAIRS, Masking
+from .examples import PACKINGS, PAIRS
+from .masking import Masking
 
 FAMILIES = ("bert", "albert", "roberta")
 # Layers and width of each size: Turc et al. 2019, table 1; base and large of Devlin et al. 2019.
@@ -229,17 +230,3 @@ def _check(settings: Settings) -> None:
             "training.phases needs one entry at least, each with a max_length of 8 or more and a "
             "share above 0."
         )
-
-
-def phase_at(phases: list[Phase], step: int, max_steps: int) -> int:
-    """phases (List[Phase]): The phases.
-    step (int): A step, counted from 0.
-    max_steps (int): The steps of the run.
-    RETURNS (int): The number of the phase that the step belongs to.
-    """
-    total, done = sum(phase.share for phase in phases), 0.0
-    for i, phase in enumerate(phases[:-1]):
-        done += phase.share
-        if step < round(max_steps * done / total):
-            return i
-    return len(phases) - 1

@@ -1,0 +1,141 @@
+"""The tokenized corpus on disk: four arrays that are appended to while they are written, and
+memory-mapped when they are read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..readers import list_reasons
+from ..types import Bools1d, Ints1d
+
+FORMAT = 1  # of the files, and of the rules by which their content is made
+ARRAYS = {"pieces": "<i4", "words": "|b1", "sentences": "<i8", "documents": "<i8"}
+MAX_SAMPLES = 5
+
+
+@dataclass
+class PreparationReport:
+    """What was kept, and what was skipped with which reason.
+
+    `bytes` is the size of the kept text in UTF-8. A skipped item is a record (a line of JSON Lines,
+    a Doc, a document of a text file), a part of one that was too long, or the rest of a damaged
+    file. Reasons are counted without their details.
+    """
+
+    documents: int = 0
+    sentences: int = 0
+    pieces: int = 0
+    bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    samples: list[str] = field(default_factory=list)
+
+    def skip(self, where: str, reason: str) -> None:
+        """Count a skipped item. Details in `reason` come after its first colon."""
+        self.skipped[reason.partition(":")[0]] += 1
+        if len(self.samples) < MAX_SAMPLES:
+            self.samples.append(f"{where}: {reason:.300}")
+
+    def add(self, other: PreparationReport) -> None:
+        """Add the counts of another part of the same corpus."""
+        self.documents += other.documents
+        self.sentences += other.sentences
+        self.pieces += other.pieces
+        self.bytes += other.bytes
+        self.skipped.update(other.skipped)
+        self.samples = [*self.samples, *other.samples][:MAX_SAMPLES]
+
+    def lines(self) -> list[str]:
+        """Return lines to print: counts first, then reasons and samples."""
+        counts = (
+            f"{self.documents:,} documents, {self.sentences:,} sentences, "
+            f"{self.pieces:,} wordpieces of {self.bytes:,} bytes"
+        )
+        return [counts, *list_reasons("Skipped", self.skipped, self.samples)]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Raw text, tokenized once, on disk. The arrays are memory-mapped and read-only."""
+
+    pieces: NDArray[np.int32]  # (n_pieces,) wordpiece ids of all documents, no special tokens
+    words: NDArray[np.bool_]  # (n_pieces,) whether a wordpiece begins a word, see `begin_words`
+    sentences: NDArray[np.int64]  # (n_sentences + 1,) first wordpiece of each, then the end
+    documents: NDArray[np.int64]  # (n_documents + 1,) first sentence of each, then the end
+    report: PreparationReport
+    fingerprint: str = ""  # the name of its folder; another corpus has another one
+
+
+class Part(NamedTuple):
+    """The arrays of one chunk of records."""
+
+    pieces: Ints1d  # (n_pieces,)
+    words: Bools1d  # (n_pieces,)
+    sentences: Ints1d  # (n_sentences,) number of wordpieces of each
+    documents: Ints1d  # (n_documents,) number of sentences of each
+    report: PreparationReport
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Open a prepared corpus by its folder in the cache.
+
+    Raises ValueError if there is none, or its files are damaged; delete the folder and prepare
+    again.
+    """
+    try:
+        info = json.loads((folder / "info.json").read_bytes())
+        arrays: dict[str, Any] = {}
+        for name, dtype in ARRAYS.items():
+            array = np.memmap(folder / name, dtype=dtype, mode="r")
+            if len(array) != info["sizes"][name]:
+                raise ValueError(f"{name} has another size than was written")
+            # Every slice of a memmap is a new object of its class, which is slower than an ndarray.
+            arrays[name] = array.view(np.ndarray)
+        report = PreparationReport(**info["report"])
+        report.skipped = Counter(report.skipped)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"There is no whole corpus in {folder} ({error}). Delete the folder and prepare again."
+        ) from error
+    return Corpus(**arrays, report=report, fingerprint=folder.name)
+
+
+def write_corpus(parts: Iterable[Part], folder: Path) -> None:
+    """Append parts to the arrays in `folder`, which must be empty. `info.json` is written last.
+
+    Raises ValueError if nothing was kept.
+    """
+    report = PreparationReport()
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in ARRAYS}
+
+        def append(name: str, values: Any) -> None:
+            files[name].write(np.asarray(values, dtype=ARRAYS[name]).tobytes())
+
+        append("sentences", [0])
+        append("documents", [0])
+        for part in parts:
+            append("pieces", part.pieces)
+            append("words", part.words)
+            append("sentences", report.pieces + np.cumsum(part.sentences))
+            append("documents", report.sentences + np.cumsum(part.documents))
+            report.add(part.report)
+    if not report.pieces:
+        faults = "\n".join(report.samples) or "There are no documents."
+        raise ValueError(f"Nothing in the sources could be kept.\n{faults}")
+    sizes = {
+        "pieces": report.pieces,
+        "words": report.pieces,
+        "sentences": report.sentences + 1,
+        "documents": report.documents + 1,
+    }
+    info = {"format": FORMAT, "sizes": sizes, "report": vars(report)}
+    (folder / "info.json").write_text(json.dumps(info, indent=2), encoding="utf8")

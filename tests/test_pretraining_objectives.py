@@ -1,0 +1,148 @@
+"""Losses and gradients next to Hugging Face's."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from pretraining_runs import make_settings
+from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
+
+from spacy_bert_heads.encoder.rows import Row
+from spacy_bert_heads.pretraining.data import Data
+from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
+from spacy_bert_heads.pretraining.prepare import prepare
+from spacy_bert_heads.pretraining.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    return make_checkpoint(tmp_path_factory.mktemp("encoder") / "bert", dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def settings(encoder, tmp_path_factory) -> Settings:
+    return make_settings(tmp_path_factory.mktemp("settings"), encoder)
+
+
+@pytest.mark.parametrize(
+    "family, objective, model_class",
+    [
+        ("bert", "nsp", BertForPreTraining),
+        ("bert", "sop", BertForPreTraining),
+        ("albert", "sop", AlbertForPreTraining),
+        ("bert", "full-sentences", AutoModelForMaskedLM),
+        ("roberta", "doc-sentences", AutoModelForMaskedLM),
+        ("distilbert", "full-sentences", AutoModelForMaskedLM),
+        ("electra", "full-sentences", AutoModelForMaskedLM),
+        ("mpnet", "full-sentences", AutoModelForMaskedLM),
+        ("deberta-v2", "full-sentences", AutoModelForMaskedLM),
+        ("modernbert", "full-sentences", AutoModelForMaskedLM),
+    ],
+)
+def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, objective, model_class):
+    name = make_checkpoint(tmp_path / family, family=family)
+    settings = replace(settings, objective=replace(settings.objective, sentences=objective))
+    pretrainer = load_pretrainer(name, sentence_objective=objective)
+    assert "masked-piece head" in pretrainer.new_heads
+    pretrainer.model.save_pretrained(tmp_path / "saved")
+    corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
+    data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
+    batch = data.held_out_batches(0)[0]
+    scales = (1 / len(batch.masked), 1 / max((batch.labels >= 0).sum(), 1))
+    sums = pretrainer.run(
+        batch,
+        max_batch_tokens=64,
+        autocast=torch.autocast("cpu", enabled=False),
+        scales=scales,
+    )
+    found = Totals(*sums.tolist())
+
+    theirs = model_class.from_pretrained(tmp_path / "saved").eval()
+    sequences, targets = batch.sequences, np.full(len(batch.sequences.ids), -100)
+    targets[batch.masked] = batch.targets
+    total = 0.0
+    begin = 0
+    for i, length in enumerate(sequences.lengths.tolist()):
+        part = slice(begin, begin + length)
+        begin += length
+        inputs = {"input_ids": torch.from_numpy(sequences.ids[None, part])}
+        if family in ("bert", "albert", "electra"):
+            inputs["token_type_ids"] = torch.from_numpy(sequences.type_ids[None, part])
+        output = theirs(**inputs)
+        logits = getattr(output, "prediction_logits", getattr(output, "logits", None))
+        gold = torch.from_numpy(targets[None, part])
+        loss = torch.nn.functional.cross_entropy(logits[0], gold[0], reduction="sum")
+        total = total + loss * scales[0]
+        if batch.labels[i] >= 0:
+            logits = getattr(output, "seq_relationship_logits", getattr(output, "sop_logits", None))
+            label = torch.tensor([int(batch.labels[i])])
+            total = total + torch.nn.functional.cross_entropy(logits, label) * scales[1]
+    total.backward()
+    ours = found.mlm_loss * scales[0] + found.sentence_loss * scales[1]
+    assert ours == pytest.approx(float(total.detach()), abs=1e-4)
+    assert found.n_masked == len(batch.masked)
+    gradients = {n: p.grad for n, p in pretrainer.model.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    learning = {n for n, p in pretrainer.model.named_parameters() if p.requires_grad}
+    assert set(gradients) == learning
+    for key, gradient in expected.items():
+        if key in gradients:
+            torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-3)
+    assert len(set(gradients) & set(expected)) >= (10 if family == "modernbert" else 20)
+
+
+@pytest.mark.parametrize(
+    "family, objective", [("bert", "nsp"), ("albert", "sop"), ("bert", "full-sentences")]
+)
+def test_all_that_learns_takes_part_in_every_row(tmp_path, family, objective):
+    name = make_checkpoint(tmp_path / family, family=family)
+    pretrainer = load_pretrainer(name, sentence_objective=objective)
+    ids, none = torch.full((14,), 5), torch.empty(0, dtype=torch.int64)
+    columns = torch.arange(7).repeat(2)
+    row = Row(ids, torch.zeros_like(ids), ids == 5, columns, [(2, 7)], [False])
+    mlm_loss, _, sentence_loss, _ = pretrainer(row, none, none, none, none)
+    (mlm_loss + sentence_loss).backward()
+    assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)
+    for key, parameter in pretrainer.named_parameters():
+        is_frozen = objective == "full-sentences" and ("pooler" in key or "seq_rel" in key)
+        assert parameter.requires_grad != is_frozen, key
+        assert is_frozen or not parameter.grad.any(), key  # there is one, and it is zero
+
+
+def test_a_wrapped_step_exchanges_gradients_after_the_last_row(settings, encoder, tmp_path):
+    pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
+    corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
+    data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
+    batch = data.held_out_batches(0)[0]
+    calls = []
+
+    class Wrapped(torch.nn.Module):
+        alone = False
+
+        def forward(self, *inputs):
+            calls.append(self.alone)
+            return pretrainer(*inputs)
+
+        @contextmanager
+        def no_sync(self):
+            self.alone = True
+            yield
+            self.alone = False
+
+    options = {"max_batch_tokens": 64, "autocast": torch.autocast("cpu", enabled=False)}
+    sums = pretrainer.run(batch, scales=(1.0, 1.0), **options)
+    gradients = [parameter.grad.clone() for parameter in pretrainer.parameters()]
+    pretrainer.zero_grad()
+    assert torch.equal(pretrainer.run(batch, scales=(1.0, 1.0), step=Wrapped(), **options), sums)
+    assert len(calls) > 2 and calls == [True] * (len(calls) - 1) + [False]
+    for parameter, expected in zip(pretrainer.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, expected)
+
+
+def test_an_objective_that_the_family_has_no_head_for(tmp_path):
+    name = make_checkpoint(tmp_path / "roberta", family="roberta")
+    with pytest.raises(ValueError, match="full-sentences"):
+        load_pretrainer(name, sentence_objective="nsp")

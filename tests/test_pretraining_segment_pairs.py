@@ -1,0 +1,230 @@
+"""Pairs of segments: exact values, BERT's and ALBERT's code by brute force, and the statistics of
+every choice."""
+
+import numpy as np
+from checkpoints import SPECIAL
+from epochs import CLS, DOCUMENTS, SEP, A, Corpus, Epoch, batch_of, corpus_of, restored, within
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spacy_bert_heads.pretraining.draws import Choice, draw, uniform
+
+
+def test_sop_by_hand():
+    # Room for 9 pieces of 12. The first document is one pair; the second makes one of 4 + 5
+    # sentences' pieces, and its last sentence, which is left alone, one with that before it.
+    corpus = corpus_of([2, 3], [4, 5, 2], [6])
+    seen = set()
+    for seed in range(60):
+        epoch = Epoch(corpus, "sop", 12, seed=seed)
+        assert epoch.plan.skipped == 1
+        assert len(epoch.plan) == 3
+        batch = batch_of(corpus, epoch.plan)
+        expected = [[(0, 2), (2, 3)], [(5, 4), (9, 5)], [(9, 5), (14, 2)]]
+        for rows, label, found in zip(expected, epoch.labels, epoch.examples, strict=True):
+            assert found == (rows if label == 0 else rows[::-1])
+        assert batch.labels.tolist() == epoch.labels
+        seen.add(tuple(epoch.labels))
+        first, second = [A, A + 1], [A + 2, A + 3, A + 4]
+        if epoch.labels[0]:
+            first, second = second, first
+        n = len(first) + 2
+        assert restored(batch)[0] == [CLS, *first, SEP, *second, SEP]
+        assert batch.sequences.type_ids[:8].tolist() == [0] * n + [1] * (8 - n)
+    assert len(seen) == 8
+
+
+def test_nsp_by_hand():
+    # Room for 6 of 9. Either the document is one pair, or each of its sentences has a random
+    # next: three pieces of the other document, or fewer where that ends.
+    corpus = corpus_of([3, 3], [1, 1, 1, 1])
+    true, seen = [(0, 3), (3, 3)], set()
+    for seed in range(60):
+        epoch = Epoch(corpus, "nsp", 9, seed=seed)
+        first, rest = epoch.examples[0], epoch.examples[1]
+        seen.add(epoch.labels[0])
+        if epoch.labels[0] == 0:
+            assert first == true
+            continue
+        assert first[0] == (0, 3)
+        assert first[1] in [(6, 3), (7, 3), (8, 2), (9, 1)]
+        assert rest == true if epoch.labels[1] == 0 else rest[0] == (3, 3)
+    assert seen == {0, 1}
+
+
+def test_pairs_of_a_tokenizer_without_types():
+    # RoBERTa's: <s> A </s></s> B </s>
+    corpus = corpus_of([2, 3])
+    epoch = Epoch(corpus, "sop", 9, kind="bytes", seed=1)
+    bos, eos = SPECIAL["bytes"].index("<s>"), SPECIAL["bytes"].index("</s>")
+    (a, n_a), (b, n_b) = epoch.examples[0]
+    first, second = range(A + a, A + a + n_a), range(A + b, A + b + n_b)
+    batch = batch_of(corpus, epoch.plan, kind="bytes")
+    assert restored(batch) == [[bos, *first, eos, eos, *second, eos]]
+    assert batch.sequences.type_ids.tolist() == [0] * 9
+
+
+def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed: int, epoch: int):
+    """BERT's and ALBERT's code, sentence by sentence and piece by piece, with our draws."""
+
+    def choose(choice: Choice, *keys: int) -> float:
+        return float(uniform(choice, seed, epoch, *keys)[0])
+
+    def is_one(choice: Choice, *keys: int) -> bool:
+        return bool(draw(choice, seed, epoch, *keys)[0] & np.uint64(1))
+
+    sentences = [
+        list(range(*corpus.sentences[i : i + 2])) for i in range(len(corpus.sentences) - 1)
+    ]
+    documents = [
+        sentences[slice(*corpus.documents[i : i + 2])] for i in range(len(corpus.documents) - 1)
+    ]
+    pairs, labels = [], []
+    for number, document in enumerate(documents):
+        units = [one[i : i + room] for one in document for i in range(0, len(one), room)]
+        if len(units) < 2:
+            continue
+        i = 0
+        while i < len(units):
+            key, target = units[i][0], room
+            if choose(Choice.SHORT, key) < short:
+                target = 2 + int(choose(Choice.TARGET, key) * (room - 1))
+            altered = is_one(Choice.PAIR, key)
+            is_random = altered and objective == "nsp"
+            chunk: list[list[int]] = []
+            if i == len(units) - 1 and not is_random:
+                chunk.append(units[i - 1])
+            for unit in units[i:]:
+                chunk.append(unit)
+                if sum(map(len, chunk)) >= target and len(chunk) > 1:
+                    break
+            split = 1 + int(choose(Choice.SPLIT, key) * (len(chunk) - 1)) if len(chunk) > 2 else 1
+            a, b = sum(chunk[:split], []), sum(chunk[split:], [])
+            i += split if is_random else len(chunk)
+            if is_random:
+                b, attempt = [], 0
+                while not b:
+                    keys = (attempt, key)
+                    other = int(choose(Choice.DOCUMENT, *keys) * len(documents))
+                    start = int(choose(Choice.SENTENCE, *keys) * len(documents[other]))
+                    for sentence in documents[other][start:] if other != number else []:
+                        b += sentence
+                        if len(b) >= max(target - len(a), 1):
+                            break
+                    attempt += 1
+                b = b[:room]
+            off = [0, 0]
+            while len(a) + len(b) > room:
+                which = int(len(a) <= len(b))
+                (a, b)[which].pop(0 if is_one(Choice.CUT, which, key, off[which]) else -1)
+                off[which] += 1
+            swap = altered and objective == "sop"
+            pairs.append([b, a] if swap else [a, b])
+            labels.append(int(altered))
+    return pairs, labels
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    documents=DOCUMENTS.filter(lambda documents: sum(map(any, documents)) != 1),
+    max_length=st.integers(5, 24),
+    short=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_pairs_against_brute_force(documents, max_length, short, seed):
+    corpus = corpus_of(*documents)
+    for objective in ("nsp", "sop"):
+        options = {"seed": seed, "epoch": 3}
+        epoch = Epoch(corpus, objective, max_length, short_seq_prob=short, **options)
+        expected, labels = brute_force(corpus, objective, max_length - 3, short=short, **options)
+        found = [[list(range(first, first + n)) for first, n in rows] for rows in epoch.examples]
+        assert found == expected
+        assert epoch.labels == labels
+        too_short = [sum(-(-n // (max_length - 3)) for n in one) < 2 for one in documents]
+        assert epoch.plan.skipped == sum(too_short)
+        for (a, b), label in zip(found, labels, strict=True):
+            assert a and b and len(a) + len(b) <= max_length - 3
+            of = {corpus.document_of(piece) for piece in a}, {corpus.document_of(i) for i in b}
+            assert len(of[0]) == len(of[1]) == 1
+            assert (of[0] != of[1]) == (objective == "nsp" and label == 1)
+        if found:
+            batch = batch_of(corpus, epoch.plan)
+            assert batch.sequences.lengths.max() <= max_length
+            a_b = [[[A + i for i in part] for part in pair] for pair in found]
+            assert restored(batch) == [[CLS, *a, SEP, *b, SEP] for a, b in a_b]
+            types = [t for a, b in found for t in [0] * (len(a) + 2) + [1] * (len(b) + 1)]
+            assert batch.sequences.type_ids.tolist() == types
+            assert batch.labels.tolist() == labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 30), min_size=2, max_size=6), seed=st.integers(0, 2**32))
+def test_pairs_hold_every_sentence(sizes, seed):
+    # Sentences of one piece: nothing is cut off.
+    corpus = corpus_of(*([1] * size for size in sizes))
+    expected = {i for i in range(len(corpus.pieces)) if sizes[corpus.document_of(i)] > 1}
+    for objective in ("nsp", "sop"):
+        epoch = Epoch(corpus, objective, 10, seed=seed, short_seq_prob=0.3)
+        held = set()
+        for rows, label in zip(epoch.examples, epoch.labels, strict=True):
+            for first, n in rows[:1] if objective == "nsp" and label else rows:
+                held |= set(range(first, first + n))
+        assert held == expected
+
+
+def test_random_segments_stay_on_their_side():
+    corpus = corpus_of(*([[2] * 6] * 300))
+    sides = []
+    for evaluation in (False, True):
+        documents = set()
+        for epoch in range(3):
+            options = {"held_out": 0.2, "evaluation": evaluation, "epoch": epoch}
+            found = Epoch(corpus, "nsp", 12, **options)
+            rows = [row for rows in found.examples for row in rows]
+            documents |= {corpus.document_of(first) for first, _ in rows}
+        sides.append(documents)
+    assert not sides[0] & sides[1]
+    assert sorted(sides[0] | sides[1]) == list(range(300))
+    assert within(len(sides[1]) / 300, 0.2, 300)
+    # The documents held out are the same ones for another objective and another order.
+    packed = Epoch(corpus, "doc-sentences", 12, held_out=0.2, evaluation=True, epoch=7)
+    assert {corpus.document_of(rows[0][0]) for rows in packed.examples} == sides[1]
+
+
+def test_chances_of_pairs():
+    # Documents of 2 to 9 sentences: short ones, where BERT's own code has far more than half random
+    rng = np.random.default_rng(0)
+    corpus = corpus_of(*(rng.integers(1, 20, size).tolist() for size in rng.integers(2, 10, 4000)))
+    for objective in ("nsp", "sop"):
+        epoch = Epoch(corpus, objective, 64, short_seq_prob=0.1)
+        n = len(epoch.labels)
+        assert n > 5000
+        assert within(sum(epoch.labels) / n, 0.5, n)
+    # All documents are as likely, and so is each of their sentences.
+    corpus = corpus_of([1] * 60_000, [1], [1] * 2, [1] * 7)
+    epoch = Epoch(corpus, "nsp", 20)
+    pairs = zip(epoch.examples, epoch.labels, strict=True)
+    firsts = [rows[1][0] - 60_000 for rows, label in pairs if label and rows[0][0] < 60_000]
+    n = len(firsts)
+    assert n > 1000
+    shares = np.bincount(firsts, minlength=10) / n
+    expected = [1 / 3] + [1 / 6] * 2 + [1 / 21] * 7
+    assert all(within(*one, n) for one in zip(shares, expected, strict=True))
+
+
+def test_chance_and_lengths_of_short_pairs():
+    # One piece a sentence and a long document: a true pair has just as many as it was to have.
+    corpus = corpus_of([1] * 200_000)
+    epoch = Epoch(corpus, "sop", 103, short_seq_prob=0.3)
+    lengths = np.asarray([sum(n for _, n in rows) for rows in epoch.examples[:-1]])
+    n = len(lengths)
+    # Any length from 2 to 100 is as likely, the whole one among them
+    assert within((lengths < 100).mean(), 0.3 * 98 / 99, n)
+    short = lengths[lengths < 100]
+    assert short.min() == 2
+    assert abs(short.mean() - 50.5) < 5 * 28.3 / len(short) ** 0.5
+    # The first segment ends anywhere.
+    shares = np.asarray([rows[0][1] / sum(n for _, n in rows) for rows in epoch.examples[:-1]])
+    assert abs(shares.mean() - 0.5) < 5 * 0.29 / n**0.5
+    whole = Epoch(corpus, "sop", 103, short_seq_prob=0.0)
+    assert {sum(n for _, n in rows) for rows in whole.examples} == {100}
