@@ -44,8 +44,8 @@ from spacy.vocab import Vocab
 from thinc.api import Config
 from tqdm import tqdm
 
-from ..corpora import DAMAGE
-from ..readers import check_text, list_reasons
+from ..data.reader import DAMAGE
+from ..data.records import check_text, list_reasons
 from ..types import Bools1d, Ints1d, Pieces
 from ..wordpieces import Wordpieces
 
