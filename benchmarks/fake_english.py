@@ -52,10 +52,10 @@ from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertForPreTraining
 
-from spacy_bert_heads.corpora import BertCorpus
+from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.encoder.loading import Bert, load_model
 from spacy_bert_heads.encoder.model import bert_of
-from spacy_bert_heads.inspect_encoder import encode_layers
+from spacy_bert_heads.inspection.source import encode_layers
 from spacy_bert_heads.pretraining.settings import Encoder
 from spacy_bert_heads.pretraining.vocabulary import make_tokenizer
 from spacy_bert_heads.sequences import make_sequences

@@ -19,7 +19,7 @@ from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 from thinc.api import Config
 
-from spacy_bert_heads.corpora import BertCorpus
+from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.init_config import init_config
 
 RATE = 1e-4  # of fine-tuning: that of init-config

@@ -20,8 +20,8 @@ import typer
 from plain_loops import BATCH_SIZE, FILES, read_squad, run_plain
 from thinc.api import Config
 
-from spacy_bert_heads.convert import convert
-from spacy_bert_heads.corpora import BertCorpus, make_corpus
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.data.reader import BertCorpus, make_corpus
 from spacy_bert_heads.evaluate import set_precision
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pairs import INPUTS

@@ -17,7 +17,7 @@ from thinc.api import Model
 from thinc.util import convert_recursive
 from wasabi import table
 
-from .corpora import BertCorpus
+from .data.reader import BertCorpus
 from .encoder.model import prepare, shim_of
 from .pairs import INPUTS
 

@@ -9,6 +9,7 @@ import pytest
 import spacy
 import torch
 from checkpoints import make_checkpoint, real_checkpoint
+from conversion import blank_once
 from spacy.training import Example
 
 from spacy_bert_heads.encoder import inference
@@ -77,6 +78,12 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data sets are not beside the project (../shared/data)")
     return folder
+
+
+@pytest.fixture
+def share_blank_pipelines(monkeypatch) -> None:
+    """Share blank pipelines between tests: making one takes longer than most conversions."""
+    monkeypatch.setattr(spacy, "blank", blank_once)
 
 
 @pytest.fixture(scope="session")

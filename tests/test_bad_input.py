@@ -20,7 +20,7 @@ from spacy.training import Example
 from spacy.util import ignore_error
 from thinc.api import Adam
 
-from spacy_bert_heads.corpora import make_corpus
+from spacy_bert_heads.data.reader import make_corpus
 from spacy_bert_heads.encoder.loading import load_checkpoint
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time

@@ -12,9 +12,9 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import registry
 
-from spacy_bert_heads import batching
-from spacy_bert_heads.batching import count_pieces, make_batch_by_pieces
-from spacy_bert_heads.corpora import make_corpus, split_pairs
+from spacy_bert_heads.data import batching
+from spacy_bert_heads.data.batching import count_pieces, make_batch_by_pieces
+from spacy_bert_heads.data.reader import make_corpus, split_pairs
 from spacy_bert_heads.encoder.loading import load_wordpieces
 from spacy_bert_heads.pairs import make_answer, make_verdict
 from spacy_bert_heads.wordpieces import Wordpieces

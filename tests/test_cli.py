@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 import spacy
+import typer
 from checkpoints import make_checkpoint
 from spacy.schemas import ConfigSchemaTraining
 from spacy.tokens import DocBin
@@ -21,7 +22,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.corpora import make_corpus
+from spacy_bert_heads.cli.common import exits_on_error
+from spacy_bert_heads.data.reader import make_corpus
 from spacy_bert_heads.init_config import count_examples, fit_steps, init_config
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
@@ -139,6 +141,25 @@ def test_init_config_fits_the_steps_to_the_pairs(tmp_path, checkpoint):
     config = init_config(["qa"], name=checkpoint, train=tmp_path / "a.spacy")
     # 2,000 pairs are 63 batches of 32, and five epochs of them 315 steps.
     assert config["training"]["max_steps"] == 315
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), ImportError("x")])
+def test_errors_of_the_user_end_a_command(capsys, error):
+    with pytest.raises(typer.Exit) as raised:
+        exits_on_error(throw)(error)
+    assert raised.value.exit_code == 1 and raised.value.__cause__ is error
+    assert capsys.readouterr() == ("", "Error: x\n")
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), BrokenPipeError("| head")])
+def test_other_errors_are_left_to_python_and_click(capsys, error):
+    with pytest.raises(type(error)):
+        exits_on_error(throw)(error)
+    assert capsys.readouterr() == ("", "")
+
+
+def throw(error: Exception) -> None:
+    raise error
 
 
 def test_spacy_finds_the_commands():

@@ -13,8 +13,8 @@ from spacy.training import Example
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.convert import convert
-from spacy_bert_heads.corpora import BertCorpus
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.evaluate import evaluate, format_report, set_precision
 from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict

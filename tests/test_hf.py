@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import spacy_bert_heads
 from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.convert import convert
+from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.heads.decoding import decode
 from spacy_bert_heads.heads.outputs import TokenLogits

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from spacy_bert_heads import to_hf
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.convert import convert
+from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.files import OUTPUT_MARK, check_folder, mark_folder, read_mark
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.settings import read_settings

@@ -29,7 +29,7 @@ from spacy.util import registry
 from thinc.api import Adam
 from typer.testing import CliRunner
 
-from spacy_bert_heads.corpora import make_corpus
+from spacy_bert_heads.data.reader import make_corpus
 from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict

@@ -22,8 +22,8 @@ from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 from tqdm import tqdm
 
-from ..corpora import DAMAGE
-from ..readers import check_text
+from ..data.reader import DAMAGE
+from ..data.records import check_text
 
 KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..readers import list_reasons
+from ..data.records import list_reasons
 from ..types import Bools1d, Ints1d
 
 FORMAT = 1  # of the files, and of the rules by which their content is made

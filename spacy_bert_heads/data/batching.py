@@ -1,4 +1,4 @@
-"""Batches under a budget of wordpieces, second texts counted."""
+"""Batches with a budget of wordpieces, second texts included."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -11,28 +11,25 @@ from spacy.training import Example
 from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
-from .encoder.loading import load_wordpieces
-from .pairs import INPUTS, inputs_of
-from .types import Ints1d, sums
-from .wordpieces import Wordpieces
+from ..encoder.loading import load_wordpieces
+from ..pairs import INPUTS, inputs_of
+from ..types import Ints1d, sums
+from ..wordpieces import Wordpieces
 
 Item = TypeVar("Item", Doc, Example)
 
-# Items that are tokenized at once.
-CHUNK = 256
+CHUNK = 256  # items that are tokenized at once
 
 
 def make_batch_by_pieces(
     size: Sizing, name: str
 ) -> Callable[[Iterable[Item]], Iterator[list[Item]]]:
-    """Create a batcher that counts wordpieces, as the encoder will read them.
+    """Create a batcher that counts the wordpieces the encoder will read.
 
-    size (int / Sequence[int]): The most wordpieces of a batch; a sequence or schedule has one for
-        each batch.
-    name (str): The checkpoint whose tokenizer counts: a hub name or a folder. It is loaded with
-        the first batch. spaCy reads [training] without [components], so a config that names it
-        once does so under [paths].
-    RETURNS (Callable[[Iterable[Item]], Iterator[List[Item]]]): The batcher, of Docs or Examples.
+    `size` is the maximum number of wordpieces in a batch; a sequence or schedule has one for each
+    batch. `name` is the checkpoint whose tokenizer counts, a hub name or a folder; it is loaded
+    with the first batch. spaCy resolves [training] without [components], so a config that names the
+    checkpoint only once does so under [paths].
     """
     return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpieces, name)))
 
@@ -40,15 +37,9 @@ def make_batch_by_pieces(
 def batch_by_pieces(
     items: Iterable[Item], *, size: Sizing, load: Callable[[], Wordpieces]
 ) -> Iterator[list[Item]]:
-    """Fill batches in the order of the items.
-
-    items (Iterable[Item]): Docs or Examples.
-    size (int / Sequence[int]): The most wordpieces of a batch. An item that has more by itself is
-        a batch by itself.
-    load (Callable[[], Wordpieces]): Gives the tokenizer.
-    YIELDS (List[Item]): The batches.
-    RAISES (ValueError): If the tokenizer can't be loaded, or second texts are not strings.
-    """
+    """Fill batches of at most `size` wordpieces in the order of the items. An item that exceeds the
+    budget is a batch of its own. Raises ValueError if the tokenizer can't be loaded, or a second
+    text is not a string."""
     sizes = repeat(size) if isinstance(size, int) else iter(size)
     batch: list[Item] = []
     room = next(sizes)
@@ -65,14 +56,9 @@ def batch_by_pieces(
 
 
 def count_pieces(docs: Sequence[Doc], wordpieces: Wordpieces) -> Ints1d:
-    """Count what the encoder reads of each Doc: once the Doc, and once more beside each of its
-    second texts, special tokens included. Overlaps of windows are not counted.
-
-    docs (Sequence[Doc]): The Docs.
-    wordpieces (Wordpieces): The tokenizer.
-    RETURNS (Ints1d): The wordpieces of each Doc (n_docs,).
-    RAISES (ValueError): If second texts are not strings.
-    """
+    """Count the wordpieces that the encoder reads for each Doc (n_docs,): those of its text once,
+    and again with each of its second texts, special tokens included. Overlaps of windows are not
+    counted. Raises ValueError if a second text is not a string."""
     texts = [[text for name in INPUTS for text in inputs_of(doc, name, [])] for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
     # One call for all texts, so that the tokenizer can use all threads.

@@ -1,8 +1,9 @@
-"""Data files people have on disk -> spaCy's `.spacy`.
+"""Conversion of data files to spaCy's `.spacy`.
 
     files ──lines──▶ reader ──Doc | Refused──▶ shards of Docs + a report
 
-The readers are in `readers.py`; here are files, their formats, shards and the report.
+`formats.py` names the readers; this module finds files and their formats, and writes shards and the
+report.
 """
 
 import codecs
@@ -20,18 +21,12 @@ from tempfile import TemporaryDirectory
 import spacy
 from spacy.tokens import Doc, DocBin
 
-from .files import check_folder, mark_folder, naming, read_mark
-from .readers import (
-    FASTTEXT,
-    READERS,
-    TAG,
-    WITH_CATEGORIES,
-    Refused,
-    Settings,
-    find_columns,
-    holds_pairs,
-    split_columns,
-)
+from ..files import check_folder, mark_folder, naming, read_mark
+from .conll import TAG, split_columns
+from .formats import READERS, WITH_CATEGORIES
+from .nli import holds_pairs
+from .records import Refused, Settings
+from .tables import FASTTEXT, find_columns
 
 MAX_SAMPLES = 5
 SNIFFED_LINES = 200
@@ -45,11 +40,14 @@ SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
 
 @dataclass
 class ConversionReport:
-    """What was read, kept and refused. What is kept is a Doc, what is refused a record: a pair of
-    texts in formats of pairs, of which one Doc may hold several. Both together were read. Reasons
-    are counted without their details; `labels` counts entities, positive categories and verdicts.
-    `hypotheses` and `questions` count those of the Docs, and `mended` answers that were not at
-    their offset, but at one other place."""
+    """How many records were read, kept and rejected (`refused`), and why.
+
+    `kept` counts Docs, `refused` counts records, and `read` is their sum. In formats of pairs a
+    record is one pair or question, of which a Doc may have several. `reasons` are counted without
+    their details. `labels` counts entities, positive categories and verdicts. `hypotheses` and
+    `questions` count those of the Docs. `mended` counts answers that were not at their offset but
+    at exactly one other place.
+    """
 
     format: str = ""
     read: int = 0
@@ -76,24 +74,21 @@ def convert(
     max_docs: int = 10_000,
     force: bool = False,
 ) -> ConversionReport:
-    """Convert a file, or all files of a folder, to spaCy's binary format. The output appears when
-    all is read, and replaces that of an earlier conversion; other files of its folder are kept.
+    """Convert a file, or all files of a folder, to spaCy's binary format.
 
-    source (Path): A file, or a folder whose hidden and `.spacy` files are passed over.
-    output (Path): One file if it ends in `.spacy`, held in memory as a whole, else a folder for
-        numbered shards, held in memory one by one.
-    format (str): One of `READERS`, or None to find it for each file.
-    lang (str): The language of the tokenizer, for formats that hold texts instead of tokens.
-    text_column (str): The column (CSV, TSV) or key (JSONL) of the text.
-    label_column (str): The column or key of the category, or of a pair's label.
-    premise_column (str): The column or key of the first text of a pair, which becomes the Doc.
-    hypothesis_column (str): The column or key of the second.
-    max_docs (int): The most Docs in one shard.
-    force (bool): Whether to take an output folder that no conversion made, and replace shards in
-        it.
-    RETURNS (ConversionReport): What was read, kept and refused.
-    RAISES (FileNotFoundError): If there is no such source.
-    RAISES (ValueError): If an option is wrong, a file cannot be unpacked or nothing could be kept.
+    Hidden and `.spacy` files of a source folder are skipped. An output that ends in `.spacy` is one
+    file, held in memory as a whole; any other is a folder of shards with at most `max_docs` Docs,
+    held in memory one at a time. The output appears when everything has been read. It replaces the
+    output of an earlier conversion; other files in its folder are kept. With `force`, a folder that
+    no conversion made is accepted too, and its shards are replaced.
+
+    `format` is one of `READERS`, or None to detect it for each file. `lang` is the language of the
+    tokenizer, for formats with texts instead of tokens. The columns are those of CSV and TSV or the
+    keys of JSONL. The label is the category of a text or the label of a pair; the premise becomes
+    the Doc.
+
+    Raises FileNotFoundError if there is no such source, and ValueError if an option is wrong, a
+    file can't be decompressed or no record could be kept.
     """
     source, output = Path(source), Path(output)
     paths = list_files(source)
@@ -116,7 +111,7 @@ def convert(
     report = ConversionReport()
     docs = read_files(paths, settings, format=format, report=report)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, because only within one disk is a file moved in one step.
+    # Beside the output, because a file is moved atomically only within one file system.
     with TemporaryDirectory(prefix=".convert-", dir=output.parent) as folder:
         shards = write_shards(docs, Path(folder), max_docs=None if one_file else max_docs)
         if not shards:
@@ -131,10 +126,10 @@ def convert(
 
 
 def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
-    """Move shards into the output folder, in the place of those of an earlier conversion.
+    """Move shards into the output folder, where they replace those of an earlier conversion.
 
-    Only shards that the folder's mark lists are deleted; `force` deletes all. Raises ValueError if
-    another file has the name of a shard.
+    Only shards that the folder's mark lists are deleted, with `force` all of them. Raises
+    ValueError if another file has the name of a shard.
     """
     names = [shard.name for shard in shards]
     stale = set(read_mark(output).get("shards", ()))
@@ -146,7 +141,7 @@ def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
             f"{output / foreign} was not made by `bert convert`. Move it elsewhere, or give "
             "--force to replace it."
         )
-    mark_folder(output, "convert", shards=sorted(stale | set(names)))  # should this be interrupted
+    mark_folder(output, "convert", shards=sorted(stale | set(names)))  # in case of an interrupt
     for name in stale:
         if SHARD.fullmatch(name):
             (output / name).unlink(missing_ok=True)
@@ -156,7 +151,8 @@ def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
 
 
 def list_files(source: Path) -> list[Path]:
-    """List the files of a source in the order in which they are read."""
+    """List the files of a source in the order in which they are read. Raises FileNotFoundError if
+    it does not exist, and ValueError if it is a pipe: some formats are read twice."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: name a file, or a folder of files.")
     if source.is_file():
@@ -172,10 +168,10 @@ def list_files(source: Path) -> list[Path]:
 
 
 def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> list[Path]:
-    """Write Docs to numbered files of at most `max_docs`, or all to one if that is None."""
+    """Write Docs to numbered files of at most `max_docs`, or all to one file if that is None."""
     shards: list[Path] = []
     for number in count(1):
-        doc_bin = DocBin(docs=islice(docs, max_docs), store_user_data=True)  # pairs are there
+        doc_bin = DocBin(docs=islice(docs, max_docs), store_user_data=True)  # has the pairs
         if len(doc_bin) == 0:
             break
         shards.append(folder / f"shard-{number:05}.spacy")
@@ -187,7 +183,7 @@ def write_shards(docs: Iterator[Doc], folder: Path, *, max_docs: int | None) -> 
 def read_files(
     paths: list[Path], settings: Settings, *, format: str | None, report: ConversionReport
 ) -> Iterator[Doc]:
-    """Read one file after the other and enter in the report what becomes of each record."""
+    """Yield the Docs of one file after the other, and enter every record in the report."""
     formats: dict[str, None] = {}  # an ordered set
     for path in paths:
         settings = replace(settings, labels=set(), mended=0)
@@ -211,12 +207,12 @@ def read_files(
 
 
 def count_annotations(doc: Doc, report: ConversionReport) -> None:
-    """Enter a kept Doc in the report."""
+    """Count a kept Doc and its annotations in the report."""
     report.kept += 1
     report.labels.update(ent.label_ for ent in doc.ents)
     for label, value in doc.cats.items():
         report.labels[label] += value >= 0.5
-    if doc.user_data:  # looking for pairs where there are none would leave empty lists
+    if doc.user_data:  # reading the extensions of a Doc without pairs would store empty lists
         report.labels.update(verdict["label"] for verdict in doc._.nli if verdict is not None)
         report.hypotheses += len(doc._.hypotheses)
         report.questions += len(doc._.questions)
@@ -225,15 +221,18 @@ def count_annotations(doc: Doc, report: ConversionReport) -> None:
 def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refused]:
     """Read one file in the format of that name."""
     if name in WITH_CATEGORIES:
-        # A Doc's cats name all categories of its file: read it once to have them in `settings`,
-        # of which a copy shares the labels, but not what is counted.
+        # A Doc's cats name all categories of its file, so a first pass collects them: the copy
+        # shares the set of labels with `settings`, but not the count of corrected offsets.
         deque(READERS[name](read_lines(path), replace(settings)), maxlen=0)
     return READERS[name](read_lines(path), settings)
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Read a file, unpacked if it ends in `.gz`, as lines with their endings. Unicode's other line
-    separators are text. Undecodable bytes become what `is_utf8` finds."""
+    """Read a file as lines with their endings, decompressed if its name ends in `.gz`.
+
+    Only newlines end a line; Unicode's other line separators are text. Undecodable bytes become
+    lone surrogates, which `is_utf8` finds. Raises ValueError for UTF-16 and broken compression.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file_:
             for number, line in enumerate(file_):
@@ -246,7 +245,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def find_format(path: Path, settings: Settings) -> str | None:
-    """Find the format from the extension where that is clear, else from the first lines."""
+    """Detect the format by the extension where that is enough, else by the first lines."""
     extension = Path(path.name.removesuffix(".gz")).suffix.lower()
     known = EXTENSIONS.get(extension)
     head = [line.strip() for line in islice(read_lines(path), SNIFFED_LINES) if line.strip()]
@@ -254,7 +253,7 @@ def find_format(path: Path, settings: Settings) -> str | None:
         return known
     if extension == ".json" and head[0].startswith("{") and SQUAD.search("\n".join(head)):
         return "squad"
-    half = len(head) / 2  # a bad line or two must not hide the format of the rest
+    half = len(head) / 2  # a majority, so that a few bad lines don't hide the format of the rest
     if known or sum(line.startswith("{") and line.endswith("}") for line in head) > half:
         n_pairs = sum(holds_pairs(list_keys(line), settings) for line in head)
         return "nli-jsonl" if n_pairs > half else "jsonl"
@@ -269,14 +268,14 @@ def find_format(path: Path, settings: Settings) -> str | None:
             return name
     if sum(line.startswith(FASTTEXT) for line in head) > half:
         return "labelled"
-    # Not plain text, whose lines begin with many words, nor another list, with its punctuation.
+    # Plain text begins its lines with many different words, and other lists with punctuation.
     labels = {line.split()[0] for line in head}
     few = max(len(head) // 4, 2 if all(label.isdecimal() for label in labels) else 0)
     return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
 
 
 def list_keys(line: str) -> list[str]:
-    """List the keys of a line of JSONL, none if it is no object."""
+    """List the keys of a line of JSONL, none if it is not an object."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Readers of training data."""
+"""The reader of training data: `.spacy` files to examples."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -9,21 +9,20 @@ from spacy.tokens import Doc
 from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
-from .pairs import INPUTS, copy_inputs
+from ..pairs import INPUTS, copy_inputs
 
-# What reading half a DocBin can end in: its compression, its msgpack, its attributes.
+# What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
 
 
 class BertCorpus(Corpus):
-    """Read `.spacy` files as `spacy.Corpus.v1` does, with what is asked of each Doc, and say which
-    file is damaged.
+    """Read `.spacy` files as `spacy.Corpus.v1` does, with the hypotheses and questions of each Doc.
 
-    path (str / Path): A file, or a folder of files.
-    max_length (int): Leave longer Docs out, or take their sentences, without pairs; 0 for no limit.
-    limit (int): Read so many Docs of each file at the most; 0 for all.
-    gold_preproc (bool): Predict on the reference's own sentences and tokens.
-    max_pairs (int): The most second texts of an example; 0 for no limit.
+    `path` is a file, or a folder of files. 0 means no limit everywhere: `limit` is the maximum
+    number of Docs per file, and `max_pairs` that of second texts per example (see `split_pairs`).
+    A Doc of `max_length` tokens or more is skipped, or read sentence by sentence and without its
+    pairs if it has sentences. With `gold_preproc`, the predicted Docs have the sentences and tokens
+    of the reference.
     """
 
     def __init__(
@@ -39,25 +38,16 @@ class BertCorpus(Corpus):
         self.max_pairs = max_pairs
 
     def __call__(self, nlp: Language) -> Iterator[Example]:
-        """Yield the examples.
-
-        nlp (Language): The pipeline.
-        YIELDS (Example): The examples.
-        RAISES (ValueError): If there is no such file or folder, or one can't be read.
-        """
+        """Yield the examples. Raises ValueError if there is no such file or folder, or a file is
+        damaged; the message names it and the command that makes it again."""
         if not Path(self.path).exists():
             make_it = f"python -m spacy bert convert SOURCE {self.path}"
             raise ValueError(f"There is no '{self.path}'. Make it: {make_it}")
         yield from super().__call__(nlp)
 
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
-        """Yield the Docs of the files.
-
-        vocab (Vocab): The vocabulary.
-        locs (Iterable[str / Path]): The files.
-        YIELDS (Doc): The Docs that have tokens, split by their second texts.
-        RAISES (ValueError): If a file can't be read to its end.
-        """
+        """Yield the Docs that have tokens, split by `split_pairs`. Raises ValueError if a file is
+        damaged."""
         for file in locs:
             try:
                 docs = list(super().read_docbin(vocab, [file]))
@@ -67,20 +57,16 @@ class BertCorpus(Corpus):
                     f"python -m spacy bert convert SOURCE {file}"
                 ) from error
             for doc in docs:
-                # Of a Doc that is too long, sentences without pairs are read, and but once.
+                # A Doc that is too long is read as sentences without pairs: splitting it would
+                # repeat every sentence.
                 too_long = 0 < self.max_length <= len(doc)
                 yield from split_pairs(doc, 0 if too_long else self.max_pairs)
 
     def make_examples_gold_preproc(
         self, nlp: Language, reference_docs: Iterable[Doc]
     ) -> Iterator[Example]:
-        """Make examples of sentences. What is asked of a Doc is asked of the whole text, so a Doc
-        with second texts stays whole.
-
-        nlp (Language): The pipeline.
-        reference_docs (Iterable[Doc]): The references.
-        YIELDS (Example): The examples.
-        """
+        """Yield an example for each sentence. Hypotheses and questions are about the whole text, so
+        a Doc that has any stays whole."""
         for reference in reference_docs:
             if any(reference._.get(name) for name in INPUTS):
                 yield self._make_example(nlp, reference, True)
@@ -88,27 +74,23 @@ class BertCorpus(Corpus):
                 yield from super().make_examples_gold_preproc(nlp, [reference])
 
     def _make_example(self, nlp: Language, reference: Doc, gold_preproc: bool) -> Example:
-        # spaCy makes the predicted Doc of the text alone.
+        # spaCy builds the predicted Doc from the text alone.
         example = super()._make_example(nlp, reference, gold_preproc)
         copy_inputs(reference, example.predicted)
         return example
 
 
 def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
-    """Split a Doc with many second texts into several of the same text. A batch would be full of
-    one text otherwise.
+    """Split a Doc with many second texts into several Docs of the same text. Otherwise one text
+    would fill a batch.
 
     max_pairs 2     first part        second part       third part
     hypotheses      A  B              C                 -
     questions       -                 D                 E
-    all else        as it was         as it was         as it was
+    all else        unchanged         unchanged         unchanged
 
-    A Doc whose gold entries don't match its second texts stays whole, for the head that reads them
-    to say so.
-
-    doc (Doc): The Doc.
-    max_pairs (int): The most second texts of a part, 0 for no limit.
-    YIELDS (Doc): The parts, or the Doc itself if there is nothing to split.
+    Yields the Doc itself if there is nothing to split, if `max_pairs` is 0, or if its gold entries
+    don't match its second texts: the head that reads them reports that.
     """
     texts = {name: doc._.get(name) for name in INPUTS}
     gold = {name: doc._.get(output) for name, output in INPUTS.items()}
@@ -136,16 +118,8 @@ def make_corpus(
     gold_preproc: bool = False,
     max_pairs: int = 0,
 ) -> BertCorpus:
-    """Create a reader of `.spacy` files.
-
-    path (Optional[Path]): A file, or a folder of files.
-    max_length (int): Leave longer Docs out; 0 for no limit.
-    limit (int): Read so many of each file at the most; 0 for all.
-    gold_preproc (bool): Predict on the reference's own sentences and tokens.
-    max_pairs (int): Split Docs with more second texts than this; 0 for no limit.
-    RETURNS (Callable[[Language], Iterator[Example]]): The reader.
-    RAISES (ValueError): If no path is given.
-    """
+    """Create the reader of `[corpora]`, `spacy_bert_heads.Corpus.v1`. The settings are those of
+    `BertCorpus`. Raises ValueError if no path is given."""
     if path is None:
         raise ValueError("No data is named. Add: --paths.train FILE.spacy --paths.dev FILE.spacy")
     return BertCorpus(

@@ -1,0 +1,45 @@
+"""`python -m spacy bert …`: thin commands over plain functions.
+
+spaCy imports this package before each of its own commands. So nothing here, nor in the modules of
+the commands, imports more than typer and spaCy's own command line: a command imports what it needs
+when it runs.
+"""
+
+import io
+import sys
+
+import typer
+from spacy.cli._util import app
+
+from .data import convert_command, init_config_command, prepare_command
+from .evaluate import evaluate_command
+from .hugging_face import from_hf_command, to_hf_command
+from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
+from .pretrain import fill_mask_command, pretrain_command
+
+bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
+inspect_app = typer.Typer(name="inspect", help="Look inside an encoder: PNG and HTML.")
+
+
+@bert_app.callback()
+def main() -> None:
+    """Convert data, make configs and score BERT pipelines (spacy_bert_heads)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks "│", among others
+        sys.stdout.reconfigure(errors="replace")
+
+
+# In the order of `bert --help`. Overrides like `--training.max_steps 100` are extra arguments.
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+bert_app.command("convert")(convert_command)
+bert_app.command("prepare")(prepare_command)
+bert_app.command("init-config")(init_config_command)
+bert_app.command("evaluate")(evaluate_command)
+bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
+bert_app.command("fill-mask")(fill_mask_command)
+bert_app.command("from-hf")(from_hf_command)
+bert_app.command("to-hf")(to_hf_command)
+inspect_app.command("word")(inspect_word_command)
+inspect_app.command("weights")(inspect_weights_command)
+inspect_app.command("map")(inspect_map_command)
+bert_app.add_typer(inspect_app)
+app.add_typer(bert_app)

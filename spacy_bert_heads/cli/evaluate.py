@@ -1,0 +1,44 @@
+"""The command `evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from spacy.cli._util import import_code
+
+from .common import exits_on_error
+
+
+@exits_on_error
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    data: Annotated[Path, typer.Argument(help="A .spacy file, or a folder of files")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A JSON file for all scores")
+    ] = None,
+    per_type: Annotated[
+        bool, typer.Option("--per-type", help="Show the scores of each label too")
+    ] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto; else the pipeline's")
+    ] = None,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[
+        Path | None, typer.Option("--code", "-c", help="A Python file to import first")
+    ] = None,
+) -> None:
+    """Score a pipeline as `spacy evaluate` does, with hypotheses and questions."""
+    import srsly
+
+    from ..evaluate import evaluate, format_report
+
+    import_code(code)
+    report = evaluate(model, data, gpu_id=gpu_id, lang=lang, precision=precision)
+    typer.echo(format_report(report, per_type=per_type))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        srsly.write_json(output, report)

@@ -1,0 +1,62 @@
+"""The commands that exchange models with Hugging Face: `from-hf`, `to-hf`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import FORCE, exits_on_error
+
+
+@exits_on_error
+def from_hf_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Fine-tuned checkpoints: hub names or folders"),
+    ],
+    output: Annotated[Path, typer.Argument(help="A folder for the pipeline")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="ner, tagger, textcat, textcat_multilabel, nli or qa; else found"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Its classes in order, with commas; else its own names"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit on the hub; else the newest")
+    ] = None,
+    lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
+    force: Annotated[bool, FORCE] = False,
+) -> None:
+    """Make a pipeline of fine-tuned Hugging Face checkpoints, a head of each."""
+    from ..files import check_folder, mark_folder
+    from ..hf import from_hf
+
+    given = [label.strip() for label in labels.split(",")] if labels else None
+    check_folder(output, "from-hf", force=force)
+    nlp = from_hf(*names, task=task, labels=given, revision=revision, lang=lang)
+    nlp.to_disk(output)
+    mark_folder(output, "from-hf")
+    typer.echo(f"{output}: {', '.join(nlp.pipe_names)}")
+    for name in nlp.pipe_names:
+        labels_of = getattr(nlp.get_pipe(name), "labels", ())
+        if labels_of:
+            typer.echo(f"{name}: {', '.join(labels_of)}")
+
+
+@exits_on_error
+def to_hf_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    component: Annotated[str, typer.Argument(help="A head, or the encoder")],
+    output: Annotated[Path, typer.Argument(help="A folder for the checkpoint")],
+    precision: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16")] = "fp32",
+    force: Annotated[bool, FORCE] = False,
+) -> None:
+    """Save a head with its encoder as a Hugging Face checkpoint."""
+    import spacy
+
+    from ..hf import to_hf
+
+    to_hf(spacy.load(model), component, output, precision=precision, force=force)
+    typer.echo(f"{output}: load it with transformers.pipeline(model={str(output)!r})")

@@ -1,0 +1,106 @@
+"""The commands that look inside an encoder: `inspect word`, `inspect weights`, `inspect map`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import exits_on_error
+
+# Options of several views.
+ENCODER = typer.Option("--encoder", "-e", help="Which encoder of a pipeline that has several")
+VIEW = typer.Option("--output", "-o", help="Name of a .png and an .html file")
+
+
+@exits_on_error
+def inspect_word_command(
+    model: Annotated[str, typer.Argument(help="A pipeline, or a checkpoint's folder or hub name")],
+    word: Annotated[str, typer.Argument(help="A word that all texts have")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, each in quotes")
+    ] = None,
+    output: Annotated[Path, VIEW] = Path("word"),
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="A file with more texts, one a line")
+    ] = None,
+    encoder: Annotated[str | None, ENCODER] = None,
+    lang: Annotated[
+        str, typer.Option("--lang", "-l", help="The language of a checkpoint's tokenizer")
+    ] = "en",
+) -> None:
+    """Compare a word's states in several texts, layer by layer."""
+    from ..inspection.html import save_word
+    from ..inspection.source import open_source
+    from ..inspection.word import compare_word
+
+    lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
+    given = [*(texts or ()), *(line for line in lines if line.strip())]
+    view = compare_word(open_source(model, encoder=encoder, lang=lang), word, given)
+    files = save_word(view, output)
+    means = " ".join(f"{mean:.2f}" for mean in view.self_similarity)
+    typer.echo(f"Mean similarity, embeddings to last layer: {means}")
+    typer.echo("\n".join(map(str, files)))
+
+
+@exits_on_error
+def inspect_weights_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    output: Annotated[Path, VIEW] = Path("weights"),
+) -> None:
+    """Show how much of each layer the heads with learned layer weights take."""
+    from ..inspection.html import save_weights
+    from ..inspection.weights import read_weights
+
+    views = read_weights(model)
+    files = save_weights(model, views, output)
+    for view in views:
+        typer.echo(f"{view.head}: mean layer {view.centre:.2f}, scale {view.scale:.3f}")
+    typer.echo("\n".join(map(str, files)))
+
+
+@exits_on_error
+def inspect_map_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [MODEL] DATA",
+            help="One or two pipelines or checkpoints, as before and after fine-tuning; a .spacy "
+            "file of documents with categories",
+        ),
+    ],
+    output: Annotated[Path, VIEW] = Path("map"),
+    by: Annotated[
+        str | None, typer.Option(help="Show where this label holds; else the one that holds")
+    ] = None,
+    layer: Annotated[
+        int, typer.Option(help="Whose states: 0 for the embeddings, -1 for the last layer")
+    ] = -1,
+    method: Annotated[str, typer.Option("--method", "-m", help="pca or tsne")] = "pca",
+    limit: Annotated[
+        int, typer.Option(min=0, help="The most documents, chosen at random; 0 for all")
+    ] = 1000,
+    encoder: Annotated[str | None, ENCODER] = None,
+) -> None:
+    """Draw documents as points, coloured by category, as one or two encoders see them."""
+    from ..evaluate import is_pipeline
+    from ..inspection.html import save_map
+    from ..inspection.map import map_documents, read_labelled
+    from ..inspection.source import open_source
+
+    *models, data = names
+    if not 1 <= len(models) <= 2:
+        raise ValueError("Name one or two models, then the data: MODEL [MODEL] DATA.spacy")
+    labelled = read_labelled(Path(data), by=by, limit=limit)
+    views = []
+    for model in models:
+        # Of a checkpoint and a pipeline made of it, the pipeline has names.
+        source = open_source(model, encoder=encoder if is_pipeline(model) else None)
+        views.append(map_documents(source, labelled, layer=layer, method=method))
+    files = save_map(views, labelled, output)
+    if labelled.left_out:
+        typer.echo(f"Left out, without a category: {labelled.left_out:,}")
+    for view in views:
+        typer.echo(
+            f"{view.source}: nearest neighbour right {view.accuracy:.1%} (chance {view.chance:.1%})"
+        )
+    typer.echo("\n".join(map(str, files)))

@@ -1,0 +1,1 @@
+"""Training data: files of many formats to `.spacy`, and `.spacy` to examples and batches."""

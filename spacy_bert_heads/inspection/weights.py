@@ -1,0 +1,59 @@
+"""How the heads weight the encoder's layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import spacy
+from thinc.api import Model
+
+from ..encoder.features import mix_of
+from ..encoder.listener import BertListener, checkpoint_behind
+from ..evaluate import is_pipeline
+from .source import Floats1d
+
+
+class LayerWeights(NamedTuple):
+    """The learned weights of the layers that a head reads."""
+
+    head: str
+    layers: tuple[int, ...]  # that it reads
+    weights: Floats1d  # (n_layers,), they sum to 1
+    scale: float
+    depth: int  # the encoder's last layer
+
+    @property
+    def centre(self) -> float:
+        """The mean layer, by weight: the centre of gravity of Tenney et al. (2019), section 3."""
+        return float(self.weights @ np.asarray(self.layers))
+
+
+def read_weights(name: str) -> list[LayerWeights]:
+    """Load a pipeline, and return the layer weights of each head that learned some (Peters et al.
+    2018, equation 1). Raises ValueError if there is no such folder or package, or none of its heads
+    has layer weights."""
+    if not is_pipeline(name):
+        raise ValueError(
+            f"There is no pipeline '{name}', neither a folder with a config.cfg nor an installed "
+            "package. Layer weights belong to heads, which a checkpoint doesn't have."
+        )
+    nlp = spacy.load(name)
+    found = []
+    for head, component in nlp.components:
+        model = getattr(component, "model", None)
+        for node in model.walk() if isinstance(model, Model) else ():
+            if node.name == "layer_features" and node.shims:
+                mix, source = mix_of(node), node.layers[0]
+                bert = checkpoint_behind(source)
+                assert bert is not None
+                reads = source.reads if isinstance(source, BertListener) else source.attrs["layers"]
+                weights = mix.weights.detach().double().softmax(0).cpu().numpy()
+                layers, scale = bert.layer_numbers(reads), float(mix.scale.detach())
+                found.append(LayerWeights(head, layers, weights, scale, bert.n_layers))
+    if not found:
+        raise ValueError(
+            f"No head of '{name}' has learned layer weights ({', '.join(nlp.component_names)}). "
+            'Set layers = "all" and combine = "weighted" in a head\'s model.tok2vec, and train it.'
+        )
+    return found

@@ -1,0 +1,110 @@
+"""The hidden states of one word in several texts, layer by layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from spacy.language import Language
+from spacy.matcher import PhraseMatcher
+from spacy.tokens import Doc, Span
+from spacy.util import filter_spans
+
+from .source import Floats1d, Floats3d, Source, encode_layers
+
+MAX_OCCURRENCES = 20  # rows of a matrix that people can read
+
+
+class WordView(NamedTuple):
+    """How similar the hidden states of a word's occurrences are at each layer."""
+
+    source: str
+    word: str
+    occurrences: list[Span]
+    # Cosines of all pairs, from the embeddings to the last layer (depth + 1, n, n).
+    cosines: Floats3d
+
+    @property
+    def self_similarity(self) -> Floats1d:
+        """The mean cosine of two different occurrences at each layer (depth + 1,), see Ethayarajh
+        (2019), section 3.3."""
+        n = len(self.occurrences)
+        return (self.cosines.sum((1, 2)) - np.trace(self.cosines, axis1=1, axis2=2)) / (n * (n - 1))
+
+
+class Context(NamedTuple):
+    """A word and the text around it, in one line."""
+
+    before: str
+    word: str
+    after: str
+
+
+def compare_word(source: Source, word: str, texts: Sequence[str]) -> WordView:
+    """Compare the hidden states of a word in all texts, layer by layer.
+
+    The word may be several tokens, and its case is ignored. The vector of an occurrence is the mean
+    over its wordpieces. Raises ValueError if a text doesn't contain the word, or there are fewer
+    than two or more than MAX_OCCURRENCES occurrences.
+    """
+    docs = [source.nlp.make_doc(text) for text in texts]
+    found = find_word(source.nlp, word, docs)
+    missing = [text for text, spans in zip(texts, found, strict=True) if not spans]
+    if missing:
+        others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise ValueError(
+            f"The word '{word}' is not in the text '{missing[0]}'{others}. It is looked for as a "
+            "whole, in upper or lower case. Leave the text out, or write the word as it has it."
+        )
+    occurrences = [span for spans in found for span in spans]
+    if not 2 <= len(occurrences) <= MAX_OCCURRENCES:
+        raise ValueError(
+            f"The word '{word}' occurs {len(occurrences)} times in {len(texts)} texts. Give texts "
+            f"with 2 to {MAX_OCCURRENCES} occurrences."
+        )
+    sequences = source.read(docs)
+    states = encode_layers(source.bert, sequences, range(source.depth + 1))
+    first_token = np.cumsum(sequences.tokens) - sequences.tokens
+    first_row = np.append(0, np.cumsum(sequences.pieces))
+    vectors = []
+    for first, spans in zip(first_token.tolist(), found, strict=True):
+        for span in spans:
+            begin, end = first_row[first + span.start], first_row[first + span.end]
+            # A wordpiece that two tokens of the word share counts once.
+            rows = np.unique(sequences.rows[begin:end])
+            if not len(rows):
+                raise ValueError(f"The word '{word}' has no wordpieces. Look at another one.")
+            vectors.append(states[torch.from_numpy(rows).to(states.device)].double().mean(0))
+    normed = F.normalize(torch.stack(vectors, dim=1), dim=-1)  # (depth + 1, n, width)
+    cosines = (normed @ normed.transpose(1, 2)).cpu().numpy()
+    return WordView(source.name, word, occurrences, cosines)
+
+
+def find_word(nlp: Language, word: str, docs: Sequence[Doc]) -> list[list[Span]]:
+    """Find the occurrences of a word in each Doc, as whole tokens and in any case. Raises
+    ValueError if the word is empty."""
+    pattern = nlp.make_doc(word.strip())
+    if not len(pattern):
+        raise ValueError("The word is empty. Give one that occurs in the texts.")
+    matcher = PhraseMatcher(nlp.vocab, attr="LOWER")
+    matcher.add("word", [pattern])
+    return [filter_spans(cast(list[Span], matcher(doc, as_spans=True))) for doc in docs]
+
+
+def in_context(span: Span, *, limit: int) -> Context:
+    """Cut the text around a word to at most `limit` characters on each side, and an ellipsis."""
+    text = span.doc.text
+    parts = text[: span.start_char], span.text, text[span.end_char :]
+    before, word, after = (re.sub(r"\s+", " ", part) for part in parts)
+    # At a space, in languages that have any.
+    if len(before) > limit:
+        before = before[-limit:]
+        before = "…" + (before.partition(" ")[2] or before)
+    if len(after) > limit:
+        after = after[:limit]
+        after = (after.rpartition(" ")[0] or after) + "…"
+    return Context(before.lstrip(), word, after.rstrip())

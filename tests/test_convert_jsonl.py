@@ -1,0 +1,118 @@
+"""JSONL with texts, categories and entities: exact Docs, and lines that are rejected."""
+
+from collections import Counter
+
+import pytest
+from conversion import Plain, jsonl, run_plain, samples
+
+pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
+TEXT = "Ada lives in Paris."
+ADA_DOC = ["Ada ", "lives ", "in ", "Paris", "."]
+
+
+@pytest.mark.parametrize(
+    "record, ents, cats",
+    [
+        ({}, None, {}),
+        ({"spans": []}, [], {}),
+        ({"spans": None, "label": None}, None, {}),
+        ({"spans": [{"start": 13, "end": 18, "label": "LOC", "x": 1}]}, [(3, 4, "LOC")], {}),
+        ({"entities": [[13, 18, "LOC"], [0, 3, 1]]}, [(0, 1, "1"), (3, 4, "LOC")], {}),
+        (
+            {"entities": [{"start_offset": 0, "end_offset": 9, "label": "X", "id": 4}]},
+            [(0, 2, "X")],
+            {},
+        ),
+        ({"label": "a"}, None, {"a": 1.0}),
+        ({"label": 1}, None, {"1": 1.0}),
+        ({"labels": ["b", "a"]}, None, {"a": 1.0, "b": 1.0}),
+        ({"labels": []}, None, {}),
+        ({"cats": {"b": 0.25, "a": 1}}, None, {"a": 1, "b": 0.25}),
+        ({"cats": {}, "spans": [], "answer": "accept", "other": [1]}, [], {}),
+    ],
+)
+def test_jsonl(tmp_path, record, ents, cats):
+    docs, report = run_plain(tmp_path, "a.jsonl", jsonl({"text": TEXT, **record}))
+    assert docs == [Plain(ADA_DOC, ents, cats)]
+    assert report.format == "jsonl"
+
+
+def test_jsonl_categories_of_all_records_but_cats_and_refused_ones(tmp_path):
+    content = jsonl(
+        {"text": "one", "label": "a"},
+        {"text": "two", "labels": ["b", "c"]},
+        {"text": "three", "labels": []},
+        {"text": "four", "cats": {"other": 1.0}},
+        {"text": "five", "spans": []},
+        {"text": "six", "label": "refused", "spans": [[0, 1, "X"]]},
+    )
+    docs, report = run_plain(tmp_path, "a.jsonl", content)
+    assert [doc.cats for doc in docs] == [
+        {"a": 1.0, "b": 0.0, "c": 0.0},
+        {"a": 0.0, "b": 1.0, "c": 1.0},
+        {"a": 0.0, "b": 0.0, "c": 0.0},
+        {"other": 1.0},
+        {},
+    ]
+    assert report.labels == Counter(a=1, b=1, c=1, other=1)
+
+
+@pytest.mark.parametrize(
+    "record, reason",
+    [
+        ({"text": None}, "no text: None"),
+        ({"text": "  \n"}, "no text: '  \\n'"),
+        ({"text": ["a"]}, "no text: ['a']"),
+        ({"text": "a\ud800"}, "text is not UTF-8: 'a\\ud800'"),
+        ({"text": "a" * 1_000_001}, "too long for spaCy: 1000001 characters"),
+        ({"spans": [[0, 2, "X"]]}, "span is not whole tokens: 'Ad'"),
+        ({"spans": [[0, 4, "X"]]}, "span is not whole tokens: 'Ada '"),
+        ({"spans": [[0, 99, "X"]]}, "not a span of the text with a label: [0, 99, 'X']"),
+        ({"spans": [[-3, 3, "X"]]}, "not a span of the text with a label: [-3, 3, 'X']"),
+        ({"spans": [[3, 3, "X"]]}, "not a span of the text with a label: [3, 3, 'X']"),
+        ({"spans": [[0, 3]]}, "not a span of the text with a label: [0, 3]"),
+        ({"spans": "Ada"}, "not a span of the text with a label: 'Ada'"),
+        ({"spans": [[0, 3, ""]]}, "no label: ''"),
+        ({"spans": [[0, 3, None]]}, "no label: None"),
+        ({"spans": [[0, 9, "X"], [4, 12, "Y"]]}, "overlapping spans: 'Ada lives' and 'lives in'"),
+        ({"spans": [[0, 3, "X"], [0, 3, "X"]]}, "overlapping spans: 'Ada' and 'Ada'"),
+        ({"spans": [], "entities": []}, "more than one of spans, entities"),
+        ({"label": "a", "cats": {"a": 1}}, "more than one of label, labels, cats"),
+        ({"label": ""}, "no label: ''"),
+        ({"label": True}, "no label: True"),
+        ({"label": [[0, 3, "X"]]}, "no label: [0, 3, 'X']"),
+        ({"label": "\udfff"}, "label is not UTF-8: '\\udfff'"),
+        ({"cats": {"a": 2}}, "cats are not between 0 and 1: {'a': 2}"),
+        ({"cats": {"a": float("nan")}}, "cats are not between 0 and 1: {'a': nan}"),
+        ({"cats": {"a": "1"}}, "cats are not between 0 and 1: {'a': '1'}"),
+        ({"label": "a", "answer": "reject"}, "rejected or ignored in Prodigy"),
+        ([TEXT], "not a JSON object in UTF-8"),
+    ],
+)
+def test_jsonl_refuses(tmp_path, record, reason):
+    bad = {"text": TEXT, **record} if isinstance(record, dict) else record
+    content = jsonl({"text": "before"}, bad, {"text": "after"})
+    docs, report = run_plain(tmp_path, "a.jsonl", content)
+    assert [doc.tokens for doc in docs] == [["before"], ["after"]]
+    assert samples(report) == [f"a.jsonl:2: {reason}"]
+
+
+def test_jsonl_broken_lines(tmp_path):
+    lines = [
+        b'\xef\xbb\xbf{"text": "a"}\r',
+        b"\r",
+        b'{"text": "b\xff"}',
+        b"[" * 99_999,
+        b'{"text": "h',
+    ]
+    docs, report = run_plain(tmp_path, "a.jsonl", b"\n".join(lines))
+    assert docs == [Plain(["a"], None, {})]
+    assert [sample.split(":")[1] for sample in samples(report)] == ["3", "4", "5"]
+    assert report.reasons == {"not a JSON object in UTF-8": 1, "not JSON": 2}
+
+
+def test_tokenizer_of_the_language(tmp_path):
+    content = jsonl({"text": "Don't", "spans": [[0, 2, "X"]]})
+    assert run_plain(tmp_path, "a.jsonl", content, lang="en")[0][0].ents == [(0, 1, "X")]
+    with pytest.raises(ValueError, match="span is not whole tokens: 'Do'"):
+        run_plain(tmp_path, "a.jsonl", content, lang="xx")

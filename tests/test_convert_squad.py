@@ -1,0 +1,179 @@
+"""SQuAD: texts with questions and answers, to `doc._`; and questions that are rejected."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from conversion import NLP, QUESTIONS, SECOND_ADA, TEXT, answered, load, qa, run, samples, squad
+
+from spacy_bert_heads.data.convert import ConversionReport, convert
+from spacy_bert_heads.data.formats import READERS
+from spacy_bert_heads.data.records import Refused, Settings
+
+pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
+ANSWERS = [
+    ("one?", [(30, "Paris")]),
+    ("several?", [(SECOND_ADA, "Ada"), (13, "Paris.")]),
+    ("none?", []),
+    ("empty?", []),
+    ("test?", None),
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        squad(QUESTIONS),
+        squad(QUESTIONS, indent=2),
+        squad(QUESTIONS, indent=2).replace("\n", "\r\n"),
+        "\ufeff" + squad(QUESTIONS),
+        json.dumps({"paragraphs": [{"qas": QUESTIONS, "context": TEXT}], "title": "x"}),
+    ],
+)
+def test_squad(tmp_path, content):
+    expected = ConversionReport(format="squad", read=1, kept=1, questions=5)
+    for name, packed in (
+        ("a.json", content.encode()),
+        ("b.json.gz", gzip.compress(content.encode())),
+    ):
+        (doc,), report = run(tmp_path, name, packed)
+        assert doc.text == TEXT and answered(doc) == ANSWERS
+        assert report == expected
+
+
+def test_squad_context_is_kept_as_it_is(tmp_path):
+    context = " \n Ada  lives\u3000in\tPar\u0301is, 1½ km 🐟 off.\n"
+    start = context.index("🐟")
+    paragraph = {"context": context, "qas": [qa("a", ("🐟 off", start), ("ad", 4))]}
+    for lang in ("en", "zh", "xx"):
+        paragraph["qas"][0]["answers"][1]["text"] = "da"  # in the middle of a token
+        (doc,), report = run(tmp_path, "a.json", squad(paragraph), lang=lang)
+        assert doc.text == context and report.mended == 0
+        assert answered(doc) == [("a?", [(start, "🐟 off"), (4, "da")])]
+
+
+@pytest.mark.parametrize(
+    "answer, found, mended",
+    [
+        (("the sea", 41), (41, "the sea"), 0),
+        (("the sea", 40), (41, "the sea"), 1),
+        (("the sea", 4_000), (41, "the sea"), 1),
+        (("the sea", -8), (41, "the sea"), 1),  # as a slice it would be right
+        (("the sea", None), (41, "the sea"), 1),
+        (("the sea", "41"), (41, "the sea"), 1),
+        ((" the sea\n", 0), (41, "the sea"), 1),
+        ((" Ada ", 19), (SECOND_ADA, "Ada"), 0),
+        ((" Ada", SECOND_ADA), (SECOND_ADA, "Ada"), 0),
+        (("Ada ", SECOND_ADA), (SECOND_ADA, "Ada"), 0),
+        (("Ada\n", SECOND_ADA), (SECOND_ADA, "Ada"), 0),
+        ((" Ada", 7), (SECOND_ADA, "Ada"), 1),  # only one of them has a space before it
+        (("Ada", 7), "answer found more than once, and not at its offset", 0),
+        (("Ada\n", 7), "answer found more than once, and not at its offset", 0),
+        (("Rome", 7), "answer not found in the context", 0),
+        (("paris", 13), "answer not found in the context", 0),
+        (("", 7), "no answer text", 0),
+        ((" \n", 7), "no answer text", 0),
+        ((None, 7), "no answer text", 0),
+    ],
+)
+def test_squad_offsets(tmp_path, answer, found, mended):
+    content = squad([qa("first"), qa("q:1", answer), qa("last", ("Ada", 0))])
+    (doc,), report = run(tmp_path, "a.json", content)
+    others = [("first?", []), ("last?", [(0, "Ada")])]
+    assert report.mended == mended
+    if isinstance(found, str):
+        assert answered(doc) == others
+        assert samples(report) == [f"a.json: {found}: 'q:1'"]
+        assert report.reasons == {found: 1}
+    else:
+        assert answered(doc) == [others[0], ("q:1?", [found]), others[1]]
+        assert report.refused == 0
+
+
+def test_squad_overlapping_places_are_two(tmp_path):
+    paragraph = {"context": "na na na", "qas": [qa("a", ("na na", 7)), qa("b", ("na na", 3))]}
+    (doc,), report = run(tmp_path, "a.json", squad(paragraph))
+    assert answered(doc) == [("b?", [(3, "na na")])]
+    assert report.reasons == {"answer found more than once, and not at its offset": 1}
+
+
+def test_squad_refuses_question_by_question(tmp_path):
+    content = squad(
+        [qa("a"), {"id": 7, "answers": []}, {"id": "c", "question": " "}, {"question": ""}, "d"],
+        [qa("e", ("Rome", 0))],  # left out, without a question
+        {"context": "\ud800", "qas": [qa("f"), qa("g")]},
+        {"context": "a" * 1_000_001, "qas": [qa("h")]},
+        {"context": TEXT, "qas": []},
+        {"context": TEXT},
+        3,
+        [qa("i")],
+    )
+    docs, report = run(tmp_path, "a.json", content)
+    assert [answered(doc) for doc in docs] == [[("a?", [])], [("i?", [])]]
+    assert report.reasons == {
+        "no question": 3,
+        "not SQuAD": 3,
+        "answer not found in the context": 1,
+        "text is not UTF-8": 2,
+        "too long for spaCy": 1,
+        "no questions": 1,
+    }
+    assert samples(report) == [
+        "a.json: no question: 7",
+        "a.json: no question: 'c'",
+        "a.json: no question: ''",
+        "a.json: not SQuAD: str instead of an object",
+        "a.json: answer not found in the context: 'e'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ('{"data": [{"paragraphs": [', "not JSON: "),
+        ("[]", "not a JSON object in UTF-8"),
+        ('{"data": "x"}', "not SQuAD: an object without a list of data"),
+        ('{"data": [{}]}', "not SQuAD: an object without a list of paragraphs"),
+        ("{}", "not SQuAD: an object without a list of paragraphs"),
+    ],
+)
+def test_squad_refuses_files(content, reason):
+    (refused,) = READERS["squad"]([content], Settings(NLP))
+    assert isinstance(refused, Refused) and refused.line == 0
+    assert refused.reason.startswith(reason)
+
+
+# Real data
+
+
+@pytest.mark.parametrize("name", ["qa_xquad/xquad.en", "qa_xquad/xquad.de", "qa_xquad/xquad.zh"])
+def test_real_xquad(tmp_path, data, name):
+    report = check_squad(tmp_path, data / f"{name}.json", lang=name[-2:])
+    assert (report.kept, report.questions) == (240, 1190)
+
+
+@pytest.mark.parametrize(
+    "name, n_docs, n_questions, n_several", [("dev", 574, 3809, 1583), ("test", 500, 4152, 1588)]
+)
+def test_real_policyqa(tmp_path, data, name, n_docs, n_questions, n_several):
+    report = check_squad(tmp_path, data / "qa_policyqa" / f"{name}.json", lang="en")
+    assert (report.kept, report.questions) == (n_docs, n_questions)
+    docs = load(tmp_path / "out.spacy")
+    assert sum(bool(x["alternatives"]) for doc in docs for x in doc._.answers) == n_several
+
+
+def check_squad(tmp_path: Path, source: Path, *, lang: str) -> ConversionReport:
+    """Convert a file whose offsets are right, and compare all of it."""
+    report = convert(source, tmp_path / "out.spacy", lang=lang)
+    assert (report.format, report.refused, report.mended) == ("squad", 0, 0)
+    articles = json.loads(source.read_text(encoding="utf8"))["data"]
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    docs = load(tmp_path / "out.spacy")
+    for doc, paragraph in zip(docs, paragraphs, strict=True):
+        assert doc.text == paragraph["context"]
+        assert answered(doc) == [
+            (entry["question"], [(x["answer_start"], x["text"]) for x in entry["answers"]])
+            for entry in paragraph["qas"]
+        ]
+    return report

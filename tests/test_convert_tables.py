@@ -1,0 +1,196 @@
+"""CSV, TSV and labelled lines: exact Docs out of the `.spacy` file, and rows that are rejected."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from conversion import NLP, Plain, load_plain, run_plain, samples
+from spacy.tokens import Doc
+
+from spacy_bert_heads.data.convert import ConversionReport, convert
+from spacy_bert_heads.data.formats import READERS
+from spacy_bert_heads.data.records import Refused, Settings
+
+pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
+
+
+# Labelled lines
+
+
+def test_labelled(tmp_path):
+    content = "1 a stirring film .\n\n0 \t dull\xa0\n0 good, not great\n"
+    docs, report = run_plain(tmp_path, "train.txt", content)
+    assert docs == [
+        Plain(["a ", "stirring ", "film ", "."], None, {"0": 0.0, "1": 1.0}),
+        Plain(["dull"], None, {"0": 1.0, "1": 0.0}),
+        Plain(["good", ", ", "not ", "great"], None, {"0": 1.0, "1": 0.0}),
+    ]
+    assert (report.format, report.labels) == ("labelled", Counter({"0": 2, "1": 1}))
+
+
+def test_labelled_fasttext(tmp_path):
+    content = "__label__b __label__a both\n__label__a one\nnone\n__label__ nothing\n__label__c\n"
+    docs, report = run_plain(tmp_path, "train.txt", content)
+    assert docs == [
+        Plain(["both"], None, {"a": 1.0, "b": 1.0}),
+        Plain(["one"], None, {"a": 1.0, "b": 0.0}),  # no c: its only record is refused
+    ]
+    assert samples(report) == [
+        "train.txt:3: no label: ''",
+        "train.txt:4: no label: ''",
+        "train.txt:5: no text: ''",
+    ]
+
+
+def test_labelled_bad_lines(tmp_path):
+    content = b"pos good\nneg\n\xff\xfe bad\nneg caf\xe9\nneg poor\r\n"
+    docs, report = run_plain(tmp_path, "train.txt", content, format="labelled")
+    assert docs == [
+        Plain(["good"], None, {"neg": 0.0, "pos": 1.0}),
+        Plain(["poor"], None, {"neg": 1.0, "pos": 0.0}),
+    ]
+    assert samples(report) == [
+        "train.txt:2: no text: ''",
+        "train.txt:3: label is not UTF-8: '\\udcff\\udcfe'",
+        "train.txt:4: text is not UTF-8: 'caf\\udce9'",
+    ]
+
+
+# CSV and TSV
+
+
+def test_csv(tmp_path):
+    content = 'id,text,label\n1,"Good, ""really""",pos\n2,"two\nlines", neg\n\n3,fine,pos'
+    docs, report = run_plain(tmp_path, "a.csv", content)
+    assert docs == [
+        Plain(["Good", ", ", '"', "really", '"'], None, {"neg": 0.0, "pos": 1.0}),
+        Plain(["two", "\n", "lines"], None, {"neg": 1.0, "pos": 0.0}),
+        Plain(["fine"], None, {"neg": 0.0, "pos": 1.0}),
+    ]
+    assert report == ConversionReport(
+        format="csv", read=3, kept=3, labels=Counter({"pos": 2, "neg": 1})
+    )
+
+
+@pytest.mark.parametrize(
+    "header, options",
+    [
+        ("sentence\tsentiment", {}),
+        ("Review\tClass ", {}),
+        ("\ufefftext\tlabel", {}),
+        ("content\tsentiment", {}),
+        ("body\tstars", {"text_column": "body", "label_column": "stars"}),
+    ],
+)
+def test_tsv_columns(tmp_path, header, options):
+    docs, report = run_plain(tmp_path, "a.tsv", f"{header}\r\nfine\t1\r\n", **options)
+    assert docs == [Plain(["fine"], None, {"1": 1.0})]
+    assert report.format == "tsv"
+
+
+@pytest.mark.parametrize(
+    "header", ["body,stars", "text,stars", "review,sentence,label", "text,text,label", "text"]
+)
+def test_csv_unclear_columns(tmp_path, header):
+    with pytest.raises(ValueError) as error:
+        run_plain(tmp_path, "a.csv", f"{header}\nfine,1\n")
+    assert f"a.csv:1: no columns for text and label: {header.split(',')}" in str(error.value)
+    assert "name them by --text-column and --label-column" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a"])
+def test_csv_with_semicolons(tmp_path, name):
+    docs, report = run_plain(tmp_path, name, 'text;label\n"so, so; la";neg\nfine, this;pos\n')
+    assert [doc.tokens for doc in docs] == [
+        ["so", ", ", "so", "; ", "la"],
+        ["fine", ", ", "this"],
+    ]
+    assert report.format == "csv" and not report.refused
+
+
+def test_csv_bad_rows(tmp_path):
+    content = (
+        b"text,label\n"
+        b"good,pos\n"
+        b'"two\nlines",pos,more\n'
+        b",pos\n"
+        b"no label, \n"
+        b"caf\xe9,pos\n"
+        b"short\n"
+        b'"bad"quote,pos\n'
+        b"fine,pos\n"
+        b'"half-writt'
+    )
+    docs, report = run_plain(tmp_path, "a.csv", content)
+    assert [doc.tokens for doc in docs] == [["good"], ["fine"]]
+    assert report.reasons == {
+        "wrong number of columns": 2,
+        "no text": 1,
+        "no label": 1,
+        "text is not UTF-8": 1,
+        "broken quotes": 2,
+    }
+    assert samples(report) == [
+        "a.csv:3: wrong number of columns: 3 instead of 2",
+        "a.csv:5: no text: ''",
+        "a.csv:6: no label: ' '",
+        "a.csv:7: text is not UTF-8: 'caf\\udce9'",
+        "a.csv:8: wrong number of columns: 1 instead of 2",
+    ]
+
+
+def test_csv_open_quote_does_not_swallow_the_file():
+    lines = itertools.chain(["text,label\n", '"open,pos\n'], itertools.repeat("fine,pos\n", 20_000))
+    first, *rest = READERS["csv"](lines, Settings(NLP))
+    assert isinstance(first, Refused) and first.line == 2
+    assert len(rest) == 20_000 and all(isinstance(doc, Doc) for doc in rest)
+
+
+def test_csv_record_longer_than_pythons_limit(tmp_path):
+    """131,072 characters; what looks like rows in it are none."""
+    clauses = "".join(f"Line {n}, signed\n" for n in range(10_000))
+    docs, report = run_plain(tmp_path, "a.csv", f'text,label\n"{clauses}",long\nfine,pos\n')
+    assert [doc.cats for doc in docs] == [{"long": 1.0, "pos": 0.0}, {"long": 0.0, "pos": 1.0}]
+    assert "".join(docs[0].tokens) == clauses and not report.refused
+
+
+def test_tsv_quotes(tmp_path):
+    rows = [
+        '"all ""quoted"", and\ttabs"\tpos',
+        '"two\nlines"\tpos',
+        '"I love it\tpos',
+        "So so\tneg",
+        'They said no"\tneg',
+        '"Never" again\tneg',
+        '"never closed\tpos',
+        "fine\tpos",
+        "too\tmany\ttabs",
+    ]
+    docs, report = run_plain(tmp_path, "a.tsv", "\n".join(["text\tlabel", *rows, ""]))
+    assert ["".join(doc.tokens) for doc in docs] == [
+        'all "quoted", and\ttabs',
+        "two\nlines",
+        '"I love it',
+        "So so",
+        'They said no"',
+        '"Never" again',
+        '"never closed',
+        "fine",
+    ]
+    assert samples(report) == ["a.tsv:11: wrong number of columns: 3 instead of 2"]
+
+
+# Real data
+
+
+def test_real_labelled(tmp_path, data):
+    source = data / "textcat_sst2" / "train.txt"
+    report = convert(source, tmp_path / "out.spacy")
+    lines = source.read_text(encoding="utf8").strip("\n").split("\n")
+    assert (report.kept, report.refused) == (len(lines), 0) == (6920, 0)
+    assert report.labels == Counter(line[0] for line in lines)
+    docs = load_plain(tmp_path / "out.spacy")
+    assert ["".join(doc.tokens) for doc in docs] == [line[2:].strip() for line in lines]
+    assert [doc.cats for doc in docs] == [
+        {"0": float(line[0] == "0"), "1": float(line[0] == "1")} for line in lines
+    ]
