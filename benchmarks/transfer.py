@@ -44,8 +44,8 @@ from jobs import (
 from thinc.api import Config
 
 from spacy_bert_heads.encoder.features import mix_of
-from spacy_bert_heads.encoder.loading import checkpoint_to_files
 from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.saved import checkpoint_to_files
 from spacy_bert_heads.init_config import ADAPTED
 
 N_LAYERS = 6

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import spacy
 import torch
@@ -17,14 +16,17 @@ from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 from .encoder.component import BertEncoder
 from .encoder.identity import give_id
 from .encoder.listener import checkpoint_behind, reads_last_layer
-from .encoder.loading import Bert, load_model, plain_encoder, save_model, write_tokenizer
+from .encoder.loading import Bert, load_model
 from .encoder.model import bert_of, prepare, shim_of
+from .encoder.saved import plain_encoder, save_model, write_tokenizer
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
 from .heads.families import layer_names
 from .heads.head import BertHead
-from .heads.layers import DROPOUT_RATES, Classifier, family_settings
-from .heads.ner import SCHEMES
+from .heads.layers import DROPOUT_RATES, family_settings
+from .heads.modules import Classifier
+from .heads.tags import read_tags
+from .model_card import make_card, short_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,13 +83,8 @@ def from_hf(
     nlp.batch_size = 128
     for one in (name, *others):
         _add_checkpoint(nlp, one, task, labels, revision)
-    nlp.meta["description"] = f"{', '.join(map(_short, (name, *others)))}, from Hugging Face"
+    nlp.meta["description"] = f"{', '.join(map(short_name, (name, *others)))}, from Hugging Face"
     return nlp
-
-
-def _short(name: str) -> str:
-    """A name of the hub as it is, of a folder the last part."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _add_checkpoint(
@@ -233,57 +230,6 @@ def _check_free(nlp: Language, task: str, names: Sequence[str], name: str) -> No
                 f"'{name}' would overwrite what {other} writes to a Doc. Load them one by one, and "
                 "give labels where both have the same."
             )
-
-
-class Tags(NamedTuple):
-    """The classes of a tagger of entities, in our terms."""
-
-    scheme: str
-    labels: list[str]
-    classes: list[int]  # of the checkpoint, for each of our tags; -1 for one that it lacks
-
-
-def read_tags(names: Sequence[str]) -> Tags:
-    """Find the scheme of a checkpoint's tags. M, E and S are other names of I, L and U. A plain
-    label has no mark of its beginning; marks without a label are of entities that have none.
-
-    names (Sequence[str]): The checkpoint's classes.
-    RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
-    RAISES (ValueError): If no class is "O", for tokens of no entity, or two are the same tag.
-    """
-    if "O" not in names:
-        raise ValueError(
-            f'No class is "O", for tokens of no entity, but: {", ".join(names)}. Give labels, or '
-            'task="tagger".'
-        )
-    rest = [name for name in names if name != "O"]
-    if all(re.fullmatch("[BIMESLU]", name) for name in rest):
-        split = {name: (name, "ENTITY") for name in rest}
-    elif any(re.match("[BI][-_].", name) for name in rest):
-        split = {name: _split_tag(name) for name in rest}
-    else:  # such as E-MAIL
-        split = {name: ("I", name) for name in rest}
-    found: dict[tuple[str, str], int] = {}
-    for name, (mark, label) in split.items():
-        tag = {"M": "I", "E": "L", "S": "U"}.get(mark, mark), label
-        if tag in found:
-            raise ValueError(f"'{name}' and '{names[found[tag]]}' are the same tag. Give labels.")
-        found[tag] = names.index(name)
-    marks = {mark for mark, _ in found}
-    scheme = "IOB"
-    if marks == {"I"}:
-        scheme = "IO"
-    elif marks & {"L", "U"}:
-        scheme = "BILOU" if marks >= {"L", "U"} else "IOBES"
-    labels = list(dict.fromkeys(label for _, label in found))
-    ours = dict.fromkeys(SCHEMES[scheme].values())
-    classes = [found.get((mark, label), -1) for label in labels for mark in ours]
-    return Tags(scheme, labels, [names.index("O"), *classes])
-
-
-def _split_tag(name: str) -> tuple[str, str]:
-    marked = re.fullmatch(r"([BIMESLU])[-_](.+)", name)
-    return (marked[1], marked[2]) if marked else ("I", name)
 
 
 def _select_classes(
@@ -456,66 +402,3 @@ def _names_of(head: BertHead) -> list[str]:
         )
     names = getattr(head, "tags", None) or list(head.labels)
     return names or [f"LABEL_{i}" for i in range(head.n_classes)]
-
-
-def _encoder_name(nlp: Language, component: str) -> str | None:
-    """The checkpoint that a head's encoder began as."""
-    pipe: Any = nlp.get_pipe(component)
-    tok2vec = pipe.model.get_ref("tok2vec") if isinstance(pipe, BertHead) else None
-    upstream = getattr(tok2vec, "upstream", None)
-    if upstream is None or upstream.name not in nlp.component_names:
-        return None
-    return _short(nlp.get_pipe_config(upstream.name)["model"]["name"])
-
-
-def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:
-    """Write a model card: Markdown with a header as the hub reads it. What a user wrote (labels,
-    names, descriptions, paths) stands in it as text, whatever it holds."""
-    name = f"{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}"
-    version = nlp.meta.get("version") or "0.0.0"
-    head = [
-        "---",
-        f"language: {nlp.lang}",
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        "tags: [spacy, spacy_bert_heads]",
-        "---",
-        f"# {_as_text(component)}",
-        f"From the spaCy pipeline {_as_code(name)}, version {_as_text(version)}, by "
-        f"spacy_bert_heads. {_as_text(nlp.meta.get('description') or '')}",
-    ]
-    if labels:
-        head += ["## Labels", ", ".join(map(_as_code, labels))]
-    weights = nlp.get_pipe_meta(component).default_score_weights or {}
-    scores = nlp.meta.get("performance", {})
-    numbers = {k: scores[k] for k in weights if isinstance(scores.get(k), int | float)}
-    if numbers:
-        rows = [f"| {_as_code(name)} | {value:.4f} |" for name, value in numbers.items()]
-        head += ["## Scores", "\n".join(["| score | dev set |", "|---|---|", *rows])]
-    training = nlp.config.interpolate()["training"]
-    rate = training["optimizer"].get("learn_rate")
-    trained = {
-        "seed": training.get("seed"),
-        "steps": training.get("max_steps") or None,
-        "learning rate": rate.get("initial_rate") if isinstance(rate, dict) else rate,
-        "encoder": _encoder_name(nlp, component),
-    }
-    # A pipeline that was not trained by spaCy has spaCy's defaults there, which say nothing.
-    if numbers:
-        rows = [f"- {name}: {_as_text(value)}" for name, value in trained.items() if value]
-        head += ["## Training", "\n".join(["`spacy train`, with", "", *rows])]
-    return "\n\n".join(["\n".join(head[:6]), *head[6:]]) + "\n"
-
-
-def _as_text(value: Any) -> str:
-    """A value as it reads, on one line, in Markdown: no markup, no HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#!|&~$])", r"\\\1", " ".join(str(value).split()))
-
-
-def _as_code(value: Any) -> str:
-    """A value as a code span (CommonMark 6.1), on one line."""
-    text = " ".join(str(value).split())
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    edge = " " if text[:1] == "`" or text[-1:] == "`" else ""
-    return f"{fence}{edge}{text}{edge}{fence}"

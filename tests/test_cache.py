@@ -5,6 +5,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import spacy
 import torch
@@ -77,12 +78,12 @@ def test_an_undone_entry_is_not_found(runs, tmp_path):
     with states.open("r+b") as file:
         file.truncate(states.stat().st_size - 4)
     (entries,) = tmp_path.glob("*/*.entries")
-    entries.write_bytes(entries.read_bytes()[: ENTRY.itemsize * 4 - 1] + b"")
+    entries.write_bytes(entries.read_bytes()[:-1])
     encoder.cache = StatesCache(tmp_path)
     encoder._latest.drop()
     sizes.clear()
     torch.testing.assert_close(encoder.predict([nlp.make_doc(t) for t in TEXTS]).states, expected)
-    assert sizes == [1]  # the last text alone
+    assert sizes == [1]  # the last window alone
 
 
 def test_training_with_a_cache_is_training_without(checkpoint, tmp_path, monkeypatch):
@@ -176,3 +177,20 @@ def test_a_config_can_not_choose_any_folder(tmp_path, monkeypatch, folder):
     (tmp_path / "run" / "link").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="not below"):
         make(folder=Path("link"))
+
+
+def test_windows_are_kept_once(runs, tmp_path):
+    """QA learns from other windows of a long text in every epoch: the cache ends with all of them,
+    and grows no more."""
+    nlp, encoder, sizes = runs
+    encoder.cache = StatesCache(tmp_path)
+    doc = nlp.make_doc("Anna left " + " ".join(f"{i} and {i * i}" for i in range(60)))
+    answers = np.asarray([[0, 4]])
+    for _ in range(100):
+        encoder.read(Pairs([doc], [["Who left?"]], False, answers=answers), None)
+    whole = encoder.read(Pairs([doc], [["Who left?"]], False), None)[0]
+    n_windows = int(whole.sequences.windows.sum())
+    assert n_windows > 4
+    assert sum(sizes) == n_windows
+    (entries,) = (np.fromfile(path, dtype=ENTRY) for path in tmp_path.glob("*/*.entries"))
+    assert len(entries) == n_windows

@@ -19,7 +19,7 @@ from spacy_bert_heads.encoder.features import mix_of
 from spacy_bert_heads.encoder.listener import build_bert_listener
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import bert_of, shim_of
-from spacy_bert_heads.heads.layers import TokenClassifier
+from spacy_bert_heads.heads.modules import TokenClassifier
 from spacy_bert_heads.types import DocSequences
 
 TEXT = "Anna Merkel left Skagen"

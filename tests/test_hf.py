@@ -25,7 +25,7 @@ from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.heads.decoding import decode
 from spacy_bert_heads.heads.outputs import TokenLogits
-from spacy_bert_heads.hf import read_tags
+from spacy_bert_heads.heads.tags import read_tags
 from spacy_bert_heads.types import Pairs
 
 TOKENS = transformers.AutoModelForTokenClassification

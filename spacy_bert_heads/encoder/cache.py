@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from spacy.tokens import Doc
 
-from ..types import Encoded, Ints1d, Pairs, Sequences, select, sums
+from ..types import Encoded, Ints1d, Pairs, Sequences, select
 from .identity import digest_weights
 from .model import EncoderModel, bert_of, encode, lay_out, layers_of, shim_of
 
-# Of a text or pair: the digest of its wordpieces, its first row, its number of rows.
+# Of a window: the digest of its wordpieces, its first row, its number of rows.
 ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
 
 
 class StatesCache:
-    """Find the states of a text or pair by its wordpieces, or compute and keep them.
+    """Find the hidden states of a window by its wordpieces, or compute and keep them. Windows are
+    kept one by one, because heads choose other ones of a text in every epoch.
 
     Each process appends to files of its own and reads those of all. An entry is written after its
     states, so what a killed process left undone is not found.
@@ -50,14 +51,14 @@ class StatesCache:
         sequences = lay_out(model, inputs)
         if not self._open(model):
             return encode(model, sequences)
-        slots = sums(sequences.lengths, sequences.windows)
-        begin = (np.cumsum(slots) - slots).tolist()
-        keys = _digest_each(sequences, slots)
+        lengths = sequences.lengths
+        begin = (np.cumsum(lengths) - lengths).tolist()
+        keys = _digest_each(sequences)
         missing = {key: i for i, key in enumerate(keys) if key not in self._places}
         if missing and not self._add(model, sequences, list(missing.values()), list(missing)):
             return encode(model, sequences)
         states = np.empty((len(sequences.ids), self._width), dtype="<f4")
-        for key, at, n in zip(keys, begin, slots.tolist(), strict=True):
+        for key, at, n in zip(keys, begin, lengths.tolist(), strict=True):
             file, row = self._places[key]
             file.seek(row * self._width * 4)
             file.readinto(states[at : at + n].view("B").data)
@@ -114,7 +115,7 @@ class StatesCache:
         chosen = np.asarray(places, dtype=np.int64)
         part = _take(sequences, chosen)
         states = encode(model, part).states.cpu().numpy()
-        sizes = sums(part.lengths, part.windows)
+        sizes = part.lengths
         entries = np.empty(len(keys), dtype=ENTRY)
         entries["key"] = np.frombuffer(b"".join(keys), dtype="V16")
         entries["row"] = self._n_rows + np.cumsum(sizes) - sizes
@@ -146,28 +147,20 @@ class StatesCache:
         self._files, self._places, self._own = [], {}, None
 
 
-def _take(sequences: Sequences, inputs: Ints1d) -> Sequences:
-    """Some of the inputs, in the order given."""
-    windows = select(inputs, sequences.windows)
-    slots = select(windows, sequences.lengths)
+def _take(sequences: Sequences, chosen: Ints1d) -> Sequences:
+    """Some of the windows, in the order given, each as a text of its own."""
+    slots = select(chosen, sequences.lengths)
     return Sequences(
         ids=sequences.ids[slots],
         type_ids=sequences.type_ids[slots],
-        lengths=sequences.lengths[windows],
-        windows=sequences.windows[inputs],
+        lengths=sequences.lengths[chosen],
+        windows=np.ones_like(chosen),
     )
 
 
-def _digest_each(sequences: Sequences, slots: Ints1d) -> list[bytes]:
-    """What tells inputs apart: their windows' lengths, and what stands in them."""
+def _digest_each(sequences: Sequences) -> list[bytes]:
+    """What tells windows apart: what stands in them."""
     read = np.stack((sequences.ids, sequences.type_ids), axis=1)
-    slot_ends, window_ends = np.cumsum(slots).tolist(), np.cumsum(sequences.windows).tolist()
-    keys = []
-    for i, (n_slots, n_windows) in enumerate(
-        zip(slots.tolist(), sequences.windows.tolist(), strict=True)
-    ):
-        digest = blake2b(digest_size=16)
-        digest.update(sequences.lengths[window_ends[i] - n_windows : window_ends[i]].tobytes())
-        digest.update(read[slot_ends[i] - n_slots : slot_ends[i]].tobytes())
-        keys.append(digest.digest())
-    return keys
+    ends = np.cumsum(sequences.lengths)
+    bounds = zip((ends - sequences.lengths).tolist(), ends.tolist(), strict=True)
+    return [blake2b(read[begin:end].tobytes(), digest_size=16).digest() for begin, end in bounds]

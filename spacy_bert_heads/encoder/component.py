@@ -13,17 +13,19 @@ from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from spacy.vocab import Vocab
-from thinc.api import Model, Optimizer
+from thinc.api import Optimizer
 
-from ..files import AGAIN, check_digests, in_component, replace_file, write_digests
+from ..files import AGAIN, check_digests, in_component, write_digests
 from ..types import Encoded, MeanLoss, Pairs
 from .cache import StatesCache
 from .identity import count_update, give_id
 from .latest import LatestBatch
+from .listened import ListenedTo
 from .listener import BertListener
-from .loading import SAVED
 from .model import EncoderModel, bert_of, prepare, shim_of
+from .saved import SAVED, read_checkpoint, write_checkpoint
 from .shim import AdamSettings, adam_settings
+from .source import open_folder
 from .step import TrainingStep
 
 DEFAULT_MODEL = {
@@ -60,7 +62,7 @@ def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEnc
     return encoder
 
 
-class BertEncoder(TrainablePipe):
+class BertEncoder(ListenedTo, TrainablePipe):
     """Serve the hidden states of one BERT to every head that listens. The encoder does not set any
     annotations.
 
@@ -74,76 +76,13 @@ class BertEncoder(TrainablePipe):
         self.name = name
         self.cfg: dict[str, Any] = {}
         self.nlp: Callable[[], Language | None] = lambda: None  # the pipeline, held weakly
-        self.listener_map: dict[str, list[BertListener]] = {}
-        # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
-        self._linked: weakref.WeakSet[BertListener] = weakref.WeakSet()
+        self.listener_map = {}
+        self._linked = weakref.WeakSet()
         self._latest = LatestBatch()
         self._steps = threading.local()  # the step that is open in a thread
         self._warned: set[str] = set()
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
-
-    # --- spaCy's protocol for shared layers (spacy.ty.ListenedToComponent)
-
-    @property
-    def listeners(self) -> list[BertListener]:
-        """The listeners of all heads."""
-        return [listener for group in self.listener_map.values() for listener in group]
-
-    @property
-    def listening_components(self) -> list[str]:
-        """The names of the heads."""
-        return list(self.listener_map)
-
-    def add_listener(self, listener: BertListener, component_name: str) -> None:
-        """Link the listener of a head.
-
-        A head that was sourced into this pipeline goes on reading its own encoder for the Docs of
-        its own pipeline; a listener of this pipeline moves from one encoder to the other.
-        """
-        for other in listener.upstreams:
-            if other is not self and other.vocab is self.vocab:
-                other.remove_listener(listener, component_name)
-        group = self.listener_map.setdefault(component_name, [])
-        if not any(one is listener for one in group):
-            group.append(listener)
-        self._linked.add(listener)
-        listener.link(self, component_name)
-        self._choose_layers()
-
-    def remove_listener(self, listener: BertListener, component_name: str) -> bool:
-        """Unlink the listener of a head. Gives whether it was linked."""
-        if listener not in self._linked:
-            return False
-        rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
-        if rest:
-            self.listener_map[component_name] = rest
-        self._linked.remove(listener)
-        listener.unlink(self)
-        self._choose_layers()
-        return True
-
-    def find_listeners(self, component: Any) -> None:
-        """Link the listeners of a component that name this encoder, or "*"."""
-        if isinstance(getattr(component, "model", None), Model):
-            for node in component.model.walk():
-                if isinstance(node, BertListener) and (
-                    node.upstream_name == self.name
-                    or (node.upstream_name == "*" and self._is_nearest(component, node))
-                ):
-                    self.add_listener(node, component.name)
-
-    def _is_nearest(self, component: Any, listener: BertListener) -> bool:
-        """Whether no other encoder stands between: spaCy does not ask one that is disabled, and a
-        frozen one is while the others learn, but its heads are its own all the same."""
-        nlp = self.nlp()
-        pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
-        if nlp is None or id(self) not in pipes or id(component) not in pipes:
-            # Of a copied or unpickled pipeline the order isn't known, but it was linked before.
-            linked = [one for one in listener.upstreams if one.vocab is self.vocab]
-            return not linked or self in linked
-        between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
-        return not any(isinstance(pipe, BertEncoder) for _, pipe in between)
 
     # --- predicting
 
@@ -354,13 +293,14 @@ class BertEncoder(TrainablePipe):
             folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         if "model" not in exclude:
-            files = shim_of(self.model).to_files()
+            names = []
+            if shim_of(self.model).has_module:
+                share = self.model.attrs["share_checkpoint"]
+                names = write_checkpoint(bert_of(self.model), folder, share=share)
             for name in SAVED:  # files of another kind would be read beside these
-                if name not in files:
+                if name not in names:
                     (folder / name).unlink(missing_ok=True)
-            for name, content in files.items():
-                replace_file(folder / name, content)
-            write_digests(Path(path), [f"model/{name}" for name in files])
+            write_digests(Path(path), [f"model/{name}" for name in names])
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":
         """Load what `to_disk` saved. Needs no network, unless the checkpoint is shared.
@@ -372,9 +312,13 @@ class BertEncoder(TrainablePipe):
             if not folder.is_dir():
                 raise ValueError(f"There is no '{folder}' of component '{self.name}'. {AGAIN}")
             check_digests(Path(path), self.name)
-            found = [folder / name for name in SAVED if (folder / name).is_file()]
-            with in_component(self.name, folder):
-                self._load({file.name: file.read_bytes() for file in found})
+            if any((folder / name).is_file() for name in SAVED):
+                attrs = self.model.attrs
+                with in_component(self.name, folder):
+                    shim_of(self.model).module = read_checkpoint(
+                        open_folder(folder), name=attrs["name"], revision=attrs["revision"]
+                    )
+                    self._settle()
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -388,27 +332,14 @@ class BertEncoder(TrainablePipe):
         """
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
-            self._load({})
+            self._settle()
         return self
 
-    def _load(self, files: dict[str, bytes]) -> None:
-        shim = shim_of(self.model).from_files(files)
-        if shim.has_module:
+    def _settle(self) -> None:
+        """Fit settings and listeners to the weights that were loaded."""
+        if shim_of(self.model).has_module:
             prepare(self.model)
             self._tell_listeners()
-
-    def _tell_listeners(self) -> None:
-        """Link the listeners again, now that the width of the states is known."""
-        for listener in self._linked:
-            listener.link(self, listener.component_name)
-        self._choose_layers()
-
-    def _choose_layers(self) -> None:
-        """Give the states that some listener reads, and no others."""
-        if shim_of(self.model).has_module:
-            bert = bert_of(self.model)
-            read = {n for one in self._linked for n in bert.layer_numbers(one.reads)}
-            self.model.attrs["layers"] = sorted(read) or [-1]
 
     def __reduce__(self) -> tuple:
         self.close_step()
@@ -424,31 +355,3 @@ class BertEncoder(TrainablePipe):
 def frozen_components(nlp: Language) -> list[str]:
     """The components that the pipeline's config keeps as they are."""
     return nlp.config["training"].get("frozen_components") or []
-
-
-def make_cache_states(folder: Path) -> Callable[[Language], Language]:
-    """Make the callback that keeps the hidden states of frozen encoders on disk while heads are
-    trained, so that epochs after the first, and evaluations, run no encoder. It belongs to
-    `[initialize.after_init]`.
-
-    `folder` is below the folder that the training is started in. It gets 4 bytes for a number: 1.5
-    MB for a thousand wordpieces of width 384, times the layers that are read. It can be deleted
-    after the training.
-
-    Raises ValueError if the folder is elsewhere: a config from somebody else must not choose any
-    folder of the disk.
-    """
-    below = Path.cwd().resolve()
-    if not Path(folder).resolve().is_relative_to(below):
-        raise ValueError(
-            f"cache_states can't keep hidden states in '{folder}', which is not below '{below}', "
-            "where the training was started. Name a folder there."
-        )
-
-    def cache_states(nlp: Language) -> Language:
-        for _, pipe in nlp.components:  # spaCy has disabled frozen ones meanwhile
-            if isinstance(pipe, BertEncoder):
-                pipe.cache = StatesCache(folder)
-        return nlp
-
-    return cache_states

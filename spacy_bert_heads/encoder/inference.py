@@ -17,7 +17,7 @@ from torch import nn
 
 from .adapters import Bottleneck, LowRank, replace_module
 from .loading import Bert
-from .shim import copy_sharing
+from .parameters import copy_sharing
 
 TRIM_AFTER = 32768  # wordpieces
 _INT8_PRODUCT: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)

@@ -6,44 +6,32 @@ must not wait for it.
 
 from __future__ import annotations
 
-import copy
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..files import AGAIN, naming, replace_file
 from ..types import Layers
 from ..wordpieces import Wordpieces
 from .adapters import (
     AdapterSettings,
     add_adapter,
-    assume_merged,
-    digest_embeddings,
-    merge_adapter,
-    remove_adapter,
-    trained_weights,
 )
-from .identity import identify
 from .rows import Row, common_size, run_row
 from .shim import Files
-from .source import Source, open_files, open_source
+from .source import Source, open_source
 from .untrusted import (
     NotBert,
     build_model,
     read_config,
     read_tokenizer,
-    read_tokenizer_settings,
     read_weights,
     tokenizer_to_files,
 )
@@ -52,14 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-# What a saved encoder consists of: the checkpoint, what was trained of it if that is kept apart,
-# and where it came from. Of the tokenizer's files only tokenizer.json is read by us; the others are
-# for those who take the folder back to Hugging Face.
-SAVED_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-SAVED = (
-    *("config.json", "model.safetensors", *SAVED_TOKENIZER),
-    *("trained.json", "trained.safetensors", "origin.json"),
-)
 # Families whose pieces meet in attention alone. Not MPNet and DeBERTa, whose attention knows of
 # positions, nor ModernBERT, in most of whose layers it is local.
 READ_ROWS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
@@ -263,7 +243,7 @@ def load_model(
             f"Can't load the weights of '{name}': {error}\n"
             "If the file is damaged, download it again."
         ) from error
-    model, missing = _make_model(name, choose_class(config), config, weights)
+    model, missing = make_model(name, choose_class(config), config, weights)
     encoder = cast(Any, model.base_model)
     bert = Bert(encoder, _wordpieces(tokenizer, config), tokenizer_to_files(tokenizer))
     bert.origin = {"name": name, "revision": source.revision}
@@ -316,10 +296,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _make_model(
+def make_model(
     name: str, auto_class: Any, config: Any, weights: dict[str, torch.Tensor]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model in float32, and its parameters that the weights lack: of heads, or of the pooler."""
+    """Give a model in float32, and its parameters that the weights lack: of heads, or of the
+    pooler. Raises ValueError if the weights don't belong to the configuration."""
     try:
         with quiet():
             model: Any
@@ -354,184 +335,10 @@ def _wordpieces(tokenizer: FastTokenizer, config: Any) -> Wordpieces:
 
     # A copy, because it is configured in place.
     return Wordpieces(
-        Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), pad_id=_pad_id(config)
+        Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), pad_id=pad_id_of(config)
     )
 
 
-def _pad_id(config: Any) -> int:
+def pad_id_of(config: Any) -> int:
+    """Give the id that fills the slots behind a short sequence."""
     return getattr(config, "pad_token_id", None) or 0
-
-
-def plain_encoder(bert: Bert) -> PreTrainedModel:
-    """bert (Bert): A checkpoint, perhaps with an adapter.
-    RETURNS (PreTrainedModel): Hugging Face's model as its class builds it: with LoRA in the
-        weights, without bottlenecks. It is a copy if there is an adapter.
-    """
-    if bert.adapter is None:
-        return bert.encoder
-    encoder = copy.deepcopy(bert.encoder)
-    remove_adapter(encoder)
-    return encoder
-
-
-def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
-    """Turn a checkpoint into named files, those in `SAVED`: a Hugging Face folder; what learns in
-    it, if that is an adapter or if the rest is shared; and where the checkpoint came from.
-
-    With `share`, what isn't trained is left out, and origin.json says what tells the checkpoint
-    from others.
-    """
-    from safetensors.torch import save
-
-    assert isinstance(bert, Bert)
-    files: Files = {}
-    if bert.origin is not None:
-        files["origin.json"] = json.dumps(bert.origin, indent=1).encode("utf8")
-    if share or bert.adapter is not None:
-        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert.encoder).items()}
-        adapter = None if bert.adapter is None else list(bert.adapter)
-        files["trained.json"] = json.dumps({"adapter": adapter}).encode("utf8")
-        files["trained.safetensors"] = save(weights)
-    if share:
-        return files
-    with tempfile.TemporaryDirectory() as folder, naming(folder):
-        save_model(plain_encoder(bert), Path(folder))
-        for name in ("config.json", "model.safetensors"):
-            files[name] = (Path(folder) / name).read_bytes()
-    return files | bert.tokenizer_files
-
-
-def save_model(
-    model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Write config.json and model.safetensors, in one file, as transformers does. `state` are the
-    tensors to write where they are not all of the model's. Raises OSError with the folder's path.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        with quiet(), naming(folder):
-            model.save_pretrained(
-                folder, state_dict=state, safe_serialization=True, max_shard_size="1TB"
-            )
-    except SafetensorError as error:  # has the system's error as text
-        raise OSError(f"Can't write the weights to '{folder}': {error}") from error
-    # safetensors leaves them to their owner alone, whatever the umask says.
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
-
-
-def write_tokenizer(folder: Path, files: Files) -> None:
-    """Write the files of a tokenizer. Raises OSError with the path."""
-    for name, content in files.items():
-        replace_file(folder / name, content)
-
-
-def checkpoint_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Bert:
-    """Build a checkpoint from what `checkpoint_to_files` gave, with LoRA in its weights.
-
-    Needs no network, unless the checkpoint is shared and `name` is one of the hub. It is then read
-    from `revision`, else from the commit that the pipeline was trained on.
-
-    Raises ValueError if a file is missing or damaged, or the shared checkpoint is another one.
-    """
-    saved = open_files(files, "the saved encoder")
-    origin = _read_saved(saved, "origin.json") if "origin.json" in files else None
-    shared = "trained.json" in files and "model.safetensors" not in files
-    if shared:
-        if revision is None and origin is not None and origin.get("name") == name:
-            revision = origin.get("revision")
-        bert = load_checkpoint(name, revision)
-        add_identity(bert)
-        ids = {key: value for key, value in (origin or {}).items() if key in ("id", "updates")}
-        bert.origin = {**(bert.origin or {}), **ids}
-    else:
-        bert = _read_whole(saved)
-        bert.origin = origin
-    if "trained.json" in files:
-        about = _read_saved(saved, "trained.json")
-        if shared:
-            _check_shared(bert, name, origin or {}, about)
-        _add_trained(bert, files, about, is_merged=not shared)
-    return bert
-
-
-def add_identity(bert: Bert) -> None:
-    """Note what tells a checkpoint that has just been loaded from others, for pipelines that will
-    read it again."""
-    digests = identify(bert.encoder, bert.tokenizer_files["tokenizer.json"].decode("utf8"))
-    bert.origin = {**(bert.origin or {}), **digests}
-
-
-def _check_shared(bert: Bert, name: str, wanted: dict[str, Any], about: dict[str, Any]) -> None:
-    """Raise ValueError if a shared checkpoint is another one than when the pipeline was trained."""
-    found = bert.origin or {}
-    parts = [part for part in ("weights", "tokenizer", "config") if part in wanted]
-    differ: list[str] = [part for part in parts if wanted[part] != found[part]]
-    if not parts:  # saved by version 0.1, which knew of the embeddings alone
-        is_same = about.get("embeddings") == digest_embeddings(bert.encoder)
-        differ = [] if is_same else ["embeddings"]
-    if differ:
-        raise ValueError(
-            f"The pipeline was trained on another checkpoint than '{name}' is now: its "
-            f"{' and '.join(differ)} differ. Set the encoder's name, and its revision if it is one "
-            "of the hub, to the one it was trained on: spacy.load(…, config={'components': "
-            "{'bert_encoder': {'model': {'name': …, 'revision': …}}}})."
-        )
-
-
-def _read_saved(saved: Source, file: str) -> dict[str, Any]:
-    try:
-        return saved.read_json(file) or {}
-    except ValueError as error:
-        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
-
-
-def _add_trained(bert: Bert, files: Files, about: dict[str, Any], *, is_merged: bool) -> None:
-    """Put into a checkpoint what was trained of it."""
-    from safetensors.torch import load
-
-    if "trained.safetensors" not in files:
-        raise ValueError(f"The saved encoder has no trained.safetensors. {AGAIN}")
-    try:
-        adapter = about["adapter"]
-        settings = adapter and AdapterSettings(*adapter)
-        weights = load(files["trained.safetensors"])
-    except Exception as error:  # python and safetensors have their own each
-        message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
-        raise ValueError(f"{message}\n{AGAIN}") from error
-    if settings:
-        bert.add_adapter(settings)
-        if is_merged:
-            assume_merged(bert.encoder)
-    try:
-        _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
-    if unexpected:
-        raise ValueError(f"The checkpoint has no {unexpected[0]}. {AGAIN}")
-    merge_adapter(bert.encoder, True)
-
-
-def _read_whole(saved: Source) -> Bert:
-    """Build the checkpoint of a saved pipeline, whose tokenizer is as `tokenizer_to_files` wrote
-    it."""
-    from tokenizers import Tokenizer
-    from transformers import AutoModel
-
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if saved.find(name) is None:
-            raise ValueError(f"The saved encoder has no {name}. {AGAIN}")
-    try:
-        config = read_config(saved)
-        encoder, _ = _make_model(saved.name, AutoModel, config, read_weights(saved))
-        files = {name: saved.read(name) for name in SAVED_TOKENIZER}
-        tokenizer_files = {name: content for name, content in files.items() if content is not None}
-        settings = json.dumps(read_tokenizer_settings(saved), indent=2)
-        tokenizer_files["tokenizer_config.json"] = settings.encode("utf8")
-        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf8"))
-        wordpieces = Wordpieces(tokenizer, pad_id=_pad_id(config))
-        return Bert(encoder, wordpieces, tokenizer_files)
-    except NotBert:
-        raise
-    except Exception as error:  # transformers, torch and tokenizers have their own each
-        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error

@@ -26,15 +26,11 @@ from .adapters import (
     merge_adapter,
 )
 from .inference import Trimmer, check_device, for_inference
-from .loading import (
-    Bert,
-    add_identity,
-    checkpoint_from_files,
-    checkpoint_to_files,
-    load_checkpoint,
-)
+from .loading import Bert, load_checkpoint
+from .parameters import find_layers
 from .rows import pad
-from .shim import TorchShim, find_layers, without_graph
+from .saved import add_identity, checkpoint_from_files, checkpoint_to_files
+from .shim import TorchShim, without_graph
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
 

@@ -16,6 +16,8 @@ from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import Shim
 from torch import nn
 
+from .parameters import copy_sharing, group_parameters, layer_depths
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES, "int8")
 Files = dict[str, bytes]
@@ -94,24 +96,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if precision in ("auto", "int8") else precision
     return "fp32" if precision == "auto" else precision
-
-
-def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Group what learns as torch's optimizers take it: "params", whether the group "decays", and
-    its "rate". Vectors, which are biases and LayerNorms, don't decay (BERT, optimization.py).
-
-    module (nn.Module): The module.
-    rates (Dict[str, float]): By what the learning rate of each parameter is multiplied.
-    RETURNS (List[Dict[str, Any]]): The groups.
-    """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, rates[name]), []).append(parameter)
-    return [
-        {"params": parameters, "decays": decays, "rate": rate}
-        for (decays, rate), parameters in groups.items()
-    ]
 
 
 def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None:
@@ -395,61 +379,3 @@ class TorchShim(Shim):
         RETURNS (TorchShim): This shim.
         """
         return self.from_files(srsly.msgpack_loads(data))
-
-
-def copy_sharing(
-    module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter] = lambda weight: weight
-) -> nn.Module:
-    """Copy a module, but not its weights, nor its forward hooks: transformers 5 puts some into a
-    model whose lower layers are read, which can't be pickled, and a mark that they are there. It
-    makes them again where that is missing.
-
-    module (nn.Module): The module.
-    change (Callable[[nn.Parameter], nn.Parameter]): What the copy has for a weight: the same one.
-    RETURNS (nn.Module): The copy.
-    """
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    memo |= {id(weight): change(weight) for weight in module.parameters()}
-    bare = copy.deepcopy(module, memo)
-    for part in bare.modules():
-        part._forward_hooks.clear()
-        part.__dict__.pop("_output_capturing_hooks_installed", None)
-    return bare
-
-
-def find_layers(module: nn.Module) -> nn.ModuleList | None:
-    """Find the stack of a transformer's layers, whatever its family calls it.
-
-    module (nn.Module): A Hugging Face model with a `config`.
-    RETURNS (Optional[nn.ModuleList]): The layers from the bottom up, or None for a module
-        without such a stack (ALBERT's layers are one and the same).
-    """
-    config = getattr(module, "config", None)
-    if config is None or config.model_type == "albert":
-        return None
-    depth = config.num_hidden_layers
-    stacks = (m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    return next(stacks, None)
-
-
-def layer_depths(module: nn.Module) -> dict[str, int]:
-    """How far from the input each parameter stands: 0 for embeddings, 1 for the lowest layer.
-
-    module (nn.Module): Any module.
-    RETURNS (Dict[str, int]): Depths by parameter name; all 0 for a module without layers.
-    """
-    names = [name for name, _ in module.named_parameters()]
-    stack = find_layers(module)
-    if stack is None:
-        return dict.fromkeys(names, 0)
-    prefix = next(name for name, m in module.named_modules() if m is stack) + "."
-    before_stack = True
-    depths = {}
-    for name in names:
-        inside = name.startswith(prefix)
-        before_stack = before_stack and not inside
-        if inside:
-            depths[name] = int(name[len(prefix) :].split(".")[0]) + 1
-        else:
-            depths[name] = 0 if before_stack else len(stack)
-    return depths

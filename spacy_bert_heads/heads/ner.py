@@ -16,6 +16,7 @@ from ..encoder.listener import DEFAULT_LISTENER
 from .decoding import decode
 from .head import BertHead, token_loss
 from .outputs import TokenLogits
+from .tags import SCHEMES, STRICT_SCHEMES
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
@@ -24,15 +25,6 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
-
-# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. The
-# last three are for checkpoints: in IOB and IOBES (BILOU otherwise) an entity may begin and end
-# with any tag; IO has no way to part two neighbours.
-BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
-BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
-IO = {"B": "I", "I": "I", "L": "I", "U": "I"}
-SCHEMES = {"BIO": BIO, "BILOU": BILOU, "IOB": BIO, "IOBES": BILOU, "IO": IO}
-STRICT_SCHEMES = ("BIO", "BILOU")
 
 
 @Language.factory(

@@ -12,7 +12,7 @@ import spacy
 from spacy.tokens import Doc
 
 from ..data.reader import BertCorpus
-from ..heads.layers import mean_by_group
+from ..heads.modules import mean_by_group
 from .source import Floats2d, Source, encode_layers
 
 BATCH_DOCS = 256  # Docs whose hidden states are in memory at once

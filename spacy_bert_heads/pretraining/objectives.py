@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..encoder.loading import Bert, load_model, save_model, write_tokenizer
+from ..encoder.loading import Bert, load_model
 from ..encoder.model import make_rows
 from ..encoder.rows import Row, pad
+from ..encoder.saved import save_model, write_tokenizer
 from ..types import Ints1d
 from .examples import PAIRS, Batch
 from .masking import Vocabulary

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..encoder.shim import autocast_for, group_parameters
+from ..encoder.parameters import group_parameters
+from ..encoder.shim import autocast_for
 from .checkpoint import replace_folder, save_state
 from .data import Data, Position
 from .examples import Batch

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer
 
-from ..encoder.loading import save_model, write_tokenizer
+from ..encoder.saved import save_model, write_tokenizer
 from ..encoder.untrusted import tokenizer_to_files
 from .objectives import check_objective, load_pretrainer
 from .settings import SIZES, Encoder, Settings

@@ -1,0 +1,97 @@
+"""An encoder as spaCy's components see it: a layer that several of them share."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+from spacy.language import Language
+from spacy.vocab import Vocab
+from thinc.api import Model
+
+from .listener import BertListener
+from .model import EncoderModel, bert_of, shim_of
+
+
+class ListenedTo:
+    """spaCy's protocol for shared layers (spacy.ty.ListenedToComponent); which layers are read."""
+
+    vocab: Vocab
+    name: str
+    model: EncoderModel
+    nlp: Callable[[], Language | None]  # the pipeline, held weakly
+    listener_map: dict[str, list[BertListener]]
+    # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
+    _linked: "weakref.WeakSet[BertListener]"
+
+    @property
+    def listeners(self) -> list[BertListener]:
+        """The listeners of all heads."""
+        return [listener for group in self.listener_map.values() for listener in group]
+
+    @property
+    def listening_components(self) -> list[str]:
+        """The names of the heads."""
+        return list(self.listener_map)
+
+    def add_listener(self, listener: BertListener, component_name: str) -> None:
+        """Link the listener of a head.
+
+        A head that was sourced into this pipeline goes on reading its own encoder for the Docs of
+        its own pipeline; a listener of this pipeline moves from one encoder to the other.
+        """
+        for other in listener.upstreams:
+            if other is not self and other.vocab is self.vocab:
+                other.remove_listener(listener, component_name)
+        group = self.listener_map.setdefault(component_name, [])
+        if not any(one is listener for one in group):
+            group.append(listener)
+        self._linked.add(listener)
+        listener.link(cast(Any, self), component_name)
+        self._choose_layers()
+
+    def remove_listener(self, listener: BertListener, component_name: str) -> bool:
+        """Unlink the listener of a head. Gives whether it was linked."""
+        if listener not in self._linked:
+            return False
+        rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
+        if rest:
+            self.listener_map[component_name] = rest
+        self._linked.remove(listener)
+        listener.unlink(cast(Any, self))
+        self._choose_layers()
+        return True
+
+    def find_listeners(self, component: Any) -> None:
+        """Link the listeners of a component that name this encoder, or "*"."""
+        if isinstance(getattr(component, "model", None), Model):
+            for node in component.model.walk():
+                if isinstance(node, BertListener) and (
+                    node.upstream_name == self.name
+                    or (node.upstream_name == "*" and self._is_nearest(component, node))
+                ):
+                    self.add_listener(node, component.name)
+
+    def _is_nearest(self, component: Any, listener: BertListener) -> bool:
+        """Whether no other encoder stands between: spaCy does not ask one that is disabled, and a
+        frozen one is while the others learn, but its heads are its own all the same."""
+        nlp = self.nlp()
+        pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
+        if nlp is None or id(self) not in pipes or id(component) not in pipes:
+            # Of a copied or unpickled pipeline the order isn't known, but it was linked before.
+            linked = [one for one in listener.upstreams if one.vocab is self.vocab]
+            return not linked or self in linked
+        between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
+        return not any(isinstance(pipe, ListenedTo) for _, pipe in between)
+
+    def _tell_listeners(self) -> None:
+        """Link the listeners again, now that the width of the states is known."""
+        for listener in self._linked:
+            listener.link(cast(Any, self), listener.component_name)
+        self._choose_layers()
+
+    def _choose_layers(self) -> None:
+        """Give the states that some listener reads, and no others."""
+        if shim_of(self.model).has_module:
+            bert = bert_of(self.model)
+            read = {n for one in self._linked for n in bert.layer_numbers(one.reads)}
+            self.model.attrs["layers"] = sorted(read) or [-1]

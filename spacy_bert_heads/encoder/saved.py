@@ -1,0 +1,235 @@
+"""A saved encoder: a Hugging Face folder, what was trained of it where that is kept apart, and
+where it came from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..files import AGAIN, naming, replace_file
+from ..wordpieces import Wordpieces
+from .adapters import (
+    AdapterSettings,
+    assume_merged,
+    digest_embeddings,
+    merge_adapter,
+    remove_adapter,
+    trained_weights,
+)
+from .identity import identify
+from .loading import Bert, load_checkpoint, make_model, pad_id_of, quiet
+from .shim import Files
+from .source import Source, open_files
+from .untrusted import NotBert, read_config, read_tokenizer_settings, read_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a saved encoder consists of: the checkpoint, what was trained of it if that is kept apart,
+# and where it came from. Of the tokenizer's files only tokenizer.json is read by us; the others are
+# for those who take the folder back to Hugging Face.
+SAVED_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SAVED = (
+    *("config.json", "model.safetensors", *SAVED_TOKENIZER),
+    *("trained.json", "trained.safetensors", "origin.json"),
+)
+
+
+def plain_encoder(bert: Bert) -> PreTrainedModel:
+    """bert (Bert): A checkpoint, perhaps with an adapter.
+    RETURNS (PreTrainedModel): Hugging Face's model as its class builds it: with LoRA in the
+        weights, without bottlenecks. It is a copy if there is an adapter.
+    """
+    if bert.adapter is None:
+        return bert.encoder
+    encoder = copy.deepcopy(bert.encoder)
+    remove_adapter(encoder)
+    return encoder
+
+
+def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
+    """Turn a checkpoint into named files in memory, those that `write_checkpoint` writes."""
+    assert isinstance(bert, Bert)
+    with tempfile.TemporaryDirectory() as folder, naming(folder):
+        names = write_checkpoint(bert, Path(folder), share=share)
+        return {name: (Path(folder) / name).read_bytes() for name in names}
+
+
+def write_checkpoint(bert: Bert, folder: Path, *, share: bool = False) -> list[str]:
+    """Write a checkpoint into a folder, as files named in `SAVED`: a Hugging Face folder; what
+    learns in it, if that is an adapter or if the rest is shared; and where the checkpoint came
+    from. With `share`, what isn't trained is left out.
+
+    The weights are written from where they are, not copied in memory. Gives the names of the files.
+    Raises OSError with the path.
+    """
+    from safetensors.torch import save
+
+    files: Files = {}
+    if bert.origin is not None:
+        files["origin.json"] = json.dumps(bert.origin, indent=1).encode("utf8")
+    if share or bert.adapter is not None:
+        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert.encoder).items()}
+        adapter = None if bert.adapter is None else list(bert.adapter)
+        files["trained.json"] = json.dumps({"adapter": adapter}).encode("utf8")
+        files["trained.safetensors"] = save(weights)
+    names = list(files)
+    if not share:
+        files |= bert.tokenizer_files
+        names = [*files, "config.json", "model.safetensors"]
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as beside:
+            save_model(plain_encoder(bert), Path(beside))
+            for name in ("config.json", "model.safetensors"):
+                (Path(beside) / name).replace(folder / name)
+    for name, content in files.items():
+        replace_file(folder / name, content)
+    return names
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write config.json and model.safetensors, in one file, as transformers does. `state` are the
+    tensors to write where they are not all of the model's. Raises OSError with the folder's path.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with quiet(), naming(folder):
+            model.save_pretrained(
+                folder, state_dict=state, safe_serialization=True, max_shard_size="1TB"
+            )
+    except SafetensorError as error:  # has the system's error as text
+        raise OSError(f"Can't write the weights to '{folder}': {error}") from error
+    # safetensors leaves them to their owner alone, whatever the umask says.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+
+
+def write_tokenizer(folder: Path, files: Files) -> None:
+    """Write the files of a tokenizer. Raises OSError with the path."""
+    for name, content in files.items():
+        replace_file(folder / name, content)
+
+
+def checkpoint_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Bert:
+    """Build a checkpoint from what `checkpoint_to_files` gave, as `read_checkpoint` does."""
+    return read_checkpoint(open_files(files, "the saved encoder"), name=name, revision=revision)
+
+
+def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = None) -> Bert:
+    """Build a checkpoint from what `write_checkpoint` wrote, with LoRA in its weights. Peak memory
+    is that of the weights.
+
+    Needs no network, unless the checkpoint is shared and `name` is one of the hub. It is then read
+    from `revision`, else from the commit that the pipeline was trained on.
+
+    Raises ValueError if a file is missing or damaged, or the shared checkpoint is another one.
+    """
+    origin = _read_json(saved, "origin.json")
+    about = _read_json(saved, "trained.json")
+    shared = about is not None and saved.find("model.safetensors") is None
+    if shared:
+        if revision is None and origin is not None and origin.get("name") == name:
+            revision = origin.get("revision")
+        bert = load_checkpoint(name, revision)
+        add_identity(bert)
+        ids = {key: value for key, value in (origin or {}).items() if key in ("id", "updates")}
+        bert.origin = {**(bert.origin or {}), **ids}
+    else:
+        bert = _read_whole(saved)
+        bert.origin = origin
+    if about is not None:
+        if shared:
+            _check_shared(bert, name, origin or {}, about)
+        _add_trained(bert, saved, about, is_merged=not shared)
+    return bert
+
+
+def add_identity(bert: Bert) -> None:
+    """Note what tells a checkpoint that has just been loaded from others, for pipelines that will
+    read it again."""
+    digests = identify(bert.encoder, bert.tokenizer_files["tokenizer.json"].decode("utf8"))
+    bert.origin = {**(bert.origin or {}), **digests}
+
+
+def _check_shared(bert: Bert, name: str, wanted: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise ValueError if a shared checkpoint is another one than when the pipeline was trained."""
+    found = bert.origin or {}
+    parts = [part for part in ("weights", "tokenizer", "config") if part in wanted]
+    differ: list[str] = [part for part in parts if wanted[part] != found[part]]
+    if not parts:  # saved by version 0.1, which knew of the embeddings alone
+        is_same = about.get("embeddings") == digest_embeddings(bert.encoder)
+        differ = [] if is_same else ["embeddings"]
+    if differ:
+        raise ValueError(
+            f"The pipeline was trained on another checkpoint than '{name}' is now: its "
+            f"{' and '.join(differ)} differ. Set the encoder's name, and its revision if it is one "
+            "of the hub, to the one it was trained on: spacy.load(…, config={'components': "
+            "{'bert_encoder': {'model': {'name': …, 'revision': …}}}})."
+        )
+
+
+def _read_json(saved: Source, file: str) -> dict[str, Any] | None:
+    try:
+        return saved.read_json(file)
+    except ValueError as error:
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
+
+
+def _add_trained(bert: Bert, saved: Source, about: dict[str, Any], *, is_merged: bool) -> None:
+    """Put into a checkpoint what was trained of it."""
+    from safetensors.torch import load
+
+    content = saved.read("trained.safetensors")
+    if content is None:
+        raise ValueError(f"The saved encoder has no trained.safetensors. {AGAIN}")
+    try:
+        adapter = about["adapter"]
+        settings = adapter and AdapterSettings(*adapter)
+        weights = load(content)
+    except Exception as error:  # python and safetensors have their own each
+        message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
+        raise ValueError(f"{message}\n{AGAIN}") from error
+    if settings:
+        bert.add_adapter(settings)
+        if is_merged:
+            assume_merged(bert.encoder)
+    try:
+        _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
+    if unexpected:
+        raise ValueError(f"The checkpoint has no {unexpected[0]}. {AGAIN}")
+    merge_adapter(bert.encoder, True)
+
+
+def _read_whole(saved: Source) -> Bert:
+    """Build the checkpoint of a saved pipeline, whose tokenizer is as `tokenizer_to_files` wrote
+    it."""
+    from tokenizers import Tokenizer
+    from transformers import AutoModel
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if saved.find(name) is None:
+            raise ValueError(f"The saved encoder has no {name}. {AGAIN}")
+    try:
+        config = read_config(saved)
+        encoder, _ = make_model(saved.name, AutoModel, config, read_weights(saved))
+        files = {name: saved.read(name) for name in SAVED_TOKENIZER}
+        tokenizer_files = {name: content for name, content in files.items() if content is not None}
+        settings = json.dumps(read_tokenizer_settings(saved), indent=2)
+        tokenizer_files["tokenizer_config.json"] = settings.encode("utf8")
+        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf8"))
+        wordpieces = Wordpieces(tokenizer, pad_id=pad_id_of(config))
+        return Bert(encoder, wordpieces, tokenizer_files)
+    except NotBert:
+        raise
+    except Exception as error:  # transformers, torch and tokenizers have their own each
+        raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error

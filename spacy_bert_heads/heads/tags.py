@@ -1,0 +1,65 @@
+"""The tags of entities: schemes, and what checkpoints call them."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. The
+# last three are for checkpoints: in IOB and IOBES (BILOU otherwise) an entity may begin and end
+# with any tag; IO has no way to part two neighbours.
+BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
+BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
+IO = {"B": "I", "I": "I", "L": "I", "U": "I"}
+SCHEMES = {"BIO": BIO, "BILOU": BILOU, "IOB": BIO, "IOBES": BILOU, "IO": IO}
+STRICT_SCHEMES = ("BIO", "BILOU")
+
+
+class Tags(NamedTuple):
+    """The classes of a tagger of entities, in our terms."""
+
+    scheme: str
+    labels: list[str]
+    classes: list[int]  # of the checkpoint, for each of our tags; -1 for one that it lacks
+
+
+def read_tags(names: Sequence[str]) -> Tags:
+    """Find the scheme of a checkpoint's tags. M, E and S are other names of I, L and U. A plain
+    label has no mark of its beginning; marks without a label are of entities that have none.
+
+    names (Sequence[str]): The checkpoint's classes.
+    RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
+    RAISES (ValueError): If no class is "O", for tokens of no entity, or two are the same tag.
+    """
+    if "O" not in names:
+        raise ValueError(
+            f'No class is "O", for tokens of no entity, but: {", ".join(names)}. Give labels, or '
+            'task="tagger".'
+        )
+    rest = [name for name in names if name != "O"]
+    if all(re.fullmatch("[BIMESLU]", name) for name in rest):
+        split = {name: (name, "ENTITY") for name in rest}
+    elif any(re.match("[BI][-_].", name) for name in rest):
+        split = {name: _split_tag(name) for name in rest}
+    else:  # such as E-MAIL
+        split = {name: ("I", name) for name in rest}
+    found: dict[tuple[str, str], int] = {}
+    for name, (mark, label) in split.items():
+        tag = {"M": "I", "E": "L", "S": "U"}.get(mark, mark), label
+        if tag in found:
+            raise ValueError(f"'{name}' and '{names[found[tag]]}' are the same tag. Give labels.")
+        found[tag] = names.index(name)
+    marks = {mark for mark, _ in found}
+    scheme = "IOB"
+    if marks == {"I"}:
+        scheme = "IO"
+    elif marks & {"L", "U"}:
+        scheme = "BILOU" if marks >= {"L", "U"} else "IOBES"
+    labels = list(dict.fromkeys(label for _, label in found))
+    ours = dict.fromkeys(SCHEMES[scheme].values())
+    classes = [found.get((mark, label), -1) for label in labels for mark in ours]
+    return Tags(scheme, labels, [names.index("O"), *classes])
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    marked = re.fullmatch(r"([BIMESLU])[-_](.+)", name)
+    return (marked[1], marked[2]) if marked else ("I", name)
