@@ -17,7 +17,7 @@ nox.options.reuse_existing_virtualenvs = True
     [
         nox.param("2.4.1", "4.53.0", id="oldest"),
         # torch at the version whose build for CPUs alone `make` takes too.
-        nox.param("2.13.0", "5.23.0", id="newest"),
+        nox.param("2.13.0", "5.24.0", id="newest"),
     ],
 )
 def suite(session: nox.Session, torch: str, transformers: str) -> None:
