@@ -39,6 +39,18 @@ def split(doc: Doc) -> Doc:
     return doc
 
 
+@Language.component("pool_move")
+def move(doc: Doc) -> Doc:
+    """Merge two tokens and split one, so that there are as many tokens as before, but others."""
+    long = next((token for token in doc[2:] if len(token.text) > 3), None)
+    if long is not None:
+        with doc.retokenize() as retokenizer:
+            retokenizer.merge(doc[0:2])
+            parts = [long.text[:2], long.text[2:]]
+            retokenizer.split(long, parts, heads=[(long, 1), (long, 0)])
+    return doc
+
+
 def add(nlp: Language, name: str, source: Language) -> None:
     match name:
         case "entity_ruler":
@@ -65,7 +77,7 @@ class Member:
 
     def __init__(self, joint: Path, chance: random.Random) -> None:
         heads = [f"bert_{head}" for head in HEADS]
-        others = ["pool_merge", "pool_split", "entity_ruler", "sentencizer"]
+        others = ["pool_merge", "pool_split", "pool_move", "entity_ruler", "sentencizer"]
         self.names = heads + chance.sample(others, chance.randint(0, len(others)))
         chance.shuffle(self.names)
         self.nlp = make_pipeline(joint, self.names)
