@@ -18,8 +18,8 @@ from thinc.util import convert_recursive
 from wasabi import table
 
 from .data.reader import BertCorpus
+from .doc_data import INPUTS, get_list
 from .encoder.model import prepare, shim_of
-from .pairs import INPUTS
 
 # Rows of the table, in its order. What has another name keeps it.
 TITLES = {
@@ -106,7 +106,7 @@ def evaluate(
             f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
-    pairs = sum(len(doc._.get(output)) for doc in docs for output in INPUTS.values())
+    pairs = sum(len(get_list(output, doc)) for doc in docs for output in INPUTS.values())
     return {
         **scores,
         "docs": len(docs),

@@ -16,6 +16,8 @@ from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
 HEADS = ("ner", "textcat", "nli", "qa")
+# Heads write to span groups where they are asked to.
+GROUPS = {"ner": {"spans_key": "ents"}, "qa": {"spans_key": "answers"}}
 SAILED, BURNED = (text for text, _ in TRAIN_DATA)
 # Verdicts by hypothesis and the characters of the answers by question, for each of TRAIN_DATA.
 PAIRS = [
@@ -42,7 +44,7 @@ def build(checkpoint: str, heads: Sequence[str] = HEADS) -> Language:
     encoder = {"name": checkpoint, "window": 64, "stride": 48}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}")
+        nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}))
     return nlp
 
 
@@ -88,6 +90,7 @@ def annotations(doc: Doc) -> dict:
         "ents": [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents],
         "spans": spans,
         "scores": {key: list(doc.spans[key].attrs["scores"]) for key in spans},
+        "ent_scores": [{**entry, "component": ""} for entry in doc._.ent_scores],
         "cats": dict(doc.cats),
         "nli": doc._.nli,
         "answers": doc._.answers,

@@ -33,7 +33,7 @@ def through_docbin(doc: Doc) -> Doc:
 
 
 def through_json(doc: Doc) -> Doc:
-    text = json.dumps(doc.to_json(underscore=["nli", "answers"]))
+    text = json.dumps(doc.to_json(underscore=["nli", "answers", "ent_scores"]))
     return Doc(Vocab()).from_json(json.loads(text), validate=True)
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from spacy.tokens import Doc, Span
 
-from ..pairs import make_answer, make_verdict
+from ..doc_data import make_answer, make_verdict, set_list
 from .records import Settings, check_list, check_text, only_one
 
 
@@ -40,7 +40,8 @@ def make_doc(
     if spans is not None:
         doc.ents = read_spans(spans, doc)
     if hypotheses is not None:
-        doc._.hypotheses, doc._.nli = read_hypotheses(hypotheses)
+        for name, entries in zip(("hypotheses", "nli"), read_hypotheses(hypotheses), strict=True):
+            set_list(name, doc, entries)
     asked = [read_question(value, doc, doc.text) for value in check_list("questions", questions)]
     if isinstance(labels, dict):
         doc.cats = {check_text("label", label): value for label, value in labels.items()}
@@ -164,6 +165,6 @@ def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
 
 def set_questions(doc: Doc, questions: list[Question], settings: Settings) -> None:
     """Set questions and answers on a Doc that is kept, and count the corrected offsets."""
-    doc._.questions = [question.text for question in questions]
-    doc._.answers = [question.answer for question in questions]
+    set_list("questions", doc, [question.text for question in questions])
+    set_list("answers", doc, [question.answer for question in questions])
     settings.mended += sum(question.mended for question in questions)

@@ -11,8 +11,8 @@ from spacy.training import Example
 from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
+from ..doc_data import INPUTS, inputs_of
 from ..encoder.loading import load_wordpieces
-from ..pairs import INPUTS, inputs_of
 from ..types import Ints1d, sums
 from ..wordpieces import Wordpieces
 

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 import spacy
 from spacy.tokens import Doc, DocBin
 
+from ..doc_data import get_list
 from ..files import check_folder, mark_folder, naming, read_mark
 from .conll import TAG, split_columns
 from .formats import READERS, WITH_CATEGORIES
@@ -213,9 +214,11 @@ def count_annotations(doc: Doc, report: ConversionReport) -> None:
     for label, value in doc.cats.items():
         report.labels[label] += value >= 0.5
     if doc.user_data:  # reading the extensions of a Doc without pairs would store empty lists
-        report.labels.update(verdict["label"] for verdict in doc._.nli if verdict is not None)
-        report.hypotheses += len(doc._.hypotheses)
-        report.questions += len(doc._.questions)
+        report.labels.update(
+            verdict["label"] for verdict in get_list("nli", doc) if verdict is not None
+        )
+        report.hypotheses += len(get_list("hypotheses", doc))
+        report.questions += len(get_list("questions", doc))
 
 
 def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refused]:

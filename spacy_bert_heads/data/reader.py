@@ -9,7 +9,7 @@ from spacy.tokens import Doc
 from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
-from ..pairs import INPUTS, copy_inputs
+from ..doc_data import INPUTS, copy_inputs, get_list, register_extensions, set_list
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
@@ -34,6 +34,7 @@ class BertCorpus(Corpus):
         gold_preproc: bool = False,
         max_pairs: int = 0,
     ) -> None:
+        register_extensions()
         super().__init__(path, max_length=max_length, limit=limit, gold_preproc=gold_preproc)
         self.max_pairs = max_pairs
 
@@ -68,7 +69,7 @@ class BertCorpus(Corpus):
         """Yield an example for each sentence. Hypotheses and questions are about the whole text, so
         a Doc that has any stays whole."""
         for reference in reference_docs:
-            if any(reference._.get(name) for name in INPUTS):
+            if any(get_list(name, reference) for name in INPUTS):
                 yield self._make_example(nlp, reference, True)
             else:
                 yield from super().make_examples_gold_preproc(nlp, [reference])
@@ -92,8 +93,8 @@ def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
     Yields the Doc itself if there is nothing to split, if `max_pairs` is 0, or if its gold entries
     don't match its second texts: the head that reads them reports that.
     """
-    texts = {name: doc._.get(name) for name in INPUTS}
-    gold = {name: doc._.get(output) for name, output in INPUTS.items()}
+    texts = {name: get_list(name, doc) for name in INPUTS}
+    gold = {name: get_list(output, doc) for name, output in INPUTS.items()}
     asked = [(name, i) for name in INPUTS for i in range(len(texts[name]))]
     if (
         not 0 < max_pairs < len(asked)
@@ -106,8 +107,8 @@ def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
         part = doc.copy()
         for name, output in INPUTS.items():
             chosen = [i for of, i in asked[start : start + max_pairs] if of == name]
-            part._.set(name, [texts[name][i] for i in chosen])
-            part._.set(output, [gold[name][i] for i in chosen] if gold[name] else [])
+            set_list(name, part, [texts[name][i] for i in chosen])
+            set_list(output, part, [gold[name][i] for i in chosen] if gold[name] else [])
         yield part
 
 

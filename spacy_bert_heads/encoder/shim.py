@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import srsly
@@ -21,15 +22,19 @@ Files = dict[str, bytes]
 
 
 def after_fork() -> None:
-    """Make ready a forked worker of nlp.pipe(…, n_process=2). It inherits the thread pools of torch
+    """Make a forked worker of nlp.pipe(…, n_process=2) ready. It inherits the thread pools of torch
     and of tokenizers without their threads, and would wait for them for ever. One thread needs no
     pool, and the workers share the cores anyway."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=after_fork)
+@cache
+def prepare_for_forks() -> None:
+    """Have workers that are forked from now on made ready. Called by the first component that has
+    a torch module: being installed changes nothing for other code."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after_fork)
 
 
 def without_graph(run: Callable[[], Any]) -> Any:
@@ -155,6 +160,7 @@ class TorchShim(Shim):
         self.rate_factor, self._layer_decay = rate_factor, layer_decay
         # Counts the changes of weights and precision: states computed from older ones are stale.
         self.version = 0
+        prepare_for_forks()
         self._derived: tuple[int, nn.Module] | None = None
         self._lock = threading.Lock()
         self._pid = 0  # of the process that put the module where it is

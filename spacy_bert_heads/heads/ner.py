@@ -11,6 +11,7 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..doc_data import ENT_SCORES, get_ent_scores, register_extensions, set_list
 from ..encoder.listener import DEFAULT_LISTENER
 from .decoding import decode
 from .head import BertHead, token_loss
@@ -36,12 +37,12 @@ STRICT_SCHEMES = ("BIO", "BILOU")
 
 @Language.factory(
     "bert_ner",
-    assigns=["doc.ents", "token.ent_iob", "token.ent_type", "doc.spans"],
+    assigns=["doc.ents", "token.ent_iob", "token.ent_type", "doc._.ent_scores", "doc.spans"],
     default_config={
         "model": DEFAULT_MODEL,
         "scheme": "BIO",
         "threshold": 0.0,
-        "spans_key": "ents",
+        "spans_key": None,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
     },
     default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
@@ -64,8 +65,9 @@ def make_bert_ner(
         are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
         and end with any of them, and "IO", without a mark of its beginning.
     threshold (float): Entities less probable than this are left out, 0 to 1.
-    spans_key (Optional[str]): Where the entities go with their probabilities:
-        `doc.spans[spans_key].attrs["scores"]`; None for nowhere.
+    spans_key (Optional[str]): A span group for the entities and their probabilities,
+        `doc.spans[spans_key].attrs["scores"]`; None for none. A group does not survive spaCy's
+        retokenizer, which leaves its spans where they were; `doc._.ent_scores` does.
     scorer (Optional[Callable]): The scorer.
     """
     return BertNER(
@@ -81,7 +83,8 @@ def make_bert_ner(
 
 class BertNER(BertHead):
     """Recognize named entities. They are written to `doc.ents` beside those that are there
-    already, which win where they overlap, and with their probabilities to `doc.spans`.
+    already, which win where they overlap, and their probabilities to `doc._.ent_scores`, where
+    `ent._.ent_score` finds them.
 
     vocab (Vocab): The vocabulary.
     model (Model[List[Doc], TokenLogits]): The token head.
@@ -101,13 +104,14 @@ class BertNER(BertHead):
         *,
         scheme: str = "BIO",
         threshold: float = 0.0,
-        spans_key: str | None = "ents",
+        spans_key: str | None = None,
         scorer: Callable | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"Unknown scheme '{scheme}'. Choose one of: {', '.join(SCHEMES)}.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        register_extensions()
         super().__init__(
             vocab,
             model,
@@ -186,14 +190,14 @@ class BertNER(BertHead):
     def _write(self, doc: Doc, entities: list[tuple[int, int, int, float]]) -> None:
         """Write one Doc's entities: (start, end, label, score). Those of earlier components stay,
         so a second recognizer adds to the first; what this one found before gives way."""
-        key = self.cfg["spans_key"]
-        group, scores = [], []
-        if key in doc.spans:
-            group = list(doc.spans[key])
-            # Spans that somebody appended by hand have no score: they are certain.
-            scores = [*doc.spans[key].attrs.get("scores", []), *[1.0] * len(group)]
-        own = {(s.start, s.end, s.label) for s in group if s.id_ == self.name}
-        others = [ent for ent in doc.ents if (ent.start, ent.end, ent.label) not in own]
+        before = get_ent_scores(doc)
+        own = {
+            (entry["start_char"], entry["end_char"], entry["label"])
+            for entry in before
+            if entry["component"] == self.name
+        }
+        others = [e for e in doc.ents if (e.start_char, e.end_char, e.label_) not in own]
+        others = self._without_group(doc, others)
         blocked = blocked_tokens(doc)
         taken = {token for ent in others for token in range(ent.start, ent.end)}.union(blocked)
         entities = [row for row in entities if taken.isdisjoint(range(row[0], row[1]))]
@@ -201,16 +205,47 @@ class BertNER(BertHead):
         found = [Span(doc, start, end, label=label) for start, end, label, _ in entities]
         blocks = [doc[token : token + 1] for token in blocked]
         doc.set_ents([*others, *found], blocked=blocks, default="outside")
-        if key is not None:
-            # A span's id says who found it, in the group and not in doc.ents.
-            scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != self.name]
-            scored += [
-                (Span(doc, start, end, label=label, span_id=self.name), score)
-                for start, end, label, score in entities
-            ]
-            scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
-            doc.spans[key] = [span for span, _ in scored]
-            doc.spans[key].attrs["scores"] = [score for _, score in scored]
+        entries = [entry for entry in before if entry["component"] != self.name]
+        entries += [
+            {
+                "start_char": span.start_char,
+                "end_char": span.end_char,
+                "label": span.label_,
+                "score": row[3],
+                "component": self.name,
+            }
+            for span, row in zip(found, entities, strict=True)
+        ]
+        if entries or before:
+            entries.sort(key=lambda entry: (entry["start_char"], entry["end_char"]))
+            set_list(ENT_SCORES, doc, entries)
+        if self.cfg["spans_key"] is not None:
+            self._write_group(doc, entities)
+
+    def _without_group(self, doc: Doc, ents: list[Span]) -> list[Span]:
+        """Entities without those that this component has put into its span group, which is how
+        version 0.1 told its own."""
+        key = self.cfg["spans_key"]
+        group = doc.spans.get(key, ())
+        own = {(s.start, s.end, s.label) for s in group if s.id_ == self.name}
+        return [ent for ent in ents if (ent.start, ent.end, ent.label) not in own]
+
+    def _write_group(self, doc: Doc, entities: list[tuple[int, int, int, float]]) -> None:
+        """Write the entities with their probabilities to the span group, beside spans of others. A
+        span's id says who found it, in the group and not in doc.ents."""
+        key = self.cfg["spans_key"]
+        group = list(doc.spans[key]) if key in doc.spans else []
+        # Spans that somebody appended by hand have no score: they are certain.
+        known = doc.spans[key].attrs.get("scores", []) if group else []
+        scores = [*known, *[1.0] * len(group)]
+        scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != self.name]
+        scored += [
+            (Span(doc, start, end, label=label, span_id=self.name), score)
+            for start, end, label, score in entities
+        ]
+        scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
+        doc.spans[key] = [span for span, _ in scored]
+        doc.spans[key].attrs["scores"] = [score for _, score in scored]
 
 
 def blocked_tokens(doc: Doc) -> list[int]:

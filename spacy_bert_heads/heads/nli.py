@@ -12,8 +12,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..doc_data import check_texts, drop_results, make_verdict, set_list
 from ..encoder.listener import DEFAULT_LISTENER
-from ..pairs import check_texts, drop_results, make_verdict
 from ..types import Pairs
 from .head import cross_entropy
 from .pair_head import BertPairHead, match_predictions
@@ -184,7 +184,7 @@ class BertNLI(BertPairHead):
         for doc, (texts, verdicts) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
             if n_own:
-                doc._.nli = verdicts[:n_own]
+                set_list("nli", doc, verdicts[:n_own])
             else:
                 drop_results(doc, self.output_name)
             for category, verdict in zip(self.categories, verdicts[n_own:], strict=True):

@@ -11,8 +11,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..doc_data import INPUTS, check_texts, get_list, inputs_of, register_extensions, set_list
 from ..encoder.listener import checkpoint_behind
-from ..pairs import INPUTS, check_texts, inputs_of
 from ..sequences import TextTooLong
 from ..types import Ints2d, Pairs
 from .head import BertHead
@@ -50,6 +50,7 @@ class BertPairHead(BertHead):
         scorer: Callable | None,
         **settings: Any,
     ) -> None:
+        register_extensions()
         super().__init__(vocab, model, name, scorer=scorer, **settings)
         self.texts = check_texts(texts, f"the config's '{self.input_name}'")
         self.extra = list(extra)
@@ -92,7 +93,7 @@ class BertPairHead(BertHead):
         RAISES (ValueError): If there are not as many entries as texts.
         """
         doc = example.reference
-        entries = doc._.get(self.output_name)
+        entries = get_list(self.output_name, doc)
         if not entries:
             return
         texts = inputs_of(doc, self.input_name, [])
@@ -158,7 +159,7 @@ class BertPairHead(BertHead):
         """
         texts = inputs_of(doc, self.input_name, self.texts)
         if texts:
-            doc._.set(self.input_name, list(texts))
+            set_list(self.input_name, doc, list(texts))
         return texts
 
     def predict(self, docs: Iterable[Doc]) -> list[tuple[list[str], Any]]:
@@ -205,11 +206,12 @@ def match_predictions(
         for what was too long to be read, which is wrong whatever the truth.
     RAISES (ValueError): If the prediction was not asked the same.
     """
-    gold, predicted = example.reference._, example.predicted._
+    gold, predicted = example.reference, example.predicted
     output_name = INPUTS[input_name]
-    found = dict(zip(predicted.get(input_name), predicted.get(output_name), strict=False))
-    texts = gold.get(input_name)
-    for text, entry in zip(texts, gold.get(output_name), strict=False):
+    found = dict(
+        zip(get_list(input_name, predicted), get_list(output_name, predicted), strict=False)
+    )
+    for text, entry in zip(get_list(input_name, gold), get_list(output_name, gold), strict=False):
         if entry is None:
             continue
         if text not in found:

@@ -12,8 +12,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..doc_data import drop_results, make_answer, set_list
 from ..encoder.listener import DEFAULT_LISTENER
-from ..pairs import drop_results, make_answer
 from ..types import Ints2d, Pairs
 from .answers import best_spans, best_threshold, score_qa
 from .outputs import SpanLogits
@@ -36,7 +36,7 @@ DEFAULT_MODEL = {
         "max_answer_length": 30,
         "alternatives": 0,
         "no_answer_threshold": None,
-        "spans_key": "answers",
+        "spans_key": None,
         "scorer": {"@scorers": "spacy_bert_heads.qa_scorer.v1"},
     },
     default_score_weights={"qa_f1": 1.0, "qa_exact": None, "qa_per_type": None},
@@ -49,7 +49,7 @@ def make_bert_qa(
     max_answer_length: int,
     alternatives: int,
     no_answer_threshold: float | None,
-    spans_key: str,
+    spans_key: str | None,
     scorer: Callable | None,
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
@@ -63,7 +63,8 @@ def make_bert_qa(
     alternatives (int): How many more answers to give, none of which overlaps a better one.
     no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above this
         probability. None: tuned on the dev set in training.
-    spans_key (str): The span group for the answers.
+    spans_key (Optional[str]): A span group for the answers; None for none. A group does not
+        survive spaCy's retokenizer, which leaves its spans where they were.
     scorer (Optional[Callable]): The scorer.
     """
     return BertQA(
@@ -106,8 +107,8 @@ class BertQA(BertPairHead):
     no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above it.
         None: the first evaluation that follows an update (in `spacy train` that of the dev set)
         sets it to what gives the best F1 there, for the evaluations after it and for saving.
-    spans_key (str): The span group for the answers. A span's label is the number of its question,
-        Q1, Q2, ….
+    spans_key (Optional[str]): The span group for the answers; None for none. A span's label is the
+        number of its question, Q1, Q2, ….
     scorer (Optional[Callable]): The scorer.
     RAISES (ValueError): If a setting makes no sense.
     """
@@ -126,7 +127,7 @@ class BertQA(BertPairHead):
         max_answer_length: int = 30,
         alternatives: int = 0,
         no_answer_threshold: float | None = None,
-        spans_key: str = "answers",
+        spans_key: str | None = None,
         scorer: Callable | None = score_qa,
     ) -> None:
         if max_answer_length < 1:
@@ -252,13 +253,15 @@ class BertQA(BertPairHead):
         """
         for doc, (texts, rows) in zip(docs, results, strict=True):
             if not texts:
-                if drop_results(doc, self.output_name):
+                if drop_results(doc, self.output_name) and self.spans_key is not None:
                     doc.spans.pop(self.spans_key, None)
                 continue
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
+            set_list("answers", doc, answers)
+            if self.spans_key is None:
+                continue
             given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
-            doc._.answers = answers
             doc.spans[self.spans_key] = SpanGroup(
                 doc,
                 name=self.spans_key,

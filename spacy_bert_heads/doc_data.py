@@ -1,0 +1,265 @@
+"""What our components read from a Doc and write to it beside spaCy's own attributes: second texts
+(`doc._.hypotheses`, `doc._.questions`), what was found (`doc._.nli`, `doc._.answers`), and the
+probabilities of entities (`doc._.ent_scores`, `ent._.ent_score`).
+
+The values are plain lists in `doc.user_data`, under the keys that spaCy itself would use. They
+point into the text by characters, so they stay right when spaCy's components merge or split tokens,
+and every way of storing a Doc carries them. Extensions are registered when a component or reader of
+ours, or `spacy_bert_heads.pairs`, is first used; our own code doesn't need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from spacy.tokens import Doc, Span
+
+# The task's inputs and its outputs, one of each for every input.
+INPUTS = {"hypotheses": "nli", "questions": "answers"}
+ENT_SCORES = "ent_scores"
+OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
+
+
+def get_list(name: str, doc: Doc) -> list:
+    """Get an extension's value. `DocBin` turns lists into tuples; here they turn back.
+
+    name (str): The extension's name.
+    doc (Doc): The Doc.
+    RETURNS (list): The value that is kept, so that appending to it works.
+    """
+    kept, key = _kept(doc), _key(name)
+    if not isinstance(kept.get(key), list):
+        kept[key] = _to_lists(kept.get(key, []))
+    return kept[key]
+
+
+def set_list(name: str, doc: Doc, value: Any) -> None:
+    """Set an extension's value; the components check it when they use it.
+
+    name (str): The extension's name.
+    doc (Doc): The Doc.
+    value (list): The value.
+    """
+    _kept(doc)[_key(name)] = value
+
+
+def _kept(doc: Doc) -> dict[Any, Any]:
+    return doc.user_data
+
+
+def _key(name: str) -> tuple:
+    return ("._.", name, None, None)
+
+
+def _to_lists(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_to_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_lists(item) for key, item in value.items()}
+    return value
+
+
+def register_extensions() -> None:
+    """Register our extensions of Doc and Span, if they are not there already.
+
+    Raises ValueError if other code has registered one of the names.
+    """
+    for name in (*INPUTS, *INPUTS.values()):
+        get = get_answers if name == "answers" else partial(get_list, name)
+        _register(Doc, name, getter=get, setter=partial(set_list, name))
+    _register(Doc, ENT_SCORES, getter=get_ent_scores, setter=partial(set_list, ENT_SCORES))
+    _register(Span, "ent_score", getter=get_ent_score)
+
+
+def _register(owner: Any, name: str, **functions: Callable) -> None:
+    functions = {key: _mark(function) for key, function in functions.items()}
+    if not owner.has_extension(name):
+        owner.set_extension(name, **functions)
+    elif not hasattr(owner.get_extension(name)[2], OURS):
+        thing = owner.__name__
+        raise ValueError(
+            f"Other code has registered {thing.lower()}._.{name}, which spacy_bert_heads needs. "
+            f"Find out who calls {thing}.set_extension('{name}', …) and rename that, or call "
+            f"{thing}.remove_extension('{name}') before the pipeline is made."
+        )
+
+
+def _mark(function: Callable) -> Callable:
+    marked = partial(function)
+    setattr(marked, OURS, True)
+    return marked
+
+
+def get_answers(doc: Doc) -> list:
+    """Get the answers, whose tokens follow their characters where tokens were merged or split."""
+    answers = get_list("answers", doc)
+    for answer in answers:
+        if isinstance(answer, dict) and answer.get("text"):
+            _follow(doc, answer)
+            for other in answer.get("alternatives", ()):
+                _follow(doc, other)
+    return answers
+
+
+def _follow(doc: Doc, answer: dict[str, Any]) -> None:
+    start, end = answer["start"], answer["end"]
+    fits = 0 <= start < end <= len(doc) and (
+        doc[start].idx <= answer["start_char"] < doc[start].idx + max(len(doc[start]), 1)
+        and doc[end - 1].idx < answer["end_char"] <= doc[end - 1].idx + len(doc[end - 1])
+    )
+    if not fits:
+        span = doc.char_span(answer["start_char"], answer["end_char"], alignment_mode="expand")
+        if span is not None:
+            answer["start"], answer["end"] = span.start, span.end
+
+
+# --- probabilities of entities
+
+
+def get_ent_scores(doc: Doc) -> list[dict[str, Any]]:
+    """Get an entry for each entity that a `bert_ner` found: "start_char", "end_char", "label",
+    "score", its probability, and "component", who found it."""
+    return _to_lists(_kept(doc).get(_key(ENT_SCORES), []))
+
+
+def get_ent_score(span: Span) -> float | None:
+    """Get the probability of an entity; None for a span that no `bert_ner` found."""
+    wanted = (span.start_char, span.end_char, span.label_)
+    for entry in get_ent_scores(span.doc):
+        if (entry["start_char"], entry["end_char"], entry["label"]) == wanted:
+            return entry["score"]
+    return None
+
+
+# --- pairs of texts
+
+
+def copy_inputs(source: Doc, target: Doc) -> None:
+    """Copy what is asked of one Doc to another, but not what was answered.
+
+    source (Doc): A Doc.
+    target (Doc): Another, of the same text.
+    """
+    for name in INPUTS:
+        if texts := _kept(source).get(_key(name)):
+            set_list(name, target, _to_lists(texts))
+
+
+def drop_results(doc: Doc, name: str) -> bool:
+    """Take back what was found, because nothing is asked any more.
+
+    doc (Doc): The Doc.
+    name (str): "nli" or "answers".
+    RETURNS (bool): Whether there was anything.
+    """
+    return _kept(doc).pop(_key(name), None) is not None
+
+
+def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
+    """Find what is asked of a Doc: by `doc._`, else by the context of
+    `nlp.pipe(…, as_tuples=True)` if that is a dict with this key, else by a component's config.
+
+    doc (Doc): The Doc.
+    name (str): "hypotheses" or "questions".
+    default (List[str]): The component's own list.
+    RETURNS (List[str]): The texts.
+    RAISES (ValueError): If they are not a list of strings that say something.
+    """
+    texts = _kept(doc).get(_key(name))
+    where = f"doc._.{name}"
+    if not texts and isinstance(doc._context, dict):
+        texts, where = doc._context.get(name), f"the context's '{name}'"
+    if texts is None or (not texts and isinstance(texts, (list, tuple))):
+        texts, where = default, f"the config's '{name}'"
+    return check_texts(texts, where)
+
+
+def check_texts(texts: Any, where: str) -> list[str]:
+    """Make sure of a list of texts.
+
+    texts (List[str]): The texts.
+    where (str): What to call the list in an error.
+    RETURNS (List[str]): The same.
+    RAISES (ValueError): If it is no list of strings, or one is empty or no Unicode.
+    """
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"{where} must be a list of strings, not {_show(texts)}.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{where} must be a list of strings, but [{i}] is {_show(text)}.")
+        if not text.strip():
+            raise ValueError(f"{where}[{i}] is empty. Leave it out, or write the text.")
+        if not text.isascii():
+            try:
+                text.encode("utf8")
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{where}[{i}] holds half of a surrogate pair, which is no text: "
+                    f"{_show(text)}. Decode the source again with the right encoding."
+                ) from None
+    return list(texts)
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def make_verdict(label: str, scores: dict[str, float] | None = None) -> dict[str, Any]:
+    """Make an entry of `doc._.nli`.
+
+    label (str): The label.
+    scores (Optional[Dict[str, float]]): Probabilities by label; of a true verdict, 1 for its own.
+    RETURNS (Dict[str, Any]): The entry.
+    """
+    return {"label": label, "scores": {label: 1.0} if scores is None else scores}
+
+
+def make_answer(
+    doc: Doc,
+    start_char: int = 0,
+    end_char: int = 0,
+    *,
+    doc_text: str | None = None,
+    score: float = 1.0,
+    no_answer_score: float | None = None,
+    alternatives: Iterable[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Make an entry of `doc._.answers`. Without characters it says that there is no answer.
+
+    doc (Doc): The Doc that is asked.
+    start_char (int): The answer's first character.
+    end_char (int): The one after its last.
+    doc_text (Optional[str]): The Doc's text, which spaCy builds anew at every access.
+    score (float): Its probability; 1 for a true answer.
+    no_answer_score (Optional[float]): The probability that there is none; if not given, 1 for no
+        answer and 0 for one.
+    alternatives (Iterable[Dict[str, Any]]): Other answers, best first; beside a true answer, the
+        others that are accepted.
+    RETURNS (Dict[str, Any]): The entry; `start` and `end` are the tokens that hold the answer.
+    RAISES (ValueError): If the characters are not in the text.
+    """
+    start, end, text = 0, 0, ""
+    if start_char or end_char:
+        doc_text = doc.text if doc_text is None else doc_text
+        span = None
+        if 0 <= start_char < end_char <= len(doc_text):
+            span = doc.char_span(start_char, end_char, alignment_mode="expand")
+        if span is None:
+            raise ValueError(
+                f"Characters {start_char} to {end_char} are no answer in a text of "
+                f"{len(doc_text)} characters."
+            )
+        start, end, text = span.start, span.end, doc_text[start_char:end_char]
+    return {
+        "text": text,
+        "start_char": start_char,
+        "end_char": end_char,
+        "start": start,
+        "end": end,
+        "score": score,
+        "no_answer_score": float(not text) if no_answer_score is None else no_answer_score,
+        "alternatives": list(alternatives),
+    }
