@@ -2,9 +2,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 
+import shutil
+from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
+import pair_stream
 import pytest
 import spacy
 import torch
@@ -61,6 +65,43 @@ def checkpoint(tmp_path_factory) -> str:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "bert")
 
 
+@pytest.fixture
+def copied(checkpoint, tmp_path) -> Path:
+    """A copy of the tiny checkpoint, to be changed."""
+    folder = tmp_path / "copied"  # transformers takes a hint from "bert"
+    shutil.copytree(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Make a checkpoint of a family with these settings, or find it made."""
+    base = tmp_path_factory.mktemp("families")
+
+    @cache
+    def folder(family: str, **settings) -> str:
+        name = "-".join([family, *map(str, chain(*sorted(settings.items())))])
+        return make_checkpoint(base / name, family=family, **settings)
+
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """A local cache as huggingface_hub keeps it, with two commits of one checkpoint."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--owner--bert"
+    for seed, commit in enumerate(("a" * 40, "b" * 40)):
+        make_checkpoint(repository / "snapshots" / commit, seed=seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    (repository / "refs" / "v1").write_text("a" * 40)
+    return repository
+
+
 @pytest.fixture(scope="session")
 def joint(checkpoint, tmp_path_factory) -> Path:
     """The folder of a saved pipeline of four heads that knows TRAIN_DATA by heart."""
@@ -69,6 +110,55 @@ def joint(checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("joint") / "pipeline"
     train(build(checkpoint)).to_disk(folder)
     return folder
+
+
+@pytest.fixture
+def nlp(joint):
+    """A pipeline of four heads that the test may change."""
+    return spacy.load(joint)
+
+
+@pytest.fixture(scope="session")
+def three_heads(tmp_path_factory):
+    """A pipeline that knows `three_heads.DATA` by heart. Its checkpoint's folder is gone."""
+    from three_heads import HEADS, build, train  # which needs TRAIN_DATA
+
+    name = make_checkpoint(tmp_path_factory.mktemp("gone") / "bert")
+    nlp = train(build(name, *HEADS))
+    shutil.rmtree(name)
+    return nlp
+
+
+@pytest.fixture(scope="session")
+def three_heads_results(three_heads):
+    """What `three_heads` writes on each text."""
+    from three_heads import annotate, close
+
+    return close(annotate(three_heads))
+
+
+@pytest.fixture(scope="session")
+def answering(tmp_path_factory):
+    """A pipeline that knows `pair_stream.DATA` by heart. Its checkpoint's folder is gone."""
+    name = make_checkpoint(tmp_path_factory.mktemp("gone") / "bert")
+    nlp = pair_stream.build(name, "nli", "qa", qa={"alternatives": 3})
+    pair_stream.train(nlp)
+    shutil.rmtree(name)
+    return nlp
+
+
+@pytest.fixture(scope="session")
+def answering_folder(answering, tmp_path_factory) -> Path:
+    """The folder of `answering`."""
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    answering.to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def answering_results(answering) -> list[dict]:
+    """What each Doc of the stream gets by itself."""
+    return [pair_stream.results(answering(doc)) for doc in pair_stream.make_stream(answering)]
 
 
 @pytest.fixture(scope="session")

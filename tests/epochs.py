@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from arrays import ints
 from checkpoints import SPECIAL, make_tokenizer
 from hypothesis import strategies as st
 
@@ -44,10 +45,6 @@ def corpus_of(*documents: list[int], words: list[int] | None = None) -> Corpus:
     starts = np.ones(n_pieces, dtype=bool) if words is None else np.isin(range(n_pieces), words)
     bounds = np.cumsum([0, *map(len, documents)])
     return Corpus(np.arange(n_pieces, dtype=np.int32) + A, starts, sentences, bounds)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.asarray(values, dtype=np.int64)
 
 
 @cache

@@ -12,6 +12,7 @@ import pytest
 import spacy
 import typer
 from checkpoints import make_checkpoint
+from commands import run
 from spacy.schemas import ConfigSchemaTraining
 from spacy.tokens import DocBin
 from spacy.util import load_model_from_config, registry
@@ -19,7 +20,6 @@ from spacy.vocab import Vocab
 from thinc.api import Config
 from transformers import AutoModelForMaskedLM
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.cli.common import exits_on_error
@@ -27,10 +27,6 @@ from spacy_bert_heads.data.reader import make_corpus
 from spacy_bert_heads.init_config import count_examples, fit_steps, init_config
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
-
-
-def run(*args):
-    return CliRunner().invoke(bert_app, [str(arg) for arg in args])
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import spacy
+from commands import run
 from inspected import SENTENCES, write_docs
 from matplotlib.image import imread
-from test_cli import run
 
 from spacy_bert_heads.inspection.html import save_map, save_weights, save_word
 from spacy_bert_heads.inspection.map import Labelled, MapView

@@ -1,7 +1,8 @@
 """Random numbers by key: their values, their statistics, and permutations."""
 
 import numpy as np
-from epochs import ints, within
+from arrays import ints
+from epochs import within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

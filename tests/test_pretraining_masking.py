@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from epochs import MASK, A, Corpus, Epoch, batch_of, corpus_of, ints, restored, vocabulary, within
+from arrays import ints
+from epochs import MASK, A, Corpus, Epoch, batch_of, corpus_of, restored, vocabulary, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

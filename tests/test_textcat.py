@@ -1,0 +1,94 @@
+"""What the heads for categories learn, write and are scored."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from arrays import floats
+from head_cases import doc_of, make_head, random_logits
+from losses import assert_same_loss, get_loss, in_torch
+from spacy.training import Example
+from torch.nn import functional as F
+
+
+def with_cats(*cats: dict[str, float]) -> list[Example]:
+    return [Example.from_dict(doc_of("a b"), {"cats": one}) for one in cats]
+
+
+@pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])
+def test_textcat_loss_is_torchs(weights):
+    textcat = make_head("textcat", "ABC", class_weights=weights)
+    examples = with_cats(
+        {"A": 1.0, "B": 0.0, "C": 0.0},
+        {},  # not annotated
+        {"B": 1.0},
+        {"A": 0.0, "B": 0.0, "C": 0.0},  # none of them holds: nothing to learn
+        {"C": 1.0, "A": 0.0},
+    )
+    logits = random_logits(5, 3)
+    classes = torch.tensor([0, -1, 1, -1, 2])
+    by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
+    assert_same_loss(
+        get_loss(textcat, examples, logits),
+        in_torch(lambda x: F.cross_entropy(x, classes, by_class, ignore_index=-1), logits),
+    )
+
+
+@pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])
+def test_multilabel_loss_is_torchs(weights):
+    textcat = make_head("textcat_multilabel", "ABC", class_weights=weights)
+    examples = with_cats({"A": 1.0, "B": 0.0, "C": 1.0}, {}, {"B": 1.0}, {"A": 0.0, "C": 0.0})
+    logits = random_logits(4, 3)
+    logits[3, 2] = -1000  # no overflow
+    gold = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]]).double()
+    present = torch.tensor([[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]).double()
+    by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        weight = present * by_class
+        total = F.binary_cross_entropy_with_logits(x, gold, weight, reduction="sum")
+        return total / present.sum()
+
+    assert_same_loss(get_loss(textcat, examples, logits), in_torch(loss, logits))
+
+
+@pytest.mark.parametrize("kind", ["textcat", "textcat_multilabel"])
+def test_categories_that_nobody_annotated_teach_nothing(kind):
+    loss, gradient = get_loss(make_head(kind), with_cats({}, {}), random_logits(2, 2))
+    assert loss == 0.0
+    assert gradient.tolist() == [[0, 0], [0, 0]]
+
+
+def test_an_unknown_category_is_named_once_and_left_out():
+    textcat = make_head("textcat_multilabel", "AB")
+    logits = random_logits(1, 2)
+    with pytest.warns(UserWarning, match="bert_textcat_multilabel has no label 'X'"):
+        found = get_loss(textcat, with_cats({"X": 1.0, "A": 1.0}), logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_loss(textcat, with_cats({"X": 1.0, "A": 1.0}), logits)
+        assert_same_loss(found, get_loss(textcat, with_cats({"A": 1.0}), logits))
+
+
+def test_categories_are_probabilities_beside_those_that_are_there():
+    logits = floats([np.log(2), np.log(6)], [500, -500])
+    docs = [doc_of("a"), doc_of("b")]
+    docs[0].cats["earlier"] = 0.3
+    make_head("textcat").set_annotations(docs, torch.from_numpy(logits))
+    assert docs[0].cats == pytest.approx({"earlier": 0.3, "A": 0.25, "B": 0.75})
+    assert docs[1].cats == pytest.approx({"A": 1.0, "B": 0.0})
+    make_head("textcat_multilabel").set_annotations(docs, torch.from_numpy(logits))
+    assert docs[0].cats == pytest.approx({"earlier": 0.3, "A": 2 / 3, "B": 6 / 7})
+    assert docs[1].cats == pytest.approx({"A": 1.0, "B": 0.0})
+
+
+@pytest.mark.parametrize("kind", ["textcat", "textcat_multilabel"])
+def test_docs_without_categories_do_not_count_in_the_score(kind):
+    textcat = make_head(kind)
+    examples = with_cats({"A": 1.0, "B": 0.0}, {"A": 1.0, "B": 0.0}, {"A": 0.0, "B": 1.0}, {})
+    textcat.set_annotations([eg.predicted for eg in examples], torch.tensor([[5.0, -5.0]] * 4))
+    scores = textcat.score(examples)
+    assert scores["cats_micro_p"] == pytest.approx(2 / 3)
+    assert scores["cats_micro_r"] == pytest.approx(2 / 3)
+    assert scores["cats_f_per_type"]["A"] == pytest.approx({"p": 2 / 3, "r": 1.0, "f": 0.8})
