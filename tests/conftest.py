@@ -13,6 +13,7 @@ import pytest
 import spacy
 import torch
 from checkpoints import make_checkpoint, real_checkpoint
+from groups import GROUPS
 from conversion import blank_once
 from spacy.training import Example
 
@@ -194,7 +195,7 @@ def make_nlp(checkpoint):
         settings = {"name": name, "window": 64, "stride": 48, **encoder}
         nlp.add_pipe("bert_encoder", config={"model": settings})
         for head in heads:
-            nlp.add_pipe(f"bert_{head}")
+            nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}))
         if initialize:
             torch.manual_seed(0)
             nlp.initialize(lambda: make_examples(nlp))

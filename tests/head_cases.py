@@ -6,6 +6,7 @@ import re
 import numpy as np
 import spacy
 from arrays import ints
+from groups import GROUPS
 from losses import token_logits
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -33,7 +34,7 @@ def doc_of(text: str) -> Doc:
 
 def make_head(kind: str, labels=("A", "B"), **config):
     """A head without weights, which is enough for what it does with scores."""
-    head = NLP.create_pipe(f"bert_{kind}", config=config)
+    head = NLP.create_pipe(f"bert_{kind}", config=GROUPS.get(kind, {}) | config)
     for label in labels:
         head.add_label(label)
     return head

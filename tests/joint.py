@@ -7,6 +7,7 @@ import pytest
 import spacy
 import torch
 from conftest import TRAIN_DATA
+from groups import GROUPS
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -16,8 +17,6 @@ from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
 HEADS = ("ner", "textcat", "nli", "qa")
-# Heads write to span groups where they are asked to.
-GROUPS = {"ner": {"spans_key": "ents"}, "qa": {"spans_key": "answers"}}
 SAILED, BURNED = (text for text, _ in TRAIN_DATA)
 # Verdicts by hypothesis and the characters of the answers by question, for each of TRAIN_DATA.
 PAIRS = [

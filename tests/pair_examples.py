@@ -4,6 +4,7 @@ import warnings
 
 import spacy
 import torch
+from groups import GROUPS
 from spacy.training import Example
 from thinc.api import Adam
 
@@ -71,7 +72,7 @@ def build(name: str, *heads: str, data=DATA, window: int = 64, stride: int = 48,
     encoder = {"name": name, "window": window, "stride": stride}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=config)
+        nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}) | config)
     torch.manual_seed(0)
     nlp.initialize(lambda: make_examples(nlp, data))
     return nlp

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import spacy
 import torch
+from groups import GROUPS
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from thinc.api import Adam
@@ -46,7 +47,7 @@ def build(name: str, *heads: str, initialize: bool = True, examples=None, **sett
     encoder = {"name": name, "window": 64, "stride": 48}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=settings.get(head, {}))
+        nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}) | settings.get(head, {}))
     if initialize:
         torch.manual_seed(0)
         nlp.initialize(lambda: examples or make_examples(nlp))

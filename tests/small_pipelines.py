@@ -4,6 +4,7 @@ import pytest
 import spacy
 import torch
 from conftest import TRAIN_DATA, make_examples
+from groups import GROUPS
 
 LANG = "xx"  # English has 1,500 exceptions for its tokenizer to learn, each time
 
@@ -15,7 +16,7 @@ def build(checkpoint: str, *heads: str, data=TRAIN_DATA, settings=None, **encode
     encoder = {"name": checkpoint, "window": 64, "stride": 48, **encoder}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=settings or {})
+        nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}) | (settings or {}))
     torch.manual_seed(0)
     nlp.initialize(lambda: make_examples(nlp, data))
     return nlp

@@ -192,8 +192,8 @@ def test_a_frozen_head_with_its_own_encoder(config, trained, tmp_path):
     assert shim_of(own).to_bytes() == weights_of(old, "bert_encoder")
     for text in (SAILED, BURNED, "Grete burned Hull on Tuesday"):
         assert entities(nlp, text) == entities(old, text)
-        one, other = (doc.spans["ents"].attrs["scores"] for doc in (nlp(text), old(text)))
-        assert list(one) == pytest.approx(list(other), abs=1e-5)
+        one, other = ([e["score"] for e in doc._.ent_scores] for doc in (nlp(text), old(text)))
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_training_goes_on_from_a_source(config, trained, tmp_path):
@@ -247,9 +247,9 @@ def test_find_threshold(trained, tmp_path, head, key):
     examples = make_examples(nlp)
     if head == "ner":  # an entity that is found, and is wrong
         doc = nlp(SAILED)
-        worst = min(doc.spans["ents"].attrs["scores"])
+        worst = min(ent._.ent_score for ent in doc.ents)
         examples[0].reference.set_ents(
-            [ent for ent, p in zip(doc.ents, doc.spans["ents"].attrs["scores"]) if p > worst],  # noqa: B905
+            [ent for ent in doc.ents if ent._.ent_score > worst],
             default="outside",
         )
     DocBin(docs=[eg.reference for eg in examples]).to_disk(tmp_path / "dev.spacy")

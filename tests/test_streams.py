@@ -160,10 +160,13 @@ def test_nothing_stays_on_a_doc(trained):
         plain.cats = {label: float(p) for label, p in doc.cats.items()}
         for token, tagged in zip(plain, doc, strict=True):
             token.tag_ = tagged.tag_
+        if ents:
+            plain._.ent_scores = doc._.ent_scores
         assert doc.to_bytes() == plain.to_bytes()
         assert len(pickle.dumps(doc)) == len(pickle.dumps(plain))
         assert doc.tensor.size == 0
-        assert not doc.user_data and not doc.user_hooks and not doc.user_token_hooks
+        assert doc.user_data.keys() == ({("._.", "ent_scores", None, None)} if ents else set())
+        assert not doc.user_hooks and not doc.user_token_hooks
         assert b"torch" not in pickle.dumps(doc)
 
 
@@ -190,9 +193,10 @@ def test_docs_keep_their_annotations(trained, way):
         assert annotations(other) == annotations(doc)
         assert other.cats == doc.cats  # to the last bit
         assert other.spans["ents"].attrs == doc.spans["ents"].attrs
-        values = [*doc.cats.values(), *doc.spans["ents"].attrs["scores"]]
+        scores = [entry["score"] for entry in doc._.ent_scores]
+        values = [*doc.cats.values(), *doc.spans["ents"].attrs["scores"], *scores]
         assert all(type(value) is float for value in values)
-        assert other.user_data == doc.user_data == {}
+        assert other._.ent_scores == doc._.ent_scores
 
 
 def test_example_made_from_a_prediction(trained):

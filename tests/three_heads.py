@@ -6,6 +6,7 @@ import pytest
 import spacy
 import torch
 from conftest import TRAIN_DATA, make_examples
+from groups import GROUPS
 from spacy.tokens import Doc
 from thinc.api import Adam
 
@@ -30,7 +31,7 @@ def build(name: str, *heads: str, initialize: bool = True, settings=None, **enco
     encoder = {"name": name, "window": 64, "stride": 48, **encoder}
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=settings or {})
+        nlp.add_pipe(f"bert_{head}", config=GROUPS.get(head, {}) | (settings or {}))
     if initialize:
         torch.manual_seed(0)
         nlp.initialize(lambda: make_examples(nlp, DATA))
