@@ -11,6 +11,8 @@ from spacy import displacy
 from spacy.tokens import Doc, DocBin
 from wasabi import msg, table
 
+import spacy_bert_heads.pairs  # noqa: F401  registers doc._.questions and so on
+
 COLORS = {
     "VESSEL": "#9fd3f6",
     "PLACE": "#ffd28f",
@@ -73,10 +75,13 @@ def render(doc: Doc, gold: Doc) -> str:
     true = max(gold.cats, key=gold.cats.__getitem__)
     note = "" if best == true else f" — the annotators say <b>{escape(true)}</b>"
     category = pill(f"{best} {doc.cats[best]:.2f}", "right" if best == true else "wrong")
-    scores = doc.spans["ents"].attrs["scores"]
     ents = [
-        {"start": ent.start_char, "end": ent.end_char, "label": f"{ent.label_} {score:.2f}"}
-        for ent, score in zip(doc.spans["ents"], scores, strict=True)
+        {
+            "start": ent["start_char"],
+            "end": ent["end_char"],
+            "label": f"{ent['label']} {ent['score']:.2f}",
+        }
+        for ent in doc._.ent_scores
     ]
     colors = {ent["label"]: COLORS[ent["label"].split()[0]] for ent in ents}
     html = displacy.render(

@@ -31,7 +31,7 @@ from .model_card import make_card, short_name
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What each head is to Hugging Face's pipelines.
+# What heads are to Hugging Face's pipelines.
 TASKS = {
     "ner": "token-classification",
     "tagger": "token-classification",
@@ -143,14 +143,8 @@ def _add_checkpoint(
 
 
 def find_task(config: Any, name: str, labels: Sequence[str] | None = None) -> str:
-    """Read off what a checkpoint was fine-tuned for.
-
-    config (PretrainedConfig): Its configuration.
-    name (str): Its name, for the error.
-    labels (Optional[Sequence[str]]): The names of its classes, if not its own.
-    RETURNS (str): The head that it becomes.
-    RAISES (ValueError): If it has no head of a known kind.
-    """
+    """Read off a checkpoint's configuration which head it becomes. `labels` are the names of its
+    classes, if not its own. Raises ValueError if it has no head of a known kind."""
     kind = _find_kind(config)
     if kind is None:
         raise ValueError(
@@ -204,15 +198,12 @@ def _auto_class(kind: str) -> Any:
 
 
 def class_names(config: Any, name: str) -> list[str]:
-    """config (PretrainedConfig): A checkpoint's configuration.
-    name (str): Its name, for the error.
-    RETURNS (List[str]): The names of its classes, in order.
-    RAISES (ValueError): If it doesn't number them from 0.
-    """
+    """List the names of a checkpoint's classes, in order. Raises ValueError if its configuration
+    doesn't number them from 0."""
     names = config.id2label
     if sorted(names) != list(range(len(names))):
         numbers = ", ".join(map(str, sorted(names)))
-        raise ValueError(f"'{name}' numbers its classes {numbers}, not from 0. Mend its id2label.")
+        raise ValueError(f"'{name}' numbers its classes {numbers}, not from 0. Fix its id2label.")
     return [str(names[i]) for i in range(len(names))]
 
 

@@ -37,7 +37,7 @@ def test_hidden_states_are_those_of_transformers(family, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     docs = [spacy.blank("xx").make_doc(text) for text in TEXTS]
     sequences = make_sequences(docs, bert.wordpieces, window=64, stride=48)
-    found = run(bert, sequences, 512, keep_graph=False)
+    found = run(bert, sequences, 512)
     for text, ours in zip(TEXTS, found.split(sequences.lengths.tolist()), strict=True):
         inputs = tokenizer(text, return_tensors="pt")
         inputs.pop("token_type_ids", None)

@@ -87,7 +87,7 @@ def test_a_mode_that_has_ended_does_nothing(nlp):
     expected = F.scaled_dot_product_attention(query, query, query)
     mode.__enter__()
     torch.testing.assert_close(F.scaled_dot_product_attention(query, query, query), expected)
-    rows.run_row(row, lambda: torch.zeros(1))  # clears away what has ended
+    rows.drop_ended_modes()
     assert torch._C._len_torch_function_stack() == 0
 
 

@@ -14,7 +14,7 @@ from letters import NLP, ZWSP, letters
 from spacy.tokens import Doc
 
 from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
-from spacy_bert_heads.encoder.model import run
+from spacy_bert_heads.encoder.model import run, run_with_graph
 from spacy_bert_heads.encoder.rows import Row
 from spacy_bert_heads.sequences import make_sequences
 from spacy_bert_heads.types import DocSequences
@@ -57,8 +57,8 @@ def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_g
     ids, types = np.arange(n_slots) + 100, np.arange(n_slots) % 2
     sequences = DocSequences(ids, types, ints(*lengths), none, none, none, none)
     stub = Stub(reads_rows)
-    with torch.set_grad_enabled(keep_graph):
-        states = run(stub, sequences, max_tokens, keep_graph=keep_graph)
+    states = (run_with_graph if keep_graph else run)(stub, sequences, max_tokens)
+    assert states.requires_grad == keep_graph
     positions = [i for length in lengths for i in range(length)]
     repeated = [length for length in lengths for _ in range(length)]
     expected = np.stack([ids, types, positions, repeated], axis=1)
@@ -77,7 +77,7 @@ def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_g
 
 def test_states_of_no_docs():
     sequences = make_sequences([], letters(), window=8, stride=4)
-    assert run(Stub(), sequences, 100, keep_graph=False).shape == (0, 4)
+    assert run(Stub(), sequences, 100).shape == (0, 4)
 
 
 WINDOW, STRIDE = 24, 15
@@ -106,7 +106,7 @@ def states_of(bert: Bert, docs: list[Doc], budget: int) -> list[torch.Tensor]:
     """The states of each Doc."""
     sequences = make_sequences(docs, bert.wordpieces, window=WINDOW, stride=STRIDE)
     with torch.no_grad():
-        states = run(bert, sequences, budget, keep_graph=False)
+        states = run(bert, sequences, budget)
     sizes = np.split(sequences.lengths, np.cumsum(sequences.windows)[:-1])
     return list(states.split([int(size.sum()) for size in sizes]))
 
@@ -150,7 +150,7 @@ def test_gradients_do_not_depend_on_the_budget(bert):
     sequences = make_sequences(docs, bert.wordpieces, window=WINDOW, stride=STRIDE)
     gradients = []
     for budget in (60, 4096):  # a batch over the budget is computed again in the backward pass
-        states = run(bert, sequences, budget, keep_graph=True)
+        states = run_with_graph(bert, sequences, budget)
         (states * torch.linspace(-1, 1, states.numel()).reshape(states.shape)).sum().backward()
         grads = {n: p.grad.clone() for n, p in bert.named_parameters() if p.grad is not None}
         gradients.append(grads)
@@ -181,5 +181,5 @@ def test_a_long_doc_is_quick():
     assert (np.diff(sequences.rows) > 0).all()
     firsts = wordpieces([text]).ids[np.cumsum(sequences.pieces) - sequences.pieces]
     with torch.no_grad():
-        states = run(Stub(), sequences, 4096, keep_graph=False)
+        states = run(Stub(), sequences, 4096)
     assert states[sequences.first_rows(), 0].tolist() == firsts.tolist()

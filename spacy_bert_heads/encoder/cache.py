@@ -9,11 +9,10 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from spacy.tokens import Doc
 
-from ..types import Encoded, Ints1d, Pairs, Sequences, select
+from ..types import Encoded, Ints1d, Sequences, select
 from .identity import digest_weights
-from .model import EncoderModel, bert_of, encode, lay_out, layers_of, shim_of
+from .model import EncoderModel, bert_of, encode, layers_of, shim_of
 
 # Of a window: the digest of its wordpieces, its first row, its number of rows.
 ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
@@ -41,14 +40,9 @@ class StatesCache:
         self._own: tuple[BufferedIOBase, BufferedIOBase] | None = None  # states, entries
         self._n_rows = 0  # in the own file
 
-    def encode(self, model: EncoderModel, inputs: list[Doc] | Pairs) -> Encoded:
-        """Give the states of a batch.
-
-        model (EncoderModel): The encoder. Once it has learned, nothing is kept any more.
-        inputs (List[Doc] / Pairs): The Docs or pairs.
-        RETURNS (Encoded): The states, those that were computed first to the last bit.
-        """
-        sequences = lay_out(model, inputs)
+    def encode(self, model: EncoderModel, sequences: Sequences) -> Encoded:
+        """Give the hidden states of a batch, to the last bit those that were computed first. Once
+        the encoder has learned, nothing is kept any more."""
         if not self._open(model):
             return encode(model, sequences)
         lengths = sequences.lengths

@@ -16,13 +16,13 @@ from spacy.vocab import Vocab
 from thinc.api import Optimizer
 
 from ..files import AGAIN, check_digests, in_component, write_digests
-from ..types import Encoded, MeanLoss, Pairs
+from ..types import Encoded, MeanLoss, Pairs, Sequences
 from .cache import StatesCache
 from .identity import count_update, give_id
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
-from .model import EncoderModel, bert_of, prepare, shim_of
+from .model import EncoderModel, bert_of, encode, lay_out, prepare, shim_of
 from .saved import SAVED, read_checkpoint, write_checkpoint
 from .shim import AdamSettings, adam_settings
 from .source import open_folder
@@ -102,7 +102,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         encoded = self._latest.find(docs, version)
         if encoded is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
-            encoded = self._encode(docs)
+            encoded = self._encode(self.model, lay_out(self.model, docs))
             self._latest.keep(docs, version, encoded)
         return encoded
 
@@ -117,10 +117,9 @@ class BertEncoder(ListenedTo, TrainablePipe):
         """Whether a training step is open for these Docs in this thread."""
         return self._step is not None and self._step.has(docs)
 
-    def _encode(self, inputs: list[Doc] | Pairs) -> Encoded:
-        if self.cache is None:
-            return self.model.predict(inputs)
-        return self.cache.encode(self.model, inputs)
+    @property
+    def _encode(self) -> Callable[[EncoderModel, Sequences], Encoded]:
+        return encode if self.cache is None else self.cache.encode
 
     def set_annotations(self, docs: Sequence[Doc], encoded: Encoded) -> None:
         """Do nothing: hidden states never stay on a Doc."""
@@ -140,7 +139,10 @@ class BertEncoder(ListenedTo, TrainablePipe):
         if listener is None or step is None or not step.has(docs):
             if listener is not None:
                 self._warn_not_learning(listener.component_name)
-            encoded = self._encode(inputs) if isinstance(inputs, Pairs) else self.predict(inputs)
+            if isinstance(inputs, Pairs):
+                encoded = self._encode(self.model, lay_out(self.model, inputs))
+            else:
+                encoded = self.predict(inputs)
             return encoded, lambda gradient: None
         if isinstance(inputs, Pairs):
             encoded, answer = step.read_pairs(inputs, self.model)

@@ -24,7 +24,7 @@ from .adapters import (
     AdapterSettings,
     add_adapter,
 )
-from .rows import Row, common_size, run_row
+from .rows import Row, RowAttention, common_size, drop_ended_modes
 from .shim import Files
 from .source import Source, open_source
 from .untrusted import (
@@ -165,7 +165,7 @@ class Bert(nn.Module):
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if self.has_types:
             inputs["token_type_ids"] = type_ids
-        return self._run(inputs, layers)
+        return self._choose(self.encoder(**inputs, **self._ask_for(layers)), layers)
 
     def read_row(self, row: Row, layers: tuple[int, ...] | None = None) -> torch.Tensor:
         """Run buckets of sequences, all at once if the family allows it.
@@ -189,13 +189,19 @@ class Bert(nn.Module):
             inputs["token_type_ids"] = types if self.has_types else torch.zeros_like(ids)
         if self._wants_mask:
             inputs["attention_mask"] = torch.ones_like(ids)
-        states, n_calls = run_row(row, lambda: self._run(inputs, layers)[0, :n_slots])
-        if n_calls != self.n_layers:  # sequences have seen each other
+        mode = RowAttention(row)
+        try:
+            mode.__enter__()
+            output = self.encoder(**inputs, **self._ask_for(layers))
+        finally:  # after an interrupt too: see RowAttention
+            mode.has_ended = True
+            drop_ended_modes()
+        if mode.n_calls != self.n_layers:  # sequences have seen each other
             raise RuntimeError(
                 f"This version of transformers ({version('transformers')}) computes the attention "
                 f"of '{self.config.model_type}' in a way that is not known here. Install another."
             )
-        return states
+        return self._choose(output, layers)[0, :n_slots]
 
     def padding(self, n_rows: int) -> int:
         """n_rows (int): The rows of a matrix that linear layers are to read.
@@ -204,11 +210,17 @@ class Bert(nn.Module):
         by_onednn = self.is_packed or torch.is_autocast_enabled("cpu")
         return common_size(n_rows) - n_rows if by_onednn else 0
 
-    def _run(self, inputs: dict[str, Any], layers: tuple[int, ...] | None) -> torch.Tensor:
+    def _ask_for(self, layers: tuple[int, ...] | None) -> dict[str, Any]:
+        """What to tell transformers so that its output has some layers."""
         if layers is None or layers == (self.n_layers,):
-            return self.encoder(**inputs).last_hidden_state
+            return {}
         # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".
-        output = self.encoder(**inputs, output_hidden_states=list(layers))
+        return {"output_hidden_states": list(layers)}
+
+    def _choose(self, output: Any, layers: tuple[int, ...] | None) -> torch.Tensor:
+        """The layers, side by side."""
+        if layers is None or layers == (self.n_layers,):
+            return output.last_hidden_state
         # ModernBERT's last hidden state has gone through one more LayerNorm than the last in its
         # list of them: a head reads the same last layer whatever else is read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]

@@ -30,7 +30,7 @@ from .loading import Bert, load_checkpoint
 from .parameters import find_layers
 from .rows import pad
 from .saved import add_identity, checkpoint_from_files, checkpoint_to_files
-from .shim import TorchShim, without_graph
+from .shim import TorchShim
 
 EncoderModel = Model[list[Doc] | Pairs, Encoded]
 
@@ -260,7 +260,7 @@ def forward(
     bert, shim, max_batch_tokens = bert_of(model), shim_of(model), model.attrs["max_batch_tokens"]
     layers = layers_of(model)
     with shim.training(), shim.autocast():
-        states = run(bert, sequences, max_batch_tokens, layers, keep_graph=True)
+        states = run_with_graph(bert, sequences, max_batch_tokens, layers)
 
     def backprop(gradient: torch.Tensor) -> list[Doc] | Pairs:
         shim.backward([states], [gradient])
@@ -287,20 +287,13 @@ def lay_out(model: EncoderModel, inputs: list[Doc] | Pairs) -> Sequences:
 
 
 def encode(model: EncoderModel, sequences: Sequences) -> Encoded:
-    """Run sequences without a graph.
-
-    model (EncoderModel): A model with weights.
-    sequences (Sequences): What to read.
-    RETURNS (Encoded): The states.
-    """
+    """Run sequences without a graph, on the inference copy."""
     shim, max_batch_tokens = shim_of(model), model.attrs["max_batch_tokens"]
     layers = layers_of(model)
     fast = cast(Bert, shim.derive(for_inference))
     # What was made for another precision has its types already.
     with shim.autocast() if shim.precision == "fp16" else nullcontext():
-        states = without_graph(
-            lambda: run(fast, sequences, max_batch_tokens, layers, keep_graph=False)
-        )
+        states = run(fast, sequences, max_batch_tokens, layers)
     if states.device.type == "cpu":
         _trimmer.count(len(sequences.ids))
     return Encoded(states, sequences, layers)
@@ -324,24 +317,40 @@ def run(
     sequences: Sequences,
     max_batch_tokens: int,
     layers: tuple[int, ...] | None = None,
-    *,
-    keep_graph: bool,
 ) -> torch.Tensor:
-    """Run the sequences, those of like length side by side, and pack their states.
+    """Run the sequences without a graph, those of like length side by side.
 
-    bert (Bert): The checkpoint.
-    sequences (Sequences): The sequences.
-    max_batch_tokens (int): How many slots are run at once.
-    layers (Optional[Tuple[int, ...]]): Whose states to keep, as `Bert.layer_numbers` counts them;
-        None for the last.
-    keep_graph (bool): Whether gradients will be asked for.
-    RETURNS (Tensor): The states in the order of the slots, layers side by side
-        (n_slots, n_layers * width), float32.
+    `max_batch_tokens` is how many slots are run at once; `layers` are those whose hidden states to
+    keep, as `Bert.layer_numbers` counts them, None for the last. Gives the hidden states in the
+    order of the slots, layers side by side (n_slots, n_layers * width), float32.
+
+    After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again: see `without_graph`.
     """
     device = next(bert.parameters()).device
-    over_budget = keep_graph and len(sequences.ids) > max_batch_tokens
-    n_rows, n_layers = 0 if keep_graph else len(sequences.ids), 1 if layers is None else len(layers)
-    packed = torch.empty(n_rows, bert.width * n_layers, device=device)
+    n_layers = 1 if layers is None else len(layers)
+    was_enabled = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(False)
+        packed = torch.empty(len(sequences.ids), bert.width * n_layers, device=device)
+        for buckets in make_rows(bert, sequences, max_batch_tokens):
+            row, at, present = pad(sequences, buckets, bert.wordpieces.pad_id, device)
+            states = only_present(bert.read_row(row, layers), present)
+            packed[torch.from_numpy(at).to(device)] = states.float()
+        return packed
+    finally:
+        torch._C._set_grad_enabled(was_enabled)
+
+
+def run_with_graph(
+    bert: Bert,
+    sequences: Sequences,
+    max_batch_tokens: int,
+    layers: tuple[int, ...] | None = None,
+) -> torch.Tensor:
+    """Run the sequences as `run` does, but with a graph. A batch over the budget is checkpointed,
+    row by row (Chen et al. 2016)."""
+    device = next(bert.parameters()).device
+    over_budget = len(sequences.ids) > max_batch_tokens
     parts, slots = [], []
     for buckets in make_rows(bert, sequences, max_batch_tokens):
         row, at, present = pad(sequences, buckets, bert.wordpieces.pad_id, device)
@@ -349,18 +358,18 @@ def run(
             states = checkpoint(bert.read_row, row, layers, use_reentrant=False)
         else:
             states = bert.read_row(row, layers)
-        if len(present) < len(states):
-            states = states.index_select(0, torch.from_numpy(present).to(device))
-        if keep_graph:
-            parts.append(states.float())
-            slots.append(at)
-        else:
-            packed[torch.from_numpy(at).to(device)] = states.float()
-    if not keep_graph:
-        return packed
+        parts.append(only_present(states, present).float())
+        slots.append(at)
     order = np.empty(len(sequences.ids), dtype=np.int64)
     order[np.concatenate(slots)] = np.arange(len(order))
     return torch.cat(parts).index_select(0, torch.from_numpy(order).to(device))
+
+
+def only_present(states: torch.Tensor, present: Ints1d) -> torch.Tensor:
+    """Leave out the hidden states of padding: `present` are the slots of wordpieces."""
+    if len(present) == len(states):
+        return states
+    return states.index_select(0, torch.from_numpy(present).to(states.device))
 
 
 def make_rows(bert: Bert, sequences: Sequences, max_batch_tokens: int) -> list[list[Ints1d]]:

@@ -90,7 +90,9 @@ class RowAttention(TorchFunctionMode):
     code of transformers calls it reads the row as it would read each bucket. On a CPU its dropout
     is ours, since torch's takes a tenth of the time of a training step there.
 
-    row (Row): The row.
+    It is not left by a `with` statement, whose code an interrupt (Ctrl-C) can keep from being run,
+    but by `has_ended = True` as the first statement of a `finally` clause, before which CPython
+    does not look for signals. A mode that has ended does nothing, wherever it is on torch's stack.
     """
 
     def __init__(self, row: Row) -> None:
@@ -113,7 +115,7 @@ class RowAttention(TorchFunctionMode):
 
     def __enter__(self) -> RowAttention:
         # Without what an interrupt left behind. It does nothing any more, but it costs time.
-        _drop_ended_modes()
+        drop_ended_modes()
         super().__enter__()
         return self
 
@@ -172,24 +174,7 @@ class RowAttention(TorchFunctionMode):
         return torch.cat(found).transpose(0, 1).unsqueeze(0)
 
 
-def run_row(row: Row, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Run a model over a row, with attention within each sequence.
-
-    Gives what `run` gives, and how often it computed attention. An interrupt (Ctrl-C) at any moment
-    leaves no mode behind that still does anything: it may keep a mode on torch's stack, but nothing
-    can keep the first statement of the `finally` clause from being run, since CPython looks for
-    signals after calls and at jumps alone.
-    """
-    mode = RowAttention(row)
-    try:
-        mode.__enter__()
-        return run(), mode.n_calls
-    finally:
-        mode.has_ended = True
-        _drop_ended_modes()
-
-
-def _drop_ended_modes() -> None:
+def drop_ended_modes() -> None:
     """Take modes that have ended off the top of torch's stack."""
     while modes := _get_current_function_mode_stack():
         if not (isinstance(modes[-1], RowAttention) and modes[-1].has_ended):

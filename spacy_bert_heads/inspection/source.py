@@ -75,5 +75,5 @@ def encode_layers(bert: Bert, sequences: Sequences, layers: Sequence[int]) -> to
     Layer 0 is that of the embeddings, `bert.n_layers` the last one.
     """
     with torch.no_grad():
-        states = run(bert, sequences, MAX_BATCH_TOKENS, tuple(layers), keep_graph=False)
+        states = run(bert, sequences, MAX_BATCH_TOKENS, tuple(layers))
     return states.unflatten(1, (len(layers), bert.width))
