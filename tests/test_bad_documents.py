@@ -14,6 +14,7 @@ from spacy.training import Example
 from spacy.util import ignore_error
 
 from spacy_bert_heads.data.reader import make_corpus
+from spacy_bert_heads.encoder import component
 
 # --- odd documents
 
@@ -102,15 +103,14 @@ SURVIVORS = [text for text in STREAM if "BOOM" not in text]
 def failing(make_nlp, monkeypatch):
     """A pipeline whose encoder raises at every batch with a BOOM in it."""
     nlp = make_nlp("ner", "textcat")
-    model = nlp.get_pipe("bert_encoder").model
-    forward = model._func
+    lay_out = component.lay_out
 
-    def fail(model, docs, is_train):
+    def fail(model, docs):
         if any(token.text == "BOOM" for doc in docs for token in doc):
             raise RuntimeError("the encoder went BOOM")
-        return forward(model, docs, is_train)
+        return lay_out(model, docs)
 
-    monkeypatch.setattr(model, "_func", fail)
+    monkeypatch.setattr(component, "lay_out", fail)
     return nlp
 
 

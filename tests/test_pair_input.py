@@ -13,6 +13,8 @@ from pair_stream import (
     through_docbin,
 )
 
+from spacy_bert_heads.encoder import component
+
 
 @pytest.fixture(scope="module")
 def trained(answering):
@@ -109,16 +111,16 @@ def test_a_text_that_is_too_long_loses_itself_alone(keep_handler, expected):
 # --- extremes
 
 
-def count_calls(nlp, monkeypatch) -> list[int]:
+def count_calls(monkeypatch) -> list[int]:
     """The characters of each call of the encoder."""
-    model, calls = nlp.get_pipe("bert_encoder").model, []
-    forward = model._func
+    calls = []
+    lay_out = component.lay_out
 
-    def count(model, pairs, is_train):
+    def count(model, pairs):
         calls.append(sum(len(d.text) * len(t) for d, t in zip(pairs.docs, pairs.texts)))  # noqa: B905
-        return forward(model, pairs, is_train)
+        return lay_out(model, pairs)
 
-    monkeypatch.setattr(model, "_func", count)
+    monkeypatch.setattr(component, "lay_out", count)
     return calls
 
 
@@ -126,7 +128,7 @@ def test_500_questions(trained, monkeypatch):
     """Not all at once, which would take their states' memory all at once."""
     text = "The crew used a pump in the engine room. " * 20
     questions = [f"Who left {i % 250}?" for i in range(500)]
-    calls = count_calls(trained, monkeypatch)
+    calls = count_calls(monkeypatch)
     doc = trained(make_doc(trained, text, questions))
     assert len(calls) > 1 and sum(calls) == 500 * len(text)
     assert max(calls) < 2**18
