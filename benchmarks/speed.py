@@ -297,8 +297,8 @@ def fit_recognizer(
         module.classifier.weight.copy_(weights[:-1].T)
         module.classifier.bias.copy_(weights[-1])
         logits = ner.predict([nlp.make_doc(text) for text in texts]).logits
-        lead = logits[:, 1:].max(axis=1) - logits[:, 0]
-        module.classifier.bias[0] += float(np.quantile(lead, 1 - TAGGED))
+        lead = logits[:, 1:].amax(dim=1) - logits[:, 0]
+        module.classifier.bias[0] += float(np.quantile(lead.cpu(), 1 - TAGGED))
 
 
 def count_flops(bench: Bench, nlp: Language, texts: list[str]) -> None:

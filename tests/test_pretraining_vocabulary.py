@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from checkpoints import TEXTS, make_checkpoint
 from hypothesis import HealthCheck, given
 from hypothesis import settings as configure
@@ -120,11 +119,9 @@ def after(before, wordy, tmp_path_factory) -> str:
     return make_start(ask(wordy, before, add_words=4), folder, say=quiet)
 
 
-def listed(name: str) -> list[str] | None:
-    """What vocab.txt says, if transformers is one that writes it."""
-    path = Path(name) / "vocab.txt"
-    assert path.exists() == (int(transformers.__version__[0]) < 5)
-    return path.read_text(encoding="utf8").splitlines() if path.exists() else None
+def listed(name: str) -> list[str]:
+    """What vocab.txt says."""
+    return (Path(name) / "vocab.txt").read_text(encoding="utf8").splitlines()
 
 
 def test_the_frequent_broken_words_are_added(before, wordy, tmp_path):
@@ -139,7 +136,7 @@ def test_the_frequent_broken_words_are_added(before, wordy, tmp_path):
         vocab = load_wordpieces(name).tokenizer.get_vocab()
         assert vocab == old | {word: len(old) + i for i, word in enumerate(expected)}
         assert AutoTokenizer.from_pretrained(name).get_vocab() == vocab
-        assert listed(name) in (None, sorted(vocab, key=vocab.__getitem__))
+        assert listed(name) == sorted(vocab, key=vocab.__getitem__)
         assert json.loads((Path(name) / "config.json").read_text())["vocab_size"] == len(vocab)
     assert "2 words became pieces (harbourmaster, boatyard …)." in said
     assert any("4 words became pieces" in line and "not 99" in line for line in said)
@@ -313,7 +310,7 @@ def test_words_of_real_text(minilm, data, tmp_path):
     texts = list(read_texts([raw]))[:10]
     was, now = (sum(len(e) for e in one.encode_batch(texts)) for one in (old, new))
     assert now < 0.96 * was
-    lines = listed(name) or sorted(new.get_vocab(), key=new.token_to_id)
+    lines = listed(name)
     assert [new.token_to_id(line) for line in lines] == list(range(30_822))
     weights = load_file(Path(name) / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
     rows = load_checkpoint(minilm).encoder.get_input_embeddings().weight

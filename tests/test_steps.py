@@ -1,9 +1,11 @@
 """Training steps and kept hidden states: found by what was read, each in its own thread."""
 
 import copy
+import gc
 import pickle
 import threading
 import warnings
+import weakref
 
 import pytest
 import spacy
@@ -331,3 +333,29 @@ def test_to_hf_exports_the_last_update(make_nlp, tmp_path):
     to_hf(nlp, "bert_encoder", tmp_path / "one")
     assert nlp.get_pipe("bert_encoder")._step is None
     assert component.BertEncoder is type(nlp.get_pipe("bert_encoder"))
+
+
+def test_one_batch_of_hidden_states_is_alive_while_docs_are_kept(make_nlp, monkeypatch):
+    """Without the garbage collector: nothing holds itself."""
+    nlp = make_nlp("ner", "textcat")
+    read, most = [], []
+    encode = component.encode
+
+    def note(*args):
+        most.append(sum(ref() is not None for ref in read))
+        encoded = encode(*args)
+        read.append(weakref.ref(encoded.states))
+        return encoded
+
+    monkeypatch.setattr(component, "encode", note)
+    gc.collect()
+    gc.disable()
+    try:
+        kept = list(nlp.pipe([f"Anna left Skagen {i} times" for i in range(160)], batch_size=4))
+        assert len(read) == 40
+        assert max(most) == 0  # the one before is gone before the next is made
+        assert sum(ref() is not None for ref in read) == 1
+        del kept
+        assert sum(ref() is not None for ref in read) == 0
+    finally:
+        gc.enable()
