@@ -129,7 +129,7 @@ def get_ent_scores(doc: Doc) -> list[dict[str, Any]]:
 def get_ent_score(span: Span) -> float | None:
     """Get the probability of an entity; None for a span that no `bert_ner` found."""
     wanted = (span.start_char, span.end_char, span.label_)
-    for entry in get_ent_scores(span.doc):
+    for entry in _kept(span.doc).get(_key(ENT_SCORES), ()):
         if (entry["start_char"], entry["end_char"], entry["label"]) == wanted:
             return entry["score"]
     return None

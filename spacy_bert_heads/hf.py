@@ -18,7 +18,7 @@ from .encoder.identity import give_id
 from .encoder.listener import checkpoint_behind, reads_last_layer
 from .encoder.loading import Bert, load_model
 from .encoder.model import bert_of, prepare, shim_of
-from .encoder.saved import plain_encoder, save_model, write_tokenizer
+from .encoder.saved import plain_encoder, save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
 from .heads.families import layer_names
@@ -322,7 +322,7 @@ def to_hf(
     check_folder(folder, "to-hf", force=force)
     mark_folder(folder, "to-hf")
     save_model(model.cpu().to(DTYPES[precision]), folder)
-    write_tokenizer(folder, bert.tokenizer_files)
+    write_files(folder, bert.tokenizer_files)
     card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
     replace_file(folder / "README.md", card.encode("utf8"))
 

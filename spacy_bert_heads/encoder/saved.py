@@ -88,8 +88,7 @@ def write_checkpoint(bert: Bert, folder: Path, *, share: bool = False) -> list[s
             save_model(plain_encoder(bert), Path(beside))
             for name in ("config.json", "model.safetensors"):
                 (Path(beside) / name).replace(folder / name)
-    for name, content in files.items():
-        replace_file(folder / name, content)
+    write_files(folder, files)
     return names
 
 
@@ -112,8 +111,8 @@ def save_model(
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def write_tokenizer(folder: Path, files: Files) -> None:
-    """Write the files of a tokenizer. Raises OSError with the path."""
+def write_files(folder: Path, files: Files) -> None:
+    """Write files into a folder, each whole or not at all. Raises OSError with the path."""
     for name, content in files.items():
         replace_file(folder / name, content)
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..encoder.loading import Bert, load_model
 from ..encoder.model import make_rows
 from ..encoder.rows import Row, pad
-from ..encoder.saved import save_model, write_tokenizer
+from ..encoder.saved import save_model, write_files
 from ..types import Ints1d
 from .examples import PAIRS, Batch
 from .masking import Vocabulary
@@ -343,4 +343,4 @@ def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(pretrainer.model, folder)
-    write_tokenizer(folder, pretrainer.bert.tokenizer_files)
+    write_files(folder, pretrainer.bert.tokenizer_files)

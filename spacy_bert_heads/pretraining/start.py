@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer
 
-from ..encoder.saved import save_model, write_tokenizer
+from ..encoder.saved import save_model, write_files
 from ..encoder.untrusted import tokenizer_to_files
 from .objectives import check_objective, load_pretrainer
 from .settings import SIZES, Encoder, Settings
@@ -66,7 +66,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
 
     e = settings.encoder
     tokenizer = make_tokenizer(e, lambda: read_raw(settings), say=say)
-    write_tokenizer(folder, tokenizer_to_files(tokenizer))
+    write_files(folder, tokenizer_to_files(tokenizer))
     if e.add_words:
         add_words(folder, read_raw(settings), e.add_words, say=say)
     config = make_config(
@@ -84,7 +84,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
 def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> None:
     """Save a copy of a checkpoint (a hub name or a folder) with added words to `folder`."""
     pretrainer = load_pretrainer(name, sentence_objective=None)
-    write_tokenizer(folder, pretrainer.bert.tokenizer_files)
+    write_files(folder, pretrainer.bert.tokenizer_files)
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
     model = pretrainer.model
     add_rows(model, words)
