@@ -53,12 +53,13 @@ from torch.nn.functional import normalize
 from transformers import BertConfig, BertForPreTraining
 
 from spacy_bert_heads.data.reader import BertCorpus
-from spacy_bert_heads.encoder.loading import Bert, load_model
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.encoder import Encoder
+from spacy_bert_heads.encoder.loading import load_model
+from spacy_bert_heads.encoder.model import encoder_of
 from spacy_bert_heads.inspection.source import encode_layers
 from spacy_bert_heads.pretraining.settings import Encoder
 from spacy_bert_heads.pretraining.vocabulary import make_tokenizer
-from spacy_bert_heads.sequences import make_sequences
+from spacy_bert_heads.text.packing import pack_docs
 
 # Letters lose their case, as an uncased tokenizer loses it. The counterparts of punctuation are
 # punctuation to Unicode, so that words are cut at the same places.
@@ -192,22 +193,22 @@ def fake_piece(piece: str) -> str:
 # --- states of both languages
 
 
-def read_both(bert: Bert, texts: list[str]) -> tuple[Language, Language]:
+def read_both(encoder: Encoder, texts: list[str]) -> tuple[Language, Language]:
     """English, and fake English, piece by piece. A sentence whose pieces are not each other's
     counterparts in number (letters with accents have none) is left out."""
-    tokenizer = bert.wordpieces.tokenizer
+    tokenizer = encoder.checkpoint.tokenizer.tokenizer
     pairs = [(text, text.translate(FAKE)) for text in texts]
     pairs = [(a, b) for a, b in pairs if len(tokenizer.encode(a)) == len(tokenizer.encode(b))]
     english, fake = ([pair[i] for pair in pairs] for i in (0, 1))
-    return encode(bert, english), encode(bert, fake)
+    return encode(encoder, english), encode(encoder, fake)
 
 
-def encode(bert: Bert, texts: list[str]) -> Language:
+def encode(encoder: Encoder, texts: list[str]) -> Language:
     blank = spacy.blank("xx")
     docs = [blank.make_doc(text) for text in texts]
-    sequences = make_sequences(docs, bert.wordpieces, **WINDOWS)
-    states = encode_layers(bert, sequences, range(bert.n_layers + 1))
-    return Language(torch.from_numpy(sequences.ids), states)
+    batch = pack_docs(docs, encoder.checkpoint.tokenizer, **WINDOWS)
+    states = encode_layers(encoder, batch, range(encoder.checkpoint.num_layers + 1))
+    return Language(torch.from_numpy(batch.input_ids), states)
 
 
 def read_texts(data: Path) -> list[str]:
@@ -288,13 +289,13 @@ def transfer(task: str, seed: int, bench: Bench) -> dict[str, Any]:
         references = [eg.reference for eg in BertCorpus(folder / "test")(nlp)]
         train = DocBin().from_disk(folder / "train" / f"{task}.spacy").get_docs(nlp.vocab)
         texts = [doc.text for doc in list(train)[:N_SENTENCES]]
-        bert = bert_of(nlp.get_pipe("bert_encoder").model)
-        english, fake = read_both(bert, texts)
+        encoder = encoder_of(nlp.get_pipe("bert_encoder").model)
+        english, fake = read_both(encoder, texts)
         shift = english.mean[-1] - fake.mean[-1]
         scores = {"english": nlp.evaluate(make_examples(nlp, references))[key]}
         translated = [translate(doc) for doc in references]
         scores["fake"] = nlp.evaluate(make_examples(nlp, translated))[key]
-        with shifted(bert, shift):
+        with shifted(shift):
             scores["fake_shifted"] = nlp.evaluate(make_examples(nlp, translated))[key]
         return {"scores": scores}
 
@@ -333,13 +334,14 @@ def translate(doc: Doc) -> Doc:
 
 
 @contextmanager
-def shifted(bert: Bert, vector: torch.Tensor) -> Iterator[None]:
-    """Add a vector to every state of the last layer."""
-    hook = bert.register_forward_hook(lambda module, inputs, output: output + vector)
+def shifted(vector: torch.Tensor) -> Iterator[None]:
+    """Add a vector to every hidden state of the last layer."""
+    run = Encoder.run
+    Encoder.run = lambda *args: run(*args) + vector
     try:
         yield
     finally:
-        hook.remove()
+        Encoder.run = run
 
 
 # --- tables

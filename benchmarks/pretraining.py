@@ -33,7 +33,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
 )
 
-from spacy_bert_heads.encoder.loading import load_wordpieces
+from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining.data import Data, Position
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
@@ -193,7 +193,7 @@ def take_round(steps: int, cpu_time: bool) -> dict[str, float]:
 
 
 def read_corpus(raw: str, encoder: str, work: Path) -> Corpus:
-    return prepare([raw], work / "cache", wordpieces=load_wordpieces(encoder), workers=1)
+    return prepare([raw], work / "cache", wordpieces=load_wordpiece_tokenizer(encoder), workers=1)
 
 
 def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
@@ -222,7 +222,7 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
         batch, after = coming.result()
         coming = loader.submit(data.train_batch, after)
         run.learn(batch)
-        return len(batch.sequences.ids)
+        return len(batch.packed.input_ids)
 
     return take_step, flops_per_piece(pretrainer.model, job)
 

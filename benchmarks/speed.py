@@ -41,8 +41,8 @@ from spacy.tokens import Doc
 from transformers import AutoConfig
 
 from spacy_bert_heads import to_hf
-from spacy_bert_heads.encoder.model import bert_of, shim_of
-from spacy_bert_heads.sequences import make_sequences
+from spacy_bert_heads.encoder.model import checkpoint_of, shim_of
+from spacy_bert_heads.text.packing import pack_docs
 
 OURS = ("ours-fp32", "ours-bf16", "ours-int8")
 SPACY = ("spacy-transformers", "spacy-curated-transformers")
@@ -287,7 +287,7 @@ def fit_recognizer(
     encoder, ner = (nlp.get_pipe(name) for name in ("bert_encoder", "bert_ner"))
     module: Any = shim_of(ner.model).module
     encoded = encoder.predict([Doc(nlp.vocab, words=words) for words, _ in sentences])
-    states = encoded.states[torch.from_numpy(encoded.sequences.first_rows())]
+    states = encoded.states[torch.from_numpy(encoded.batch.tokens.first_positions())]
     targets = torch.tensor([ner.tags.index(tag) for _, tags in sentences for tag in tags])
     with torch.no_grad():
         if module.dense is not None:
@@ -305,11 +305,14 @@ def count_flops(bench: Bench, nlp: Language, texts: list[str]) -> None:
     """Of the products of a layer over a full batch, and of the whole encoder over the texts: of the
     linear layers and of attention, padding not counted."""
     model: Any = nlp.get_pipe("bert_encoder").model
-    config, cut = bert_of(model).config, {key: model.attrs[key] for key in ("window", "stride")}
+    config, cut = (
+        checkpoint_of(model).config,
+        {key: model.attrs[key] for key in ("window", "stride")},
+    )
     width = config.hidden_size
     per_piece = 2 * (4 * width**2 + 2 * width * config.intermediate_size)
     docs = list(bench.nlp.pipe(texts))
-    lengths = make_sequences(docs, bert_of(model).wordpieces, **cut).lengths
+    lengths = pack_docs(docs, checkpoint_of(model).tokenizer, **cut).seqlens
     attention = 4 * width * (lengths**2).sum()
     flops = config.num_hidden_layers * (per_piece * lengths.sum() + attention)
     bench.amounts["flops"] = float(flops)

@@ -44,8 +44,8 @@ from jobs import (
 from thinc.api import Config
 
 from spacy_bert_heads.encoder.features import mix_of
-from spacy_bert_heads.encoder.model import bert_of
-from spacy_bert_heads.encoder.saved import checkpoint_to_files
+from spacy_bert_heads.encoder.model import encoder_of
+from spacy_bert_heads.encoder.saved import encoder_to_files
 from spacy_bert_heads.init_config import ADAPTED
 
 N_LAYERS = 6
@@ -198,8 +198,8 @@ def train_parameters(task: str, way: str, seed: int, bench: Bench) -> dict[str, 
 def count_trained(nlp: spacy.Language) -> dict[str, Any]:
     """How much of the encoder was trained, and what that is on disk."""
     encoder = nlp.get_pipe("bert_encoder")
-    bert = bert_of(encoder.model)
-    files = checkpoint_to_files(bert, share=True)
+    bert = encoder_of(encoder.model)
+    files = encoder_to_files(bert, share=True)
     return {
         "trained": sum(p.numel() for p in bert.parameters() if p.requires_grad),
         "of": sum(p.numel() for p in bert.parameters()),

@@ -18,8 +18,8 @@ from thinc.util import convert_recursive
 from wasabi import table
 
 from .data.reader import BertCorpus
-from .doc_data import INPUTS, get_list
 from .encoder.model import prepare, shim_of
+from .text.doc_data import INPUTS, get_list
 
 # Rows of the table, in its order. What has another name keeps it.
 TITLES = {

@@ -13,12 +13,15 @@ import torch
 from spacy.language import Language
 from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
+from .encoder.attention import NAME as ATTENTION
+from .encoder.checkpoint import Checkpoint
 from .encoder.component import BertEncoder
+from .encoder.encoder import Encoder
 from .encoder.identity import give_id
 from .encoder.listener import checkpoint_behind, reads_last_layer
-from .encoder.loading import Bert, load_model
-from .encoder.model import bert_of, prepare, shim_of
-from .encoder.saved import plain_encoder, save_model, write_files
+from .encoder.loading import load_model
+from .encoder.model import checkpoint_of, prepare, shim_of
+from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
 from .heads.families import layer_names
@@ -94,7 +97,7 @@ def _add_checkpoint(
     labels: Sequence[str] | None,
     revision: str | None,
 ) -> None:
-    model, bert, missing = load_model(
+    model, checkpoint, missing = load_model(
         name, lambda config: _choose_class(config, name, task), revision
     )
     if missing:
@@ -110,7 +113,7 @@ def _add_checkpoint(
         raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
     task = task or find_task(model.config, name, names)
     _check_free(nlp, task, names, name)
-    upstream = _find_encoder(nlp, bert) or _add_encoder(nlp, name, revision, bert)
+    upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
         upstream = "*"  # also where it gets another name in another pipeline
     config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
@@ -234,18 +237,20 @@ def _select_classes(
     return selected
 
 
-def _find_encoder(nlp: Language, bert: Bert) -> str | None:
+def _find_encoder(nlp: Language, checkpoint: Checkpoint) -> str | None:
     """The encoder of the pipeline that is the same, weight by weight."""
     for name, component in nlp.pipeline:
-        if isinstance(component, BertEncoder) and _is_same(bert_of(component.model), bert):
+        if isinstance(component, BertEncoder) and _is_same(
+            checkpoint_of(component.model), checkpoint
+        ):
             return name
     return None
 
 
-def _is_same(one: Bert, other: Bert) -> bool:
+def _is_same(one: Checkpoint, other: Checkpoint) -> bool:
     weights = [
-        {k: v for k, v in bert.encoder.state_dict().items() if not k.startswith("pooler")}
-        for bert in (one, other)
+        {k: v for k, v in c.model.state_dict().items() if not k.startswith("pooler")}
+        for c in (one, other)
     ]
     return (
         one.tokenizer_files["tokenizer.json"] == other.tokenizer_files["tokenizer.json"]
@@ -254,16 +259,16 @@ def _is_same(one: Bert, other: Bert) -> bool:
     )
 
 
-def _add_encoder(nlp: Language, name: str, revision: str | None, bert: Bert) -> str:
-    longest = bert.tokenizer_settings.get("model_max_length") or bert.max_window
-    window = int(min(longest, bert.max_window))
-    stride = min(3 * window // 4, window - bert.wordpieces.n_special)
+def _add_encoder(nlp: Language, name: str, revision: str | None, checkpoint: Checkpoint) -> str:
+    longest = checkpoint.tokenizer_settings.get("model_max_length") or checkpoint.max_window
+    window = int(min(longest, checkpoint.max_window))
+    stride = min(3 * window // 4, window - checkpoint.tokenizer.num_special)
     encoder_name = _free_name(nlp, "bert_encoder")
     config = {"name": name, "revision": revision, "window": window, "stride": stride}
     encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config={"model": config})
     assert isinstance(encoder, BertEncoder)
-    give_id(bert)
-    shim_of(encoder.model).module = bert
+    give_id(checkpoint)
+    shim_of(encoder.model).module = Encoder(checkpoint)
     prepare(encoder.model)
     return encoder_name
 
@@ -305,8 +310,8 @@ def to_hf(
             one.close_step()
     pipe: Any = nlp.get_pipe(component)
     if isinstance(pipe, BertEncoder):
-        bert, task = bert_of(pipe.model), "feature-extraction"
-        model: Any = copy.deepcopy(_plain_encoder(bert))
+        checkpoint, task = checkpoint_of(pipe.model), "feature-extraction"
+        model: Any = copy.deepcopy(_without_adapter(checkpoint))
     elif isinstance(pipe, BertHead):
         task = TASKS[nlp.get_pipe_meta(component).factory.removeprefix("bert_")]
         found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
@@ -315,25 +320,27 @@ def to_hf(
                 f"{component} reads another layer than a bert_encoder, for which Hugging Face "
                 "has no class."
             )
-        bert, model = found, _make_task_model(pipe, found, task)
+        checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
     folder = Path(folder)
     check_folder(folder, "to-hf", force=force)
     mark_folder(folder, "to-hf")
     save_model(model.cpu().to(DTYPES[precision]), folder)
-    write_files(folder, bert.tokenizer_files)
+    write_files(folder, checkpoint.tokenizer_files)
     card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
     replace_file(folder / "README.md", card.encode("utf8"))
 
 
-def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
+def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:
     """Hugging Face's model for a head."""
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
-    names = layer_names(bert.config.model_type, task)
-    _check_shape(head, module, bert)
-    config = copy.deepcopy(bert.config)
+    names = layer_names(checkpoint.family, task)
+    _check_shape(head, module, checkpoint)
+    config = copy.deepcopy(checkpoint.config)
+    if config._attn_implementation == ATTENTION:  # which transformers alone does not know
+        config._attn_implementation = "sdpa"
     classes = _names_of(head)
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: i for i, label in config.id2label.items()}
@@ -345,7 +352,7 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
         config.problem_type = f"{'multi' if several else 'single'}_label_classification"
     # In the precision that we have, whatever the checkpoint's was.
     model = _auto_class(task).from_config(config).float()
-    weights = _plain_encoder(bert).state_dict()
+    weights = _without_adapter(checkpoint).state_dict()
     missing, _ = model.base_model.load_state_dict(weights, strict=False)
     assert not [name for name in missing if not name.startswith("pooler")], missing
     for ours, theirs in names.items():
@@ -354,28 +361,28 @@ def _make_task_model(head: BertHead, bert: Bert, task: str) -> PreTrainedModel:
     return model
 
 
-def _plain_encoder(bert: Bert) -> PreTrainedModel:
+def _without_adapter(checkpoint: Checkpoint) -> PreTrainedModel:
     """RAISES (ValueError): If Hugging Face has no class for the encoder."""
-    if bert.adapter is not None and bert.adapter.kind != "lora":
+    if checkpoint.adapter is not None and checkpoint.adapter.kind != "lora":
         raise ValueError(
             "Hugging Face's classes have no place for bottleneck adapters. Train with adapter = "
             '"lora", which is merged into the weights, or without one.'
         )
-    return plain_encoder(bert)
+    return checkpoint.without_adapter()
 
 
-def _check_shape(head: BertHead, module: Classifier, bert: Bert) -> None:
+def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> None:
     """RAISES (ValueError): If Hugging Face's class for the family has no such head."""
     if not reads_last_layer(head.model.get_ref("tok2vec")) or module.settings.get("lstm_width"):
         raise ValueError(
             f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
             "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
         )
-    expected = family_settings(bert.config, type(module), dropout=module.settings["dropout"])
+    expected = family_settings(checkpoint.config, type(module), dropout=module.settings["dropout"])
     for name, value in expected.items():
         if module.settings.get(name) != value:
             raise ValueError(
-                f"Hugging Face's '{bert.config.model_type}' models have no head of this shape: "
+                f"Hugging Face's '{checkpoint.family}' models have no head of this shape: "
                 f"{head.name} has {name} = {module.settings.get(name)!r}. Train it with "
                 'pooling = "pooler", which is what theirs do.'
             )

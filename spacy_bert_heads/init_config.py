@@ -14,7 +14,7 @@ from spacy.tokens import DocBin
 from spacy.util import load_model_from_config
 from thinc.api import Config
 
-from .doc_data import INPUTS
+from .text.doc_data import INPUTS
 
 HEADS = ("ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa")
 # Heads that read pairs of texts.

@@ -1,7 +1,7 @@
 """Pairs of texts on a Doc: `doc._.hypotheses` and `doc._.nli`, `doc._.questions` and
 `doc._.answers`, which importing this module registers, and how gold entries are made."""
 
-from .doc_data import (
+from .text.doc_data import (
     INPUTS,
     copy_inputs,
     inputs_of,

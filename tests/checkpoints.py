@@ -175,14 +175,22 @@ def make_checkpoint(
     return str(folder)
 
 
-def note_sequences(bert) -> list[int]:
-    """Where the sequences of every run of a `Bert` that reads rows will be counted."""
+def load_encoder(name: str):
+    """The encoder of a checkpoint, in eval mode."""
+    from spacy_bert_heads.encoder.encoder import Encoder
+    from spacy_bert_heads.encoder.loading import load_checkpoint
+
+    return Encoder(load_checkpoint(name)).eval()
+
+
+def note_sequences(encoder) -> list[int]:
+    """Where the sequences of every run of an `Encoder` that packs will be counted."""
     counts: list[int] = []
 
-    def note(module, args, inputs):  # a sequence begins with [CLS], padding behind a row doesn't
-        counts.append(int((inputs["input_ids"] == bert.wordpieces.prefix[0]).sum()))
+    def note(module, args, inputs):  # a sequence begins with [CLS], padding doesn't
+        counts.append(int((inputs["input_ids"] == encoder.checkpoint.tokenizer.prefix[0]).sum()))
 
-    bert.encoder.register_forward_pre_hook(note, with_kwargs=True)
+    encoder.model.register_forward_pre_hook(note, with_kwargs=True)
     return counts
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spacy_bert_heads.pretraining.examples import Batch, Plan, make_batch, plan_epoch
 from spacy_bert_heads.pretraining.masking import Masking, Vocabulary
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 CLS, SEP, MASK = (SPECIAL["wordpiece"].index(f"[{name}]") for name in ("CLS", "SEP", "MASK"))
 # The id of a wordpiece is its place in the corpus, plus this.
@@ -49,7 +49,7 @@ def corpus_of(*documents: list[int], words: list[int] | None = None) -> Corpus:
 
 @cache
 def vocabulary(kind: str = "wordpiece") -> Vocabulary:
-    wordpieces = Wordpieces(make_tokenizer(kind).backend_tokenizer)
+    wordpieces = WordpieceTokenizer(make_tokenizer(kind).backend_tokenizer)
     return Vocabulary(wordpieces, MASK, SIZE, np.arange(len(SPECIAL[kind])))
 
 
@@ -87,9 +87,9 @@ def batch_of(
 
 def restored(batch: Batch) -> list[list[int]]:
     """The ids of each sequence as they were."""
-    ids = batch.sequences.ids.copy()
+    ids = batch.packed.input_ids.copy()
     ids[batch.masked] = batch.targets
-    return [part.tolist() for part in np.split(ids, np.cumsum(batch.sequences.lengths)[:-1])]
+    return [part.tolist() for part in np.split(ids, np.cumsum(batch.packed.seqlens)[:-1])]
 
 
 def within(share: float, expected: float, n: int) -> bool:

@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 from letters import LETTERS, A, letters
 from spacy.tokens import Doc
 
-from spacy_bert_heads.sequences import make_pair_sequences
-from spacy_bert_heads.types import Pairs, PairSequences
+from spacy_bert_heads.text.batch import PackedBatch
+from spacy_bert_heads.text.packing import pack_pairs
+from spacy_bert_heads.text.pairs import Pairs
 
 NLP = spacy.blank("en")
 BLANK = -1
 
 
-def pairs_of(*rows: tuple[str, list[str]], doc_first: bool = False, answers=None) -> Pairs:
+def pairs_of(*rows: tuple[str, list[str]], doc_first: bool = False) -> Pairs:
     """Docs with words apart, and what is asked of them."""
     docs = []
     for text, _ in rows:
@@ -21,12 +22,12 @@ def pairs_of(*rows: tuple[str, list[str]], doc_first: bool = False, answers=None
         docs.append(
             Doc(NLP.vocab, words=words, spaces=[True] * len(words[1:]) + [False] * bool(words))
         )
-    return Pairs(docs, [texts for _, texts in rows], doc_first, answers)
+    return Pairs(docs, [texts for _, texts in rows], doc_first)
 
 
 def sequences_of(*rows, window: int = 10, stride: int = 6, doc_first: bool = False):
     pairs = pairs_of(*rows, doc_first=doc_first)
-    return make_pair_sequences(pairs, letters(), window=window, stride=stride)
+    return pack_pairs(pairs, letters(), window=window, stride=stride)
 
 
 def pieces(text: str) -> list[int]:
@@ -41,10 +42,10 @@ def pieces(text: str) -> list[int]:
 TEN = "a b c d e f g h i j"
 
 
-def sums_of_best(sequences: PairSequences) -> list[int]:
+def sums_of_best(batch: PackedBatch) -> list[int]:
     """How many pieces each pair has."""
-    pair_of = np.repeat(np.arange(len(sequences.windows)), sequences.windows)
-    return np.bincount(np.repeat(pair_of, sequences.lengths)[sequences.best]).tolist()
+    pair_of = np.repeat(np.arange(len(batch.num_windows)), batch.num_windows)
+    return np.bincount(np.repeat(pair_of, batch.seqlens)[batch.offsets.is_best]).tolist()
 
 
 WORD = st.text("abc", min_size=1, max_size=4)

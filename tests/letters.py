@@ -2,14 +2,15 @@
 
 from functools import cache
 
+import numpy as np
 import spacy
 from checkpoints import SPECIAL, make_tokenizer
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 from tokenizers import models
 
-from spacy_bert_heads.types import Sequences
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.batch import PackedBatch
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 NLP = spacy.blank("en")
 ZWSP = "\u200b"
@@ -20,20 +21,24 @@ A = len(SPECIAL["wordpiece"])
 
 
 @cache
-def letters() -> Wordpieces:
+def letters() -> WordpieceTokenizer:
     tokenizer = make_tokenizer("wordpiece").backend_tokenizer
     pieces = [*SPECIAL["wordpiece"], *LETTERS, *(f"##{letter}" for letter in LETTERS), "cannot"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
-    return Wordpieces(tokenizer)
+    return WordpieceTokenizer(tokenizer)
 
 
 def doc_of(*words: str) -> Doc:
     return Doc(NLP.vocab, words=list(words))
 
 
-def lists(sequences: Sequences) -> dict[str, list[int]]:
-    return {name: value.tolist() for name, value in vars(sequences).items() if value is not None}
+def lists(batch: PackedBatch) -> dict[str, list[int]]:
+    """All arrays of a batch and of its maps, by name."""
+    parts = [batch, *(part for part in (batch.offsets, batch.tokens) if part is not None)]
+    arrays = {name: value for part in parts for name, value in vars(part).items()}
+    arrays["seqlens"] = batch.seqlens
+    return {name: arrays[name].tolist() for name in arrays if isinstance(arrays[name], np.ndarray)}
 
 
 STRIDES = st.integers(1, 9).flatmap(lambda c: st.tuples(st.just(c), st.integers(1, c)))

@@ -107,3 +107,8 @@ def ask(nlp, text: str, **inputs: list[str]):
 
 def make_head(kind: str, **config):
     return NLP.create_pipe(f"bert_{kind}", config=config)
+
+
+def predict_pairs(head, pairs):
+    """What a head's model gives for pairs."""
+    return head.model.predict(head.pack(pairs))

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.store import Corpus
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 
-def make_wordpieces(kind: str = "wordpiece") -> Wordpieces:
-    return Wordpieces(Tokenizer.from_str(make_tokenizer(kind).backend_tokenizer.to_str()))
+def make_wordpieces(kind: str = "wordpiece") -> WordpieceTokenizer:
+    return WordpieceTokenizer(Tokenizer.from_str(make_tokenizer(kind).backend_tokenizer.to_str()))
 
 
 WORDPIECES = make_wordpieces()
@@ -25,7 +25,7 @@ TWO = ["Anna left Berlin. The crew swim!", "A fire in New York."]
 TWO_SENTENCES = [["anna left berlin .", "the crew swim !"], ["a fire in new york ."]]
 
 
-def read(corpus: Corpus, wordpieces: Wordpieces = WORDPIECES) -> list[list[str]]:
+def read(corpus: Corpus, wordpieces: WordpieceTokenizer = WORDPIECES) -> list[list[str]]:
     """The sentences of each document, words apart, pieces of one word joined."""
     tokens = [wordpieces.tokenizer.id_to_token(int(i)) for i in corpus.pieces]
     text = [

@@ -6,7 +6,7 @@ import pytest
 import spacy
 import torch
 import transformers
-from checkpoints import FAMILIES, make_checkpoint
+from checkpoints import FAMILIES, load_encoder, make_checkpoint
 from conftest import TRAIN_DATA, make_examples
 from safetensors.torch import load_file
 from thinc.api import Adam
@@ -20,8 +20,7 @@ from spacy_bert_heads.encoder.adapters import (
     merge_adapter,
     remove_adapter,
 )
-from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 from spacy_bert_heads.init_config import init_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:A learning rate")
@@ -29,7 +28,7 @@ KINDS = ["pfeiffer", "houlsby", "lora"]
 
 
 def inputs(bert):
-    ids = torch.tensor([bert.wordpieces.tokenizer.encode("Anna left Skagen").ids])
+    ids = torch.tensor([bert.checkpoint.tokenizer.tokenizer.encode("Anna left Skagen").ids])
     return ids, torch.zeros_like(ids), torch.ones_like(ids)
 
 
@@ -45,9 +44,9 @@ def randomize(bert) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_place_for_it(family, kind, tmp_path):
-    bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
+    bert = load_encoder(make_checkpoint(tmp_path, family=family))
     expected = bert(*inputs(bert))
-    bert.add_adapter(make_settings(kind, 4, 0))
+    bert.checkpoint.add_adapter(make_settings(kind, 4, 0))
     adapted = [m for m in bert.modules() if isinstance(m, LowRank | Bottleneck)]
     # ALBERT's layers are one, ModernBERT's query and value are.
     layers = 1 if family == "albert" else 2
@@ -57,7 +56,7 @@ def test_every_family_has_a_place_for_it(family, kind, tmp_path):
     randomize(bert)
     changed = bert(*inputs(bert))
     assert (changed - expected).abs().max() > 1e-2
-    remove_adapter(bert.encoder)
+    remove_adapter(bert.model)
     again = bert(*inputs(bert))
     if kind == "lora":
         torch.testing.assert_close(again, changed, atol=1e-5, rtol=1e-4)
@@ -116,8 +115,8 @@ def learn(nlp, *, steps: int = 60, eps: float = 1e-8) -> None:
 
 
 def weights_of(nlp) -> dict[str, torch.Tensor]:
-    bert = bert_of(nlp.get_pipe("bert_encoder").model)
-    return {name: p.detach().clone() for name, p in bert.encoder.named_parameters()}
+    bert = encoder_of(nlp.get_pipe("bert_encoder").model)
+    return {name: p.detach().clone() for name, p in bert.model.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,8 +143,8 @@ def test_frozen_layers_get_none(checkpoint):
     names = [n for n, p in weights_of(nlp).items()]
     adapted = {n.split(".layer.")[1][0] for n in names if ".down." in n}
     assert adapted == {"1"}
-    bert = bert_of(nlp.get_pipe("bert_encoder").model)
-    learning = {n for n, p in bert.encoder.named_parameters() if p.requires_grad}
+    bert = encoder_of(nlp.get_pipe("bert_encoder").model)
+    learning = {n for n, p in bert.model.named_parameters() if p.requires_grad}
     assert learning
     assert all(".layer.1." in name for name in learning)
 
@@ -175,7 +174,7 @@ def test_overfit_and_reload(kind, share, checkpoint, tmp_path):
     assert names == trained if share else names > {*trained, "model.safetensors"}
     again = spacy.load(tmp_path / "pipeline")
     assert results(again) == expected
-    bert = bert_of(again.get_pipe("bert_encoder").model)
+    bert = encoder_of(again.get_pipe("bert_encoder").model)
     assert all(m.is_merged for m in bert.modules() if isinstance(m, LowRank))
     # What is saved again is the same.
     again.to_disk(tmp_path / "again")
@@ -211,7 +210,7 @@ def test_saving_over_another_kind_leaves_nothing_of_it(share, checkpoint, tmp_pa
 
 def test_a_saved_encoder_is_a_hugging_face_checkpoint(checkpoint, tmp_path):
     nlp = build(checkpoint, "ner", adapter="lora")
-    bert = bert_of(nlp.get_pipe("bert_encoder").model)
+    bert = encoder_of(nlp.get_pipe("bert_encoder").model)
     randomize(bert)
     expected = bert(*inputs(bert))
     nlp.to_disk(tmp_path / "pipeline")
@@ -223,7 +222,7 @@ def test_a_saved_encoder_is_a_hugging_face_checkpoint(checkpoint, tmp_path):
         ids, types, mask = inputs(bert)
         states = model(ids, mask, types).last_hidden_state
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-4)
-    merge_adapter(bert.encoder, True)  # a pipeline that predicts
+    merge_adapter(bert.model, True)  # a pipeline that predicts
     spacy_bert_heads.to_hf(nlp, "bert_encoder", tmp_path / "merged")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     exported = load_file(tmp_path / "exported" / "model.safetensors")

@@ -20,11 +20,10 @@ from tiny_wordpieces import (
 )
 from tokenizers import Tokenizer
 
-from spacy_bert_heads.types import Pieces
-from spacy_bert_heads.wordpieces import Wordpieces, align, token_offsets
+from spacy_bert_heads.text.wordpieces import Wordpieces, WordpieceTokenizer, align, token_offsets
 
 
-def aligned(wordpieces: Wordpieces, docs: list[Doc]) -> list[list[list[int]]]:
+def aligned(wordpieces: WordpieceTokenizer, docs: list[Doc]) -> list[list[list[int]]]:
     """The numbers of each token's pieces, counted from its Doc's first piece."""
     texts = [doc.text for doc in docs]
     pieces = wordpieces(texts)
@@ -230,7 +229,7 @@ def test_a_token_never_gets_a_piece_of_the_doc_before():
 def test_docs_without_any_piece():
     none = np.zeros(0, dtype=np.int64)
     docs = [make_doc(ZWSP, " "), make_doc()]
-    pieces = Pieces(none, none, none, np.asarray([0, 0]))
+    pieces = Wordpieces(none, none, none, np.asarray([0, 0]))
     first, count, tokens = align(pieces, docs, [doc.text for doc in docs])
     assert (len(first), count.tolist(), tokens.tolist()) == (2, [0, 0], [2, 0])
 

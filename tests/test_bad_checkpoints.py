@@ -129,10 +129,10 @@ def test_weights_of_more_layers(copied):
 @reads_pickles
 @pytest.mark.parametrize("zipped", [True, False])
 def test_bin_weights_are_loaded(copied, zipped):
-    expected = load_checkpoint(str(copied)).encoder.state_dict()
+    expected = load_checkpoint(str(copied)).model.state_dict()
     (copied / "model.safetensors").unlink()
     torch.save(expected, copied / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    loaded = load_checkpoint(str(copied)).encoder.state_dict()
+    loaded = load_checkpoint(str(copied)).model.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
@@ -151,7 +151,7 @@ class Bait:
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_bin_with_code_is_refused(copied, tmp_path, kind):
-    weights = load_checkpoint(str(copied)).encoder.state_dict()
+    weights = load_checkpoint(str(copied)).model.state_dict()
     (copied / "model.safetensors").unlink()
     file, bait = copied / "pytorch_model.bin", tmp_path / "taken"
     if kind == "pickle":

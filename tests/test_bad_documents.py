@@ -103,14 +103,14 @@ SURVIVORS = [text for text in STREAM if "BOOM" not in text]
 def failing(make_nlp, monkeypatch):
     """A pipeline whose encoder raises at every batch with a BOOM in it."""
     nlp = make_nlp("ner", "textcat")
-    lay_out = component.lay_out
+    pack = component.pack
 
     def fail(model, docs):
         if any(token.text == "BOOM" for doc in docs for token in doc):
             raise RuntimeError("the encoder went BOOM")
-        return lay_out(model, docs)
+        return pack(model, docs)
 
-    monkeypatch.setattr(component, "lay_out", fail)
+    monkeypatch.setattr(component, "pack", fail)
     return nlp
 
 

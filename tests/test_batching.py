@@ -15,12 +15,12 @@ from spacy.util import registry
 from spacy_bert_heads.data import batching
 from spacy_bert_heads.data.batching import count_pieces, make_batch_by_pieces
 from spacy_bert_heads.data.reader import make_corpus, split_pairs
-from spacy_bert_heads.encoder.loading import load_wordpieces
+from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
 from spacy_bert_heads.pairs import make_answer, make_verdict
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 NLP = spacy.blank("en")
-WORDPIECES = Wordpieces(make_tokenizer("wordpiece").backend_tokenizer)
+WORDPIECES = WordpieceTokenizer(make_tokenizer("wordpiece").backend_tokenizer)
 TEXT = "Anna Grete left Skagen. She burned in Hull."
 
 
@@ -180,7 +180,7 @@ def test_counts_are_those_of_hugging_face(tmp_path, family):
         )
         for doc in docs
     ]
-    assert count_pieces(docs, load_wordpieces(name)).tolist() == expected
+    assert count_pieces(docs, load_wordpiece_tokenizer(name)).tolist() == expected
 
 
 def test_batches_by_hand(checkpoint):
@@ -201,7 +201,7 @@ def test_batches_follow_the_reference(checkpoint):
     reference = make_doc(["fire"])
     bare = Example(NLP.make_doc(TEXT), NLP.make_doc(TEXT))
     asked = Example(NLP.make_doc(TEXT), reference)
-    size = count_pieces([reference], load_wordpieces(checkpoint))[0]
+    size = count_pieces([reference], load_wordpiece_tokenizer(checkpoint))[0]
     batcher = make_batch_by_pieces(int(size), checkpoint)
     assert list(batcher([bare, bare, asked])) == [[bare, bare], [asked]]
 

@@ -11,24 +11,28 @@ from letter_pairs import TEN, cases, greedy, sequences_of
 from letters import LETTERS
 
 from spacy_bert_heads.heads.answers import best_spans
-from spacy_bert_heads.types import PairSequences
+from spacy_bert_heads.text.batch import PackedBatch
 
 
-def every_span(logits, sequences: PairSequences, max_length: int):
+def every_span(logits, batch: PackedBatch, max_length: int):
     """Of each pair the logit of no answer, and all spans (logit, start, end) in order."""
     found, slot, n = [], 0, 0
-    for n_windows in sequences.windows.tolist():
+    for n_windows in batch.num_windows.tolist():
         null, spans = np.inf, []
-        for length in sequences.lengths[n : n + n_windows].tolist():
+        for length in batch.seqlens[n : n + n_windows].tolist():
             own = range(slot, slot + length)
             null = min(null, float(logits[slot][0]) + float(logits[slot][1]))
-            places = [i for i in own if sequences.ends[i] > sequences.starts[i]]
+            places = [i for i in own if batch.offsets.ends[i] > batch.offsets.starts[i]]
             for a, first in enumerate(places):
-                if sequences.best[first]:
+                if batch.offsets.is_best[first]:
                     for last in places[a : a + max_length]:
                         logit = logits[first][0] + logits[last][1]
                         spans.append(
-                            (float(logit), int(sequences.starts[first]), int(sequences.ends[last]))
+                            (
+                                float(logit),
+                                int(batch.offsets.starts[first]),
+                                int(batch.offsets.ends[last]),
+                            )
                         )
             slot += length
         n += n_windows
@@ -36,9 +40,9 @@ def every_span(logits, sequences: PairSequences, max_length: int):
     return found
 
 
-def assert_best_spans(logits, sequences, max_length: int, n_best: int, *, some=None) -> None:
-    found = best_spans(logits, sequences, max_length=max_length, n_best=n_best)
-    expected = every_span(logits, sequences, max_length)
+def assert_best_spans(logits, batch, max_length: int, n_best: int, *, some=None) -> None:
+    found = best_spans(logits, batch, max_length=max_length, n_best=n_best)
+    expected = every_span(logits, batch, max_length)
     assert found.starts.shape == found.scores.shape == (len(expected), n_best)
     for i in range(len(expected)) if some is None else some:
         null, spans = expected[i]
@@ -54,7 +58,7 @@ def assert_best_spans(logits, sequences, max_length: int, n_best: int, *, some=N
 
 
 def test_best_spans_by_hand():
-    sequences = sequences_of((TEN, ["yz"]))
+    batch = sequences_of((TEN, ["yz"]))
     logits = np.zeros((29, 2))
     logits[[0, 10, 20], 0] = 3.0, 1.0, 2.0  # [CLS]
     logits[[0, 10, 20], 1] = 0.5, 0.25, -2.0
@@ -65,7 +69,7 @@ def test_best_spans_by_hand():
     logits[25, 0] = 2.0  # starts at h, in the third
     logits[27, 1] = 1.0  # ends at j
     logits[16, 1] = 0.5  # ends at f
-    found = best_spans(logits, sequences, max_length=3, n_best=3)
+    found = best_spans(logits, batch, max_length=3, n_best=3)
     # c to e; h to j; f alone, for e is taken
     assert found.starts.tolist() == [[4, 14, 10]]
     assert found.ends.tolist() == [[9, 19, 11]]
@@ -73,7 +77,7 @@ def test_best_spans_by_hand():
     assert found.no_answer[0] == pytest.approx(1 / (1 + np.exp(13 - null)))
     assert found.scores[0, 1] / found.scores[0, 0] == pytest.approx(np.exp(3 - 13))
     assert found.scores[0, 2] / found.scores[0, 0] == pytest.approx(np.exp(0.5 - 13))
-    assert_best_spans(logits, sequences, 3, 3)
+    assert_best_spans(logits, batch, 3, 3)
 
 
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-30, 30))
@@ -90,36 +94,36 @@ VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-30, 30))
 )
 def test_best_spans_against_brute_force(case, doc_first, max_length, n_best, empty, data):
     rows, window, stride = case
-    sequences = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
+    batch = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
     # Some pieces hold no character: they can be neither start nor end.
-    hollow = np.isin(sequences.starts, list(empty))
-    ends = np.where(hollow, sequences.starts, sequences.ends)
-    sequences = replace(sequences, ends=ends)
+    hollow = np.isin(batch.offsets.starts, list(empty))
+    ends = np.where(hollow, batch.offsets.starts, batch.offsets.ends)
+    batch = replace(batch, offsets=replace(batch.offsets, ends=ends))
     seed = data.draw(st.integers(0, 2**16))
     some = data.draw(st.lists(VALUES, min_size=1, max_size=12))
     rng = np.random.default_rng(seed)
-    logits = rng.choice(some, (len(sequences.ids), 2))  # with ties
+    logits = rng.choice(some, (len(batch.input_ids), 2))  # with ties
     if seed % 2:
         logits += rng.normal(size=logits.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_best_spans(logits, sequences, max_length, n_best)
+        assert_best_spans(logits, batch, max_length, n_best)
 
 
 @pytest.mark.parametrize("window, stride", [(10, 6), (12, 10), (40, 30)])
 def test_probabilities_add_up_with_no_answer(window, stride):
-    sequences = sequences_of((TEN, ["yz", "z"]), ("a b", ["x"]), window=window, stride=stride)
-    logits = np.random.default_rng(0).normal(size=(len(sequences.ids), 2)) * 2
+    batch = sequences_of((TEN, ["yz", "z"]), ("a b", ["x"]), window=window, stride=stride)
+    logits = np.random.default_rng(0).normal(size=(len(batch.input_ids), 2)) * 2
     # Of one piece each, so that none overlaps another and all are found.
-    found = best_spans(logits, sequences, max_length=1, n_best=12)
+    found = best_spans(logits, batch, max_length=1, n_best=12)
     assert (found.scores > 0).sum(axis=1).tolist() == [10, 10, 2]
     none = found.scores[:, 0] * found.no_answer / (1 - found.no_answer)
     assert (found.scores.sum(axis=1) + none).tolist() == pytest.approx([1.0] * 3)
 
 
 def test_best_spans_without_any_piece():
-    sequences = sequences_of(("", ["x"]), ("", ["y"]))
-    found = best_spans(np.ones((8, 2), dtype="f"), sequences, max_length=3, n_best=2)
+    batch = sequences_of(("", ["x"]), ("", ["y"]))
+    found = best_spans(np.ones((8, 2), dtype="f"), batch, max_length=3, n_best=2)
     assert [column.tolist() for column in found[:3]] == [[[0, 0], [0, 0]]] * 3
     assert found.no_answer.tolist() == [1.0, 1.0]
     nothing = best_spans(np.ones((0, 2), dtype="f"), sequences_of(), max_length=3, n_best=2)
@@ -127,13 +131,13 @@ def test_best_spans_without_any_piece():
 
 
 def test_large_logits_neither_overflow_nor_vanish():
-    sequences = sequences_of(("a", ["x"]), ("b", ["x"]), ("", ["x"]))
+    batch = sequences_of(("a", ["x"]), ("b", ["x"]), ("", ["x"]))
     # [CLS] x [SEP] a [SEP]
     logits = np.zeros((14, 2), dtype="f")
     logits[3], logits[5] = 10_000, 10_000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = best_spans(logits, sequences, max_length=2, n_best=2)
+        found = best_spans(logits, batch, max_length=2, n_best=2)
     assert found.scores.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     assert found.no_answer.tolist() == [0.0, 1.0, 1.0]
     assert found.starts[:, 0].tolist() == [0, 0, 0]
@@ -144,9 +148,9 @@ def test_best_spans_of_a_large_batch():
     rng = np.random.default_rng(0)
     contexts = [" ".join(rng.choice(list(LETTERS), n)) for n in rng.integers(0, 60, 100)]
     questions = ["".join(rng.choice(list(LETTERS), n)) for n in rng.integers(1, 9, 20)]
-    sequences = sequences_of(*((one, questions) for one in contexts), window=24, stride=16)
-    assert len(sequences.windows) == 2000
-    assert len(sequences.lengths) > 6000
-    logits = rng.normal(size=(len(sequences.ids), 2)).astype(np.float32) * 3
+    batch = sequences_of(*((one, questions) for one in contexts), window=24, stride=16)
+    assert len(batch.num_windows) == 2000
+    assert len(batch.seqlens) > 6000
+    logits = rng.normal(size=(len(batch.input_ids), 2)).astype(np.float32) * 3
     some = rng.choice(2000, 100, replace=False)
-    assert_best_spans(logits, sequences, 5, 3, some=some.tolist())
+    assert_best_spans(logits, batch, 5, 3, some=some.tolist())

@@ -8,7 +8,7 @@ import torch
 from spacy_bert_heads.heads.answers import best_spans
 from spacy_bert_heads.heads.decoding import Layout, decode
 from spacy_bert_heads.heads.outputs import TokenLogits
-from spacy_bert_heads.types import PairSequences
+from spacy_bert_heads.text.batch import OffsetMapping, PackedBatch, cumulate
 
 
 def peak_of(run) -> int:
@@ -43,19 +43,17 @@ def test_long_answers_take_no_more_memory():
     inside = np.tile(np.arange(length), n_windows)
     window = np.repeat(np.arange(n_windows), length)
     starts = np.where(inside < 10, -1, 4 * (inside + window * length))
-    sequences = PairSequences(
-        ids=np.zeros(n, dtype=np.int64),
-        type_ids=np.zeros(n, dtype=np.int64),
-        lengths=np.full(n_windows, length),
-        windows=np.asarray([n_windows]),
-        starts=starts,
-        ends=np.where(starts < 0, -1, starts + 4),
-        best=starts >= 0,
+    batch = PackedBatch(
+        input_ids=np.zeros(n, dtype=np.int64),
+        token_type_ids=np.zeros(n, dtype=np.int64),
+        cu_seqlens=cumulate(np.full(n_windows, length)),
+        num_windows=np.asarray([n_windows]),
+        offsets=OffsetMapping(starts, np.where(starts < 0, -1, starts + 4), starts >= 0),
     )
     logits = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
     logits[2 * length + 500, 0] = logits[2 * length + 2400, 1] = 30.0
     found = []
-    peak = peak_of(lambda: found.append(best_spans(logits, sequences, max_length=2000, n_best=2)))
+    peak = peak_of(lambda: found.append(best_spans(logits, batch, max_length=2000, n_best=2)))
     assert peak < 100e6
     place = 2 * length + 500
     assert found[0].starts[0, 0] == 4 * place

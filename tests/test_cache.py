@@ -17,8 +17,9 @@ from spacy.util import registry
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.cache import ENTRY, StatesCache
-from spacy_bert_heads.encoder.model import bert_of
-from spacy_bert_heads.types import Pairs
+from spacy_bert_heads.encoder.model import PackedPairs, encoder_of, pack
+from spacy_bert_heads.heads.qa_windows import choose_windows
+from spacy_bert_heads.text.pairs import Pairs
 
 TEXTS = ["Anna left Skagen", "", "Hull burned " * 60, "Skagen"]
 
@@ -28,7 +29,7 @@ def runs(make_nlp):
     """An encoder with a cache; and the sizes of the batches that the encoder really runs."""
     nlp = make_nlp("ner")
     encoder = nlp.get_pipe("bert_encoder")
-    return nlp, encoder, note_sequences(bert_of(encoder.model))
+    return nlp, encoder, note_sequences(encoder_of(encoder.model))
 
 
 def test_what_is_kept_is_what_was_computed(runs, tmp_path):
@@ -41,16 +42,20 @@ def test_what_is_kept_is_what_was_computed(runs, tmp_path):
     sizes.clear()
     again = encoder.predict([nlp.make_doc(text) for text in reversed(TEXTS)])
     assert not sizes  # nothing was run
-    n = again.sequences.lengths[0]
+    n = again.batch.seqlens[0]
     torch.testing.assert_close(again.states[:n], first[-n:], atol=0, rtol=0)
     # A new process, and a text that is new.
     encoder.cache = StatesCache(tmp_path)
     mixed = [nlp.make_doc(text) for text in ("Grete", TEXTS[0], TEXTS[0])]
     encoded = encoder.predict(mixed)
     assert sizes == [1]
-    n = encoded.sequences.lengths[-1]
+    n = encoded.batch.seqlens[-1]
     torch.testing.assert_close(encoded.states[-n:], first[:n], atol=0, rtol=0)
     torch.testing.assert_close(encoded.states, encoder.model.predict(mixed).states)
+
+
+def pack_pairs(encoder, pairs: Pairs) -> PackedPairs:
+    return PackedPairs(pairs.docs, pack(encoder.model, pairs))
 
 
 def test_pairs_and_other_layers_are_told_apart(runs, tmp_path):
@@ -58,7 +63,7 @@ def test_pairs_and_other_layers_are_told_apart(runs, tmp_path):
     encoder.cache = StatesCache(tmp_path)
     doc = nlp.make_doc(TEXTS[0])
     for doc_first in (True, False):
-        pairs = Pairs([doc], [["Skagen", "Who left?"]], doc_first)
+        pairs = pack_pairs(encoder, Pairs([doc], [["Skagen", "Who left?"]], doc_first))
         expected = encoder.model.predict(pairs).states
         for _ in range(2):
             torch.testing.assert_close(encoder.read(pairs, None)[0].states, expected)
@@ -186,10 +191,11 @@ def test_windows_are_kept_once(runs, tmp_path):
     encoder.cache = StatesCache(tmp_path)
     doc = nlp.make_doc("Anna left " + " ".join(f"{i} and {i * i}" for i in range(60)))
     answers = np.asarray([[0, 4]])
+    pairs = pack_pairs(encoder, Pairs([doc], [["Who left?"]], False))
     for _ in range(100):
-        encoder.read(Pairs([doc], [["Who left?"]], False, answers=answers), None)
-    whole = encoder.read(Pairs([doc], [["Who left?"]], False), None)[0]
-    n_windows = int(whole.sequences.windows.sum())
+        encoder.read(PackedPairs([doc], choose_windows(pairs.batch, answers)[0]), None)
+    whole = encoder.read(pairs, None)[0]
+    n_windows = int(whole.batch.num_windows.sum())
     assert n_windows > 4
     assert sum(sizes) == n_windows
     (entries,) = (np.fromfile(path, dtype=ENTRY) for path in tmp_path.glob("*/*.entries"))

@@ -13,15 +13,15 @@ from damage import edit
 from joint import build, train
 from safetensors.torch import load_file, save_file
 
-from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpieces
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpiece_tokenizer
+from spacy_bert_heads.encoder.model import checkpoint_of
 from spacy_bert_heads.encoder.source import TOKENIZER, open_source
 
 # --- weights
 
 
 def test_shards_are_read_and_stay_in_their_folder(copied, tmp_path):
-    expected = load_checkpoint(str(copied)).encoder.state_dict()
+    expected = load_checkpoint(str(copied)).model.state_dict()
     weights = load_file(copied / "model.safetensors")
     names = sorted(weights)
     parts = {
@@ -33,7 +33,7 @@ def test_shards_are_read_and_stay_in_their_folder(copied, tmp_path):
     (copied / "model.safetensors").rename(tmp_path / "whole.safetensors")
     index = {name: file for file, members in parts.items() for name in members}
     edit(copied / "model.safetensors.index.json", weight_map=index)
-    found = load_checkpoint(str(copied)).encoder.state_dict()
+    found = load_checkpoint(str(copied)).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     for outside in ("../whole.safetensors", str(tmp_path / "whole.safetensors"), "..", 7):
         edit(copied / "model.safetensors.index.json", weight_map=dict.fromkeys(names, outside))
@@ -68,23 +68,25 @@ def test_a_folder_without_weights_says_what_it_is(copied, file, cure):
 
 
 def test_weights_do_not_change_with_their_file(copied):
-    bert = load_checkpoint(str(copied))
-    before = [p.clone() for p in bert.parameters()]
+    checkpoint = load_checkpoint(str(copied))
+    before = [p.clone() for p in checkpoint.model.parameters()]
     file = copied / "model.safetensors"
     file.write_bytes(b"\0" * file.stat().st_size)
-    assert all(torch.equal(p, b) for p, b in zip(bert.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, b) for p, b in zip(checkpoint.model.parameters(), before, strict=True)
+    )
 
 
 def test_a_vocabulary_without_tokenizer_json(tmp_path):
     """As old checkpoints of the hub have it: transformers makes the tokenizer."""
     make_checkpoint(tmp_path)
-    expected = load_wordpieces(str(tmp_path))(["Anna left Skägen, 3 times."])
+    expected = load_wordpiece_tokenizer(str(tmp_path))(["Anna left Skägen, 3 times."])
     vocab = make_tokenizer("wordpiece").get_vocab()
     for file in TOKENIZER:
         (tmp_path / file).unlink(missing_ok=True)
     pieces = sorted(vocab, key=vocab.__getitem__)
     (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    found = load_wordpieces(str(tmp_path))(["Anna left Skägen, 3 times."])
+    found = load_wordpiece_tokenizer(str(tmp_path))(["Anna left Skägen, 3 times."])
     assert found.ids.tolist() == expected.ids.tolist()
 
 
@@ -99,10 +101,10 @@ def test_a_hub_name_and_its_revision(hub):
         ("v1", old, "a"),
         ("a" * 40, old, "a"),
     ]:
-        bert = load_checkpoint("owner/bert", revision)
+        checkpoint = load_checkpoint("owner/bert", revision)
         name = "embeddings.word_embeddings.weight"
-        assert torch.equal(bert.encoder.state_dict()[name], weights[name])
-        assert bert.origin == {"name": "owner/bert", "revision": commit * 40}
+        assert torch.equal(checkpoint.model.state_dict()[name], weights[name])
+        assert checkpoint.origin == {"name": "owner/bert", "revision": commit * 40}
     with pytest.raises(ValueError, match="hub name, and no folder of that name, 'owner/other'"):
         load_checkpoint("owner/other")
     with pytest.raises(ValueError, match="is a folder. Leave revision out"):
@@ -121,7 +123,7 @@ def test_a_pipeline_records_the_commit_and_reads_it_again(hub, tmp_path):
     # Without a pin in the config, the commit of the training is read, not the newest one.
     pins = {"components": {"bert_encoder": {"model": {"revision": None}}}}
     again = spacy.load(tmp_path / "pipeline", config=pins)
-    assert bert_of(again.get_pipe("bert_encoder").model).origin == origin
+    assert checkpoint_of(again.get_pipe("bert_encoder").model).origin == origin
     pins = {"components": {"bert_encoder": {"model": {"revision": "main"}}}}
     with pytest.raises(
         ValueError, match="another checkpoint than 'owner/bert' is now: its weights"
@@ -191,11 +193,11 @@ def test_identities_are_the_same_in_every_version(tmp_path):
     shares its checkpoint must load after an upgrade."""
     from spacy_bert_heads.encoder.identity import identify
 
-    bert = load_checkpoint(make_checkpoint(tmp_path))
+    checkpoint = load_checkpoint(make_checkpoint(tmp_path))
     with torch.no_grad():
-        for i, parameter in enumerate(bert.encoder.parameters()):
+        for i, parameter in enumerate(checkpoint.model.parameters()):
             parameter.fill_(i / 7)
-    found = identify(bert.encoder, bert.tokenizer_files["tokenizer.json"].decode("utf8"))
+    found = identify(checkpoint.model, checkpoint.tokenizer_files["tokenizer.json"].decode("utf8"))
     assert {part: digest[:12] for part, digest in found.items()} == EXPECTED_IDENTITY
 
 

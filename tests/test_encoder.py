@@ -4,19 +4,20 @@ import gc
 import threading
 import weakref
 
-import numpy as np
 import pytest
 import spacy
 import torch
 import transformers
 from checkpoints import FAMILIES, TEXTS, make_checkpoint
 from conftest import TRAIN_DATA, make_examples
+from letters import lists
 from spacy.training import Example
 from thinc.api import Adam
 
+from spacy_bert_heads.encoder import encoder as encoder_module
 from spacy_bert_heads.encoder import model as encoder_model
-from spacy_bert_heads.encoder.model import bert_of, shim_of
-from spacy_bert_heads.types import Encoded
+from spacy_bert_heads.encoder.hidden_states import HiddenStates
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 
 TEXT_LIST = [TEXTS[i % len(TEXTS)] + f" number {i}" for i in range(20)]
 
@@ -25,19 +26,19 @@ TEXT_LIST = [TEXTS[i % len(TEXTS)] + f" number {i}" for i in range(20)]
 def passes(monkeypatch):
     """The number of Docs in every pass of an encoder."""
     seen = []
-    run = encoder_model.make_sequences
+    run = encoder_model.pack_docs
 
     def count(docs, *args, **kwargs):
         seen.append(len(docs))
         return run(docs, *args, **kwargs)
 
-    monkeypatch.setattr(encoder_model, "make_sequences", count)
+    monkeypatch.setattr(encoder_model, "pack_docs", count)
     return seen
 
 
 def alive() -> int:
     gc.collect()
-    return sum(isinstance(item, Encoded) for item in gc.get_objects())
+    return sum(isinstance(item, HiddenStates) for item in gc.get_objects())
 
 
 # --- pulled states
@@ -81,19 +82,18 @@ def test_a_hit_is_a_slice_in_any_order(make_nlp, passes):
     assert passes == []
     fresh = encoder.model.predict(some)
     torch.testing.assert_close(hit.states, fresh.states, atol=1e-5, rtol=1e-5)
-    for name in ("ids", "lengths", "windows", "tokens", "pieces", "rows"):
-        assert np.array_equal(getattr(hit.sequences, name), getattr(fresh.sequences, name)), name
+    assert lists(hit.batch) == lists(fresh.batch)
 
 
 def test_merged_tokens_are_read_anew(make_nlp, passes):
     nlp = make_nlp("ner")
     encoder = nlp.get_pipe("bert_encoder")
     doc = nlp.make_doc("Anna Grete left Skagen")
-    assert encoder.predict([doc]).sequences.tokens.tolist() == [4]
+    assert encoder.predict([doc]).batch.tokens.num_tokens.tolist() == [4]
     with doc.retokenize() as retokenizer:
         retokenizer.merge(doc[0:2])
     passes.clear()
-    assert encoder.predict([doc]).sequences.tokens.tolist() == [3]
+    assert encoder.predict([doc]).batch.tokens.num_tokens.tolist() == [3]
     assert passes == [1]
 
 
@@ -182,8 +182,8 @@ def test_states_equal_hugging_face(family, tmp_path):
     theirs = transformers.AutoModel.from_pretrained(name).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     encoded = encoder.predict([nlp.make_doc(text) for text in TEXTS])
-    assert encoded.sequences.windows.tolist() == [1] * len(TEXTS)
-    parts = encoded.states.split(encoded.sequences.lengths.tolist())
+    assert encoded.batch.num_windows.tolist() == [1] * len(TEXTS)
+    parts = encoded.states.split(encoded.batch.seqlens.tolist())
     for text, states in zip(TEXTS, parts, strict=True):
         batch = tokenizer(text, return_tensors="pt")
         if not getattr(theirs.config, "type_vocab_size", 0):
@@ -202,7 +202,7 @@ def test_real_checkpoint_equals_hugging_face(minilm, data):
     encoded = encoder.predict([nlp.make_doc(text) for text in texts])
     theirs = transformers.AutoModel.from_pretrained(minilm).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    parts = encoded.states.split(encoded.sequences.lengths.tolist())
+    parts = encoded.states.split(encoded.batch.seqlens.tolist())
     for text, states in zip(texts, parts, strict=True):
         with torch.no_grad():
             expected = theirs(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
@@ -215,9 +215,9 @@ def test_real_checkpoint_equals_hugging_face(minilm, data):
 def window_gradients(nlp, doc, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """By torch alone: each token's state taken from its window by hand, gradient by autograd."""
     encoder = nlp.get_pipe("bert_encoder")
-    bert = bert_of(encoder.model)
+    bert = encoder_of(encoder.model)
     window, stride = encoder.model.attrs["window"], encoder.model.attrs["stride"]
-    pieces = bert.wordpieces([doc.text])
+    pieces = bert.checkpoint.tokenizer([doc.text])
     n, room = len(pieces.ids), window - 2
     starts = [0]
     while starts[-1] + room < n:
@@ -225,8 +225,12 @@ def window_gradients(nlp, doc, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     assert len(starts) > 2
     states = []
     for start in starts:
-        ids = [*bert.wordpieces.prefix, *pieces.ids[start : start + room], *bert.wordpieces.suffix]
-        states.append(bert.encoder(torch.tensor([ids])).last_hidden_state[0, 1:-1])
+        ids = [
+            *bert.checkpoint.tokenizer.prefix,
+            *pieces.ids[start : start + room],
+            *bert.checkpoint.tokenizer.suffix,
+        ]
+        states.append(bert.model(torch.tensor([ids])).last_hidden_state[0, 1:-1])
     total = torch.zeros(())
     for k, token in enumerate(doc):
         piece = next(i for i in range(n) if pieces.starts[i] >= token.idx)
@@ -254,34 +258,34 @@ def test_gradients_through_overlapping_windows(make_nlp, max_batch_tokens):
     torch.manual_seed(1)
     weight = torch.randn(len(doc), 32)
     expected = window_gradients(nlp, doc, weight)
-    bert_of(encoder.model).zero_grad()
+    encoder_of(encoder.model).zero_grad()
 
     encoder.update([Example(doc, doc)])
     listener = encoder.listeners[0]
     encoded, backprop = encoder.read([doc], listener)
     gradient = torch.zeros_like(encoded.states)
-    gradient.index_add_(0, torch.from_numpy(encoded.sequences.first_rows()), weight)
+    gradient.index_add_(0, torch.from_numpy(encoded.batch.tokens.first_positions()), weight)
     backprop(gradient)
-    for name, p in bert_of(encoder.model).named_parameters():
+    for name, p in encoder_of(encoder.model).named_parameters():
         if name in expected:
             torch.testing.assert_close(p.grad, expected[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_checkpointed_rows_repeat_their_dropout(tmp_path, make_nlp, monkeypatch):
+def test_parts_that_are_recomputed_repeat_their_dropout(tmp_path, make_nlp, monkeypatch):
     name = make_checkpoint(tmp_path / "dropout", dropout=0.3)
     gradients, calls = [], []
-    real = encoder_model.checkpoint
+    real = encoder_module.recompute
 
     def direct(function, *args, use_reentrant):
         calls.append(sum(n for n, _ in args[0].shapes))
         return function(*args)
 
-    for checkpoint in (real, direct):
-        monkeypatch.setattr(encoder_model, "checkpoint", checkpoint)
+    for recompute in (real, direct):
+        monkeypatch.setattr(encoder_module, "recompute", recompute)
         nlp = make_nlp("textcat", name=name, max_batch_tokens=10)
         torch.manual_seed(5)
         nlp.update(make_examples(nlp), sgd=False)
-        module = bert_of(nlp.get_pipe("bert_encoder").model)
+        module = encoder_of(nlp.get_pipe("bert_encoder").model)
         gradients.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
     assert calls == [1, 1]
     for name, gradient in gradients[0].items():

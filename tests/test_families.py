@@ -4,12 +4,11 @@ import pytest
 import torch
 import transformers
 from checkpoints import FAMILIES as MAIN_FAMILIES
-from checkpoints import MORE_FAMILIES, TEXTS, make_checkpoint
+from checkpoints import MORE_FAMILIES, TEXTS, load_encoder, make_checkpoint
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import run
 from spacy_bert_heads.encoder.untrusted import FAMILIES
-from spacy_bert_heads.sequences import make_sequences
+from spacy_bert_heads.text.packing import pack_docs
 
 # Settings that a configuration class doesn't list among its parameters, or that change what is
 # computed: dropping one of them would show.
@@ -32,13 +31,13 @@ def test_hidden_states_are_those_of_transformers(family, tmp_path):
     import spacy
 
     name = make_checkpoint(tmp_path, family=family, **SETTINGS.get(family, {}))
-    bert = load_checkpoint(name).eval()
+    bert = load_encoder(name)
     theirs = transformers.AutoModel.from_pretrained(name).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     docs = [spacy.blank("xx").make_doc(text) for text in TEXTS]
-    sequences = make_sequences(docs, bert.wordpieces, window=64, stride=48)
-    found = run(bert, sequences, 512)
-    for text, ours in zip(TEXTS, found.split(sequences.lengths.tolist()), strict=True):
+    batch = pack_docs(docs, bert.checkpoint.tokenizer, window=64, stride=48)
+    found = bert.encode(batch, max_batch_tokens=512).states
+    for text, ours in zip(TEXTS, found.split(batch.seqlens.tolist()), strict=True):
         inputs = tokenizer(text, return_tensors="pt")
         inputs.pop("token_type_ids", None)
         with torch.no_grad():

@@ -2,13 +2,14 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import spacy
 import torch
 import transformers
-from checkpoints import FAMILIES, make_checkpoint
+from checkpoints import FAMILIES, load_encoder, make_checkpoint
 from conftest import TRAIN_DATA, make_examples
 from spacy.tokens import Doc, DocBin
 from spacy.training.initialize import init_nlp
@@ -17,10 +18,9 @@ from thinc.api import Adam
 import spacy_bert_heads
 from spacy_bert_heads.encoder.features import mix_of
 from spacy_bert_heads.encoder.listener import build_bert_listener
-from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 from spacy_bert_heads.heads.modules import TokenClassifier
-from spacy_bert_heads.types import DocSequences
+from spacy_bert_heads.text.batch import TokenMap, batch_of_tokens
 
 TEXT = "Anna Merkel left Skagen"
 LAYERS = [[0], [1], [-1], [-1, 0], "all"]
@@ -29,7 +29,11 @@ LAYERS = [[0], [1], [-1], [-1, 0], "all"]
 def hidden_states(folder: str, nlp, doc: Doc) -> list[torch.Tensor]:
     """What Hugging Face's own model gives for a text: (n_pieces, width) of each layer."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    ids = bert_of(nlp.get_pipe("bert_encoder").model).wordpieces.tokenizer.encode(doc.text).ids
+    ids = (
+        encoder_of(nlp.get_pipe("bert_encoder").model)
+        .checkpoint.tokenizer.tokenizer.encode(doc.text)
+        .ids
+    )
     with torch.no_grad():
         output = model(torch.tensor([ids]), output_hidden_states=True)
     return [states[0] for states in (*output.hidden_states[:-1], output.last_hidden_state)]
@@ -94,14 +98,14 @@ def test_gradients_are_autograds(combine, make_nlp, checkpoint):
     gradient, gradient_top = torch.randn_like(found.states), torch.randn_like(found_top.states)
     backprop(gradient)
     backprop_top(gradient_top)
-    bert = bert_of(encoder.model)
+    bert = encoder_of(encoder.model)
     grads = {name: p.grad.clone() for name, p in bert.named_parameters() if p.grad is not None}
     bert.zero_grad()
 
     rows, rows_top, expected = [], [], []
     for doc in docs:
-        ids = bert.wordpieces.tokenizer.encode(doc.text).ids
-        output = bert.encoder(torch.tensor([ids]), output_hidden_states=True)
+        ids = bert.checkpoint.tokenizer.tokenizer.encode(doc.text).ids
+        output = bert.model(torch.tensor([ids]), output_hidden_states=True)
         rows.append(torch.stack([output.hidden_states[2][0], output.hidden_states[0][0]]))
         rows_top.append(output.last_hidden_state[0])
     states = torch.cat(rows, dim=1)
@@ -193,10 +197,10 @@ def test_features_of_a_frozen_encoder(checkpoint):
     nlp = build(checkpoint, "bert_ner", lstm_width=24, **WAYS["weighted"])
     before = {}
     learn(nlp, frozen=True, steps=0)
-    for name, p in bert_of(nlp.get_pipe("bert_encoder").model).named_parameters():
+    for name, p in encoder_of(nlp.get_pipe("bert_encoder").model).named_parameters():
         before[name] = p.clone()
     learn(nlp, frozen=True, steps=80)
-    for name, p in bert_of(nlp.get_pipe("bert_encoder").model).named_parameters():
+    for name, p in encoder_of(nlp.get_pipe("bert_encoder").model).named_parameters():
         assert torch.equal(p, before[name])
     ents = nlp(TRAIN_DATA[0][0]).ents
     found = [(e.start_char, e.end_char, e.label_) for e in ents]
@@ -224,10 +228,10 @@ def test_a_new_encoder_can_be_frozen_from_the_start(factory, checkpoint, tmp_pat
         warnings.simplefilter("ignore")  # spaCy's own, of a frozen layer that others read
         trained = init_nlp(config)
     # It has the checkpoint's weights, and so has what is saved.
-    expected = load_checkpoint(checkpoint).state_dict()
+    expected = load_encoder(checkpoint).state_dict()
     trained.to_disk(tmp_path / "pipeline")
     for nlp in (trained, spacy.load(tmp_path / "pipeline")):
-        found = bert_of(nlp.get_pipe("bert_encoder").model).state_dict()
+        found = encoder_of(nlp.get_pipe("bert_encoder").model).state_dict()
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())
         nlp("Anna left")
 
@@ -257,11 +261,10 @@ def test_the_lstm_reads_each_doc_by_itself():
     n = int(tokens.sum())
     pieces = np.ones(n, dtype=np.int64)
     pieces[4] = 0  # a token without a piece: zeros
-    rows = np.arange(int(pieces.sum()))
-    none = np.zeros(len(rows), dtype=np.int64)
-    ones = np.ones_like(tokens)
-    states = torch.randn(len(rows), 6)
-    logits = module(states, DocSequences(none, none, tokens, ones, tokens, pieces, rows))
+    positions = np.arange(int(pieces.sum()))
+    batch = replace(batch_of_tokens(tokens), tokens=TokenMap(tokens, pieces, positions))
+    states = torch.randn(len(positions), 6)
+    logits = module(states, batch)
     vectors = torch.zeros(n, 6)
     vectors[torch.from_numpy(pieces > 0)] = states
     reference = torch.nn.LSTM(6, 4, num_layers=2, bidirectional=True, batch_first=True)
@@ -277,7 +280,7 @@ def test_the_lstm_reads_each_doc_by_itself():
     # A long Doc makes the others no longer.
     sizes = []
     module.lstm.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0].data)))
-    module(states, DocSequences(none, none, tokens, ones, tokens, pieces, rows))
+    module(states, batch)
     assert sizes == [n]
 
 
@@ -311,7 +314,7 @@ def test_a_pooler_knows_the_last_layer_alone(make_nlp, checkpoint):
     for layers in ([-1], [1]):
         nlp = build(checkpoint, "bert_textcat", tok2vec={"layers": layers})
         nlp.initialize(lambda nlp=nlp: make_examples(nlp))
-        bert = bert_of(nlp.get_pipe("bert_encoder").model)
+        bert = encoder_of(nlp.get_pipe("bert_encoder").model)
         module = shim_of(nlp.get_pipe("bert_textcat").model).module
-        poolers.append(torch.equal(module.dense.linear.weight, bert.encoder.pooler.dense.weight))
+        poolers.append(torch.equal(module.dense.linear.weight, bert.model.pooler.dense.weight))
     assert poolers == [True, False]

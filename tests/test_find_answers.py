@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from letter_pairs import TEN, cases, sequences_of
 from letters import letters
 
-from spacy_bert_heads.sequences import choose_windows, find_answers, set_targets
-from spacy_bert_heads.types import PairSequences
+from spacy_bert_heads.heads.qa_windows import choose_windows, find_targets
+from spacy_bert_heads.text.batch import PackedBatch
 
 
 @pytest.mark.parametrize(
@@ -35,20 +35,22 @@ from spacy_bert_heads.types import PairSequences
     ],
 )
 def test_find_answers(start, end, expected, known):
-    sequences = sequences_of((TEN, ["yz"]))
-    first, last, found = find_answers(sequences, ints(start, end).reshape(1, 2))
-    assert list(zip(first.tolist(), last.tolist(), strict=True)) == expected
-    assert found.tolist() == [known] * 3
+    batch = sequences_of((TEN, ["yz"]))
+    targets = find_targets(batch, ints(start, end).reshape(1, 2))
+    begins = batch.cu_seqlens[:-1, None]
+    if known:
+        assert (targets + begins).tolist() == [list(place) for place in expected]
+    else:
+        assert targets.tolist() == [[-1, -1]] * 3
 
 
 def test_find_answers_of_a_batch_and_inside_tokens():
-    sequences = sequences_of(("abcd ef", ["x", "x"]), ("", ["y"]), (TEN, ["yz"]), stride=8)
-    assert sequences.lengths.tolist() == [10, 10, 4, 10, 10]
+    batch = sequences_of(("abcd ef", ["x", "x"]), ("", ["y"]), (TEN, ["yz"]), stride=8)
+    assert batch.seqlens.tolist() == [10, 10, 4, 10, 10]
     answers = np.asarray([[1, 3], [3, 6], [0, 0], [18, 19]])
-    first, last, known = find_answers(sequences, answers)
+    first, last = (find_targets(batch, answers) + batch.cu_seqlens[:-1, None]).T
     assert first.tolist() == [4, 16, 20, 24, 42]
     assert last.tolist() == [5, 17, 20, 24, 42]
-    assert known.tolist() == [True] * 5
 
 
 def holding(rows, window: int, stride: int, answers: np.ndarray) -> list[list[list[int] | None]]:
@@ -83,39 +85,35 @@ def asked_cases(draw):
 @given(case=asked_cases(), doc_first=st.booleans())
 def test_find_answers_against_brute_force(case, doc_first):
     rows, window, stride, answers = case
-    sequences = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
-    firsts, lasts, knowns = [], [], []
+    batch = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
+    expected = []
     texts = [text for _, texts in rows for text in texts]
-    base = iter((np.cumsum(sequences.lengths) - sequences.lengths).tolist())
     by_hand = holding(rows, window, stride, answers)
     for text, answer, windows in zip(texts, answers.tolist(), by_hand, strict=True):
         known = answer[0] == answer[1] or any(windows)
         for places in windows:
-            cls = next(base)
-            at = cls + 1 + (0 if doc_first else len(text) + 1)
-            firsts.append(at + places[0] if places else cls)
-            lasts.append(at + places[-1] if places else cls)
-            knowns.append(known)
-    first, last, known = find_answers(sequences, answers)
-    assert (first.tolist(), last.tolist(), known.tolist()) == (firsts, lasts, knowns)
+            at = 1 + (0 if doc_first else len(text) + 1)
+            here = [at + places[0], at + places[-1]] if places else [0, 0]
+            expected.append(here if known else [-1, -1])
+    assert find_targets(batch, answers).tolist() == expected
 
 
-def windows_of(sequences: PairSequences) -> list[list[tuple[int, ...]]]:
+def windows_of(batch: PackedBatch) -> list[list[tuple[int, ...]]]:
     """The pieces of each window of each pair, by the characters where they start."""
-    parts = np.split(sequences.starts, np.cumsum(sequences.lengths))[:-1]
+    parts = np.split(batch.offsets.starts, np.cumsum(batch.seqlens))[:-1]
     windows = iter(tuple(part[part >= 0].tolist()) for part in parts)
-    return [[next(windows) for _ in range(n)] for n in sequences.windows]
+    return [[next(windows) for _ in range(n)] for n in batch.num_windows]
 
 
 @settings(max_examples=80, deadline=None)
 @given(case=asked_cases(), seed=st.integers(0, 99))
 def test_chosen_windows_are_those_with_the_answer_and_one_without(case, seed):
     rows, window, stride, answers = case
-    sequences = sequences_of(*rows, window=window, stride=stride)
+    batch = sequences_of(*rows, window=window, stride=stride)
     np.random.seed(seed)
-    chosen = windows_of(choose_windows(sequences, answers))
+    chosen = windows_of(choose_windows(batch, answers)[0])
     by_hand = holding(rows, window, stride, answers)
-    for every, kept, places in zip(windows_of(sequences), chosen, by_hand, strict=True):
+    for every, kept, places in zip(windows_of(batch), chosen, by_hand, strict=True):
         with_answer = {one for one, place in zip(every, places, strict=True) if place}
         assert kept == sorted(kept)  # in order, none twice
         assert with_answer <= set(kept) <= set(every)
@@ -123,13 +121,13 @@ def test_chosen_windows_are_those_with_the_answer_and_one_without(case, seed):
 
 
 def test_any_window_without_the_answer_may_be_chosen():
-    sequences = sequences_of((TEN, ["yz"]), (TEN, ["x", "yz"]), ("a", ["z"]))
-    assert sequences.windows.tolist() == [3, 2, 3, 1]
+    batch = sequences_of((TEN, ["yz"]), (TEN, ["x", "yz"]), ("a", ["z"]))
+    assert batch.num_windows.tolist() == [3, 2, 3, 1]
     answers = np.asarray([[0, 1], [6, 7], [0, 0], [0, 1]])
     seen = Counter()
     for seed in range(200):
         np.random.seed(seed)
-        kept = windows_of(choose_windows(sequences, answers))
+        kept = windows_of(choose_windows(batch, answers)[0])
         seen.update((i, one[0]) for i, own in enumerate(kept) for one in own)
         assert list(map(len, kept)) == [2, 2, 1, 1]
     assert seen[0, 0] == seen[1, 0] == seen[3, 0] == 200
@@ -141,12 +139,11 @@ def test_any_window_without_the_answer_may_be_chosen():
 @given(case=asked_cases(), seed=st.integers(0, 99))
 def test_an_answer_is_where_it_was_after_the_choice_of_windows(case, seed):
     rows, window, stride, answers = case
-    sequences = sequences_of(*rows, window=window, stride=stride)
+    batch = sequences_of(*rows, window=window, stride=stride)
     np.random.seed(seed)
-    kept = choose_windows(sequences, answers)
     found = []
-    for one in (set_targets(sequences, answers), kept):
-        rows_of = iter(one.targets.tolist())
+    for one, targets in ((batch, find_targets(batch, answers)), choose_windows(batch, answers)):
+        rows_of = iter(targets.tolist())
         found.append([{part: next(rows_of) for part in own} for own in windows_of(one)])
     for before, after in zip(*found, strict=True):
         assert after == {part: before[part] for part in after}
@@ -163,10 +160,10 @@ def test_an_answer_is_where_it_was_after_the_choice_of_windows(case, seed):
     ],
 )
 def test_an_answer_in_chosen_windows_by_hand(stride, answer, places):
-    sequences = sequences_of((TEN, ["yz"]), stride=stride)
+    batch = sequences_of((TEN, ["yz"]), stride=stride)
     answers = np.asarray([answer])
     for seed in range(20):
         np.random.seed(seed)
-        kept = choose_windows(sequences, answers)
+        kept, targets = choose_windows(batch, answers)
         starts = [one[0] for one in windows_of(kept)[0]]
-        assert kept.targets.tolist() == [places[start] for start in starts]
+        assert targets.tolist() == [places[start] for start in starts]

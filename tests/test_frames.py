@@ -7,7 +7,7 @@ import spacy
 from joint import make_docs
 
 import spacy_bert_heads
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.model import checkpoint_of
 
 OURS = str(Path(spacy_bert_heads.__file__).parent)
 
@@ -23,7 +23,7 @@ def frames_of_ours(nlp, model, head: str) -> list[str]:
 
     for shim in model.shims:
         shim.version += 1  # so that the inference copy gets the hook
-        hook = shim.module.encoder.register_forward_pre_hook(note, with_kwargs=True)
+        hook = shim.module.model.register_forward_pre_hook(note, with_kwargs=True)
     nlp.get_pipe(head).predict(make_docs(nlp)[:1])
     hook.remove()
     return seen[0]
@@ -36,6 +36,6 @@ def test_eight_frames_at_most(joint):
     assert len(frames) <= 8, frames
     nlp.replace_listeners("bert_encoder", "bert_ner", ["model.tok2vec"])
     own = nlp.get_pipe("bert_ner").model.get_ref("tok2vec")
-    assert bert_of(own) is not bert_of(encoder)
+    assert checkpoint_of(own) is not checkpoint_of(encoder)
     frames = frames_of_ours(nlp, own, "bert_ner")
     assert len(frames) <= 8, frames

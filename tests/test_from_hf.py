@@ -27,7 +27,7 @@ from spacy.tokens import Doc, DocBin
 
 from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.data.convert import convert
-from spacy_bert_heads.types import Pairs
+from spacy_bert_heads.text.pairs import Pairs
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,9 @@ def test_sequence_and_pair_logits(family, tmp_path, real):
     pairs = [pair for pair in pairs if len(tokenizer(*pair)["input_ids"]) <= 128]
     expected = torch.cat([run(model, tokenizer, *pair).logits for pair in pairs])
     docs = [nlp.make_doc(premise) for premise, _ in pairs]
-    found = head.model.predict(Pairs(docs, [[text] for _, text in pairs], doc_first=True))
+    found = head.model.predict(
+        head.pack(Pairs(docs, [[text] for _, text in pairs], doc_first=True))
+    )
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -167,7 +169,7 @@ def test_answers_over_all_windows(family, lang, tmp_path, real):
             expected = best_answer(model, tokenizer, question, doc.text, **windows)
             assert answer["text"] == expected != ""
             pairs = Pairs([doc], [[question]], doc_first=False)
-            n_windows.append(int(head.model.predict(pairs).sequences.windows[0]))
+            n_windows.append(int(head.model.predict(head.pack(pairs)).batch.num_windows[0]))
     if lang != "zh" or FAMILIES[family] != "unigram":  # for which it is one unknown piece
         assert max(n_windows) > 1
 
@@ -179,7 +181,9 @@ def test_answer_logits(family, tmp_path, real):
     head = nlp.get_pipe("bert_qa")
     model, tokenizer = load(folder, ANSWERS)
     context, question = real("xquad")[0].text[:80], "Who gave up points?"
-    found = head.model.predict(Pairs([nlp.make_doc(context)], [[question]], doc_first=False))
+    found = head.model.predict(
+        head.pack(Pairs([nlp.make_doc(context)], [[question]], doc_first=False))
+    )
     output = run(model, tokenizer, question, context)
     expected = torch.stack([output.start_logits[0], output.end_logits[0]], dim=1)
     np.testing.assert_allclose(found.logits, expected, atol=1e-4)

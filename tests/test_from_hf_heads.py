@@ -11,13 +11,14 @@ import torch
 import transformers
 from checkpoints import TEXTS, make_checkpoint
 from hf_models import ANSWERS, ENDS, MOODS, PLACES, SEQUENCES, TOKENS, VERDICTS, load, run, save
+from pair_examples import predict_pairs
 from safetensors.torch import load_file, save_file
 
 from spacy_bert_heads import from_hf
 from spacy_bert_heads.heads.decoding import decode
 from spacy_bert_heads.heads.outputs import TokenLogits
 from spacy_bert_heads.heads.tags import read_tags
-from spacy_bert_heads.types import Pairs
+from spacy_bert_heads.text.pairs import Pairs
 
 # --- names of classes
 
@@ -201,7 +202,7 @@ def test_types_are_given_where_the_tokenizer_gives_them(tmp_path):
     model, tokenizer = load(str(folder), SEQUENCES)
     expected = run(model, tokenizer, TEXTS[0], "The boat sank.").logits
     pairs = Pairs([nlp.make_doc(TEXTS[0])], [["The boat sank."]], doc_first=True)
-    np.testing.assert_allclose(nlp.get_pipe("bert_nli").model.predict(pairs), expected, atol=1e-5)
+    np.testing.assert_allclose(predict_pairs(nlp.get_pipe("bert_nli"), pairs), expected, atol=1e-5)
 
 
 def test_a_single_type_is_never_exceeded(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
-from checkpoints import FAMILIES, make_checkpoint
+from checkpoints import FAMILIES, load_encoder, make_checkpoint
 from conftest import TRAIN_DATA, make_examples, needs_int8
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from transformers.activations import GELUActivation
 
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
+from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.inference import (
     Int8Linear,
     PackedLinear,
@@ -27,8 +28,7 @@ from spacy_bert_heads.encoder.inference import (
     int8_bits,
     packing_pays,
 )
-from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 from spacy_bert_heads.encoder.shim import resolve_precision
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
@@ -58,7 +58,7 @@ def states(nlp):
 
 
 def run_bert(bert, layers=None):
-    ids = torch.tensor([bert.wordpieces.tokenizer.encode("Anna left Skagen").ids])
+    ids = torch.tensor([bert.checkpoint.tokenizer.tokenizer.encode("Anna left Skagen").ids])
     with torch.no_grad():
         return bert(ids, torch.zeros_like(ids), torch.ones_like(ids), layers)[0]
 
@@ -148,21 +148,21 @@ def test_rows_and_weights_that_are_all_the_same():
 @needs_int8
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_is_close_in_every_family(family, tmp_path):
-    bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
+    bert = load_encoder(make_checkpoint(tmp_path, family=family))
     fast = for_inference(bert, "int8")
     layers = (0, 1, 2)
     exact, made = run_bert(bert, layers), run_bert(fast, layers)
     assert cosines(made, exact).min() > 0.99
     assert not torch.equal(made, exact)
     assert not any(isinstance(module, Int8Linear) for module in bert.modules())
-    assert not any(type(module) is nn.Linear for module in fast.encoder.modules())
+    assert not any(type(module) is nn.Linear for module in fast.model.modules())
 
 
 @needs_int8
 @pytest.mark.parametrize("kind", ["pfeiffer", "lora"])
 def test_adapters_stay_as_they_are(kind, checkpoint):
-    bert = load_checkpoint(checkpoint)
-    bert.add_adapter(make_settings(kind, 4, 0))
+    bert = load_encoder(checkpoint)
+    bert.checkpoint.add_adapter(make_settings(kind, 4, 0))
     for module in bert.modules():
         if isinstance(module, LowRank | Bottleneck):
             module.up.weight.data.normal_(std=0.3)
@@ -235,10 +235,10 @@ def test_int8_where_torch_has_none(monkeypatch, make_nlp):
 
 
 def test_a_cpu_with_amx_takes_bf16_for_int8(checkpoint, monkeypatch):
-    bert = load_checkpoint(checkpoint)
+    bert = load_encoder(checkpoint)
     monkeypatch.setattr(inference, "_has_amx", lambda: True)
     fast = for_inference(bert, "int8")
-    assert {p.dtype for p in fast.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in fast.model.parameters()} == {torch.bfloat16}
     assert not any(isinstance(module, Int8Linear) for module in fast.modules())
 
 
@@ -270,7 +270,7 @@ def test_packed_is_the_same_product(shape, bias):
 @pytest.mark.usefixtures("packing")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_states_in_every_family(family, tmp_path):
-    bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
+    bert = load_encoder(make_checkpoint(tmp_path, family=family))
     fast = for_inference(bert, "fp32")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
@@ -279,20 +279,20 @@ def test_packed_states_in_every_family(family, tmp_path):
 @needs_onednn
 @pytest.mark.usefixtures("packing")
 def test_layers_do_what_comes_after_them(checkpoint):
-    bert = load_checkpoint(checkpoint)
+    bert = load_encoder(checkpoint)
     fast = for_inference(bert, "fp32")
     assert not any(isinstance(module, GELUActivation) for module in fast.modules())
     assert any(isinstance(module, GELUActivation) for module in bert.modules())
     ends = [module for module in fast.modules() if isinstance(module, PackedOutput)]
-    assert len(ends) == 2 * bert.n_layers  # of attention, of the feed-forward block
+    assert len(ends) == 2 * bert.checkpoint.num_layers  # of attention, of the feed-forward block
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
 
 
 @needs_onednn
 @pytest.mark.usefixtures("packing")
 def test_what_an_adapter_adds_comes_before_the_sum(checkpoint):
-    bert = load_checkpoint(checkpoint)
-    bert.add_adapter(make_settings("pfeiffer", 4, 0))
+    bert = load_encoder(checkpoint)
+    bert.checkpoint.add_adapter(make_settings("pfeiffer", 4, 0))
     for module in bert.modules():
         if isinstance(module, Bottleneck):
             module.up.weight.data.normal_(std=0.3)
@@ -302,13 +302,13 @@ def test_what_an_adapter_adds_comes_before_the_sum(checkpoint):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_without_packing_a_copy_shares_the_weights(monkeypatch, checkpoint, precision):
-    bert = load_checkpoint(checkpoint).train()
+    bert = load_encoder(checkpoint).train()
     monkeypatch.setattr(inference, "packing_pays", lambda: False)
     copied = for_inference(bert, precision)
-    assert isinstance(copied, Bert)
+    assert isinstance(copied, Encoder)
     pairs = zip(bert.parameters(), copied.parameters(), strict=True)
     assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
-    assert bert.encoder.training
+    assert bert.model.training
     assert not any(module.training for module in copied.modules())
 
 
@@ -329,14 +329,14 @@ def test_bf16_has_weights_of_its_own(make_nlp):
     shim = shim_of(nlp.get_pipe("bert_encoder").model)
     fast = shim.derive(for_inference)
     assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in bert_of(nlp.get_pipe("bert_encoder").model).parameters()} == {
+    assert {p.dtype for p in encoder_of(nlp.get_pipe("bert_encoder").model).parameters()} == {
         torch.float32
     }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_is_close_in_every_family(family, tmp_path):
-    bert = load_checkpoint(make_checkpoint(tmp_path, family=family))
+    bert = load_encoder(make_checkpoint(tmp_path, family=family))
     made, exact = run_bert(for_inference(bert, "bf16")), run_bert(bert)
     assert cosines(made.float(), exact).min() > 0.999
     assert made.dtype == torch.bfloat16

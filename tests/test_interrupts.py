@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from joint import annotate, assert_same, make_docs
 
-from spacy_bert_heads.encoder import rows
+from spacy_bert_heads.encoder.attention import PackedAttention
+from spacy_bert_heads.encoder.buckets import BucketedBatch
+from spacy_bert_heads.encoder.encoder import attention_interface
+from spacy_bert_heads.encoder.function_mode import AttentionMode, drop_ended_modes
 from spacy_bert_heads.encoder.latest import LatestBatch
 
 
@@ -20,6 +23,9 @@ def nlp(joint):
     return spacy.load(joint)
 
 
+@pytest.mark.skipif(
+    attention_interface() != "function mode", reason="this transformers needs no function mode"
+)
 @pytest.mark.parametrize("name", ["_push_mode", "_pop_mode"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_interrupt_between_two_instructions(nlp, monkeypatch, name, before):
@@ -80,14 +86,15 @@ def test_interrupts_at_random(nlp):
 
 
 def test_a_mode_that_has_ended_does_nothing(nlp):
-    row = rows.Row(*[torch.zeros(4, dtype=torch.long)] * 4, shapes=[(1, 4)], is_padded=[False])
-    mode = rows.RowAttention(row)
+    zeros = torch.zeros(4, dtype=torch.long)
+    layout = BucketedBatch(zeros, zeros, zeros == 0, zeros, shapes=[(1, 4)], is_padded=[False])
+    mode = AttentionMode(PackedAttention(layout))
     mode.has_ended = True
     query = torch.randn(1, 2, 5, 16)
     expected = F.scaled_dot_product_attention(query, query, query)
     mode.__enter__()
     torch.testing.assert_close(F.scaled_dot_product_attention(query, query, query), expected)
-    rows.drop_ended_modes()
+    drop_ended_modes()
     assert torch._C._len_torch_function_stack() == 0
 
 

@@ -43,7 +43,7 @@ def test_token_logits_are_hugging_faces(folders, family):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders(family))
     docs = [nlp.make_doc(text) for text in TEXTS]
     scores = head.predict(docs)
-    assert scores.has_pieces.all()
+    assert scores.has_wordpiece.all()
     expected = []
     for doc in docs:
         with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_token_without_pieces_has_the_logits_of_zeros(folders):
     torch.nn.init.normal_(bias)
     doc = Doc(nlp.vocab, words=["Anna", "\u200b", "left"])
     scores = nlp.get_pipe("head").predict([doc])
-    assert scores.has_pieces.tolist() == [True, False, True]
+    assert scores.has_wordpiece.tolist() == [True, False, True]
     assert scores.logits[1].tolist() == bias.tolist()
     assert (scores.logits[0] != scores.logits[2]).any()
 

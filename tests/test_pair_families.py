@@ -8,9 +8,9 @@ from checkpoints import FAMILIES, TEXTS, make_tokenizer
 from letter_pairs import BLANK, NLP, sums_of_best
 from tokenizers import Tokenizer
 
-from spacy_bert_heads.sequences import make_pair_sequences
-from spacy_bert_heads.types import Pairs
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.packing import pack_pairs
+from spacy_bert_heads.text.pairs import Pairs
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 
 @cache
@@ -18,7 +18,7 @@ def tokenizers_of(kind: str):
     """Hugging Face's tokenizer and ours."""
     theirs = make_tokenizer(kind)
     ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
-    return theirs, Wordpieces(ours, pad_id=theirs.pad_token_id)
+    return theirs, WordpieceTokenizer(ours, pad_id=theirs.pad_token_id)
 
 
 QUESTIONS = ["Why did it burn?", "Who can't swim", "船", "a  pump, or\ttwo 😀"]
@@ -31,9 +31,9 @@ def test_pairs_are_hugging_faces(family, doc_first):
     theirs, wordpieces = tokenizers_of(FAMILIES[family])
     docs = [NLP.make_doc(text) for text in CONTEXTS]
     pairs = Pairs(docs, [QUESTIONS] * len(docs), doc_first)
-    sequences = make_pair_sequences(pairs, wordpieces, window=2000, stride=1900)
-    assert (sequences.windows == 1).all()
-    found = np.split(np.stack([sequences.ids, sequences.type_ids]), np.cumsum(sequences.lengths), 1)
+    batch = pack_pairs(pairs, wordpieces, window=2000, stride=1900)
+    assert (batch.num_windows == 1).all()
+    found = np.split(np.stack([batch.input_ids, batch.token_type_ids]), np.cumsum(batch.seqlens), 1)
     rows = [(doc.text, text) for doc in docs for text in QUESTIONS]
     for (context, text), ids in zip(rows, found[:-1], strict=True):
         # In a list, for an empty text alone is no text at all to it.
@@ -54,13 +54,15 @@ def test_windows_of_pairs_are_hugging_faces(family, doc_first, window, stride):
     theirs, wordpieces = tokenizers_of(FAMILIES[family])
     docs = [NLP.make_doc(text) for text in (" ".join(TEXTS * 2), TEXTS[0])]
     pairs = Pairs(docs, [QUESTIONS] * len(docs), doc_first)
-    sequences = make_pair_sequences(pairs, wordpieces, window=window, stride=stride)
-    ends = np.cumsum(sequences.lengths)
-    rows = np.stack([sequences.ids, sequences.type_ids, sequences.starts, sequences.ends])
+    batch = pack_pairs(pairs, wordpieces, window=window, stride=stride)
+    ends = np.cumsum(batch.seqlens)
+    rows = np.stack(
+        [batch.input_ids, batch.token_type_ids, batch.offsets.starts, batch.offsets.ends]
+    )
     found = iter(np.split(rows, ends[:-1], 1))
     n_special = theirs.num_special_tokens_to_add(pair=True)
     asked = [(doc.text, text) for doc in docs for text in QUESTIONS]
-    for (context, text), n_windows in zip(asked, sequences.windows.tolist(), strict=True):
+    for (context, text), n_windows in zip(asked, batch.num_windows.tolist(), strict=True):
         room = window - n_special - len(theirs(text, add_special_tokens=False)["input_ids"])
         expected = theirs(
             *((context, text) if doc_first else (text, context)),
@@ -88,6 +90,6 @@ def test_windows_of_pairs_are_hugging_faces(family, doc_first, window, stride):
         every = theirs(context, add_special_tokens=False, return_offsets_mapping=True)
         assert covered == {trimmed(context, *offset) for offset in every["offset_mapping"]}
     assert next(found, None) is None
-    assert sequences.windows[: len(QUESTIONS)].min() > 1
+    assert batch.num_windows[: len(QUESTIONS)].min() > 1
     n_pieces = wordpieces([doc.text for doc in docs]).lengths
-    assert sums_of_best(sequences) == np.repeat(n_pieces, len(QUESTIONS)).tolist()
+    assert sums_of_best(batch) == np.repeat(n_pieces, len(QUESTIONS)).tolist()

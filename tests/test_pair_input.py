@@ -13,7 +13,7 @@ from pair_stream import (
     through_docbin,
 )
 
-from spacy_bert_heads.encoder import component
+from spacy_bert_heads.encoder import listener
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_a_text_that_is_too_long_loses_itself_alone(keep_handler, expected):
 def count_calls(monkeypatch) -> list[int]:
     """The characters of each call of the encoder."""
     calls = []
-    lay_out = component.lay_out
+    pack = listener.pack
 
     def count(model, pairs):
         calls.append(sum(len(d.text) * len(t) for d, t in zip(pairs.docs, pairs.texts)))  # noqa: B905
-        return lay_out(model, pairs)
+        return pack(model, pairs)
 
-    monkeypatch.setattr(component, "lay_out", count)
+    monkeypatch.setattr(listener, "pack", count)
     return calls
 
 

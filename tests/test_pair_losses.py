@@ -15,7 +15,8 @@ from spacy.training import Example
 from torch.nn import functional as F
 
 from spacy_bert_heads.heads.outputs import SpanLogits
-from spacy_bert_heads.sequences import make_pair_sequences, set_targets
+from spacy_bert_heads.heads.qa_windows import find_targets
+from spacy_bert_heads.text.packing import pack_pairs
 
 
 def qa_loss(x, rows, window: int, stride: int):
@@ -54,11 +55,12 @@ QA_ROWS = [
 
 def scores_of(rows, *, window: int, stride: int, seed: int = 0) -> tuple[list[Example], SpanLogits]:
     pairs = pairs_of(*((text, list(questions)) for text, questions in rows))
-    sequences = make_pair_sequences(pairs, letters(), window=window, stride=stride)
-    logits = np.random.default_rng(seed).normal(size=(len(sequences.ids), 2)) * 3
+    batch = pack_pairs(pairs, letters(), window=window, stride=stride)
+    logits = np.random.default_rng(seed).normal(size=(len(batch.input_ids), 2)) * 3
     examples = [make_example(NLP, text, {"questions": qs}) for text, qs in rows]
-    sequences = set_targets(sequences, make_head("qa").gold_answers(examples))
-    return examples, SpanLogits(torch.from_numpy(logits.astype(np.float32)), sequences)
+    answers = [place for _, questions in rows for place in questions.values()]
+    targets = find_targets(batch, np.asarray(answers, dtype=np.int64).reshape(-1, 2))
+    return examples, SpanLogits(torch.from_numpy(logits.astype(np.float32)), batch, targets)
 
 
 @pytest.mark.parametrize("window, stride", [(40, 30), (10, 6), (10, 8), (14, 4)])
@@ -106,7 +108,7 @@ def test_qa_loss_by_hand():
     examples, scores = scores_of([("a b", {"x": (2, 3)})], window=12, stride=6)
     logits = np.zeros((6, 2), dtype="f")
     loss, gradient = get_loss(
-        make_head("qa"), examples, SpanLogits(torch.from_numpy(logits), scores.sequences)
+        make_head("qa"), examples, scores._replace(logits=torch.from_numpy(logits))
     )
     assert loss == pytest.approx(np.log(3))
     sixth = 1 / 6
@@ -122,7 +124,7 @@ def test_qa_loss_survives_large_logits():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loss, gradient = get_loss(
-            make_head("qa"), examples, SpanLogits(torch.from_numpy(logits), scores.sequences)
+            make_head("qa"), examples, scores._replace(logits=torch.from_numpy(logits))
         )
     assert loss == 10_000
     assert gradient.tolist() == [[0, 0]] * 3 + [[0.5, 0.5], [-0.5, -0.5], [0, 0]]

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from arrays import ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from letter_pairs import (
@@ -20,22 +21,22 @@ from letter_pairs import (
 from letters import CLS, LETTERS, SEP, letters, lists
 from tokenizers import Tokenizer
 
-from spacy_bert_heads.sequences import TextTooLong, make_pair_sequences
-from spacy_bert_heads.types import Pairs
+from spacy_bert_heads.text.packing import pack_pairs
+from spacy_bert_heads.text.pairs import Pairs, TextTooLong
 
 
 def spaced(values: list[int | None]) -> list[int]:
     return [BLANK if value is None else value for value in values]
 
 
-# --- sequences by hand
+# --- batch by hand
 
 
 def test_question_before_context():
-    sequences = sequences_of((TEN, ["yz"]), ("k lm", ["a", "x y"]), ("", ["c"]))
+    batch = sequences_of((TEN, ["yz"]), ("k lm", ["a", "x y"]), ("", ["c"]))
     # Beside "yz" there is room for 5 pieces. A Doc's own windows overlap by 10 - 2 - 6 = 2.
     yz = [CLS, *pieces("yz"), SEP]
-    assert sequences.ids.tolist() == [
+    assert batch.input_ids.tolist() == [
         *(*yz, *pieces("a b c d e"), SEP),  # 0
         *(*yz, *pieces("d e f g h"), SEP),  # 10
         *(*yz, *pieces("g h i j"), SEP),  # 20
@@ -43,10 +44,10 @@ def test_question_before_context():
         *(CLS, *pieces("x y"), SEP, *pieces("k lm"), SEP),  # 36
         *(CLS, *pieces("c"), SEP, SEP),  # 44
     ]
-    assert sequences.lengths.tolist() == [10, 10, 9, 7, 8, 4]
-    assert sequences.windows.tolist() == [3, 1, 1, 1]
+    assert batch.seqlens.tolist() == [10, 10, 9, 7, 8, 4]
+    assert batch.num_windows.tolist() == [3, 1, 1, 1]
     question, context = [0], [1]
-    assert sequences.type_ids.tolist() == [
+    assert batch.token_type_ids.tolist() == [
         *(question * 4 + context * 6) * 2,
         *question * 4 + context * 5,
         *question * 3 + context * 4,
@@ -54,7 +55,7 @@ def test_question_before_context():
         *question * 3 + context,
     ]
     around = [None] * 4
-    assert sequences.starts.tolist() == spaced(
+    assert batch.offsets.starts.tolist() == spaced(
         [
             *(*around, 0, 2, 4, 6, 8, None),
             *(*around, 6, 8, 10, 12, 14, None),
@@ -64,8 +65,8 @@ def test_question_before_context():
             *around,
         ]
     )
-    ends = np.where(sequences.starts < 0, BLANK, sequences.starts + 1)
-    assert sequences.ends.tolist() == ends.tolist()
+    ends = np.where(batch.offsets.starts < 0, BLANK, batch.offsets.starts + 1)
+    assert batch.offsets.ends.tolist() == ends.tolist()
     # context    0 1 2 1 0
     # pieces     a b c d e
     # context          0 1 2 1 0
@@ -73,15 +74,15 @@ def test_question_before_context():
     # context                0 1 1 0
     # pieces                 g h i j
     best = [5 + i for i in range(-1, 3)] + [15, 16, 17] + [25, 26, 27] + [32, 33, 34, 40, 41, 42]
-    assert np.flatnonzero(sequences.best).tolist() == best
+    assert np.flatnonzero(batch.offsets.is_best).tolist() == best
 
 
 def test_premise_before_hypothesis():
-    sequences = sequences_of(
+    batch = sequences_of(
         (TEN, ["yz"]), ("k lm", ["a", "x y"]), ("", ["c"]), doc_first=True, stride=7
     )
     yz = [SEP, *pieces("yz"), SEP]
-    assert sequences.ids.tolist() == [
+    assert batch.input_ids.tolist() == [
         *(CLS, *pieces("a b c d e"), *yz),  # 0
         *(CLS, *pieces("e f g h i"), *yz),  # 10: an overlap of 10 - 2 - 7 = 1
         *(CLS, *pieces("i j"), *yz),  # 20
@@ -89,10 +90,10 @@ def test_premise_before_hypothesis():
         *(CLS, *pieces("k lm"), SEP, *pieces("x y"), SEP),  # 34
         *(CLS, SEP, *pieces("c"), SEP),  # 42
     ]
-    assert sequences.lengths.tolist() == [10, 10, 7, 7, 8, 4]
-    assert sequences.windows.tolist() == [3, 1, 1, 1]
+    assert batch.seqlens.tolist() == [10, 10, 7, 7, 8, 4]
+    assert batch.num_windows.tolist() == [3, 1, 1, 1]
     premise, hypothesis = [0], [1]
-    assert sequences.type_ids.tolist() == [
+    assert batch.token_type_ids.tolist() == [
         *(premise * 7 + hypothesis * 3) * 2,
         *premise * 4 + hypothesis * 3,
         *premise * 5 + hypothesis * 2,
@@ -100,7 +101,7 @@ def test_premise_before_hypothesis():
         *premise * 2 + hypothesis * 2,
     ]
     behind = [None] * 4
-    assert sequences.starts.tolist() == spaced(
+    assert batch.offsets.starts.tolist() == spaced(
         [
             *(None, 0, 2, 4, 6, 8, *behind),
             *(None, 8, 10, 12, 14, 16, *behind),
@@ -112,34 +113,33 @@ def test_premise_before_hypothesis():
     )
     # e and i stand at the edge of two windows: the first has them.
     best = [1, 2, 3, 4, 5, 12, 13, 14, 15, 22, 28, 29, 30, 35, 36, 37]
-    assert np.flatnonzero(sequences.best).tolist() == best
+    assert np.flatnonzero(batch.offsets.is_best).tolist() == best
 
 
 def test_each_question_of_a_doc_has_windows_of_its_own():
-    sequences = sequences_of((TEN, ["z", "vwxyz"]), window=12, stride=4)
+    batch = sequences_of((TEN, ["z", "vwxyz"]), window=12, stride=4)
     # Room for 8 and for 4 pieces. The Docs' windows overlap by 6; these by half their room.
-    assert sequences.windows.tolist() == [2, 4]
-    windows = np.split(sequences.ids, np.cumsum(sequences.lengths)[:-1])
+    assert batch.num_windows.tolist() == [2, 4]
+    windows = np.split(batch.input_ids, np.cumsum(batch.seqlens)[:-1])
     parts = ["a b c d e f g h", "e f g h i j", "a b c d", "c d e f", "e f g h", "g h i j"]
     texts = ["z"] * 2 + ["vwxyz"] * 4
     for found, part, text in zip(windows, parts, texts, strict=True):
         assert found.tolist() == [CLS, *pieces(text), SEP, *pieces(part), SEP]
-    assert sums_of_best(sequences) == [10, 10]
+    assert sums_of_best(batch) == [10, 10]
 
 
 def test_no_pairs():
-    sequences = sequences_of()
-    values = {name: len(value) for name, value in vars(sequences).items() if name != "targets"}
-    assert set(values.values()) == {0}
-    assert len(values) == 7
+    batch = sequences_of()
+    assert all(not values for name, values in lists(batch).items() if name != "cu_seqlens")
+    assert batch.cu_seqlens.tolist() == [0]
 
 
 @pytest.mark.parametrize("doc_first", [False, True])
 @pytest.mark.parametrize("window, text", [(10, "vwxyz"), (11, "vwxyz"), (12, "uvwxyz")])
 def test_a_second_text_may_fill_half_a_window(doc_first, window, text):
-    sequences = sequences_of((TEN, [text]), window=window, stride=3, doc_first=doc_first)
-    assert sums_of_best(sequences) == [10]
-    assert sequences.lengths.max() == window
+    batch = sequences_of((TEN, [text]), window=window, stride=3, doc_first=doc_first)
+    assert sums_of_best(batch) == [10]
+    assert batch.seqlens.max() == window
     longer = text + "a"
     with pytest.raises(TextTooLong, match=f"{len(text)} wordpieces.*'{longer}'") as caught:
         sequences_of((TEN, [longer, "a"]), ("a", ["b", longer * 2]), window=window, stride=3)
@@ -174,26 +174,26 @@ def test_a_doc_is_tokenized_once_for_all_its_texts():
     counting = wordpieces.tokenizer = Counting(letters().tokenizer)
     questions = [[f"a{letter}" for letter in LETTERS], ["a", "b"], ["c"]]
     pairs = pairs_of(*zip([TEN, "k lm", ""], questions, strict=True))
-    sequences = make_pair_sequences(pairs, wordpieces, window=10, stride=6)
-    assert sequences.windows.tolist() == [3] * 26 + [1] * 3
+    batch = pack_pairs(pairs, wordpieces, window=10, stride=6)
+    assert batch.num_windows.tolist() == [3] * 26 + [1] * 3
     assert sorted(counting.seen) == sorted([TEN, "k lm", "", *sum(questions, [])])
 
 
-# --- sequences by brute force
+# --- batch by brute force
 
 
 def brute_force(rows, window: int, stride: int, doc_first: bool) -> dict[str, list[int]]:
-    """The sequences, pair by pair, window by window and slot by slot."""
-    columns = ("ids", "type_ids", "lengths", "windows", "starts", "ends", "best")
+    """The batch, pair by pair, window by window and slot by slot."""
+    columns = ("input_ids", "token_type_ids", "seqlens", "num_windows", "starts", "ends", "is_best")
     made: dict[str, list] = {name: [] for name in columns}
 
     def add(slots: list[tuple[int, int, int]], kind: int) -> None:
         for piece, start, end in slots:
-            made["ids"].append(piece)
-            made["type_ids"].append(kind)
+            made["input_ids"].append(piece)
+            made["token_type_ids"].append(kind)
             made["starts"].append(start)
             made["ends"].append(end)
-            made["best"].append(False)
+            made["is_best"].append(False)
 
     def special(piece: int) -> list[tuple[int, int, int]]:
         return [(piece, BLANK, BLANK)]
@@ -209,21 +209,21 @@ def brute_force(rows, window: int, stride: int, doc_first: bool) -> dict[str, li
             start, n_windows = 0, 0
             while True:
                 part = slots[start : start + room]
-                began = len(made["ids"])
+                began = len(made["input_ids"])
                 first, second = (part, asked) if doc_first else (asked, part)
                 add(special(CLS) + first + special(SEP), 0)
                 add(second + special(SEP), 1)
                 at = began + 1 + (0 if doc_first else len(asked) + 1)
                 for i in range(len(part)):
                     candidates[start + i].append((min(i, len(part) - 1 - i), at + i))
-                made["lengths"].append(len(made["ids"]) - began)
+                made["seqlens"].append(len(made["input_ids"]) - began)
                 n_windows += 1
                 if start + len(part) >= len(slots):
                     break
                 start += step
-            made["windows"].append(n_windows)
+            made["num_windows"].append(n_windows)
             for one in candidates:  # max takes the first of equals
-                made["best"][max(one, key=lambda slot: slot[0])[1]] = True
+                made["is_best"][max(one, key=lambda slot: slot[0])[1]] = True
     return made
 
 
@@ -231,30 +231,32 @@ def brute_force(rows, window: int, stride: int, doc_first: bool) -> dict[str, li
 @given(case=cases(), doc_first=st.booleans())
 def test_pair_sequences_against_brute_force(case, doc_first):
     rows, window, stride = case
-    sequences = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
-    assert lists(sequences) == brute_force(rows, window, stride, doc_first)
-    assert (sequences.lengths <= window).all()
-    assert sequences.ids.dtype == sequences.type_ids.dtype == np.int64
+    batch = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
+    found = lists(batch)
+    assert found.pop("cu_seqlens") == np.cumsum([0, *found["seqlens"]]).tolist()
+    assert found == brute_force(rows, window, stride, doc_first)
+    assert (batch.seqlens <= window).all()
+    assert batch.input_ids.dtype == batch.token_type_ids.dtype == np.int64
 
 
 @settings(max_examples=100, deadline=None)
 @given(case=cases(), doc_first=st.booleans(), data=st.data())
-def test_keep(case, doc_first, data):
+def test_take_windows(case, doc_first, data):
+    """Any windows, also in another order or more than once."""
     rows, window, stride = case
-    sequences = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
-    n = len(sequences.lengths)
-    chosen = np.asarray(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=bool)
-    kept = sequences.keep(chosen)
-    ends = np.cumsum(sequences.lengths)
-    for name in ("ids", "type_ids", "starts", "ends", "best"):
-        parts = np.split(getattr(sequences, name), ends[:-1]) if n else []
-        expected = [x for part, keep in zip(parts, chosen, strict=True) if keep for x in part]
-        assert getattr(kept, name).tolist() == expected
-    owners = np.repeat(np.arange(len(sequences.windows)), sequences.windows)[chosen]
-    assert kept.windows.tolist() == [
-        int((owners == i).sum()) for i in range(len(sequences.windows))
-    ]
-    assert kept.lengths.tolist() == sequences.lengths[chosen].tolist()
+    batch = sequences_of(*rows, window=window, stride=stride, doc_first=doc_first)
+    n = len(batch.seqlens)
+    chosen = data.draw(st.lists(st.integers(0, n - 1), max_size=9)) if n else []
+    taken, positions = batch.take_windows(ints(*chosen), ints(len(chosen)))
+    ends = np.cumsum(batch.seqlens)
+    before, after = lists(batch), lists(taken)
+    for name in ("input_ids", "token_type_ids", "starts", "ends", "is_best"):
+        parts = [part.tolist() for part in np.split(np.asarray(before[name]), ends[:-1])]
+        assert after[name] == [x for i in chosen for x in parts[i]]
+        assert after[name] == [before[name][i] for i in positions]
+    assert after["seqlens"] == [before["seqlens"][i] for i in chosen]
+    assert after["num_windows"] == [len(chosen)]
+    assert taken.tokens is None
 
 
 # --- parts of equal work
@@ -263,7 +265,7 @@ def test_keep(case, doc_first, data):
 def test_split_by_hand():
     pairs = pairs_of(("a b", ["xy", "z"]), ("c", []), ("abcdef", ["x"]), ("", ["y", "z"]))
     # sizes              5      4              -               7               1    1
-    assert pairs.sizes.tolist() == [2, 0, 1, 2]
+    assert pairs.num_pairs.tolist() == [2, 0, 1, 2]
 
     def split(max_chars: int) -> list[list[tuple[str, list[str]]]]:
         return [
@@ -315,4 +317,4 @@ def test_parts_hold_every_pair_once_within_the_budget(rows, max_chars, doc_first
         for one, following in zip(sizes, sizes[1:], strict=False)
     )
     assert all(len(set(map(id, part.docs))) == len(part.docs) for part in parts)
-    assert all(part.doc_first is doc_first and part.answers is None for part in parts)
+    assert all(part.doc_first is doc_first for part in parts)

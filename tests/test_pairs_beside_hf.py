@@ -6,9 +6,9 @@ import torch
 import transformers
 from checkpoints import FAMILIES, TEXTS
 from letter_pairs import greedy
-from pair_examples import ask, build, module_of
+from pair_examples import ask, build, module_of, predict_pairs
 
-from spacy_bert_heads.types import Pairs
+from spacy_bert_heads.text.pairs import Pairs
 
 QUESTIONS = ["Why did it burn?", "Who can't swim", "船"]
 CONTEXTS = [TEXTS[0], TEXTS[1], "A fire", ""]
@@ -41,7 +41,7 @@ def test_nli_logits_are_hugging_faces(folders, family):
     expected = torch.cat(expected)
     assert float(expected.std(dim=0).min()) > 0.01
     pairs = Pairs([nlp.make_doc(text) for text in CONTEXTS], [QUESTIONS] * 4, doc_first=True)
-    found = nlp.get_pipe("bert_nli").model.predict(pairs)
+    found = predict_pairs(nlp.get_pipe("bert_nli"), pairs)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
     docs = [ask(nlp, text, hypotheses=QUESTIONS) for text in CONTEXTS]
@@ -77,7 +77,7 @@ def test_nli_averages_the_logits_of_windows(folders):
                 logits.append(theirs(**{k: torch.tensor([v]) for k, v in inputs.items()}).logits)
         expected.append(torch.cat(logits).mean(0))
     pairs = Pairs([nlp.make_doc(context)], [QUESTIONS], doc_first=True)
-    found = nlp.get_pipe("bert_nli").model.predict(pairs)
+    found = predict_pairs(nlp.get_pipe("bert_nli"), pairs)
     np.testing.assert_allclose(found, torch.stack(expected), atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_qa_logits_are_hugging_faces(folders, family):
     expected = torch.cat(expected)
     assert float(expected.std(dim=0).min()) > 0.01
     pairs = Pairs([nlp.make_doc(text) for text in CONTEXTS], [QUESTIONS] * 4, doc_first=False)
-    found = nlp.get_pipe("bert_qa").model.predict(pairs)
+    found = predict_pairs(nlp.get_pipe("bert_qa"), pairs)
     np.testing.assert_allclose(found.logits, expected, atol=1e-5)
 
 

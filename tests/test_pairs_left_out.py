@@ -6,7 +6,7 @@ from checkpoints import note_sequences
 from pair_examples import DATA, ask, build, make_example, make_examples, train, weights_of
 from thinc.api import Adam
 
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.model import encoder_of
 from spacy_bert_heads.pairs import INPUTS
 
 
@@ -16,7 +16,7 @@ def count(folders):
 
     def make(*heads: str, **settings):
         nlp = build(folders("bert"), *heads, **settings)
-        calls = note_sequences(bert_of(nlp.get_pipe("bert_encoder").model))
+        calls = note_sequences(encoder_of(nlp.get_pipe("bert_encoder").model))
         return nlp, calls
 
     return make

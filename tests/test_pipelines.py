@@ -13,7 +13,7 @@ from spacy.training import Example
 from spacy.util import load_model_from_config
 from thinc.api import Adam, Config
 
-from spacy_bert_heads.encoder.loading import Bert
+from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.model import shim_of
 
 NO_ENCODER = (
@@ -46,7 +46,7 @@ def changed(before: dict, after: dict) -> bool:
 
 def n_encoders() -> int:
     gc.collect()
-    return sum(type(item) is Bert for item in gc.get_objects())
+    return sum(type(item) is Encoder for item in gc.get_objects())
 
 
 # --- taking the encoder out

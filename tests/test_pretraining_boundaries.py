@@ -10,7 +10,7 @@ from raw_text import BY_KIND
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spacy_bert_heads.pretraining.boundaries import begin_words, cut_pieces
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 
 @settings(deadline=None)
@@ -67,7 +67,7 @@ def test_a_space_alone_belongs_to_the_word_behind_it():
     vocab = [("<unk>", 0.0), ("▁", -1.0), ("b", -1.0), ("(", -1.0)]
     tokenizer = Tokenizer(models.Unigram(vocab, 0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    wordpieces = Wordpieces(tokenizer)
+    wordpieces = WordpieceTokenizer(tokenizer)
     text = "bb (b"
     pieces = wordpieces([text])
     assert [tokenizer.id_to_token(i) for i in pieces.ids] == ["▁", "b", "b", "▁", "(", "b"]
@@ -80,9 +80,9 @@ def test_texts_of_a_batch_do_not_touch():
 
 
 def test_words_of_a_real_wordpiece_vocabulary_are_those_of_its_marks(minilm, data):
-    from spacy_bert_heads.encoder.loading import load_wordpieces
+    from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
 
-    wordpieces = load_wordpieces(minilm)
+    wordpieces = load_wordpiece_tokenizer(minilm)
     lines = (data / "raw_covid_papers" / "papers.jsonl").read_text("utf8").splitlines()[:10]
     texts = [json.loads(line)["text"][:20_000] for line in lines]
     pieces = wordpieces(texts)

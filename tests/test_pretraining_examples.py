@@ -80,9 +80,9 @@ def test_packed_sequences_by_hand(kind):
         [cls, A, A + 1, sep, A + 2, sep],
         [cls, A + 3, A + 4, A + 5, A + 6, sep],
     ]
-    assert batch.sequences.type_ids.tolist() == [0] * 12
-    assert batch.sequences.lengths.tolist() == [6, 6]
-    assert batch.sequences.windows.tolist() == [1, 1]
+    assert batch.packed.token_type_ids.tolist() == [0] * 12
+    assert batch.packed.seqlens.tolist() == [6, 6]
+    assert batch.packed.num_windows.tolist() == [1, 1]
     assert batch.labels.tolist() == [-1, -1]
 
 
@@ -106,7 +106,7 @@ def test_packings_hold_every_piece_once(documents, max_length, held_out):
                 assert objective == "full-sentences" or len(rows) == 1
             if len(epoch.plan):
                 batch = batch_of(corpus, epoch.plan)
-                assert batch.sequences.lengths.max() <= max_length
+                assert batch.packed.seqlens.max() <= max_length
                 found = [i - A for ids in restored(batch) for i in ids if i >= A]
                 assert found == sides[-1]
         assert sorted(sides[0] + sides[1]) == list(range(len(corpus.pieces)))
@@ -235,12 +235,12 @@ def test_an_example_is_the_same_in_any_batch(data, objective):
     options = {"masking": Masking(rate=0.4, max_ngram=2), "seed": 5, "epoch": 6}
     batch = batch_of(corpus, plan, *numbers, **options)
     alone = [batch_of(corpus, plan, number, **options) for number in numbers]
-    lengths = [len(one.sequences.ids) for one in alone]
+    lengths = [len(one.packed.input_ids) for one in alone]
     starts = np.cumsum(lengths) - lengths
-    sequences = [one.sequences for one in alone]
-    for name in ("ids", "type_ids", "lengths", "windows"):
-        joined = np.concatenate([getattr(one, name) for one in sequences])
-        assert getattr(batch.sequences, name).tolist() == joined.tolist()
+    packed = [one.packed for one in alone]
+    for name in ("input_ids", "token_type_ids", "seqlens", "num_windows"):
+        joined = np.concatenate([getattr(one, name) for one in packed])
+        assert getattr(batch.packed, name).tolist() == joined.tolist()
     masked = [one.masked + start for one, start in zip(alone, starts, strict=True)]
     assert batch.masked.tolist() == np.concatenate(masked).tolist()
     assert batch.targets.tolist() == np.concatenate([one.targets for one in alone]).tolist()
@@ -251,7 +251,8 @@ def test_no_examples():
     corpus = corpus_of([])
     plan = Epoch(corpus, "sop", 10).plan
     batch = batch_of(corpus, plan)
-    assert [len(value) for value in vars(batch.sequences).values()] == [0] * 4
+    assert batch.packed.cu_seqlens.tolist() == [0]
+    assert not len(batch.packed.input_ids) and not len(batch.packed.num_windows)
     assert [len(batch.masked), len(batch.targets), len(batch.labels)] == [0] * 3
 
 
@@ -267,5 +268,5 @@ def test_a_batch_is_quick():
         start = time.process_time()
         batch = batch_of(corpus, plan, *range(256))
         times.append(time.process_time() - start)
-    assert len(batch.sequences.ids) > 256 * 64
+    assert len(batch.packed.input_ids) > 256 * 64
     assert min(times) < 0.1  # it takes 10 ms on a machine at rest

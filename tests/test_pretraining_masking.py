@@ -43,7 +43,7 @@ def test_chances_of_masks():
         batch = batch_of(corpus, plan, masking=Masking(mask=mask, random=random))
         n = len(batch.masked)
         assert n == 12_000
-        ids = batch.sequences.ids[batch.masked]
+        ids = batch.packed.input_ids[batch.masked]
         assert within((ids == MASK).mean(), mask, n)
         assert within((ids == A).mean(), 1 - mask - random, n) or abs(mask + random - 1) < 1e-9
         others = ids[(ids != MASK) & (ids != A)]
@@ -57,7 +57,7 @@ def test_chances_of_masks():
 
 def test_random_pieces_are_uniform_over_the_vocabulary():
     corpus, plan = many(1000)
-    small = Vocabulary(vocabulary().wordpieces, MASK, 25, ints(0, 1, 2, 3, 4, 24))
+    small = Vocabulary(vocabulary().tokenizer, MASK, 25, ints(0, 1, 2, 3, 4, 24))
     batch = make_batch(
         corpus,
         plan,
@@ -68,7 +68,7 @@ def test_random_pieces_are_uniform_over_the_vocabulary():
         epoch=0,
     )
     n = len(batch.masked)
-    shares = np.bincount(batch.sequences.ids[batch.masked], minlength=25) / n
+    shares = np.bincount(batch.packed.input_ids[batch.masked], minlength=25) / n
     assert shares[[0, 1, 2, 3, 4, 24]].tolist() == [0] * 6
     assert all(within(share, 1 / 19, n) for share in shares[5:24])
 
@@ -133,14 +133,14 @@ def test_masks(documents, rate, max_ngram, objective, seed):
         batch = batch_of(corpus, epoch.plan, masking=masking, seed=seed)
         # What was there can be put back, and nothing else was changed.
         originals = [i for ids in restored(batch) for i in ids]
-        changed = np.flatnonzero(batch.sequences.ids != originals)
+        changed = np.flatnonzero(batch.packed.input_ids != originals)
         assert set(changed.tolist()) <= set(batch.masked.tolist())
         assert sorted(i - A for i in originals if i >= A) == sorted(
             i for rows in epoch.examples for first, n in rows for i in range(first, first + n)
         )
         assert (batch.targets >= A).all()  # never a special token
         assert (np.diff(batch.masked) > 0).all()
-        starts = np.cumsum(batch.sequences.lengths) - batch.sequences.lengths
+        starts = np.cumsum(batch.packed.seqlens) - batch.packed.seqlens
         example = np.searchsorted(starts, batch.masked, side="right") - 1
         for i, rows in enumerate(epoch.examples):
             masked = set((batch.targets[example == i] - A).tolist())
@@ -166,7 +166,7 @@ def test_masks_are_fresh_in_each_epoch():
     options = [{"seed": 0, "epoch": 0}, {"seed": 0, "epoch": 1}, {"seed": 1, "epoch": 0}]
     batches = [batch_of(corpus, plan, **one) for one in options]
     again = batch_of(corpus, plan, **options[0])
-    assert again.sequences.ids.tolist() == batches[0].sequences.ids.tolist()
+    assert again.packed.input_ids.tolist() == batches[0].packed.input_ids.tolist()
     assert again.masked.tolist() == batches[0].masked.tolist()
     n = len(batches[0].masked)
     for i, one in enumerate(batches):

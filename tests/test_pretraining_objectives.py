@@ -10,7 +10,7 @@ from checkpoints import make_checkpoint
 from pretraining_runs import make_settings
 from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
 
-from spacy_bert_heads.encoder.rows import Row
+from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.pretraining.data import Data
 from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
@@ -48,7 +48,9 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     pretrainer = load_pretrainer(name, sentence_objective=objective)
     assert "masked-piece head" in pretrainer.new_heads
     pretrainer.model.save_pretrained(tmp_path / "saved")
-    corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
+    corpus = prepare(
+        settings.paths.raw, tmp_path, wordpieces=pretrainer.encoder.checkpoint.tokenizer, workers=1
+    )
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
     batch = data.held_out_batches(0)[0]
     scales = (1 / len(batch.masked), 1 / max((batch.labels >= 0).sum(), 1))
@@ -61,16 +63,16 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     found = Totals(*sums.tolist())
 
     theirs = model_class.from_pretrained(tmp_path / "saved").eval()
-    sequences, targets = batch.sequences, np.full(len(batch.sequences.ids), -100)
+    packed, targets = batch.packed, np.full(len(batch.packed.input_ids), -100)
     targets[batch.masked] = batch.targets
     total = 0.0
     begin = 0
-    for i, length in enumerate(sequences.lengths.tolist()):
+    for i, length in enumerate(packed.seqlens.tolist()):
         part = slice(begin, begin + length)
         begin += length
-        inputs = {"input_ids": torch.from_numpy(sequences.ids[None, part])}
+        inputs = {"input_ids": torch.from_numpy(packed.input_ids[None, part])}
         if family in ("bert", "albert", "electra"):
-            inputs["token_type_ids"] = torch.from_numpy(sequences.type_ids[None, part])
+            inputs["token_type_ids"] = torch.from_numpy(packed.token_type_ids[None, part])
         output = theirs(**inputs)
         logits = getattr(output, "prediction_logits", getattr(output, "logits", None))
         gold = torch.from_numpy(targets[None, part])
@@ -97,13 +99,13 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
 @pytest.mark.parametrize(
     "family, objective", [("bert", "nsp"), ("albert", "sop"), ("bert", "full-sentences")]
 )
-def test_all_that_learns_takes_part_in_every_row(tmp_path, family, objective):
+def test_all_that_learns_takes_part_in_every_part(tmp_path, family, objective):
     name = make_checkpoint(tmp_path / family, family=family)
     pretrainer = load_pretrainer(name, sentence_objective=objective)
     ids, none = torch.full((14,), 5), torch.empty(0, dtype=torch.int64)
-    columns = torch.arange(7).repeat(2)
-    row = Row(ids, torch.zeros_like(ids), ids == 5, columns, [(2, 7)], [False])
-    mlm_loss, _, sentence_loss, _ = pretrainer(row, none, none, none, none)
+    positions = torch.arange(7).repeat(2)
+    layout = BucketedBatch(ids, torch.zeros_like(ids), ids == 5, positions, [(2, 7)], [False])
+    mlm_loss, _, sentence_loss, _ = pretrainer(layout, none, none, none, none)
     (mlm_loss + sentence_loss).backward()
     assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)
     for key, parameter in pretrainer.named_parameters():
@@ -114,7 +116,9 @@ def test_all_that_learns_takes_part_in_every_row(tmp_path, family, objective):
 
 def test_a_wrapped_step_exchanges_gradients_after_the_last_row(settings, encoder, tmp_path):
     pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
-    corpus = prepare(settings.paths.raw, tmp_path, wordpieces=pretrainer.bert.wordpieces, workers=1)
+    corpus = prepare(
+        settings.paths.raw, tmp_path, wordpieces=pretrainer.encoder.checkpoint.tokenizer, workers=1
+    )
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
     batch = data.held_out_batches(0)[0]
     calls = []

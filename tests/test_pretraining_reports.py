@@ -11,7 +11,7 @@ import spacy
 from checkpoints import make_checkpoint
 from pretraining_runs import write_config, write_raw
 
-from spacy_bert_heads.encoder.loading import load_wordpieces
+from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
 from spacy_bert_heads.pretraining.draws import Choice, uniform
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.masking import Vocabulary
@@ -64,7 +64,7 @@ def test_samples(tmp_path, checkpoint):
     texts = [f"Anna left Hull and the boat burned {'a' * i} in Skagen." for i in range(40)]
     raw = tmp_path / "raw.jsonl"
     raw.write_text("".join(json.dumps({"text": f"Too short. {t}"}) + "\n" for t in texts))
-    wordpieces = load_wordpieces(checkpoint)
+    wordpieces = load_wordpiece_tokenizer(checkpoint)
     corpus = prepare([raw], tmp_path / "cache", wordpieces=wordpieces, workers=1)
     tokenizer = wordpieces.tokenizer
     mask = tokenizer.token_to_id("[MASK]")

@@ -44,7 +44,7 @@ def test_a_run_reports_and_its_folders_load(whole):
         _, info = BertForPreTraining.from_pretrained(whole / name, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         AutoModelForMaskedLM.from_pretrained(whole / name)
-        assert load_checkpoint(str(whole / name)).encoder.pooler is not None
+        assert load_checkpoint(str(whole / name)).model.pooler is not None
 
 
 def test_a_run_learns(settings, tmp_path):

@@ -30,7 +30,7 @@ def test_sop_by_hand():
             first, second = second, first
         n = len(first) + 2
         assert restored(batch)[0] == [CLS, *first, SEP, *second, SEP]
-        assert batch.sequences.type_ids[:8].tolist() == [0] * n + [1] * (8 - n)
+        assert batch.packed.token_type_ids[:8].tolist() == [0] * n + [1] * (8 - n)
     assert len(seen) == 8
 
 
@@ -61,7 +61,7 @@ def test_pairs_of_a_tokenizer_without_types():
     first, second = range(A + a, A + a + n_a), range(A + b, A + b + n_b)
     batch = batch_of(corpus, epoch.plan, kind="bytes")
     assert restored(batch) == [[bos, *first, eos, eos, *second, eos]]
-    assert batch.sequences.type_ids.tolist() == [0] * 9
+    assert batch.packed.token_type_ids.tolist() == [0] * 9
 
 
 def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed: int, epoch: int):
@@ -149,11 +149,11 @@ def test_pairs_against_brute_force(documents, max_length, short, seed):
             assert (of[0] != of[1]) == (objective == "nsp" and label == 1)
         if found:
             batch = batch_of(corpus, epoch.plan)
-            assert batch.sequences.lengths.max() <= max_length
+            assert batch.packed.seqlens.max() <= max_length
             a_b = [[[A + i for i in part] for part in pair] for pair in found]
             assert restored(batch) == [[CLS, *a, SEP, *b, SEP] for a, b in a_b]
             types = [t for a, b in found for t in [0] * (len(a) + 2) + [1] * (len(b) + 1)]
-            assert batch.sequences.type_ids.tolist() == types
+            assert batch.packed.token_type_ids.tolist() == types
             assert batch.labels.tolist() == labels
 
 

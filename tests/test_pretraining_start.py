@@ -89,11 +89,13 @@ def test_a_new_encoder_is_a_whole_folder(raw, tmp_path, family):
     assert not pretrainer.made
     assert pretrainer.vocabulary().mask_id == 4
     assert pretrainer.vocabulary().size == pretrainer.model.config.vocab_size == 120
-    assert pretrainer.bert.max_window == 512
-    assert (load_checkpoint(name).encoder.pooler is None) == (family == "roberta")
+    assert pretrainer.encoder.checkpoint.max_window == 512
+    assert (load_checkpoint(name).model.pooler is None) == (family == "roberta")
     config = pretrainer.model.config
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 2, 3)
-    assert list(pretrainer.bert.wordpieces.pair.middle) == [3] * (2 if family == "roberta" else 1)
+    assert list(pretrainer.encoder.checkpoint.tokenizer.pair.middle) == [3] * (
+        2 if family == "roberta" else 1
+    )
 
     # Hugging Face's own way: padding, pairs and the longest text come out right.
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -107,7 +109,7 @@ def test_a_new_encoder_is_a_whole_folder(raw, tmp_path, family):
         long = tokenizer("boat " * 600, "fire", truncation="only_first", return_tensors="pt")
         assert model(**long).logits.shape == (1, 512, 120)
         # The same states in our hands.
-        bert = pretrainer.bert
+        bert = pretrainer.encoder
         ids = torch.tensor([tokenizer("The boat")["input_ids"]])
         states = bert(ids, torch.zeros_like(ids), torch.ones_like(ids))[0]
         torch.testing.assert_close(pretrainer.mlm_logits(states), alone, atol=1e-5, rtol=1e-4)
@@ -149,10 +151,10 @@ def test_a_tokenizer_of_another_family(raw, tmp_path, family, kind):
     name = make_start(settings, tmp_path / "start", say=quiet)
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
     assert not pretrainer.made
-    assert pretrainer.bert.max_window == 512
+    assert pretrainer.encoder.checkpoint.max_window == 512
     assert pretrainer.model.config.pad_token_id == tokenizer.pad_token_id
     assert pretrainer.vocabulary().mask_id == tokenizer.mask_token_id
-    pair = pretrainer.bert.wordpieces.pair
+    pair = pretrainer.encoder.checkpoint.tokenizer.pair
     assert (pair.first_type, pair.second_type) == (0, 1 if family == "bert" else 0)
     theirs = AutoTokenizer.from_pretrained(name)
     for text in TEXTS:

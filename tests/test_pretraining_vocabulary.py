@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import TEXTS, make_checkpoint
+from checkpoints import TEXTS, load_encoder, make_checkpoint
 from hypothesis import HealthCheck, given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ from new_encoders import (
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpieces
+from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpiece_tokenizer
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.sources import read_texts
 from spacy_bert_heads.pretraining.start import make_start
@@ -79,7 +79,7 @@ def test_a_vocabulary_as_by_hand(tmp_path, size):
     said: list[str] = []
     name = make_start(ask(raw, vocab_size=size), tmp_path / "start", say=said.append)
     expected = train_by_hand(texts, size)
-    assert load_wordpieces(name).tokenizer.get_vocab() == expected
+    assert load_wordpiece_tokenizer(name).tokenizer.get_vocab() == expected
     fewer = f"The raw text gives a vocabulary of {len(expected)} pieces, not of 400"
     assert any(fewer in line for line in said) == (size == 400)
     assert (len(expected) < size) == (size == 400)
@@ -88,7 +88,7 @@ def test_a_vocabulary_as_by_hand(tmp_path, size):
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_vocabulary_covers_its_text(raw, tmp_path, lowercase):
     settings = ask(raw, vocab_size=250, lowercase=lowercase)
-    wordpieces = load_wordpieces(make_start(settings, tmp_path / "start", say=quiet))
+    wordpieces = load_wordpiece_tokenizer(make_start(settings, tmp_path / "start", say=quiet))
     tokenizer = wordpieces.tokenizer
     assert (tokenizer.token_to_id("H") is None) == lowercase
     assert (tokenizer.token_to_id("##ö") is None) == lowercase
@@ -126,14 +126,14 @@ def listed(name: str) -> list[str]:
 
 def test_the_frequent_broken_words_are_added(before, wordy, tmp_path):
     said: list[str] = []
-    old = load_wordpieces(before).tokenizer.get_vocab()
+    old = load_wordpiece_tokenizer(before).tokenizer.get_vocab()
     for n, expected in (
         (2, ["harbourmaster", "boatyard"]),  # of the two with 7, the first in the alphabet
         (99, ["harbourmaster", "boatyard", "lightvessel", "boat"]),
     ):
         settings = ask(wordy, before, add_words=n)
         name = make_start(settings, tmp_path / str(n), say=said.append)
-        vocab = load_wordpieces(name).tokenizer.get_vocab()
+        vocab = load_wordpiece_tokenizer(name).tokenizer.get_vocab()
         assert vocab == old | {word: len(old) + i for i, word in enumerate(expected)}
         assert AutoTokenizer.from_pretrained(name).get_vocab() == vocab
         assert listed(name) == sorted(vocab, key=vocab.__getitem__)
@@ -190,7 +190,7 @@ def test_new_rows_are_means(wordy, tmp_path, family, tied):
     assert not pretrainer.made
     ids = inputs["input_ids"]
     with torch.no_grad():
-        states = pretrainer.bert(ids, torch.zeros_like(ids), torch.ones_like(ids))
+        states = pretrainer.encoder(ids, torch.zeros_like(ids), torch.ones_like(ids))
         torch.testing.assert_close(pretrainer.mlm_logits(states[0]), found[0])
 
 
@@ -203,9 +203,9 @@ def test_other_weights_are_the_old_ones(before, after):
 
 
 def test_old_texts_are_encoded_as_before(before, after):
-    old, new = load_checkpoint(before), load_checkpoint(after)
+    old, new = load_encoder(before), load_encoder(after)
     for text in TEXTS:
-        found, expected = new.wordpieces([text]), old.wordpieces([text])
+        found, expected = (one.checkpoint.tokenizer([text]) for one in (new, old))
         assert all(map(np.array_equal, vars(found).values(), vars(expected).values()))
         ids = torch.from_numpy(found.ids)[None]
         inputs = ids, torch.zeros_like(ids), torch.ones_like(ids)
@@ -214,7 +214,7 @@ def test_old_texts_are_encoded_as_before(before, after):
 
 
 def test_new_words_are_ordinary_pieces(after):
-    wordpieces = load_wordpieces(after)
+    wordpieces = load_wordpiece_tokenizer(after)
     text = "HARBOURMASTER's boatyard, boats"
     found = wordpieces([text])
     spans = [text[a:b] for a, b in zip(found.starts, found.ends, strict=True)]
@@ -264,7 +264,7 @@ def test_any_text(before, after, cached, text):
 
 @pytest.fixture(scope="module")
 def cached(before, after):
-    return load_wordpieces(before).tokenizer, load_wordpieces(after).tokenizer
+    return load_wordpiece_tokenizer(before).tokenizer, load_wordpiece_tokenizer(after).tokenizer
 
 
 def test_heads_that_the_checkpoint_lacks_are_still_lacking(checkpoint, wordy, tmp_path):
@@ -274,17 +274,17 @@ def test_heads_that_the_checkpoint_lacks_are_still_lacking(checkpoint, wordy, tm
     pretrainer = load_pretrainer(name, sentence_objective=None)
     assert pretrainer.new_heads == expected
     assert pretrainer.model.get_output_embeddings().weight.shape[0] == pretrainer.vocabulary().size
-    assert load_checkpoint(name).encoder.pooler is not None
+    assert load_checkpoint(name).model.pooler is not None
 
 
 def test_rows_beyond_the_tokenizer_are_taken_first(wordy, tmp_path):
     name = make_checkpoint(tmp_path / "wide", vocab_size=512)
-    n_old = load_wordpieces(name).tokenizer.get_vocab_size()
+    n_old = load_wordpiece_tokenizer(name).tokenizer.get_vocab_size()
     start = make_start(ask(wordy, name, add_words=2), tmp_path / "start", say=quiet)
     bert = load_checkpoint(start)
     assert bert.config.vocab_size == 512
-    assert bert.wordpieces.tokenizer.token_to_id("harbourmaster") == n_old
-    old, new = (load_checkpoint(x).encoder.get_input_embeddings().weight for x in (name, start))
+    assert bert.tokenizer.tokenizer.token_to_id("harbourmaster") == n_old
+    old, new = (load_checkpoint(x).model.get_input_embeddings().weight for x in (name, start))
     changed = (old != new).any(1).nonzero().flatten().tolist()
     assert changed == [n_old, n_old + 1]
 
@@ -295,8 +295,8 @@ def test_words_for_a_new_encoder(wordy, before, tmp_path):
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
     assert not pretrainer.made
     size = pretrainer.model.config.vocab_size
-    assert size == load_wordpieces(before).tokenizer.get_vocab_size() + 3
-    ids = pretrainer.bert.wordpieces(["Harbourmaster boatyard lightvessel"]).ids
+    assert size == load_wordpiece_tokenizer(before).tokenizer.get_vocab_size() + 3
+    ids = pretrainer.encoder.checkpoint.tokenizer(["Harbourmaster boatyard lightvessel"]).ids
     assert ids.tolist() == [size - 3, size - 2, size - 1]
 
 
@@ -304,7 +304,7 @@ def test_words_of_real_text(minilm, data, tmp_path):
     """A domain that the checkpoint doesn't know."""
     raw = str(data / "raw_covid_papers")
     name = make_start(ask(raw, minilm, add_words=300), tmp_path / "start", say=quiet)
-    old, new = load_wordpieces(minilm).tokenizer, load_wordpieces(name).tokenizer
+    old, new = load_wordpiece_tokenizer(minilm).tokenizer, load_wordpiece_tokenizer(name).tokenizer
     assert old.encode("coronavirus").tokens[1:-1] == ["corona", "##virus"]
     assert new.encode("coronavirus").tokens[1:-1] == ["coronavirus"]
     texts = list(read_texts([raw]))[:10]
@@ -313,6 +313,6 @@ def test_words_of_real_text(minilm, data, tmp_path):
     lines = listed(name)
     assert [new.token_to_id(line) for line in lines] == list(range(30_822))
     weights = load_file(Path(name) / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
-    rows = load_checkpoint(minilm).encoder.get_input_embeddings().weight
+    rows = load_checkpoint(minilm).model.get_input_embeddings().weight
     ids = [old.token_to_id(piece) for piece in ("corona", "##virus")]
     torch.testing.assert_close(weights[new.token_to_id("coronavirus")], rows[ids].mean(0))

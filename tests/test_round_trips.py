@@ -32,7 +32,7 @@ from three_heads import (
     train,
 )
 
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +188,9 @@ def test_the_encoders_folder_is_hugging_faces(trained, tmp_path):
     docs = [trained.make_doc(text) for text in TEXTS[:2]]
     encoded = trained.get_pipe("bert_encoder").predict(docs)
     start = 0
-    for doc, length in zip(docs, encoded.sequences.lengths.tolist(), strict=True):
+    for doc, length in zip(docs, encoded.batch.seqlens.tolist(), strict=True):
         inputs = tokenizer(doc.text, return_tensors="pt")
-        assert inputs["input_ids"][0].tolist() == encoded.sequences.ids[start:][:length].tolist()
+        assert inputs["input_ids"][0].tolist() == encoded.batch.input_ids[start:][:length].tolist()
         with torch.no_grad():
             states = model(**inputs).last_hidden_state[0]
         torch.testing.assert_close(encoded.states[start:][:length], states, atol=1e-5, rtol=1e-5)
@@ -209,7 +209,7 @@ def test_saved_bytes_are_safetensors(trained, tmp_path):
         files = srsly.msgpack_loads(data)
         assert {"config.json", "model.safetensors"} <= files.keys()
         module = shim_of(trained.get_pipe(name).model).module
-        state = getattr(module, "encoder", module).state_dict()
+        state = getattr(module, "model", module).state_dict()
         weights = load_safetensors(files["model.safetensors"])
         assert weights.keys() == state.keys()
         assert all(torch.equal(weights[key], state[key]) for key in state)
@@ -273,7 +273,7 @@ def test_a_head_with_its_own_copy_of_the_encoder(trained, expected, tmp_path):
 
 
 def n_frozen(model) -> int:
-    return sum(not parameter.requires_grad for parameter in bert_of(model).parameters())
+    return sum(not parameter.requires_grad for parameter in encoder_of(model).parameters())
 
 
 @pytest.fixture

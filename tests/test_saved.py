@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from joint import annotate, assert_same, make_docs
 
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.model import checkpoint_of
 from spacy_bert_heads.files import DIGESTS, replace_file
 
 OLD = Path(__file__).parent / "pipelines" / "v0.1"
@@ -149,8 +149,8 @@ def test_symbolic_links_are_replaced_not_followed(joint, tmp_path):
     before = {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
     (folder / "bert_encoder").mkdir(parents=True)
     (folder / "bert_encoder" / "model").symlink_to(cache / "bert_encoder" / "model")
-    changed = bert_of(nlp.get_pipe("bert_encoder").model)
-    next(changed.parameters()).data.add_(1.0)
+    changed = checkpoint_of(nlp.get_pipe("bert_encoder").model)
+    next(changed.model.parameters()).data.add_(1.0)
     nlp.to_disk(folder)
     assert {file: file.read_bytes() for file in before} == before
     assert not (folder / "bert_encoder" / "model").is_symlink()

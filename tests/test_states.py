@@ -1,48 +1,51 @@
 """Hidden states, packed and window by window, beside Hugging Face's."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from arrays import ints
-from checkpoints import FAMILIES, make_checkpoint, make_tokenizer
+from checkpoints import FAMILIES, load_encoder, make_checkpoint, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from letters import NLP, ZWSP, letters
 from spacy.tokens import Doc
 
-from spacy_bert_heads.encoder.loading import Bert, load_checkpoint
-from spacy_bert_heads.encoder.model import run, run_with_graph
-from spacy_bert_heads.encoder.rows import Row
-from spacy_bert_heads.sequences import make_sequences
-from spacy_bert_heads.types import DocSequences
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.encoder.buckets import BucketedBatch
+from spacy_bert_heads.encoder.encoder import Encoder
+from spacy_bert_heads.text.batch import PackedBatch, cumulate
+from spacy_bert_heads.text.packing import pack_docs
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 # --- states
 
 
-class Stub(torch.nn.Module):
+class Stub(Encoder):
     """Answers what it is asked: the states are id, type, position, length of the sequence."""
 
-    width = 4
-    wordpieces = Wordpieces(make_tokenizer("wordpiece").backend_tokenizer, pad_id=99)
+    def __init__(self, packs: bool = True) -> None:
+        torch.nn.Module.__init__(self)
+        self.model = torch.nn.Linear(4, 1, bias=False)
+        torch.nn.init.ones_(self.model.weight)
+        tokenizer = WordpieceTokenizer(make_tokenizer("wordpiece").backend_tokenizer, pad_id=99)
+        self.checkpoint = SimpleNamespace(hidden_size=4, num_layers=1, tokenizer=tokenizer)
+        self.interface = "function mode" if packs else ""
+        self.layouts: list[BucketedBatch] = []
 
-    def __init__(self, reads_rows: bool = True) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(4))
-        self.reads_rows = reads_rows
-        self.rows: list[Row] = []
-
-    def read_row(self, row, layers=None):
-        self.rows.append(row)
-        assert (row.ids[~row.mask] == 99).all() and (row.type_ids[~row.mask] == 0).all()
+    def run(self, layout, layers=None):
+        self.layouts.append(layout)
+        padding = ~layout.mask
+        assert (layout.input_ids[padding] == 99).all()
+        assert (layout.token_type_ids[padding] == 0).all()
         lengths = [
-            mask.sum(1, keepdim=True).expand_as(mask).flatten() for mask in row.split(row.mask)
+            mask.sum(1, keepdim=True).expand_as(mask).flatten()
+            for mask in layout.split(layout.mask)
         ]
-        states = [row.ids, row.type_ids, row.columns, torch.cat(lengths)]
-        return torch.stack(states, dim=1).float() * self.scale
+        states = [layout.input_ids, layout.token_type_ids, layout.position_ids, torch.cat(lengths)]
+        return torch.stack(states, dim=1).float() * self.model.weight
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,34 +53,34 @@ class Stub(torch.nn.Module):
     lengths=st.lists(st.one_of(st.integers(2, 9), st.integers(2, 400)), min_size=1, max_size=12),
     max_tokens=st.integers(1, 1000),
     keep_graph=st.booleans(),
-    reads_rows=st.booleans(),
+    packs=st.booleans(),
 )
-def test_states_are_packed_in_the_order_of_the_slots(lengths, max_tokens, keep_graph, reads_rows):
-    n_slots, none = sum(lengths), ints()
-    ids, types = np.arange(n_slots) + 100, np.arange(n_slots) % 2
-    sequences = DocSequences(ids, types, ints(*lengths), none, none, none, none)
-    stub = Stub(reads_rows)
-    states = (run_with_graph if keep_graph else run)(stub, sequences, max_tokens)
+def test_states_are_in_the_order_of_the_positions(lengths, max_tokens, keep_graph, packs):
+    n_positions = sum(lengths)
+    ids, types = np.arange(n_positions) + 100, np.arange(n_positions) % 2
+    batch = PackedBatch(ids, types, cumulate(ints(*lengths)), np.ones_like(lengths))
+    stub = Stub(packs)
+    states = stub.encode(batch, max_batch_tokens=max_tokens, train=keep_graph).states
     assert states.requires_grad == keep_graph
     positions = [i for length in lengths for i in range(length)]
     repeated = [length for length in lengths for _ in range(length)]
     expected = np.stack([ids, types, positions, repeated], axis=1)
     assert states.tolist() == expected.tolist()
     assert states.dtype == torch.float32
-    for row in stub.rows:
-        assert len(row.ids) <= max_tokens or [n for n, _ in row.shapes] == [1]
-        masks = row.split(row.mask)
-        assert row.is_padded == [not mask.all() for mask in masks]
+    for layout in stub.layouts:
+        assert len(layout.input_ids) <= max_tokens or [n for n, _ in layout.shapes] == [1]
+        masks = layout.split(layout.mask)
+        assert layout.is_padded == [not mask.all() for mask in masks]
     if keep_graph:
-        gradient = torch.arange(4.0 * n_slots).reshape(-1, 4)
+        gradient = torch.arange(4.0 * n_positions).reshape(-1, 4)
         states.backward(gradient)
         by_hand = (gradient.double() * torch.from_numpy(expected)).sum(0)
-        assert torch.allclose(stub.scale.grad.double(), by_hand, rtol=1e-5)
+        assert torch.allclose(stub.model.weight.grad[0].double(), by_hand, rtol=1e-5)
 
 
 def test_states_of_no_docs():
-    sequences = make_sequences([], letters(), window=8, stride=4)
-    assert run(Stub(), sequences, 100).shape == (0, 4)
+    batch = pack_docs([], letters(), window=8, stride=4)
+    assert Stub().encode(batch, max_batch_tokens=100).states.shape == (0, 4)
 
 
 WINDOW, STRIDE = 24, 15
@@ -98,16 +101,15 @@ def folder(request, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def bert(folder) -> Bert:
-    return load_checkpoint(folder).eval()
+def bert(folder) -> Encoder:
+    return load_encoder(folder)
 
 
-def states_of(bert: Bert, docs: list[Doc], budget: int) -> list[torch.Tensor]:
+def states_of(bert: Encoder, docs: list[Doc], budget: int) -> list[torch.Tensor]:
     """The states of each Doc."""
-    sequences = make_sequences(docs, bert.wordpieces, window=WINDOW, stride=STRIDE)
-    with torch.no_grad():
-        states = run(bert, sequences, budget)
-    sizes = np.split(sequences.lengths, np.cumsum(sequences.windows)[:-1])
+    batch = pack_docs(docs, bert.checkpoint.tokenizer, window=WINDOW, stride=STRIDE)
+    states = bert.encode(batch, max_batch_tokens=budget).states
+    sizes = np.split(batch.seqlens, np.cumsum(batch.num_windows)[:-1])
     return list(states.split([int(size.sum()) for size in sizes]))
 
 
@@ -147,10 +149,10 @@ def test_states_depend_neither_on_the_budget_nor_on_the_order(bert):
 
 def test_gradients_do_not_depend_on_the_budget(bert):
     docs = [NLP.make_doc(text) for text in TEXTS]
-    sequences = make_sequences(docs, bert.wordpieces, window=WINDOW, stride=STRIDE)
+    batch = pack_docs(docs, bert.checkpoint.tokenizer, window=WINDOW, stride=STRIDE)
     gradients = []
     for budget in (60, 4096):  # a batch over the budget is computed again in the backward pass
-        states = run_with_graph(bert, sequences, budget)
+        states = bert.encode(batch, max_batch_tokens=budget, train=True).states
         (states * torch.linspace(-1, 1, states.numel()).reshape(states.shape)).sum().backward()
         grads = {n: p.grad.clone() for n, p in bert.named_parameters() if p.grad is not None}
         gradients.append(grads)
@@ -166,20 +168,20 @@ def test_gradients_do_not_depend_on_the_budget(bert):
 
 def test_a_long_doc_is_quick():
     text = ("Skagen a fire broke out; " * 4000)[:100_000]
-    wordpieces = Wordpieces(make_tokenizer("wordpiece").backend_tokenizer)
+    tokenizer = WordpieceTokenizer(make_tokenizer("wordpiece").backend_tokenizer)
     doc = NLP.make_doc(text)
     start = time.process_time()
-    sequences = make_sequences([doc], wordpieces, window=128, stride=96)
-    sequences.take(ints(0, 0))
+    batch = pack_docs([doc], tokenizer, window=128, stride=96)
+    batch.take(ints(0, 0))
     assert time.process_time() - start < 5
-    n_pieces = len(wordpieces([text]).ids)
+    n_pieces = len(tokenizer([text]).ids)
     assert len(doc.text) == 100_000 and n_pieces > 20_000
     n_windows = 1 + -(-(n_pieces - 126) // 96)
-    assert sequences.windows.tolist() == [n_windows]
-    assert len(sequences.ids) == n_pieces + 30 * (n_windows - 1) + 2 * n_windows
-    assert (sequences.pieces > 0).all()
-    assert (np.diff(sequences.rows) > 0).all()
-    firsts = wordpieces([text]).ids[np.cumsum(sequences.pieces) - sequences.pieces]
-    with torch.no_grad():
-        states = run(Stub(), sequences, 4096)
-    assert states[sequences.first_rows(), 0].tolist() == firsts.tolist()
+    assert batch.num_windows.tolist() == [n_windows]
+    assert len(batch.input_ids) == n_pieces + 30 * (n_windows - 1) + 2 * n_windows
+    assert (batch.tokens.num_wordpieces > 0).all()
+    assert (np.diff(batch.tokens.positions) > 0).all()
+    counts = batch.tokens.num_wordpieces
+    firsts = tokenizer([text]).ids[np.cumsum(counts) - counts]
+    states = Stub().encode(batch, max_batch_tokens=4096).states
+    assert states[batch.tokens.first_positions(), 0].tolist() == firsts.tolist()

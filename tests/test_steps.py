@@ -16,7 +16,7 @@ from joint import build
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder import component, model
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import checkpoint_of, shim_of
 
 
 def with_two_heads(make_nlp, **settings):
@@ -24,7 +24,7 @@ def with_two_heads(make_nlp, **settings):
 
 
 def gradient_of(nlp) -> torch.Tensor:
-    parameters = bert_of(nlp.get_pipe("bert_encoder").model).encoder.parameters()
+    parameters = checkpoint_of(nlp.get_pipe("bert_encoder").model).model.parameters()
     return torch.cat(
         [p.grad.flatten() if p.grad is not None else p.flatten() * 0 for p in parameters]
     )
@@ -80,7 +80,7 @@ def test_equal_docs_share_what_was_read(make_nlp, monkeypatch):
     monkeypatch.setattr(component, "encode", lambda *args: pytest.fail("it was read already"))
     again = [nlp.make_doc("Hull"), nlp.make_doc("Anna left")]
     found = encoder.predict(again)
-    n = int(found.sequences.lengths[0])  # of the Doc that was the last one
+    n = int(found.batch.seqlens[0])  # of the Doc that was the last one
     torch.testing.assert_close(found.states, torch.cat([expected[-n:], expected[:-n]]))
 
 
@@ -318,7 +318,7 @@ def test_updates_of_an_encoder_are_counted(make_nlp, tmp_path):
     for _ in range(3):
         nlp.update(make_examples(nlp), sgd=Adam(1e-4, use_averages=False))
     nlp.to_disk(tmp_path)
-    origin = bert_of(spacy.load(tmp_path).get_pipe("bert_encoder").model).origin
+    origin = checkpoint_of(spacy.load(tmp_path).get_pipe("bert_encoder").model).origin
     assert (origin["id"], origin["updates"]) == (first, 3)
     encoder.initialize(lambda: [])
     assert encoder.id != first

@@ -63,7 +63,7 @@ def test_half_precision_on_request(tmp_path):
     to_hf(nlp, "bert_textcat", tmp_path / "half", precision="fp16")
     dtypes = {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()}
     assert dtypes == {torch.float16}
-    assert nlp.get_pipe("bert_encoder").model.shims[0].module.encoder.dtype == torch.float32
+    assert nlp.get_pipe("bert_encoder").model.shims[0].module.model.dtype == torch.float32
     again = from_hf(str(tmp_path / "half"))
     to_hf(again, "bert_textcat", tmp_path / "whole")  # is not rounded, whatever it came from
     dtypes = {t.dtype for t in load_file(tmp_path / "whole" / "model.safetensors").values()}
@@ -89,7 +89,7 @@ def test_heads_trained_here_are_hugging_faces(family, tmp_path, make_nlp):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     to_hf(nlp, "bert_encoder", tmp_path / "alone")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "alone").state_dict()
-    ours = shim_of(nlp.get_pipe("bert_encoder").model).module.encoder.state_dict()
+    ours = shim_of(nlp.get_pipe("bert_encoder").model).module.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 

@@ -14,7 +14,7 @@ from thinc.api import Adam, Optimizer
 
 from spacy_bert_heads.encoder import component
 from spacy_bert_heads.encoder.listener import build_tok2vec_listener
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.model import encoder_of
 
 LISTENER = {"@architectures": "spacy_bert_heads.Tok2VecListener.v1"}
 HEADS = [1, 2, 2, 2, 3, 4], [1, 2, 2, 2, 3]
@@ -79,7 +79,10 @@ def test_vectors_are_means_of_pieces(make_nlp):
     encoded = encoder.predict(docs)
     vectors = layer.predict(docs)
     assert [part.shape for part in vectors] == [(3, 32), (0, 32), (3, 32)]
-    pieces, rows = encoded.sequences.pieces.tolist(), encoded.sequences.rows.tolist()
+    pieces, rows = (
+        encoded.batch.tokens.num_wordpieces.tolist(),
+        encoded.batch.tokens.positions.tolist(),
+    )
     assert max(pieces) > 1
     assert min(pieces) == 0
     at = 0
@@ -103,13 +106,13 @@ def test_the_gradient_is_autograds(make_nlp):
     rng = np.random.default_rng(0)
     gradients = [rng.normal(size=part.shape).astype("f") for part in vectors]
     backprop(gradients)
-    bert = bert_of(encoder.model)
+    bert = encoder_of(encoder.model)
     found = {n: p.grad.clone() for n, p in bert.named_parameters() if p.grad is not None}
     bert.zero_grad()
 
     loss = 0.0
     for doc, gradient in zip(docs, gradients, strict=True):
-        ids = bert.wordpieces.tokenizer.encode(doc.text)
+        ids = bert.checkpoint.tokenizer.tokenizer.encode(doc.text)
         states = bert(*(torch.tensor([x]) for x in (ids.ids, ids.type_ids, ids.attention_mask)))[0]
         for token, row in zip(doc, gradient, strict=True):
             own = [
@@ -140,12 +143,12 @@ def annotations(doc: Doc) -> dict:
 def test_spacys_components_learn_on_our_encoder(factory, checkpoint, tmp_path):
     nlp = make_pipeline(checkpoint, factory)
     before = {
-        n: p.clone() for n, p in bert_of(nlp.get_pipe("bert_encoder").model).named_parameters()
+        n: p.clone() for n, p in encoder_of(nlp.get_pipe("bert_encoder").model).named_parameters()
     }
     optimizer = nlp.resume_training(sgd=make_optimizer(0.003))
     for _ in range(60):
         nlp.update(make_examples(nlp), sgd=optimizer)
-    after = dict(bert_of(nlp.get_pipe("bert_encoder").model).named_parameters())
+    after = dict(encoder_of(nlp.get_pipe("bert_encoder").model).named_parameters())
     assert any(not torch.equal(before[name], after[name]) for name in before)
     text, gold = TRAIN_DATA[0]
     doc = nlp(text)

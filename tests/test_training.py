@@ -7,7 +7,7 @@ from spacy.training.loop import subdivide_batch, train_while_improving
 from thinc.api import Adam
 from torch_loop import BATCHES, DATA, STEPS, TorchLoop, make_optimizer, parameters
 
-from spacy_bert_heads.encoder.model import bert_of, shim_of
+from spacy_bert_heads.encoder.model import encoder_of, shim_of
 
 
 def batches(nlp):
@@ -124,7 +124,7 @@ def test_frozen_encoder_keeps_no_graph_and_heads_learn(trained):
         optimizer.step_schedules()
     assert len(seen) == 7  # of 2 heads and 4 batches; the last batch has no categories
     assert not any(encoded.states.requires_grad for encoded, _ in seen)
-    assert all(p.grad is None for p in bert_of(encoder.model).parameters())
+    assert all(p.grad is None for p in encoder_of(encoder.model).parameters())
     for name, value in parameters(nlp).items():
         assert torch.equal(value, start[name]) == name.startswith("bert_encoder"), name
 
@@ -132,7 +132,7 @@ def test_frozen_encoder_keeps_no_graph_and_heads_learn(trained):
 @pytest.mark.parametrize("n_frozen", [0, 1, 2])
 def test_lowest_layers_frozen(make_nlp, n_frozen):
     nlp = make_nlp("ner", frozen_layers=n_frozen)
-    module = bert_of(nlp.get_pipe("bert_encoder").model)
+    module = encoder_of(nlp.get_pipe("bert_encoder").model)
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer = Adam(1e-3, use_averages=False)
     with pytest.warns(UserWarning, match="learning rate"):
@@ -148,8 +148,10 @@ def test_layer_decay(make_nlp):
     nlp = make_nlp("ner", layer_decay=0.5)
     nlp.update(make_examples(nlp), sgd=Adam(1e-4, L2=0.01, use_averages=False))
     shim = shim_of(nlp.get_pipe("bert_encoder").model)
-    scale = {id(p): g["rate"] for g in shim._adam.param_groups for p in g["params"]}
-    decays = {id(p): g["weight_decay"] for g in shim._adam.param_groups for p in g["params"]}
+    scale = {id(p): g["rate"] for g in shim.optimization._adam.param_groups for p in g["params"]}
+    decays = {
+        id(p): g["weight_decay"] for g in shim.optimization._adam.param_groups for p in g["params"]
+    }
     for name, p in shim.module.named_parameters():
         expected = 1.0 if "layer.1." in name or "pooler" in name else 0.5
         assert scale[id(p)] == (0.25 if "embeddings" in name else expected), name
@@ -166,7 +168,7 @@ def test_other_optimizers_take_thincs_path(make_nlp, factor):
     head = shim_of(nlp.get_pipe("bert_textcat").model).module
     before = head.classifier.weight.detach().clone()
     states = nlp.get_pipe("bert_encoder").predict([eg.predicted for eg in make_examples(nlp)])
-    logits = head(states.states, states.sequences)
+    logits = head(states.states, states.batch)
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0]))  # labels: fire, voyage
     (gradient,) = torch.autograd.grad(loss, head.classifier.weight)
     nlp.update(make_examples(nlp), sgd=SGD(1e-4, grad_clip=0.0, use_averages=False))
@@ -182,10 +184,12 @@ def test_fp16_scaling_under_accumulation(make_nlp):
         nlp.initialize(lambda nlp=nlp: make_examples(nlp, DATA))
         encoder = nlp.get_pipe("bert_encoder")
         if precision == "fp16":  # a scale at which nothing overflows, so that a step is taken
-            shim_of(encoder.model)._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            shim_of(encoder.model).optimization._scaler = torch.amp.GradScaler(
+                "cpu", init_scale=1024.0
+            )
         for part in range(4):
             nlp.update(make_examples(nlp, DATA[2 * part : 2 * part + 2]), sgd=False)
-        module = bert_of(encoder.model)
+        module = encoder_of(encoder.model)
         start = torch.cat([p.detach().flatten().clone() for p in module.parameters()])
         gradients[precision] = torch.cat(
             [p.grad.flatten() for p in module.parameters() if p.grad is not None]
@@ -193,7 +197,7 @@ def test_fp16_scaling_under_accumulation(make_nlp):
         # Adam's first step is the sign of the gradient, so an epsilon that lets its size through.
         encoder.finish_update(Adam(1e-4, eps=1.0, grad_clip=0.0, use_averages=False))
         moved[precision] = torch.cat([p.detach().flatten() for p in module.parameters()]) - start
-    scale = shim_of(encoder.model)._scaler.get_scale()
+    scale = shim_of(encoder.model).optimization._scaler.get_scale()
     assert scale == 1024
     for exact, half in (
         (gradients["fp32"], gradients["fp16"] / scale),
@@ -211,7 +215,7 @@ def test_fp16_overflow_skips_the_step(make_nlp):
     start = [p.detach().clone() for p in shim.module.parameters()]
     nlp.get_pipe("bert_encoder").finish_update(optimizer)
     assert all(torch.equal(a, b) for a, b in zip(start, shim.module.parameters(), strict=True))
-    assert shim._scaler.get_scale() == 32768
+    assert shim.optimization._scaler.get_scale() == 32768
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

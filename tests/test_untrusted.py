@@ -13,8 +13,8 @@ from damage import edit
 
 import spacy_bert_heads
 from spacy_bert_heads.encoder import untrusted
-from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpieces
-from spacy_bert_heads.encoder.model import bert_of
+from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpiece_tokenizer
+from spacy_bert_heads.encoder.model import checkpoint_of
 from spacy_bert_heads.encoder.source import TOKENIZER, open_folder
 from spacy_bert_heads.encoder.untrusted import FAMILIES, read_config
 from spacy_bert_heads.pretraining.vocabulary import load_tokenizer
@@ -52,7 +52,7 @@ def load_everywhere(folder: Path, joint: Path, tmp_path: Path) -> list[str]:
     name = str(folder)
     ways = {
         "checkpoint": lambda: load_checkpoint(name),
-        "wordpieces": lambda: load_wordpieces(name),
+        "wordpieces": lambda: load_wordpiece_tokenizer(name),
         "tokenizer": lambda: load_tokenizer(name),
         "from_hf": lambda: spacy_bert_heads.from_hf(name, task="textcat"),
         "pipeline": lambda: spacy.load(pipeline),
@@ -121,8 +121,8 @@ def test_a_tokenizer_chooses_no_file(copied, joint, tmp_path):
     (copied / "additional_chat_templates").mkdir()
     assert load_everywhere(copied, joint, tmp_path) == ["from_hf"]
     encoder = spacy.load(tmp_path / "pipeline").get_pipe("bert_encoder")
-    for bert in (load_checkpoint(str(copied)), bert_of(encoder.model)):
-        assert "written" not in str(bert.tokenizer_files)
+    for checkpoint in (load_checkpoint(str(copied)), checkpoint_of(encoder.model)):
+        assert "written" not in str(checkpoint.tokenizer_files)
     assert not list(tmp_path.glob("mark*"))
 
 
@@ -149,10 +149,10 @@ def test_settings_of_a_configuration_are_chosen_one_by_one(copied):
 
 
 def test_only_the_classes_of_transformers_make_tokenizers(copied):
-    expected = load_wordpieces(str(copied))("Anna left Skagen")
+    expected = load_wordpiece_tokenizer(str(copied))("Anna left Skagen")
     for name in ("pipeline", "PretrainedConfig", "os", "NoSuchTokenizer", 3, None):
         edit(copied / "tokenizer_config.json", tokenizer_class=name)
-        found = load_wordpieces(str(copied))("Anna left Skagen")
+        found = load_wordpiece_tokenizer(str(copied))("Anna left Skagen")
         assert found.ids.tolist() == expected.ids.tolist()
 
 

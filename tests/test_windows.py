@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from letters import STRIDES
 
-from spacy_bert_heads.sequences import best_slots, cut_windows, make_buckets
-from spacy_bert_heads.types import ranges
+from spacy_bert_heads.encoder.buckets import make_buckets
+from spacy_bert_heads.text.arrays import ranges
+from spacy_bert_heads.text.packing import best_positions, cut_windows
 
 # --- index arithmetic
 
@@ -90,18 +91,18 @@ def test_windows_cover_every_piece_and_no_window_is_too_much(sizes, capacity_str
 # --- the window of each piece
 
 
-def test_best_slots_by_hand():
+def test_best_positions_by_hand():
     # slots      1  2  3  4      7  8  9 10     13 14 15 16
     # pieces     0  1  2  3      3  4  5  6      6  7  8  9
     # context    0  1  1  0      0  1  1  0      0  1  1  0
     # Pieces 3 and 6 are at the edge of two windows: the first has them.
     source = ints(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9)
     slots = ints(1, 2, 3, 4, 7, 8, 9, 10, 13, 14, 15, 16)
-    best = best_slots(source, slots, ints(4, 4, 4), n_pieces=10)
+    best = best_positions(source, slots, ints(4, 4, 4), num_wordpieces=10)
     assert best.tolist() == [1, 2, 3, 4, 8, 9, 10, 14, 15, 16]
 
 
-def test_best_slots_takes_the_middle_of_a_window():
+def test_best_positions_takes_the_middle_of_a_window():
     # slots      0  1  2  3  4
     # pieces     0  1  2  3  4
     # context    0  1  2  1  0
@@ -109,27 +110,27 @@ def test_best_slots_takes_the_middle_of_a_window():
     # pieces           2  3  4  5  6            (the second window begins at piece 2)
     # context          0  1  2  1  0            3 is the same in both, 4 is better in the second
     source = ints(0, 1, 2, 3, 4, 2, 3, 4, 5, 6)
-    best = best_slots(source, np.arange(10), ints(5, 5), n_pieces=7)
+    best = best_positions(source, np.arange(10), ints(5, 5), num_wordpieces=7)
     assert best.tolist() == [0, 1, 2, 3, 7, 8, 9]
 
 
-def test_best_slots_with_one_piece_in_two_windows():
+def test_best_positions_with_one_piece_in_two_windows():
     # pieces     0  1  2  3
     # pieces              3  4  5  6            at the edge of both: the first has it
-    best = best_slots(ints(0, 1, 2, 3, 3, 4, 5, 6), np.arange(8), ints(4, 4), n_pieces=7)
+    best = best_positions(ints(0, 1, 2, 3, 3, 4, 5, 6), np.arange(8), ints(4, 4), num_wordpieces=7)
     assert best.tolist() == [0, 1, 2, 3, 5, 6, 7]
 
 
 @pytest.mark.parametrize("sizes", [[3], [3, 0, 2], [0], []])
-def test_best_slots_without_overlap(sizes):
+def test_best_positions_without_overlap(sizes):
     slots = np.arange(sum(sizes)) + 10
-    best = best_slots(np.arange(sum(sizes)), slots, ints(*sizes), n_pieces=sum(sizes))
+    best = best_positions(np.arange(sum(sizes)), slots, ints(*sizes), num_wordpieces=sum(sizes))
     assert best.tolist() == slots.tolist()
 
 
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), max_size=4), capacity_stride=STRIDES)
-def test_best_slots_against_brute_force(sizes, capacity_stride):
+def test_best_positions_against_brute_force(sizes, capacity_stride):
     capacity, stride = capacity_stride
     source, slots, lengths, expected, n_slots = [], [], [], [], 0
     for size in sizes:
@@ -146,7 +147,7 @@ def test_best_slots_against_brute_force(sizes, capacity_stride):
             lengths.append(length)
         # max takes the first of equals
         expected += [max(one, key=lambda slot: slot[0])[1] for one in candidates]
-    best = best_slots(ints(*source), ints(*slots), ints(*lengths), n_pieces=len(expected))
+    best = best_positions(ints(*source), ints(*slots), ints(*lengths), num_wordpieces=len(expected))
     assert best.tolist() == expected
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_wordpieces import KINDS, TEXTS, ZWSP, by_hand, number, trained
 from tokenizers import Tokenizer, models
 
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_special_tokens_are_read_off_the_tokenizer(kind, prefix, suffix):
     wordpieces = by_hand(kind)
     assert wordpieces.prefix.tolist() == [SPECIAL[kind].index(prefix)]
     assert wordpieces.suffix.tolist() == [SPECIAL[kind].index(suffix)]
-    assert wordpieces.n_special == 2
+    assert wordpieces.num_special == 2
 
 
 def test_a_tokenizer_without_special_tokens():
     tokenizer = Tokenizer(models.WordPiece(number(["[UNK]", "a"]), unk_token="[UNK]"))
-    wordpieces = Wordpieces(tokenizer, pad_id=7)
-    assert (wordpieces.n_special, wordpieces.pad_id) == (0, 7)
+    wordpieces = WordpieceTokenizer(tokenizer, pad_id=7)
+    assert (wordpieces.num_special, wordpieces.pad_id) == (0, 7)
     assert wordpieces(["a"]).ids.tolist() == [1]
 
 
@@ -71,7 +71,7 @@ def test_truncation_and_padding_of_the_checkpoint_are_switched_off(kind):
     tokenizer = Tokenizer.from_str(by_hand(kind).tokenizer.to_str())
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
-    lengths = Wordpieces(tokenizer)(["a" + " a" * 39, "a"]).lengths
+    lengths = WordpieceTokenizer(tokenizer)(["a" + " a" * 39, "a"]).lengths
     assert lengths.tolist() == [40, 1]
 
 

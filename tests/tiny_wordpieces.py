@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spacy.tokens import Doc
 from tokenizers import models, pre_tokenizers
 
-from spacy_bert_heads.wordpieces import Wordpieces
+from spacy_bert_heads.text.wordpieces import WordpieceTokenizer
 
 KINDS = list(SPECIAL)
 NLP = spacy.blank("en")
@@ -21,7 +21,7 @@ UNIGRAMS = ["a", "b", "▁a", "▁b", "▁can", "▁cannot", "café", "船", "�
 
 
 @cache
-def by_hand(kind: str) -> Wordpieces:
+def by_hand(kind: str) -> WordpieceTokenizer:
     """The tokenizer of a kind with a vocabulary of a few pieces."""
     tokenizer = make_tokenizer(kind).backend_tokenizer
     special = SPECIAL[kind]
@@ -37,12 +37,12 @@ def by_hand(kind: str) -> Wordpieces:
         scores = [(piece, 0.0) for piece in special] + [("▁", -3.0)]
         scores += [(piece, -1.0 - len(piece) / 100) for piece in UNIGRAMS]
         tokenizer.model = models.Unigram(scores, special.index("<unk>"))
-    return Wordpieces(tokenizer)
+    return WordpieceTokenizer(tokenizer)
 
 
 @cache
-def trained(kind: str) -> Wordpieces:
-    return Wordpieces(make_tokenizer(kind).backend_tokenizer)
+def trained(kind: str) -> WordpieceTokenizer:
+    return WordpieceTokenizer(make_tokenizer(kind).backend_tokenizer)
 
 
 def number(pieces: list[str]) -> dict[str, int]:

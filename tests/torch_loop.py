@@ -124,7 +124,7 @@ class TorchLoop:
             module.zero_grad()
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        modules = {"bert_encoder.encoder": self.encoder, **self.heads}
+        modules = {"bert_encoder.model": self.encoder, **self.heads}
         return {
             f"{name}.{key}": value
             for name, module in modules.items()

@@ -24,9 +24,10 @@ from spacy.language import Language
 from spacy.training import Example
 from thinc.api import Adam
 
+from spacy_bert_heads.encoder.buckets import BucketedBatch
+from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import bert_of, bucket_overhead
-from spacy_bert_heads.encoder.rows import Row
+from spacy_bert_heads.encoder.model import encoder_of
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
@@ -136,7 +137,7 @@ def compare_learning(encoder: str, device: str) -> str:
     for place in ("cpu", device):
         use(place)
         nlp = build(encoder, adapter="lora", rate_factor=10.0)
-        bert = bert_of(nlp.get_pipe("bert_encoder").model)
+        bert = encoder_of(nlp.get_pipe("bert_encoder").model)
         for module in bert.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -184,30 +185,32 @@ def multiply(device: str) -> str:
 
 
 def weigh_buckets(encoder: str, device: str) -> str:
-    """What a bucket of a row costs by itself, in slots, to predict: what `bucket_overhead` should
-    be. The same slots are read as one bucket and as eight."""
-    bert = load_checkpoint(encoder).to(device).eval()
+    """What a bucket costs by itself, in positions, to predict: what `Encoder.bucket_overhead` should
+    be. The same positions are run as one bucket and as eight."""
+    bert = Encoder(load_checkpoint(encoder)).to(device).eval()
     n_sequences = 512 if device == "cuda" else 32
     ids = torch.randint(1000, 2000, (n_sequences * 32,), device=device)
-    columns = torch.arange(32, device=device).repeat(n_sequences)
+    positions = torch.arange(32, device=device).repeat(n_sequences)
     best = []
     for n_buckets in (1, 8):
         shapes = [(n_sequences // n_buckets, 32)] * n_buckets
-        row = Row(ids, torch.zeros_like(ids), ids > 0, columns, shapes, [False] * n_buckets)
+        layout = BucketedBatch(
+            ids, torch.zeros_like(ids), ids > 0, positions, shapes, [False] * n_buckets
+        )
         times = []
         with torch.no_grad(), autocast_for("auto", ids.device):
             for _ in range(20):
                 wait(device)
                 start = time.perf_counter()
-                bert.read_row(row)
+                bert.run(layout)
                 wait(device)
                 times.append(time.perf_counter() - start)
         best.append(min(times))
     one, eight = best
     overhead = (eight - one) / 7 / (one / ids.numel())
     return (
-        f"{ids.numel():,} slots: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: each "
-        f"costs {overhead:,.0f} slots; {bucket_overhead(bert):,} are taken"
+        f"{ids.numel():,} positions: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: each "
+        f"costs {overhead:,.0f} positions; {bert.bucket_overhead:,} are taken"
     )
 
 
@@ -221,7 +224,7 @@ def keep_docs(encoder: str, device: str, n_docs: int) -> str:
     nlp = build(encoder, precision="bf16" if device == "cuda" else "fp32")
     nlp.disable_pipes("bert_nli", "bert_qa")
     texts = [f"{TEXT} {OTHER}"] * n_docs
-    tokenizer = bert_of(nlp.get_pipe("bert_encoder").model).wordpieces.tokenizer
+    tokenizer = checkpoint_of(nlp.get_pipe("bert_encoder").model).tokenizer.tokenizer
     blank = spacy.blank("en")
     few = texts[:5000]
     start = time.perf_counter()

@@ -90,13 +90,13 @@ def prepare_command(
     """Tokenize raw text for pretraining. What is prepared already is not made again."""
     import spacy
 
-    from ..encoder.loading import load_wordpieces
+    from ..encoder.loading import load_wordpiece_tokenizer
     from ..pretraining.prepare import prepare
 
     report = prepare(
         sources,
         cache,
-        wordpieces=load_wordpieces(encoder),
+        wordpieces=load_wordpiece_tokenizer(encoder),
         lang=lang,
         sentences=None if sentences is None else spacy.load(sentences),
         workers=workers,

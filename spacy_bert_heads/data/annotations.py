@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from spacy.tokens import Doc, Span
 
-from ..doc_data import make_answer, make_verdict, set_list
+from ..text.doc_data import make_answer, make_verdict, set_list
 from .records import Settings, check_list, check_text, only_one
 
 

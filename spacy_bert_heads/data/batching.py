@@ -11,10 +11,10 @@ from spacy.training import Example
 from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
-from ..doc_data import INPUTS, inputs_of
-from ..encoder.loading import load_wordpieces
-from ..types import Ints1d, sums
-from ..wordpieces import Wordpieces
+from ..encoder.loading import load_wordpiece_tokenizer
+from ..text.arrays import Ints1d, sums
+from ..text.doc_data import INPUTS, inputs_of
+from ..text.wordpieces import WordpieceTokenizer
 
 Item = TypeVar("Item", Doc, Example)
 
@@ -31,11 +31,11 @@ def make_batch_by_pieces(
     with the first batch. spaCy resolves [training] without [components], so a config that names the
     checkpoint only once does so under [paths].
     """
-    return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpieces, name)))
+    return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpiece_tokenizer, name)))
 
 
 def batch_by_pieces(
-    items: Iterable[Item], *, size: Sizing, load: Callable[[], Wordpieces]
+    items: Iterable[Item], *, size: Sizing, load: Callable[[], WordpieceTokenizer]
 ) -> Iterator[list[Item]]:
     """Fill batches of at most `size` wordpieces in the order of the items. An item that exceeds the
     budget is a batch of its own. Raises ValueError if the tokenizer can't be loaded, or a second
@@ -55,15 +55,15 @@ def batch_by_pieces(
         yield batch
 
 
-def count_pieces(docs: Sequence[Doc], wordpieces: Wordpieces) -> Ints1d:
+def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
     """Count the wordpieces that the encoder reads for each Doc (n_docs,): those of its text once,
     and again with each of its second texts, special tokens included. Overlaps of windows are not
     counted. Raises ValueError if a second text is not a string."""
     texts = [[text for name in INPUTS for text in inputs_of(doc, name, [])] for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
     # One call for all texts, so that the tokenizer can use all threads.
-    pieces = wordpieces([doc.text for doc in docs] + [text for some in texts for text in some])
+    pieces = tokenizer([doc.text for doc in docs] + [text for some in texts for text in some])
     own, second = pieces.lengths[: len(docs)], pieces.lengths[len(docs) :]
-    special = wordpieces.pair
+    special = tokenizer.pair
     n_special = len(special.prefix) + len(special.middle) + len(special.suffix)
-    return own + wordpieces.n_special + pairs * (own + n_special) + sums(second, pairs)
+    return own + tokenizer.num_special + pairs * (own + n_special) + sums(second, pairs)

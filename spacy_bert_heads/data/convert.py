@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 import spacy
 from spacy.tokens import Doc, DocBin
 
-from ..doc_data import get_list
 from ..files import check_folder, mark_folder, naming, read_mark
+from ..text.doc_data import get_list
 from .conll import TAG, split_columns
 from .formats import READERS, WITH_CATEGORIES
 from .nli import holds_pairs

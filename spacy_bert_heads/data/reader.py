@@ -9,7 +9,7 @@ from spacy.tokens import Doc
 from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
-from ..doc_data import INPUTS, copy_inputs, get_list, register_extensions, set_list
+from ..text.doc_data import INPUTS, copy_inputs, get_list, register_extensions, set_list
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)

@@ -4,15 +4,17 @@ import os
 import warnings
 from hashlib import blake2b
 from io import BufferedIOBase
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import torch
 
-from ..types import Encoded, Ints1d, Sequences, select
+from ..text.batch import PackedBatch
+from .hidden_states import HiddenStates
 from .identity import digest_weights
-from .model import EncoderModel, bert_of, encode, layers_of, shim_of
+from .model import EncoderModel, checkpoint_of, encode, layers_of, shim_of
 
 # Of a window: the digest of its wordpieces, its first row, its number of rows.
 ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
@@ -40,35 +42,35 @@ class StatesCache:
         self._own: tuple[BufferedIOBase, BufferedIOBase] | None = None  # states, entries
         self._n_rows = 0  # in the own file
 
-    def encode(self, model: EncoderModel, sequences: Sequences) -> Encoded:
+    def encode(self, model: EncoderModel, batch: PackedBatch) -> HiddenStates:
         """Give the hidden states of a batch, to the last bit those that were computed first. Once
         the encoder has learned, nothing is kept any more."""
         if not self._open(model):
-            return encode(model, sequences)
-        lengths = sequences.lengths
-        begin = (np.cumsum(lengths) - lengths).tolist()
-        keys = _digest_each(sequences)
+            return encode(model, batch)
+        lengths = batch.seqlens
+        begins = batch.cu_seqlens[:-1].tolist()
+        keys = _digest_each(batch)
         missing = {key: i for i, key in enumerate(keys) if key not in self._places}
-        if missing and not self._add(model, sequences, list(missing.values()), list(missing)):
-            return encode(model, sequences)
-        states = np.empty((len(sequences.ids), self._width), dtype="<f4")
-        for key, at, n in zip(keys, begin, lengths.tolist(), strict=True):
+        if missing and not self._add(model, batch, list(missing.values()), list(missing)):
+            return encode(model, batch)
+        states = np.empty((len(batch.input_ids), self._width), dtype="<f4")
+        for key, begin, n in zip(keys, begins, lengths.tolist(), strict=True):
             file, row = self._places[key]
             file.seek(row * self._width * 4)
-            file.readinto(states[at : at + n].view("B").data)
+            file.readinto(states[begin : begin + n].view("B").data)
         on_device = torch.from_numpy(states).to(shim_of(model).device)
-        return Encoded(on_device, sequences, layers_of(model))
+        return HiddenStates(on_device, batch, layers_of(model))
 
     def _open(self, model: EncoderModel) -> bool:
         """Open the files of an encoder as it is now; False if nothing is to be kept."""
-        bert, shim, layers = bert_of(model), shim_of(model), layers_of(model)
+        checkpoint, shim, layers = checkpoint_of(model), shim_of(model), layers_of(model)
         version = shim.version, layers, shim.precision
         if self._pid != os.getpid():
             # A forked worker has the files of its parent, and where they are read is shared.
             self._pid, self._version = os.getpid(), None
         if self._off or version == self._version:
             return not self._off
-        had, weights = self._version, digest_weights(bert.encoder)
+        had, weights = self._version, digest_weights(checkpoint.model)
         digest = blake2b(repr((weights, *version[1:])).encode(), digest_size=16).hexdigest()
         if had is not None and had[1:] == version[1:] and digest != self._digest:
             self._stop(
@@ -76,7 +78,8 @@ class StatesCache:
                 "[training] frozen_components, or leave cache_states out of [initialize]."
             )
             return False
-        self._version, self._digest, self._width = version, digest, bert.width * len(layers)
+        self._version, self._digest = version, digest
+        self._width = checkpoint.hidden_size * len(layers)
         self._close()
         try:
             self._read(self.folder / digest)
@@ -103,13 +106,13 @@ class StatesCache:
         self._n_rows = 0
 
     def _add(
-        self, model: EncoderModel, sequences: Sequences, places: list[int], keys: list[bytes]
+        self, model: EncoderModel, batch: PackedBatch, windows: list[int], keys: list[bytes]
     ) -> bool:
         """Compute and write what is missing; False if it can't be written."""
-        chosen = np.asarray(places, dtype=np.int64)
-        part = _take(sequences, chosen)
+        chosen = np.asarray(windows, dtype=np.int64)
+        part, _ = batch.take_windows(chosen, np.ones_like(chosen))  # each as a text of its own
         states = encode(model, part).states.cpu().numpy()
-        sizes = part.lengths
+        sizes = part.seqlens
         entries = np.empty(len(keys), dtype=ENTRY)
         entries["key"] = np.frombuffer(b"".join(keys), dtype="V16")
         entries["row"] = self._n_rows + np.cumsum(sizes) - sizes
@@ -141,20 +144,8 @@ class StatesCache:
         self._files, self._places, self._own = [], {}, None
 
 
-def _take(sequences: Sequences, chosen: Ints1d) -> Sequences:
-    """Some of the windows, in the order given, each as a text of its own."""
-    slots = select(chosen, sequences.lengths)
-    return Sequences(
-        ids=sequences.ids[slots],
-        type_ids=sequences.type_ids[slots],
-        lengths=sequences.lengths[chosen],
-        windows=np.ones_like(chosen),
-    )
-
-
-def _digest_each(sequences: Sequences) -> list[bytes]:
-    """What tells windows apart: what stands in them."""
-    read = np.stack((sequences.ids, sequences.type_ids), axis=1)
-    ends = np.cumsum(sequences.lengths)
-    bounds = zip((ends - sequences.lengths).tolist(), ends.tolist(), strict=True)
+def _digest_each(batch: PackedBatch) -> list[bytes]:
+    """Digest what is in each window, which tells windows apart."""
+    read = np.stack((batch.input_ids, batch.token_type_ids), axis=1)
+    bounds = pairwise(batch.cu_seqlens.tolist())
     return [blake2b(read[begin:end].tobytes(), digest_size=16).digest() for begin, end in bounds]

@@ -16,17 +16,27 @@ from spacy.vocab import Vocab
 from thinc.api import Optimizer
 
 from ..files import AGAIN, check_digests, in_component, write_digests
-from ..types import Encoded, MeanLoss, Pairs, Sequences
+from ..text.batch import PackedBatch
 from .cache import StatesCache
+from .encoder import Encoder
+from .hidden_states import HiddenStates
 from .identity import count_update, give_id
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
-from .model import EncoderModel, bert_of, encode, lay_out, prepare, shim_of
+from .model import (
+    EncoderModel,
+    PackedPairs,
+    checkpoint_of,
+    encode,
+    pack,
+    prepare,
+    shim_of,
+)
+from .optimization import AdamSettings, adam_settings
 from .saved import SAVED, read_checkpoint, write_checkpoint
-from .shim import AdamSettings, adam_settings
 from .source import open_folder
-from .step import TrainingStep
+from .step import MeanLoss, TrainingStep
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.BertEncoder.v1",
@@ -94,60 +104,61 @@ class BertEncoder(ListenedTo, TrainablePipe):
         """Do nothing: the heads ask for what they need."""
         yield from stream
 
-    def predict(self, docs: Iterable[Doc]) -> Encoded:
+    def predict(self, docs: Iterable[Doc]) -> HiddenStates:
         """Encode a batch, or find it encoded. Gives hidden states without a graph. A training step
         that is open stays as it is."""
         docs = list(docs)
         version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
-        encoded = self._latest.find(docs, version)
-        if encoded is None:
+        hidden = self._latest.find(docs, version)
+        if hidden is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
-            encoded = self._encode(self.model, lay_out(self.model, docs))
-            self._latest.keep(docs, version, encoded)
-        return encoded
+            hidden = self._encode(self.model, pack(self.model, docs))
+            self._latest.keep(docs, version, hidden)
+        return hidden
 
     @property
     def id(self) -> str | None:
         """What tells this encoder from others, whatever their weights are; None if version 0.1
         saved it."""
         shim = shim_of(self.model)
-        return (bert_of(self.model).origin or {}).get("id") if shim.has_module else None
+        return checkpoint_of(self.model).origin.get("id") if shim.has_module else None
 
     def is_learning(self, docs: Sequence[Doc]) -> bool:
         """Whether a training step is open for these Docs in this thread."""
         return self._step is not None and self._step.has(docs)
 
     @property
-    def _encode(self) -> Callable[[EncoderModel, Sequences], Encoded]:
+    def _encode(self) -> Callable[[EncoderModel, PackedBatch], HiddenStates]:
         return encode if self.cache is None else self.cache.encode
 
-    def set_annotations(self, docs: Sequence[Doc], encoded: Encoded) -> None:
+    def set_annotations(self, docs: Sequence[Doc], hidden: HiddenStates) -> None:
         """Do nothing: hidden states never stay on a Doc."""
 
     def read(
-        self, inputs: Sequence[Doc] | Pairs, listener: BertListener | None
-    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        self, inputs: Sequence[Doc] | PackedPairs, listener: BertListener | None
+    ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Answer a listener: with a graph if it is training (else it gives None) and a step is open
         for its Docs in this thread. Hidden states of pairs are not kept, as no other head reads the
         same pairs.
 
-        Gives the hidden states, and the callback that takes their gradient (n_slots, n_layers *
-        width). Outside of a step, where this encoder doesn't learn, the callback drops it.
+        Returns the hidden states, and the callback that takes their gradient (num_positions,
+        num_layers * hidden_size). Outside of a step, where this encoder doesn't learn, the callback
+        drops it.
         """
-        docs = inputs.docs if isinstance(inputs, Pairs) else inputs
+        docs = inputs.docs if isinstance(inputs, PackedPairs) else inputs
         step = None if listener is None else self._step
         if listener is None or step is None or not step.has(docs):
             if listener is not None:
                 self._warn_not_learning(listener.component_name)
-            if isinstance(inputs, Pairs):
-                encoded = self._encode(self.model, lay_out(self.model, inputs))
+            if isinstance(inputs, PackedPairs):
+                hidden = self._encode(self.model, inputs.batch)
             else:
-                encoded = self.predict(inputs)
-            return encoded, lambda gradient: None
-        if isinstance(inputs, Pairs):
-            encoded, answer = step.read_pairs(inputs, self.model)
+                hidden = self.predict(inputs)
+            return hidden, lambda gradient: None
+        if isinstance(inputs, PackedPairs):
+            hidden, answer = step.read_pairs(inputs, self.model)
         else:
-            encoded, answer = step.read(inputs, self.model)
+            hidden, answer = step.read(inputs, self.model)
 
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
@@ -155,7 +166,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
             if step.answer(listener.id):
                 self.close_step()
 
-        return encoded, backprop
+        return hidden, backprop
 
     # --- training
 
@@ -213,7 +224,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
         Raises ValueError if the optimizer averages parameters.
         """
-        rate = sgd.learn_rate * shim_of(self.model).rate_factor
+        rate = sgd.learn_rate * shim_of(self.model).optimization.rate_factor
         if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
             self._warn_once(
                 f"A learning rate of {rate:g} makes a pretrained encoder forget what it "
@@ -232,7 +243,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         before = shim.version
         shim.finish_update(sgd, settings)
         if shim.version != before:
-            count_update(bert_of(self.model))
+            count_update(checkpoint_of(self.model))
 
     def close_step(self) -> None:
         """End the training step that is open in this thread, if one is: one backward pass, and the
@@ -278,7 +289,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         """
         shim_of(self.model).clear()
         self.model.initialize()
-        give_id(bert_of(self.model))
+        give_id(checkpoint_of(self.model))
         self._tell_listeners()
 
     # --- files: the folder is a Hugging Face checkpoint
@@ -298,7 +309,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
             names = []
             if shim_of(self.model).has_module:
                 share = self.model.attrs["share_checkpoint"]
-                names = write_checkpoint(bert_of(self.model), folder, share=share)
+                names = write_checkpoint(checkpoint_of(self.model), folder, share=share)
             for name in SAVED:  # files of another kind would be read beside these
                 if name not in names:
                     (folder / name).unlink(missing_ok=True)
@@ -317,9 +328,10 @@ class BertEncoder(ListenedTo, TrainablePipe):
             if any((folder / name).is_file() for name in SAVED):
                 attrs = self.model.attrs
                 with in_component(self.name, folder):
-                    shim_of(self.model).module = read_checkpoint(
+                    checkpoint = read_checkpoint(
                         open_folder(folder), name=attrs["name"], revision=attrs["revision"]
                     )
+                    shim_of(self.model).module = Encoder(checkpoint)
                     self._settle()
         return self
 

@@ -10,8 +10,10 @@ from thinc.api import Model
 from thinc.shims import Shim
 from torch import nn
 
-from ..types import Encoded, Layers, Pairs
-from .shim import Files, TorchShim
+from .checkpoint import Files
+from .hidden_states import HiddenStates, Layers
+from .model import PackedPairs
+from .shim import TorchShim
 
 COMBINATIONS = ("concat", "sum", "weighted")
 # The weights begin equal and have far to go: at the rate of a new head they have hardly moved after
@@ -60,15 +62,15 @@ def mix_from_files(files: Files) -> ScalarMix:
 
 
 def build_layer_features(
-    encoder: Model[Any, Encoded], layers: Layers, combine: str = "concat"
-) -> Model[Any, Encoded]:
+    encoder: Model[Any, HiddenStates], layers: Layers, combine: str = "concat"
+) -> Model[Any, HiddenStates]:
     """Read layers of an encoder of the head's own, which `nlp.replace_listeners` puts in place of a
     listener.
 
-    encoder (Model[List[Doc], Encoded]): The encoder.
+    encoder (Model[List[Doc], HiddenStates]): The encoder.
     layers (Layers): As in `build_bert_listener`.
     combine (str): As in `build_bert_listener`.
-    RETURNS (Model[List[Doc], Encoded]): The layer.
+    RETURNS (Model[List[Doc], HiddenStates]): The layer.
     RAISES (ValueError): If no layer is named, or nothing combines so.
     """
     encoder.attrs["layers"] = layers
@@ -76,14 +78,14 @@ def build_layer_features(
 
 
 def combine_layers(
-    source: Model[Any, Encoded], layers: Layers, combine: str
-) -> Model[Any, Encoded]:
+    source: Model[Any, HiddenStates], layers: Layers, combine: str
+) -> Model[Any, HiddenStates]:
     """Make one vector of layers that stand side by side.
 
-    source (Model[List[Doc], Encoded]): What gives them.
+    source (Model[List[Doc], HiddenStates]): What gives them.
     layers (Layers): Which ones it gives.
     combine (str): "concat", "sum" or "weighted".
-    RETURNS (Model[List[Doc], Encoded]): The source itself, where there is nothing to combine.
+    RETURNS (Model[List[Doc], HiddenStates]): The source itself, where there is nothing to combine.
     RAISES (ValueError): If no layer is named, or nothing combines so.
     """
     if combine not in COMBINATIONS:
@@ -116,7 +118,7 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 
 
 def mix_of(model: Model) -> ScalarMix:
-    """model (Model[List[Doc], Encoded]): A "weighted" layer.
+    """model (Model[List[Doc], HiddenStates]): A "weighted" layer.
     RETURNS (ScalarMix): Its weights.
     """
     shim = model.shims[0]
@@ -125,16 +127,16 @@ def mix_of(model: Model) -> ScalarMix:
 
 
 def forward(
-    model: Model, inputs: list[Doc] | Pairs, is_train: bool
-) -> tuple[Encoded, Callable[[torch.Tensor], Any]]:
+    model: Model, inputs: list[Doc] | PackedPairs, is_train: bool
+) -> tuple[HiddenStates, Callable[[torch.Tensor], Any]]:
     """Combine the layers of a batch.
 
     inputs (List[Doc] / Pairs): The Docs, or Docs with second texts.
     is_train (bool): Whether the caller will answer with a gradient.
-    RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
+    RETURNS (Tuple[HiddenStates, Callable]): The states, and the callback that takes their gradient.
     """
-    encoded, backprop_source = model.layers[0](inputs, is_train)
-    layers = encoded.states.unflatten(1, (len(encoded.layers), -1)).detach()
+    hidden, backprop_source = model.layers[0](inputs, is_train)
+    layers = hidden.states.unflatten(1, (len(hidden.layers), -1)).detach()
     with torch.set_grad_enabled(is_train):
         layers.requires_grad_(is_train)
         states = mix_of(model)(layers) if model.shims else layers.sum(1)
@@ -145,4 +147,4 @@ def forward(
         backprop_source(layers.grad.flatten(1))
         return inputs
 
-    return replace(encoded, states=states.detach(), layers=()), backprop
+    return replace(hidden, states=states.detach(), layers=()), backprop

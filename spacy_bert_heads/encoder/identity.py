@@ -10,6 +10,8 @@ from uuid import uuid4
 import torch
 from torch import nn
 
+from .checkpoint import Checkpoint
+
 # Settings that change hidden states without changing the shape of any tensor, with the value of a
 # family that doesn't have them. transformers 4 and 5 give them the same names.
 _SETTINGS = {
@@ -39,17 +41,17 @@ def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
     }
 
 
-def give_id(bert: Any) -> None:
-    """Give a checkpoint (`Bert`) that a pipeline begins with an id of its own. Heads that are
+def give_id(checkpoint: Checkpoint) -> None:
+    """Give a checkpoint that a pipeline begins with an id of its own. Heads that are
     trained on it keep the id, so that they are not read with another encoder by mistake."""
-    bert.origin = {**(bert.origin or {}), "id": uuid4().hex, "updates": 0}
+    checkpoint.origin |= {"id": uuid4().hex, "updates": 0}
 
 
-def count_update(bert: Any) -> None:
+def count_update(checkpoint: Checkpoint) -> None:
     """Count an update of the weights. What version 0.1 saved gets its id with the first one."""
-    if "id" not in (bert.origin or {}):
-        give_id(bert)
-    bert.origin["updates"] += 1
+    if "id" not in checkpoint.origin:
+        give_id(checkpoint)
+    checkpoint.origin["updates"] += 1
 
 
 def digest_weights(module: nn.Module) -> str:

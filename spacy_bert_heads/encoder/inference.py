@@ -16,22 +16,22 @@ from spacy.util import logger
 from torch import nn
 
 from .adapters import Bottleneck, LowRank, replace_module
-from .loading import Bert
+from .encoder import Encoder
 from .parameters import copy_sharing
 
 TRIM_AFTER = 32768  # wordpieces
 _INT8_PRODUCT: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 
 
-def for_inference(bert: nn.Module, precision: str) -> nn.Module:
-    """Make the inference copy of a `Bert`: in eval mode, sharing the weights that it doesn't
+def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
+    """Make the inference copy of an `Encoder`: in eval mode, sharing the weights that it doesn't
     change, as fast as the precision allows.
 
     `precision` is "fp32", "bf16", "fp16", or, on a CPU, "int8". A CPU with AMX takes bf16 for int8:
     its products are as fast, and nothing has to be rounded before them.
     """
-    assert isinstance(bert, Bert)
-    is_cpu = next(bert.parameters()).device.type == "cpu"
+    assert isinstance(encoder, Encoder)
+    is_cpu = encoder.device.type == "cpu"
     if precision == "int8" and _has_amx():
         precision = "bf16"
     layer: Callable[[nn.Linear], nn.Module] | None = None
@@ -40,31 +40,29 @@ def for_inference(bert: nn.Module, precision: str) -> nn.Module:
     elif is_cpu and precision in ("fp32", "bf16") and packing_pays():
         layer = PackedLinear
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    encoder: Any = copy_sharing(
-        bert.encoder, lambda weight: nn.Parameter(weight.to(dtype), requires_grad=False)
+    model: Any = copy_sharing(
+        encoder.model, lambda weight: nn.Parameter(weight.to(dtype), requires_grad=False)
     )
     if layer is not None:
-        for name, module in list(encoder.named_modules()):
-            parent = encoder.get_submodule(name.rpartition(".")[0])
+        for name, module in list(model.named_modules()):
+            parent = model.get_submodule(name.rpartition(".")[0])
             # What is added to a layer is too thin to gain from it.
             is_thin = isinstance(parent, Bottleneck | LowRank) and module is not parent.linear
             if isinstance(module, nn.Linear) and not is_thin:
-                replace_module(encoder, name, layer(module))
-        fuse(encoder)
-    fast = copy.copy(bert)
-    fast._modules = {**bert._modules, "encoder": encoder}
-    fast.is_packed = is_cpu and (layer is not None or precision == "bf16")
+                replace_module(model, name, layer(module))
+        fuse(model)
+    fast = copy.copy(encoder)
+    fast._modules = {**encoder._modules, "model": model}
+    fast.multiplies_by_onednn = is_cpu and (layer is not None or precision == "bf16")
     return fast.eval()  # whatever another thread does with the weights
 
 
-def fuse(encoder: nn.Module) -> None:
-    """Leave to packed layers what comes after them: the activation, or what is added.
-
-    encoder (PreTrainedModel): Hugging Face's model with packed layers, which is changed.
-    """
+def fuse(model: nn.Module) -> None:
+    """Leave to the packed layers of a PreTrainedModel what comes after them: the activation, or
+    what is added."""
     from transformers.activations import GELUActivation
 
-    for name, module in list(encoder.named_modules()):
+    for name, module in list(model.named_modules()):
         dense, activation = (getattr(module, key, None) for key in ("dense", "intermediate_act_fn"))
         if not isinstance(dense, PackedLinear):
             continue
@@ -72,7 +70,7 @@ def fuse(encoder: nn.Module) -> None:
             dense.activation = "gelu"
             module.intermediate_act_fn = nn.Identity()
         elif {key for key, _ in module.named_children()} == {"dense", "dropout", "LayerNorm"}:
-            replace_module(encoder, name, PackedOutput(dense, module.LayerNorm))
+            replace_module(model, name, PackedOutput(dense, module.LayerNorm))
 
 
 def check_device(precision: str, device: torch.device) -> None:

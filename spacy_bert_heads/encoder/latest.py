@@ -10,7 +10,8 @@ import torch
 from spacy.attrs import ORTH, SPACY
 from spacy.tokens import Doc
 
-from ..types import DocSequences, Encoded, Ints1d
+from ..text.arrays import Ints1d
+from .hidden_states import HiddenStates
 
 # The version of the weights, and the layers that are read.
 Version = tuple[int, tuple[int, ...]]
@@ -25,8 +26,8 @@ def content_of(doc: Doc) -> bytes:
 class _DocRef(weakref.ref):
     """A weak reference to a Doc that keeps the hidden states of its batch alive."""
 
-    __slots__ = ("content", "encoded", "place")
-    encoded: Encoded[DocSequences]
+    __slots__ = ("content", "hidden", "place")
+    hidden: HiddenStates
     content: bytes
     place: int  # of the Doc in the batch
 
@@ -52,17 +53,17 @@ class LatestBatch(threading.local):
         """Whether no batch is kept, or all its Docs are gone."""
         return not self._refs
 
-    def keep(self, docs: Sequence[Doc], version: Version, encoded: Encoded[DocSequences]) -> None:
+    def keep(self, docs: Sequence[Doc], version: Version, hidden: HiddenStates) -> None:
         """Hold a batch instead of the one before. `version` is what its hidden states depend on
         beside the Docs."""
         self.drop()
         for place, doc in enumerate(docs):
             ref = _DocRef(doc, self._refs.discard)
-            ref.encoded, ref.content, ref.place = encoded, content_of(doc), place
+            ref.hidden, ref.content, ref.place = hidden, content_of(doc), place
             self._refs.add(ref)
         self._version = version
 
-    def find(self, docs: Sequence[Doc], version: Version) -> Encoded[DocSequences] | None:
+    def find(self, docs: Sequence[Doc], version: Version) -> HiddenStates | None:
         """Find the hidden states of Docs whose tokens are those of Docs of the batch, in any order.
 
         Gives None if the batch lacks one of them, or if the version has changed.
@@ -74,21 +75,14 @@ class LatestBatch(threading.local):
         found = [places.get(content_of(doc), -1) for doc in docs]
         if -1 in found:
             return None
-        return take_docs(refs[0].encoded, np.asarray(found, dtype=np.int64))[0]
+        return take_docs(refs[0].hidden, np.asarray(found, dtype=np.int64))[0]
 
 
-def take_docs(
-    encoded: Encoded[DocSequences], places: Ints1d
-) -> tuple[Encoded[DocSequences], torch.Tensor | None]:
-    """Slice a batch: the Docs at `places`, in that order.
-
-    Gives their hidden states, and the rows these come from; None for the rows if it is the whole
-    batch as it is.
-    """
-    sequences = encoded.sequences
-    if np.array_equal(places, np.arange(len(sequences.tokens))):
-        return encoded, None
-    taken, slots = sequences.take(places)
-    rows = torch.from_numpy(slots).to(encoded.states.device)
-    states = encoded.states.index_select(0, rows)
-    return replace(encoded, states=states, sequences=taken), rows
+def take_docs(hidden: HiddenStates, places: Ints1d) -> tuple[HiddenStates, torch.Tensor | None]:
+    """Select Docs of a batch: those at `places`, in that order. Returns their hidden states, and
+    the positions that these come from; None for the positions if it is the whole batch as it is."""
+    if np.array_equal(places, np.arange(len(hidden.batch.num_windows))):
+        return hidden, None
+    batch, taken = hidden.batch.take(places)
+    positions = torch.from_numpy(taken).to(hidden.states.device)
+    return replace(hidden, states=hidden.states.index_select(0, positions), batch=batch), positions

@@ -9,7 +9,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model
 
 from .listener import BertListener
-from .model import EncoderModel, bert_of, shim_of
+from .model import EncoderModel, checkpoint_of, shim_of
 
 
 class ListenedTo:
@@ -92,6 +92,6 @@ class ListenedTo:
     def _choose_layers(self) -> None:
         """Give the states that some listener reads, and no others."""
         if shim_of(self.model).has_module:
-            bert = bert_of(self.model)
-            read = {n for one in self._linked for n in bert.layer_numbers(one.reads)}
+            checkpoint = checkpoint_of(self.model)
+            read = {n for one in self._linked for n in checkpoint.layer_numbers(one.reads)}
             self.model.attrs["layers"] = sorted(read) or [-1]

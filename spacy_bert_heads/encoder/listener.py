@@ -11,10 +11,13 @@ from spacy.tokens import Doc
 from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 
-from ..types import DocSequences, Encoded, Layers, Pairs
+from ..text.batch import PackedBatch
+from ..text.pairs import Pairs
+from .checkpoint import Checkpoint
+from .encoder import Encoder
 from .features import combine_layers
-from .loading import Bert
-from .model import bert_of, shim_of
+from .hidden_states import HiddenStates, Layers
+from .model import PackedPairs, checkpoint_of, pack, shim_of
 from .shim import TorchShim
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ DEFAULT_LISTENER = {
 }
 
 
-class BertListener(Model[list[Doc] | Pairs, Encoded]):
+class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
     """Ask the pipeline's encoder for the hidden states of a batch. The encoder is the pipeline's,
     not this layer's, which holds it weakly: a head whose encoder was taken out says so, and a copy
     of a head brings no copy of the encoder.
@@ -68,10 +71,10 @@ class BertListener(Model[list[Doc] | Pairs, Encoded]):
         self._upstreams.append(weakref.ref(upstream))
         self.component_name = component_name
         if shim_of(upstream.model).has_module:
-            bert = bert_of(upstream.model)
-            n_layers = len(bert.layer_numbers(self.reads))
-            self.set_dim("n_layers", n_layers, force=True)
-            self.set_dim("nO", bert.width * n_layers, force=True)
+            checkpoint = checkpoint_of(upstream.model)
+            num_layers = len(checkpoint.layer_numbers(self.reads))
+            self.set_dim("n_layers", num_layers, force=True)
+            self.set_dim("nO", checkpoint.hidden_size * num_layers, force=True)
 
     def unlink(self, upstream: "BertEncoder") -> None:
         """Forget an encoder, and those that are gone."""
@@ -156,7 +159,7 @@ def build_bert_listener(
     grad_factor: float = 1.0,
     layers: Layers = LAST,
     combine: str = "concat",
-) -> Model[Any, Encoded]:
+) -> Model[Any, HiddenStates]:
     """Build a listener.
 
     upstream (str): The encoder component's name, or "*" for the nearest one before.
@@ -166,7 +169,7 @@ def build_bert_listener(
         embeddings, "all" the embeddings and every layer (BERT, section 5.3).
     combine (str): How several layers become one vector: "concat", side by side; "sum"; or
         "weighted", a weighted mean with weights that the head learns (Peters et al. 2018, eq. 1).
-    RETURNS (Model[List[Doc], Encoded]): The layer.
+    RETURNS (Model[List[Doc], HiddenStates]): The layer.
     RAISES (ValueError): If the factor is negative, no layer is named, or nothing combines so.
     """
     if grad_factor < 0:
@@ -186,25 +189,21 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 
 
 def forward(
-    model: Model, inputs: list[Doc] | Pairs, is_train: bool
-) -> tuple[Encoded, Callable[[torch.Tensor], Any]]:
-    """Pull the states of a batch from the encoder.
-
-    inputs (List[Doc] / Pairs): The Docs, or Docs with second texts.
-    is_train (bool): Whether the caller will answer with a gradient.
-    RETURNS (Tuple[Encoded, Callable]): The states, and the callback that takes their gradient.
-    """
+    model: Model, inputs: list[Doc] | PackedPairs, is_train: bool
+) -> tuple[HiddenStates, Callable[[torch.Tensor], Any]]:
+    """Pull the hidden states of a batch from the encoder. Returns them, and the callback that takes
+    their gradient."""
     assert isinstance(model, BertListener)
-    docs = inputs.docs if isinstance(inputs, Pairs) else inputs
+    docs = inputs.docs if isinstance(inputs, PackedPairs) else inputs
     encoder = model.encoder_for(docs, is_train=is_train)
-    encoded, answer = encoder.read(inputs, model if is_train else None)
-    layers = bert_of(encoder.model).layer_numbers(model.reads)
-    if layers == encoded.layers:
-        return encoded, lambda gradient: answer(gradient * model.grad_factor)
+    hidden, answer = encoder.read(inputs, model if is_train else None)
+    layers = checkpoint_of(encoder.model).layer_numbers(model.reads)
+    if layers == hidden.layers:
+        return hidden, lambda gradient: answer(gradient * model.grad_factor)
 
     # Other listeners read other layers.
-    states = encoded.states.unflatten(1, (len(encoded.layers), -1))
-    places = [encoded.layers.index(n) for n in layers]
+    states = hidden.states.unflatten(1, (len(hidden.layers), -1))
+    places = [hidden.layers.index(n) for n in layers]
     taken = states[:, places].flatten(1)
 
     def backprop(gradient: torch.Tensor) -> None:
@@ -213,7 +212,7 @@ def forward(
         at = torch.tensor(places, device=parts.device)
         answer(d_states.index_add_(1, at, parts).flatten(1))
 
-    return Encoded(taken, encoded.sequences, layers), backprop
+    return HiddenStates(taken, hidden.batch, layers), backprop
 
 
 # --- token vectors, for spaCy's own components
@@ -239,12 +238,12 @@ def build_tok2vec_listener(
 
 
 def build_tok2vec_encoder(
-    encoder: Model[Any, Encoded],
+    encoder: Model[Any, HiddenStates],
 ) -> Model[list[Doc], list[Floats2d]]:
     """Build the same layer over an encoder of its own, which `nlp.replace_listeners` puts in place
     of a listener.
 
-    encoder (Model[List[Doc], Encoded]): The encoder.
+    encoder (Model[List[Doc], HiddenStates]): The encoder.
     RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
     """
     return Model(
@@ -266,47 +265,64 @@ def forward_tokens(
     RETURNS (Tuple[List[Floats2d], Callable]): A vector for each token, zeros for one without
         pieces (n_tokens, width); and the callback that takes their gradient.
     """
-    encoded, backprop_states = model.layers[0](docs, is_train)
-    states, sequences = encoded.states, encoded.sequences
-    assert isinstance(sequences, DocSequences)
-    rows = torch.from_numpy(sequences.rows).to(states.device)
-    tokens = np.repeat(np.arange(len(sequences.pieces)), sequences.pieces)
-    token_of = torch.from_numpy(tokens).to(states.device)
-    counts = torch.from_numpy(sequences.pieces).to(states.device).clamp(min=1).unsqueeze(1)
-    sizes = sequences.tokens.tolist()
+    hidden, backprop_states = model.layers[0](docs, is_train)
+    states, tokens = hidden.states, hidden.batch.tokens
+    assert tokens is not None
+    positions = torch.from_numpy(tokens.positions).to(states.device)
+    owners = np.repeat(np.arange(len(tokens.num_wordpieces)), tokens.num_wordpieces)
+    token_of = torch.from_numpy(owners).to(states.device)
+    counts = torch.from_numpy(tokens.num_wordpieces).to(states.device).clamp(min=1).unsqueeze(1)
+    sizes = tokens.num_tokens.tolist()
     vectors = states.new_zeros(len(counts), states.shape[1])
-    vectors = vectors.index_add_(0, token_of, states.detach()[rows]) / counts
+    vectors = vectors.index_add_(0, token_of, states.detach()[positions]) / counts
 
     def backprop(gradients: list[Floats2d]) -> list[Doc]:
         parts = [xp2torch(part, device=states.device) for part in gradients]
         gradient = torch.cat([states.new_zeros(0, states.shape[1]), *parts]) / counts
-        backprop_states(torch.zeros_like(states).index_add_(0, rows, gradient[token_of]))
+        backprop_states(torch.zeros_like(states).index_add_(0, positions, gradient[token_of]))
         return docs
 
     return [cast(Floats2d, torch2xp(part)) for part in vectors.split(sizes)], backprop
 
 
-def checkpoint_behind(tok2vec: Model) -> Bert | None:
-    """The checkpoint whose states a layer gives, for a head that begins like Hugging Face's.
-
-    tok2vec (Model): A listener, an encoder model, or any other token-to-vector layer.
-    RETURNS (Optional[Bert]): The checkpoint, or None behind any other layer.
-    """
+def encoder_model_behind(
+    tok2vec: Model, docs: Sequence[Doc] = (), *, is_train: bool = False
+) -> Model | None:
+    """Find the encoder's model whose hidden states a layer gives for some Docs: that of a
+    listener's encoder, or the layer itself after `nlp.replace_listeners`. None behind any other
+    layer."""
     if tok2vec.name == "layer_features":
-        return checkpoint_behind(tok2vec.layers[0])
-    model = tok2vec.encoder_for().model if isinstance(tok2vec, BertListener) else tok2vec
-    for shim in model.shims:
-        if isinstance(shim, TorchShim) and isinstance(shim.module, Bert):
-            return shim.module
-    return None
+        return encoder_model_behind(tok2vec.layers[0], docs, is_train=is_train)
+    if isinstance(tok2vec, BertListener):
+        return tok2vec.encoder_for(docs, is_train=is_train).model
+    is_encoder = any(
+        isinstance(shim, TorchShim) and shim.has_module and isinstance(shim.module, Encoder)
+        for shim in tok2vec.shims
+    )
+    return tok2vec if is_encoder else None
+
+
+def checkpoint_behind(tok2vec: Model) -> Checkpoint | None:
+    """Find the checkpoint whose hidden states a layer gives, for a head that starts like Hugging
+    Face's. None behind a layer that is not ours, or that has no weights yet."""
+    model = encoder_model_behind(tok2vec)
+    return None if model is None or not shim_of(model).has_module else checkpoint_of(model)
+
+
+def pack_for(tok2vec: Model, pairs: Pairs, *, is_train: bool) -> PackedBatch:
+    """Pack Docs with second texts as the encoder behind a layer reads them. Raises ValueError if
+    the layer gives no hidden states of an encoder of ours, TextTooLong if a text is too long."""
+    model = encoder_model_behind(tok2vec, pairs.docs, is_train=is_train)
+    if model is None:
+        raise ValueError(f"'{tok2vec.name}' does not encode pairs of texts.")
+    return pack(model, pairs)
 
 
 def reads_last_layer(tok2vec: Model) -> bool:
-    """tok2vec (Model): A listener, an encoder model, or any other token-to-vector layer.
-    RETURNS (bool): Whether it gives the last layer of a checkpoint, as Hugging Face's heads read.
-    """
-    bert = checkpoint_behind(tok2vec)
-    if bert is None or tok2vec.name == "layer_features":
+    """Whether a layer gives the last layer of a checkpoint, which is what Hugging Face's heads
+    read."""
+    checkpoint = checkpoint_behind(tok2vec)
+    if checkpoint is None or tok2vec.name == "layer_features":
         return False
     reads = tok2vec.reads if isinstance(tok2vec, BertListener) else tok2vec.attrs["layers"]
-    return bert.layer_numbers(reads) == (bert.n_layers,)
+    return checkpoint.layer_numbers(reads) == (checkpoint.num_layers,)

@@ -3,7 +3,6 @@ where it came from."""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import tempfile
@@ -14,18 +13,18 @@ import torch
 from torch import nn
 
 from ..files import AGAIN, naming, replace_file
-from ..wordpieces import Wordpieces
+from ..text.wordpieces import WordpieceTokenizer
 from .adapters import (
     AdapterSettings,
     assume_merged,
     digest_embeddings,
     merge_adapter,
-    remove_adapter,
     trained_weights,
 )
+from .checkpoint import Checkpoint, Files
+from .encoder import Encoder
 from .identity import identify
-from .loading import Bert, load_checkpoint, make_model, pad_id_of, quiet
-from .shim import Files
+from .loading import load_checkpoint, make_model, pad_id_of, quiet
 from .source import Source, open_files
 from .untrusted import NotBert, read_config, read_tokenizer_settings, read_weights
 
@@ -42,27 +41,15 @@ SAVED = (
 )
 
 
-def plain_encoder(bert: Bert) -> PreTrainedModel:
-    """bert (Bert): A checkpoint, perhaps with an adapter.
-    RETURNS (PreTrainedModel): Hugging Face's model as its class builds it: with LoRA in the
-        weights, without bottlenecks. It is a copy if there is an adapter.
-    """
-    if bert.adapter is None:
-        return bert.encoder
-    encoder = copy.deepcopy(bert.encoder)
-    remove_adapter(encoder)
-    return encoder
-
-
-def checkpoint_to_files(bert: nn.Module, *, share: bool = False) -> Files:
-    """Turn a checkpoint into named files in memory, those that `write_checkpoint` writes."""
-    assert isinstance(bert, Bert)
+def encoder_to_files(encoder: nn.Module, *, share: bool = False) -> Files:
+    """Turn an encoder into named files in memory, those that `write_checkpoint` writes."""
+    assert isinstance(encoder, Encoder)
     with tempfile.TemporaryDirectory() as folder, naming(folder):
-        names = write_checkpoint(bert, Path(folder), share=share)
+        names = write_checkpoint(encoder.checkpoint, Path(folder), share=share)
         return {name: (Path(folder) / name).read_bytes() for name in names}
 
 
-def write_checkpoint(bert: Bert, folder: Path, *, share: bool = False) -> list[str]:
+def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = False) -> list[str]:
     """Write a checkpoint into a folder, as files named in `SAVED`: a Hugging Face folder; what
     learns in it, if that is an adapter or if the rest is shared; and where the checkpoint came
     from. With `share`, what isn't trained is left out.
@@ -73,19 +60,19 @@ def write_checkpoint(bert: Bert, folder: Path, *, share: bool = False) -> list[s
     from safetensors.torch import save
 
     files: Files = {}
-    if bert.origin is not None:
-        files["origin.json"] = json.dumps(bert.origin, indent=1).encode("utf8")
-    if share or bert.adapter is not None:
-        weights = {n: p.cpu().contiguous() for n, p in trained_weights(bert.encoder).items()}
-        adapter = None if bert.adapter is None else list(bert.adapter)
+    if checkpoint.origin:
+        files["origin.json"] = json.dumps(checkpoint.origin, indent=1).encode("utf8")
+    if share or checkpoint.adapter is not None:
+        weights = {n: p.cpu().contiguous() for n, p in trained_weights(checkpoint.model).items()}
+        adapter = None if checkpoint.adapter is None else list(checkpoint.adapter)
         files["trained.json"] = json.dumps({"adapter": adapter}).encode("utf8")
         files["trained.safetensors"] = save(weights)
     names = list(files)
     if not share:
-        files |= bert.tokenizer_files
+        files |= checkpoint.tokenizer_files
         names = [*files, "config.json", "model.safetensors"]
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as beside:
-            save_model(plain_encoder(bert), Path(beside))
+            save_model(checkpoint.without_adapter(), Path(beside))
             for name in ("config.json", "model.safetensors"):
                 (Path(beside) / name).replace(folder / name)
     write_files(folder, files)
@@ -117,12 +104,13 @@ def write_files(folder: Path, files: Files) -> None:
         replace_file(folder / name, content)
 
 
-def checkpoint_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Bert:
-    """Build a checkpoint from what `checkpoint_to_files` gave, as `read_checkpoint` does."""
-    return read_checkpoint(open_files(files, "the saved encoder"), name=name, revision=revision)
+def encoder_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Encoder:
+    """Build an encoder from what `encoder_to_files` gave, as `read_checkpoint` does."""
+    saved = open_files(files, "the saved encoder")
+    return Encoder(read_checkpoint(saved, name=name, revision=revision))
 
 
-def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = None) -> Bert:
+def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = None) -> Checkpoint:
     """Build a checkpoint from what `write_checkpoint` wrote, with LoRA in its weights. Peak memory
     is that of the weights.
 
@@ -131,40 +119,42 @@ def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = Non
 
     Raises ValueError if a file is missing or damaged, or the shared checkpoint is another one.
     """
-    origin = _read_json(saved, "origin.json")
+    origin = _read_json(saved, "origin.json") or {}
     about = _read_json(saved, "trained.json")
     shared = about is not None and saved.find("model.safetensors") is None
     if shared:
-        if revision is None and origin is not None and origin.get("name") == name:
+        if revision is None and origin.get("name") == name:
             revision = origin.get("revision")
-        bert = load_checkpoint(name, revision)
-        add_identity(bert)
-        ids = {key: value for key, value in (origin or {}).items() if key in ("id", "updates")}
-        bert.origin = {**(bert.origin or {}), **ids}
+        checkpoint = load_checkpoint(name, revision)
+        add_identity(checkpoint)
+        ids = {key: value for key, value in origin.items() if key in ("id", "updates")}
+        checkpoint.origin |= ids
     else:
-        bert = _read_whole(saved)
-        bert.origin = origin
+        checkpoint = _read_whole(saved)
+        checkpoint.origin = origin
     if about is not None:
         if shared:
-            _check_shared(bert, name, origin or {}, about)
-        _add_trained(bert, saved, about, is_merged=not shared)
-    return bert
+            _check_shared(checkpoint, name, origin, about)
+        _add_trained(checkpoint, saved, about, is_merged=not shared)
+    return checkpoint
 
 
-def add_identity(bert: Bert) -> None:
+def add_identity(checkpoint: Checkpoint) -> None:
     """Note what tells a checkpoint that has just been loaded from others, for pipelines that will
     read it again."""
-    digests = identify(bert.encoder, bert.tokenizer_files["tokenizer.json"].decode("utf8"))
-    bert.origin = {**(bert.origin or {}), **digests}
+    tokenizer = checkpoint.tokenizer_files["tokenizer.json"].decode("utf8")
+    checkpoint.origin |= identify(checkpoint.model, tokenizer)
 
 
-def _check_shared(bert: Bert, name: str, wanted: dict[str, Any], about: dict[str, Any]) -> None:
+def _check_shared(
+    checkpoint: Checkpoint, name: str, wanted: dict[str, Any], about: dict[str, Any]
+) -> None:
     """Raise ValueError if a shared checkpoint is another one than when the pipeline was trained."""
-    found = bert.origin or {}
+    found = checkpoint.origin
     parts = [part for part in ("weights", "tokenizer", "config") if part in wanted]
     differ: list[str] = [part for part in parts if wanted[part] != found[part]]
     if not parts:  # saved by version 0.1, which knew of the embeddings alone
-        is_same = about.get("embeddings") == digest_embeddings(bert.encoder)
+        is_same = about.get("embeddings") == digest_embeddings(checkpoint.model)
         differ = [] if is_same else ["embeddings"]
     if differ:
         raise ValueError(
@@ -182,7 +172,9 @@ def _read_json(saved: Source, file: str) -> dict[str, Any] | None:
         raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
 
 
-def _add_trained(bert: Bert, saved: Source, about: dict[str, Any], *, is_merged: bool) -> None:
+def _add_trained(
+    checkpoint: Checkpoint, saved: Source, about: dict[str, Any], *, is_merged: bool
+) -> None:
     """Put into a checkpoint what was trained of it."""
     from safetensors.torch import load
 
@@ -197,19 +189,19 @@ def _add_trained(bert: Bert, saved: Source, about: dict[str, Any], *, is_merged:
         message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
         raise ValueError(f"{message}\n{AGAIN}") from error
     if settings:
-        bert.add_adapter(settings)
+        checkpoint.add_adapter(settings)
         if is_merged:
-            assume_merged(bert.encoder)
+            assume_merged(checkpoint.model)
     try:
-        _, unexpected = bert.encoder.load_state_dict(weights, strict=False)
+        _, unexpected = checkpoint.model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
     if unexpected:
         raise ValueError(f"The checkpoint has no {unexpected[0]}. {AGAIN}")
-    merge_adapter(bert.encoder, True)
+    merge_adapter(checkpoint.model, True)
 
 
-def _read_whole(saved: Source) -> Bert:
+def _read_whole(saved: Source) -> Checkpoint:
     """Build the checkpoint of a saved pipeline, whose tokenizer is as `tokenizer_to_files` wrote
     it."""
     from tokenizers import Tokenizer
@@ -220,14 +212,14 @@ def _read_whole(saved: Source) -> Bert:
             raise ValueError(f"The saved encoder has no {name}. {AGAIN}")
     try:
         config = read_config(saved)
-        encoder, _ = make_model(saved.name, AutoModel, config, read_weights(saved))
+        model, _ = make_model(saved.name, AutoModel, config, read_weights(saved))
         files = {name: saved.read(name) for name in SAVED_TOKENIZER}
         tokenizer_files = {name: content for name, content in files.items() if content is not None}
         settings = json.dumps(read_tokenizer_settings(saved), indent=2)
         tokenizer_files["tokenizer_config.json"] = settings.encode("utf8")
         tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf8"))
-        wordpieces = Wordpieces(tokenizer, pad_id=pad_id_of(config))
-        return Bert(encoder, wordpieces, tokenizer_files)
+        fast = WordpieceTokenizer(tokenizer, pad_id=pad_id_of(config))
+        return Checkpoint(model, fast, tokenizer_files)
     except NotBert:
         raise
     except Exception as error:  # transformers, torch and tokenizers have their own each

@@ -1,4 +1,4 @@
-"""The torch side of a thinc model: precision, gradients, AdamW and weights on disk."""
+"""The torch side of a thinc model: a module, its inference copy, its precision and its files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import srsly
 import torch
-from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
+from thinc.api import Optimizer, get_torch_default_device
 from thinc.shims import Shim
 from torch import nn
 
-from .parameters import copy_sharing, group_parameters, layer_depths
+from .checkpoint import Files
+from .optimization import AdamSettings, Optimization
+from .parameters import copy_sharing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES, "int8")
-Files = dict[str, bytes]
 
 
 def after_fork() -> None:
@@ -51,29 +52,6 @@ def without_graph(run: Callable[[], Any]) -> Any:
         return run()
     finally:
         torch._C._set_grad_enabled(was_enabled)
-
-
-class AdamSettings(NamedTuple):
-    """The values that a thinc optimizer's schedules have at one moment."""
-
-    learn_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    grad_clip: float
-
-
-def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
-    """Read the settings off thinc's `Adam.v1`.
-
-    optimizer (Optimizer): A thinc optimizer.
-    RETURNS (Optional[AdamSettings]): None if it is another one.
-    """
-    o = optimizer
-    is_adam = not o.use_radam and o.b1 > 0 and o.b2 > 0 and (o.L2_is_weight_decay or not o.L2)
-    if not is_adam:
-        return None
-    return AdamSettings(o.learn_rate, (o.b1, o.b2), o.eps, o.L2, o.grad_clip)
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
@@ -113,14 +91,9 @@ class TorchShim(Shim):
     The module rests in eval mode. Predictions run on an inference copy that shares its weights
     (`derive`), so that a thread that predicts never meets the dropout of one that trains.
 
-    to_files (Callable[[nn.Module], Files]): Turn the module into named files.
-    from_files (Callable[[Files], nn.Module]): Build the module again from those.
-    precision (str): "fp32", "bf16", "fp16", "int8", or "auto": bf16 on a GPU, else fp32. To
-        learn below fp32, matrix products run in that type (autocast; not int8) and weights stay
-        in fp32; fp16 gradients are scaled.
-    rate_factor (float): The module learns at this times the optimizer's rate.
-    layer_decay (float): Each layer learns at this times the rate of the layer above it.
-    RAISES (ValueError): If there is no such precision, or the factor isn't above 0.
+    `to_files` turns the module into named files, `from_files` builds it again from those. With a
+    `precision` below fp32 ("bf16", "fp16"), matrix products of training run in that type (autocast)
+    and weights stay in fp32. `rate_factor` and `layer_decay` are those of `Optimization`.
     """
 
     def __init__(
@@ -133,27 +106,16 @@ class TorchShim(Shim):
         layer_decay: float = 1.0,
     ) -> None:
         check_precision(precision)
-        if not rate_factor > 0:
-            raise ValueError(
-                f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
-                "learning, put its name into [training] frozen_components."
-            )
         super().__init__(None)
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
-        self.rate_factor, self._layer_decay = rate_factor, layer_decay
+        self.optimization = Optimization(rate_factor=rate_factor, layer_decay=layer_decay)
         # Counts the changes of weights and precision: states computed from older ones are stale.
         self.version = 0
         prepare_for_forks()
         self._derived: tuple[int, nn.Module] | None = None
         self._lock = threading.Lock()
         self._pid = 0  # of the process that put the module where it is
-        self._forget_training()
-
-    def _forget_training(self) -> None:
-        self._adam: torch.optim.AdamW | None = None
-        self._driver: Optimizer | None = None
-        self._scaler: torch.amp.GradScaler | None = None
 
     @property
     def has_module(self) -> bool:
@@ -183,7 +145,7 @@ class TorchShim(Shim):
         self._model = module.to(get_torch_default_device()).eval()
         self._pid = os.getpid()
         self.version += 1
-        self._forget_training()
+        self.optimization.forget()
 
     def clear(self) -> None:
         """Forget the module, so that initialization makes a new one."""
@@ -203,7 +165,6 @@ class TorchShim(Shim):
     def precision(self, precision: str) -> None:
         check_precision(precision)
         self._precision = precision
-        self._scaler = None  # of fp16 alone
         self.version += 1  # states are others now
 
     def autocast(self) -> torch.autocast:
@@ -244,82 +205,18 @@ class TorchShim(Shim):
         learning = [i for i, output in enumerate(outputs) if output.requires_grad]
         if learning:  # none if every layer is frozen
             with self.training():
-                torch.autograd.backward(
-                    [outputs[i] for i in learning], [self._scale(gradients[i]) for i in learning]
+                self.optimization.backward(
+                    [outputs[i] for i in learning],
+                    [gradients[i] for i in learning],
+                    scaled=self.precision == "fp16",
                 )
 
-    def _scale(self, gradient: torch.Tensor) -> torch.Tensor:
-        if self.precision != "fp16":
-            return gradient
-        if self._scaler is None:
-            self._scaler = torch.amp.GradScaler(self.device.type)
-        # The scale changes only in `step`, so all gradients that add up share it.
-        return self._scaler.scale(gradient)
-
     def finish_update(self, optimizer: Optimizer, settings: AdamSettings | None = None) -> None:
-        """Step the weights: with torch's AdamW if the optimizer is thinc's `Adam.v1`, with the
-        optimizer itself if it is another. Without any gradient this does nothing.
-
-        optimizer (Optimizer): The thinc optimizer; with another one the moments start anew.
-        settings (Optional[AdamSettings]): The rates and so on to use instead of its present ones.
-        RAISES (ValueError): If it averages parameters, or if fp16 meets another than Adam.
-        """
-        if optimizer.averages is not None:
-            raise ValueError(
-                "The optimizer averages parameters, which does not reach torch's. "
-                "Set use_averages = false in [training.optimizer]."
-            )
-        if all(parameter.grad is None for parameter in self.module.parameters()):
-            return
-        settings = settings or adam_settings(optimizer)
-        if settings is not None:
-            self._step_adam(optimizer, settings)
-        else:
-            self._step_thinc(optimizer)
-        self.module.zero_grad(set_to_none=True)
-        self.version += 1
-
-    def _step_adam(self, optimizer: Optimizer, settings: AdamSettings) -> None:
-        if self._adam is None or self._driver is not optimizer:
-            self._adam, self._driver = self._make_adam(), optimizer
-        for group in self._adam.param_groups:
-            group["lr"] = settings.learn_rate * group["rate"]
-            group["betas"], group["eps"] = settings.betas, settings.eps
-            group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
-        if self._scaler is not None:
-            self._scaler.unscale_(self._adam)
-        if settings.grad_clip:
-            nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
-        if self._scaler is not None:
-            self._scaler.step(self._adam)
-            self._scaler.update()
-        else:
-            self._adam.step()
-
-    def _step_thinc(self, optimizer: Optimizer) -> None:
-        if self.precision == "fp16":
-            raise ValueError(
-                'precision = "fp16" needs the Adam.v1 optimizer. Use that one, or "bf16".'
-            )
-        rates = self._rates()
-        for name, parameter in self.module.named_parameters():
-            if parameter.grad is not None:
-                arrays: list[Any] = [torch2xp(parameter.data), torch2xp(parameter.grad)]
-                weights, _ = optimizer((self.id, name), *arrays, lr_scale=rates[name])
-                parameter.data = xp2torch(weights, device=parameter.device)
-
-    def _make_adam(self) -> torch.optim.AdamW:
-        groups = group_parameters(self.module, self._rates())
-        return torch.optim.AdamW(groups, fused=self.device.type in ("cpu", "cuda"))
-
-    def _rates(self) -> dict[str, float]:
-        """By what the optimizer's rate is multiplied for each parameter."""
-        depths = layer_depths(self.module)
-        top = max(depths.values(), default=0)
-        return {
-            name: self.rate_factor * self._layer_decay ** (top - depth)
-            for name, depth in depths.items()
-        }
+        """Update the weights: see `Optimization.step`. Without any gradient this does nothing."""
+        is_changed = self.optimization.step(
+            self.module, optimizer, settings, key=self.id, scaled=self.precision == "fp16"
+        )
+        self.version += is_changed
 
     # --- devices, copies and files
 
@@ -334,11 +231,11 @@ class TorchShim(Shim):
             self._model.to(device)
             self._pid = os.getpid()
             self.version += 1
-            self._forget_training()
+            self.optimization.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_adam=None, _driver=None, _scaler=None, _derived=None)
+        state["_derived"] = None
         del state["_lock"]
         if self._model is not None:
             state["_model"] = copy_sharing(self._model)

@@ -9,10 +9,32 @@ import torch
 from spacy.tokens import Doc
 from thinc.api import Optimizer
 
-from ..types import DocSequences, Encoded, Pairs
+from ..text.batch import join
+from .hidden_states import HiddenStates
 from .latest import content_of, take_docs
-from .model import EncoderModel
-from .shim import AdamSettings
+from .model import EncoderModel, PackedPairs
+from .optimization import AdamSettings
+
+
+class MeanLoss(float):
+    """A running mean that spaCy's training loop and loggers take for the usual float.
+
+    spaCy adds a component's losses up between two reports, which makes a figure that nobody
+    can read; this shows their mean per update instead.
+    """
+
+    count: int
+
+    def __new__(cls, mean: float = 0.0, count: int = 0) -> "MeanLoss":
+        self = super().__new__(cls, mean)
+        self.count = count
+        return self
+
+    def __add__(self, loss: float) -> "MeanLoss":
+        return MeanLoss(float(self) + (loss - float(self)) / (self.count + 1), self.count + 1)
+
+    def __reduce__(self) -> tuple:
+        return MeanLoss, (float(self), self.count)
 
 
 class TrainingStep:
@@ -58,13 +80,13 @@ class TrainingStep:
 
     def read(
         self, docs: Sequence[Doc], model: EncoderModel
-    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
+    ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Encode Docs with a graph, those that no listener has read yet with the tokens they have
         now: heads that learn from different Docs of a batch share what they have in common, and
         nothing else is run.
 
-        Gives the hidden states, and the callback that takes their gradient (n_slots, n_layers *
-        width).
+        Returns them, and the callback that takes their gradient (num_positions, num_layers *
+        hidden_size).
         """
         missing = [doc for doc in docs if not any(read.has(doc) for read in self.reads)]
         if missing:
@@ -77,28 +99,28 @@ class TrainingStep:
         if len(parts) == 1:
             return parts[0]
 
-        states = torch.cat([encoded.states for encoded, _ in parts])
-        sequences = DocSequences.join([encoded.sequences for encoded, _ in parts])
+        states = torch.cat([hidden.states for hidden, _ in parts])
+        batch = join([hidden.batch for hidden, _ in parts])
         # From read after read to the order in which the Docs were asked for.
         order = np.argsort(np.concatenate(list(by_read.values())))
-        joined, rows = take_docs(replace(parts[0][0], states=states, sequences=sequences), order)
+        joined, positions = take_docs(replace(parts[0][0], states=states, batch=batch), order)
 
         def answer(gradient: torch.Tensor) -> None:
-            if rows is not None:
-                gradient = torch.empty_like(gradient).index_copy_(0, rows, gradient)
-            sizes = [len(encoded.states) for encoded, _ in parts]
+            if positions is not None:
+                gradient = torch.empty_like(gradient).index_copy_(0, positions, gradient)
+            sizes = [len(hidden.states) for hidden, _ in parts]
             for (_, answer_part), part in zip(parts, gradient.split(sizes), strict=True):
                 answer_part(part)
 
         return joined, answer
 
     def read_pairs(
-        self, pairs: Pairs, model: EncoderModel
-    ) -> tuple[Encoded, Callable[[torch.Tensor], None]]:
+        self, pairs: PackedPairs, model: EncoderModel
+    ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Encode pairs with Docs of the batch with a graph. No two heads read the same ones."""
         read = Read(pairs, model)
         self.reads.append(read)
-        return read.encoded, lambda gradient: read.add(gradient, None)
+        return read.hidden, lambda gradient: read.add(gradient, None)
 
     def close(self) -> None:
         """Send the gathered gradients through the encoder, and note the norm of each."""
@@ -113,12 +135,12 @@ class TrainingStep:
 class Read:
     """One forward pass with a graph, and the gradient that gathers for it."""
 
-    def __init__(self, inputs: list[Doc] | Pairs, model: EncoderModel) -> None:
-        docs = [] if isinstance(inputs, Pairs) else inputs
+    def __init__(self, inputs: list[Doc] | PackedPairs, model: EncoderModel) -> None:
+        docs = [] if isinstance(inputs, PackedPairs) else inputs
         self.places = {id(doc): (i, content_of(doc)) for i, doc in enumerate(docs)}
-        self.encoded: Encoded
+        self.hidden: HiddenStates
         self.backprop: Callable[[Any], Any]
-        self.encoded, self.backprop = model.begin_update(inputs)
+        self.hidden, self.backprop = model.begin_update(inputs)
         self.gradient: torch.Tensor | None = None
 
     def has(self, doc: Doc) -> bool:
@@ -126,19 +148,17 @@ class Read:
         place = self.places.get(id(doc))
         return place is not None and place[1] == content_of(doc)
 
-    def take(
-        self, docs: Sequence[Doc]
-    ) -> tuple[Encoded[DocSequences], Callable[[torch.Tensor], None]]:
+    def take(self, docs: Sequence[Doc]) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Give the hidden states of Docs that were read, and the callback that takes their
         gradient."""
         places = np.asarray([self.places[id(doc)][0] for doc in docs], dtype=np.int64)
-        encoded, slots = take_docs(self.encoded, places)
-        return encoded, lambda gradient: self.add(gradient, slots)
+        hidden, positions = take_docs(self.hidden, places)
+        return hidden, lambda gradient: self.add(gradient, positions)
 
-    def add(self, gradient: torch.Tensor, slots: torch.Tensor | None) -> None:
-        """Take a listener's gradient (n_slots, n_layers * width); `slots` are the rows it is for,
-        None for all."""
-        if slots is not None:
-            whole = torch.zeros_like(self.encoded.states)
-            gradient = whole.index_add_(0, slots, gradient)
+    def add(self, gradient: torch.Tensor, positions: torch.Tensor | None) -> None:
+        """Take a listener's gradient (num_positions, num_layers * hidden_size); `positions` are
+        those it is for, None for all."""
+        if positions is not None:
+            whole = torch.zeros_like(self.hidden.states)
+            gradient = whole.index_add_(0, positions, gradient)
         self.gradient = gradient if self.gradient is None else self.gradient + gradient

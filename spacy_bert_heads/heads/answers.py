@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from spacy.training import Example
 
-from ..types import Bools1d, Ints1d, Ints2d, PairSequences
+from ..text.arrays import Bools1d, Ints1d, Ints2d
+from ..text.batch import PackedBatch
 from .pair_head import match_predictions
 
 Floats1d = NDArray[np.float64]
@@ -33,9 +34,7 @@ class BestSpans(NamedTuple):
     no_answer: Floats1d  # (n_pairs,) the probability of no answer against the best span
 
 
-def best_spans(
-    logits: NDArray, sequences: PairSequences, *, max_length: int, n_best: int
-) -> BestSpans:
+def best_spans(logits: NDArray, batch: PackedBatch, *, max_length: int, n_best: int) -> BestSpans:
     """Find the best spans by array operations over a whole batch.
 
     A span's logit is that of its start plus that of its end in one window; its start must be in
@@ -44,17 +43,16 @@ def best_spans(
     & Gardner 2018, section 3.2). The logit of "no answer" is that of [CLS] as start and end in the
     window where it is lowest: the others may just be the wrong windows.
 
-    `logits` are those of starts and ends (n_slots, 2); `max_length` is the longest span, in
-    wordpieces; none of the `n_best` spans overlaps a better one. Time is n_slots * max_length *
-    n_best; memory is bounded, whatever the longest span.
+    `logits` are those of starts and ends (num_positions, 2); `max_length` is the longest span, in
+    wordpieces; none of the `n_best` spans overlaps a better one. Time is num_positions * max_length
+    * n_best; memory is bounded, whatever the longest span.
     """
-    n_pairs = len(sequences.windows)
-    base = np.cumsum(sequences.lengths) - sequences.lengths
-    pair_of = np.repeat(np.arange(n_pairs), sequences.windows)
+    n_pairs = len(batch.num_windows)
+    pair_of = np.repeat(np.arange(n_pairs), batch.num_windows)
     null = np.full(n_pairs, np.inf)
-    np.minimum.at(null, pair_of, logits[base].sum(axis=1, dtype=np.float64))
+    np.minimum.at(null, pair_of, logits[batch.cu_seqlens[:-1]].sum(axis=1, dtype=np.float64))
 
-    table = _SpanTable.of(logits, sequences, max_length)
+    table = _SpanTable.of(logits, batch, max_length)
     pairs = pair_of[table.window]
     starts, ends = np.zeros((2, n_pairs, n_best), dtype=np.int64)
     best = np.full((n_pairs, n_best), -np.inf)
@@ -104,17 +102,19 @@ class _SpanTable(NamedTuple):
     max_length: int
 
     @staticmethod
-    def of(logits: NDArray, sequences: PairSequences, max_length: int) -> _SpanTable:
-        slots = np.flatnonzero(sequences.ends > sequences.starts)
-        window = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)[slots]
+    def of(logits: NDArray, batch: PackedBatch, max_length: int) -> _SpanTable:
+        offsets = batch.offsets
+        assert offsets is not None
+        positions = np.flatnonzero(offsets.ends > offsets.starts)
+        window = np.repeat(np.arange(len(batch.seqlens)), batch.seqlens)[positions]
         longest = int(np.bincount(window).max(initial=1))
         return _SpanTable(
-            logits[slots, 0],
-            logits[slots, 1],
-            sequences.starts[slots],
-            sequences.ends[slots],
+            logits[positions, 0],
+            logits[positions, 1],
+            offsets.starts[positions],
+            offsets.ends[positions],
             window,
-            sequences.best[slots],
+            offsets.is_best[positions],
             min(max_length, longest),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..types import Bools1d, Ints1d
+from ..text.arrays import Bools1d, Ints1d
 from .outputs import TokenLogits
 
 Floats2d = NDArray[np.float64]
@@ -40,7 +40,7 @@ def decode(
     Time and memory are linear in tokens and in tags.
     """
     layout = Layout.of(tuple(tags))
-    token = np.flatnonzero(output.has_pieces)
+    token = np.flatnonzero(output.has_wordpiece)
     # Tokens without a wordpiece are passed over, as if they were not there.
     logits = output.logits[torch.from_numpy(token).to(output.logits.device)]
     log_p = logits.double().log_softmax(-1).cpu().numpy()

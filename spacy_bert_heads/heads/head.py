@@ -19,8 +19,9 @@ from thinc.api import Model, Optimizer
 
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
+from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
-from ..types import Ints1d, MeanLoss
+from ..text.arrays import Ints1d
 from .outputs import TokenLogits, map_tensors
 
 
@@ -357,5 +358,5 @@ def cross_entropy(
 
 def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
     """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
-    known = np.where(output.has_pieces, np.asarray(classes, dtype=np.int64), -1)
+    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
     return cross_entropy(output.logits, known)

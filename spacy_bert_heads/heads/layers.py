@@ -12,19 +12,15 @@ from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 from torch import nn
 
+from ..encoder.checkpoint import Files
+from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, reads_last_layer
-from ..encoder.model import shim_of
+from ..encoder.model import PackedPairs, shim_of
 from ..encoder.parameters import copy_sharing
-from ..encoder.shim import Files, TorchShim, without_graph
-from ..types import (
-    DocSequences,
-    Encoded,
-    Pairs,
-    PairSequences,
-    Sequences,
-)
+from ..encoder.shim import TorchShim, without_graph
+from ..text.batch import PackedBatch, batch_of_tokens
 from .families import dense_settings
-from .modules import Classifier, SequenceClassifier, SlotClassifier, TokenClassifier
+from .modules import Classifier, PositionClassifier, SequenceClassifier, TokenClassifier
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
@@ -42,8 +38,8 @@ def build_token_head(
 ) -> Model[list[Doc], TokenLogits]:
     """Build a head that classifies every token (BERT, section 5.3).
 
-    tok2vec (Model[List[Doc], Encoded]): A listener; or any layer that gives one Floats2d a Doc.
-    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    tok2vec (Model[List[Doc], HiddenStates]): A listener; or any layer that gives one Floats2d a
+    Doc. dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
     lstm_width (int): The width, in each direction, of two LSTM layers between states and
         classifier, for features of a frozen encoder (as in BERT, section 5.3); 0 for none.
     rate_factor (float): The head learns at this times the optimizer's rate: it begins at random,
@@ -59,7 +55,7 @@ def build_token_head(
 
 
 def build_sequence_head(
-    tok2vec: Model[list[Doc], Encoded],
+    tok2vec: Model[list[Doc], HiddenStates],
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
@@ -69,7 +65,7 @@ def build_sequence_head(
     """Build a head that classifies every Doc (BERT, section 4.1). The logits of a long Doc's
     windows are averaged.
 
-    tok2vec (Model[List[Doc], Encoded]): A listener.
+    tok2vec (Model[List[Doc], HiddenStates]): A listener.
     pooling (str): The vector of a window: "cls", its first state; "mean", the mean of its
         states; "pooler", what Hugging Face's class of the family takes: for BERT the first state
         through the checkpoint's pooler, for others a dense layer of the head's own.
@@ -86,22 +82,22 @@ def build_sequence_head(
 
 
 def build_pair_head(
-    tok2vec: Model[Pairs, Encoded],
+    tok2vec: Model[PackedPairs, HiddenStates],
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[Pairs, torch.Tensor]:
+) -> Model[PackedPairs, torch.Tensor]:
     """Build a head that classifies pairs of texts (BERT, section 4.1). The logits of the windows
     over a long Doc are averaged.
 
-    tok2vec (Model[Pairs, Encoded]): A listener.
+    tok2vec (Model[PackedPairs, HiddenStates]): A listener.
     pooling (str): As in `build_sequence_head`.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[Pairs, Tensor]): Logits (n_pairs, n_classes).
+    RETURNS (Model[PackedPairs, Tensor]): Logits (n_pairs, n_classes).
     RAISES (ValueError): If there is no such pooling.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
@@ -111,22 +107,22 @@ def build_pair_head(
 
 
 def build_span_head(
-    tok2vec: Model[Pairs, Encoded],
+    tok2vec: Model[PackedPairs, HiddenStates],
     *,
     dropout: float = 0.0,
     rate_factor: float = 1.0,
     nO: int | None = None,
-) -> Model[Pairs, SpanLogits]:
+) -> Model[PackedPairs, SpanLogits]:
     """Build a head that finds where a span starts and ends (BERT, section 4.2).
 
-    tok2vec (Model[Pairs, Encoded]): A listener.
+    tok2vec (Model[PackedPairs, HiddenStates]): A listener.
     dropout (float): The rate before the classifier. BERT has none here.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): 2, for the start and the end.
-    RETURNS (Model[Pairs, SpanLogits]): Logits for every slot of the sequences (n_slots, 2).
+    RETURNS (Model[PackedPairs, SpanLogits]): Logits for every position (num_positions, 2).
     """
     settings = {"dropout": dropout}
-    return _build("span_head", span_output, SlotClassifier, tok2vec, settings, rate_factor, nO)
+    return _build("span_head", span_output, PositionClassifier, tok2vec, settings, rate_factor, nO)
 
 
 def check_pooling(pooling: str) -> str:
@@ -141,7 +137,7 @@ def check_pooling(pooling: str) -> str:
 
 def _build(
     name: str,
-    make_output: Callable[[torch.Tensor, Sequences], Any],
+    make_output: Callable[[torch.Tensor, PackedBatch], Any],
     module_class: type[Classifier],
     tok2vec: Model,
     settings: dict[str, Any],
@@ -174,8 +170,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     RETURNS (Model): The head.
     """
     tok2vec = model.layers[0].initialize(X=X)
-    bert = checkpoint_behind(tok2vec)
-    config = None if bert is None else bert.config
+    checkpoint = checkpoint_behind(tok2vec)
+    config = None if checkpoint is None else checkpoint.config
     settings = dict(model.attrs)
     if settings["dropout"] is None:
         settings["dropout"] = classifier_dropout(config, module_class)
@@ -187,8 +183,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
             nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", 0.02))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    if isinstance(module, SequenceClassifier) and bert is not None and reads_last_layer(tok2vec):
-        module.start_from(bert)
+    if isinstance(module, SequenceClassifier) and checkpoint and reads_last_layer(tok2vec):
+        module.start_from(checkpoint)
     shim_of(model).module = module
     return model
 
@@ -251,51 +247,51 @@ def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
     return module
 
 
-def token_output(logits: torch.Tensor, sequences: Sequences) -> TokenLogits:
-    """Logits (n_tokens, n_classes) with what is known of the tokens."""
-    assert isinstance(sequences, DocSequences)
-    return TokenLogits(logits, sequences.pieces > 0, sequences.tokens)
+def token_output(logits: torch.Tensor, batch: PackedBatch) -> TokenLogits:
+    """Logits (num_tokens, n_classes) with what is known of the tokens."""
+    assert batch.tokens is not None
+    return TokenLogits(logits, batch.tokens.num_wordpieces > 0, batch.tokens.num_tokens)
 
 
-def sequence_output(logits: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-    """Logits as they are (n_docs, n_classes), or (n_pairs, n_classes)."""
+def sequence_output(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Logits as they are (num_texts, n_classes)."""
     return logits
 
 
-def span_output(logits: torch.Tensor, sequences: Sequences) -> SpanLogits:
-    """Logits (n_slots, 2) with the sequences. Raises ValueError if the model was given Docs alone,
-    as by `spacy debug model` in its last step."""
-    if not isinstance(sequences, PairSequences):
+def span_output(logits: torch.Tensor, batch: PackedBatch) -> SpanLogits:
+    """Logits (num_positions, 2) with the batch. Raises ValueError if the model was given Docs
+    alone, as by `spacy debug model` in its last step."""
+    if batch.tokens is not None:
         raise ValueError(
             "This model reads Docs with questions, but was given Docs alone. Call the component, "
             "which knows what is asked of a Doc: nlp.get_pipe(…).predict(docs)."
         )
-    return SpanLogits(logits, sequences)
+    return SpanLogits(logits, batch)
 
 
 def forward(
-    make_output: Callable[[torch.Tensor, Sequences], Any],
+    make_output: Callable[[torch.Tensor, PackedBatch], Any],
     model: Model,
-    inputs: list[Doc] | Pairs,
+    inputs: list[Doc] | PackedPairs,
     is_train: bool,
 ) -> tuple[Any, Callable[[Any], Any]]:
     """Classify what a listener or another tok2vec layer gives of a batch.
 
-    Gives the output that `make_output` makes of logits (float32) and sequences, and the callback
-    that takes a gradient of the same structure.
+    Returns the output that `make_output` makes of logits (float32) and batch, and the callback that
+    takes a gradient of the same structure.
     """
     vectors, backprop_tok2vec = model.layers[0](inputs, is_train)
-    foreign = not isinstance(vectors, Encoded)
-    encoded = pack_vectors(vectors) if foreign else vectors
+    foreign = not isinstance(vectors, HiddenStates)
+    hidden = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
     if not is_train:
         module = shim.derive(lambda module, precision: copy_sharing(module).eval())
-        logits = without_graph(lambda: module(encoded.states, encoded.sequences))
-        return make_output(logits, encoded.sequences), lambda gradient: inputs
+        logits = without_graph(lambda: module(hidden.states, hidden.batch))
+        return make_output(logits, hidden.batch), lambda gradient: inputs
 
-    states = encoded.states.detach().requires_grad_()
+    states = hidden.states.detach().requires_grad_()
     with shim.training():
-        output = make_output(shim.module(states, encoded.sequences), encoded.sequences)
+        output = make_output(shim.module(states, hidden.batch), hidden.batch)
 
     def backprop(gradient: Any) -> Any:
         shim.backward(tensors_of(output), tensors_of(gradient))
@@ -306,25 +302,15 @@ def forward(
     return map_tensors(output, torch.Tensor.detach), backprop
 
 
-def pack_vectors(vectors: list[Floats2d]) -> Encoded:
-    """Take the token vectors of any tok2vec layer for states: one row for each token.
-
-    vectors (List[Floats2d]): (n_tokens, width) for each Doc.
-    RETURNS (Encoded): The same, packed.
-    """
-    tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
+def pack_vectors(vectors: list[Floats2d]) -> HiddenStates:
+    """Take the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, for hidden
+    states with one position a token."""
+    num_tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
     states = torch.cat([xp2torch(rows) for rows in vectors])
-    n_tokens = int(tokens.sum())
-    none, one = np.zeros(n_tokens, dtype=np.int64), np.ones(n_tokens, dtype=np.int64)
-    rows = np.arange(n_tokens, dtype=np.int64)
-    ones = np.ones_like(tokens)
-    return Encoded(states, DocSequences(none, none, tokens, ones, tokens, one, rows))
+    return HiddenStates(states, batch_of_tokens(num_tokens))
 
 
 def unpack_gradient(gradient: torch.Tensor, vectors: list[Floats2d]) -> list[Floats2d]:
-    """gradient (Tensor): The gradient by packed token vectors (n_tokens, width).
-    vectors (List[Floats2d]): The vectors of each Doc.
-    RETURNS (List[Floats2d]): Their gradients.
-    """
+    """Split the gradient by packed token vectors (num_tokens, width) into one for each Doc."""
     parts = gradient.split([len(rows) for rows in vectors])
     return [cast(Floats2d, torch2xp(part)) for part in parts]

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..encoder.loading import Bert
-from ..types import DocSequences, Ints1d, Sequences, ranges
+from ..encoder.checkpoint import Checkpoint
+from ..text.arrays import Ints1d, ranges
+from ..text.batch import PackedBatch
 
 
 class Dense(nn.Module):
@@ -91,19 +92,17 @@ class Classifier(nn.Module):
         return self.classifier(self.dropout(states))
 
 
-class SlotClassifier(Classifier):
-    """Classify every slot of the sequences."""
+class PositionClassifier(Classifier):
+    """Classify every position of the batch."""
 
-    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """states (Tensor): (n_slots, width).
-        sequences (Sequences): Not used.
-        RETURNS (Tensor): Logits (n_slots, n_classes).
-        """
+    def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states (num_positions, width) to logits (num_positions, n_classes)."""
         return self.classify(states)
 
 
 class TokenClassifier(Classifier):
-    """Classify every token by the state of its first piece, perhaps in the light of those around.
+    """Classify every token by the hidden state of its first wordpiece, perhaps with an LSTM over
+    the Doc.
 
     width (int): The width of the states.
     n_classes (int): The number of classes.
@@ -121,21 +120,20 @@ class TokenClassifier(Classifier):
                 width, lstm_width, num_layers=2, bidirectional=True, batch_first=True
             )
 
-    def forward(self, states: torch.Tensor, sequences: DocSequences) -> torch.Tensor:
-        """states (Tensor): (n_slots, width).
-        sequences (DocSequences): What they are states of.
-        RETURNS (Tensor): Logits (n_tokens, n_classes); of a token without pieces, those of zeros.
-        """
-        rows = sequences.first_rows()
-        tokens = states.index_select(0, _to(np.maximum(rows, 0), states))
-        if (rows < 0).any():
-            tokens = tokens * _to(rows >= 0, states).unsqueeze(1)
+    def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states (num_positions, width) to logits (num_tokens, n_classes); a token without
+        wordpieces has those of zeros."""
+        assert batch.tokens is not None
+        first = batch.tokens.first_positions()
+        tokens = states.index_select(0, _to(np.maximum(first, 0), states))
+        if (first < 0).any():
+            tokens = tokens * _to(first >= 0, states).unsqueeze(1)
         if self.lstm is not None and len(tokens):
-            tokens = self._read_around(tokens, sequences.tokens)
+            tokens = self._read_around(tokens, batch.tokens.num_tokens)
         return self.classify(tokens)
 
     def _read_around(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
-        """Run the LSTM over each Doc: (n_tokens, width) to (n_tokens, 2 * lstm_width)."""
+        """Run the LSTM over each Doc: (num_tokens, width) to (num_tokens, 2 * lstm_width)."""
         assert self.lstm is not None
         # Packed by hand: torch's own functions pad every Doc to the longest on the way. Row after
         # row are the first tokens of all Docs, longest first, then the second ones, and so on.
@@ -161,29 +159,22 @@ class SequenceClassifier(Classifier):
         super().__init__(width, n_classes, pooling=pooling, **settings)
         self.pooling = pooling
 
-    def start_from(self, bert: Bert) -> None:
-        """Begin with the checkpoint's pooler, if it has one and this pools so.
-
-        bert (Bert): The checkpoint.
-        """
-        pooler = getattr(bert.encoder, "pooler", None)
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Start with the checkpoint's pooler, if it has one and this pools so."""
+        pooler = getattr(checkpoint.model, "pooler", None)
         layer = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
         if self.dense is None or not isinstance(layer, nn.Linear):
             return
         if isinstance(self.dense.activation, nn.Tanh):
             self.dense.linear.load_state_dict(layer.state_dict())
 
-    def forward(self, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """states (Tensor): (n_slots, width).
-        sequences (Sequences): What they are states of.
-        RETURNS (Tensor): Logits (n_docs, n_classes), or (n_pairs, n_classes).
-        """
+    def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states (num_positions, width) to logits (num_texts, n_classes)."""
         if self.pooling == "mean":
-            vectors = mean_by_group(states, sequences.lengths)
+            vectors = mean_by_group(states, batch.seqlens)
         else:
-            first = np.cumsum(sequences.lengths) - sequences.lengths
-            vectors = states.index_select(0, _to(first, states))
-        return mean_by_group(self.classify(vectors), sequences.windows)
+            vectors = states.index_select(0, _to(batch.cu_seqlens[:-1], states))
+        return mean_by_group(self.classify(vectors), batch.num_windows)
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:

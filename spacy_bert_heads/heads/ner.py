@@ -11,8 +11,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..doc_data import ENT_SCORES, get_ent_scores, register_extensions, set_list
 from ..encoder.listener import DEFAULT_LISTENER
+from ..text.doc_data import ENT_SCORES, get_ent_scores, register_extensions, set_list
 from .decoding import decode
 from .head import BertHead, token_loss
 from .outputs import TokenLogits

@@ -12,9 +12,9 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..doc_data import check_texts, drop_results, make_verdict, set_list
 from ..encoder.listener import DEFAULT_LISTENER
-from ..types import Pairs
+from ..encoder.model import PackedPairs
+from ..text.doc_data import check_texts, drop_results, make_verdict, set_list
 from .head import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
@@ -42,7 +42,7 @@ DEFAULT_MODEL = {
 def make_bert_nli(
     nlp: Language,
     name: str,
-    model: Model[Pairs, torch.Tensor],
+    model: Model[PackedPairs, torch.Tensor],
     hypotheses: list[str],
     categories: dict[str, str],
     class_weights: dict[str, float] | None,
@@ -124,7 +124,7 @@ class BertNLI(BertPairHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[Pairs, torch.Tensor],
+        model: Model[PackedPairs, torch.Tensor],
         name: str = "bert_nli",
         *,
         hypotheses: Sequence[str] = (),

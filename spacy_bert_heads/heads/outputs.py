@@ -7,22 +7,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..types import Bools1d, Ints1d, PairSequences
+from ..text.arrays import Bools1d, Ints1d, Ints2d
+from ..text.batch import PackedBatch
 
 
 class TokenLogits(NamedTuple):
     """The output of a token head for a batch, Doc after Doc."""
 
-    logits: torch.Tensor  # (n_tokens, n_classes), float32
-    has_pieces: Bools1d  # (n_tokens,) False where a token has no wordpiece: nothing is known of it
-    lengths: Ints1d  # (n_docs,) tokens of each Doc
+    logits: torch.Tensor  # (num_tokens, num_classes), float32
+    # (num_tokens,) False where a token has no wordpiece: nothing is known of it
+    has_wordpiece: Bools1d
+    lengths: Ints1d  # (num_docs,) tokens of each Doc
 
 
 class SpanLogits(NamedTuple):
     """The output of a span head for a batch of pairs."""
 
-    logits: torch.Tensor  # (n_slots, 2) for a span's first and last piece, float32
-    sequences: PairSequences
+    logits: torch.Tensor  # (num_positions, 2) for a span's first and last wordpiece, float32
+    batch: PackedBatch
+    # In training: what each window teaches, see `find_targets` (num_sequences, 2).
+    targets: Ints2d | None = None
 
 
 def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

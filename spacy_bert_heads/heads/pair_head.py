@@ -11,10 +11,10 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..doc_data import INPUTS, check_texts, get_list, inputs_of, register_extensions, set_list
-from ..encoder.listener import checkpoint_behind
-from ..sequences import TextTooLong
-from ..types import Ints2d, Pairs
+from ..encoder.listener import checkpoint_behind, pack_for
+from ..encoder.model import PackedPairs
+from ..text.doc_data import INPUTS, check_texts, get_list, inputs_of, register_extensions, set_list
+from ..text.pairs import Pairs, TextTooLong
 from .head import BertHead
 
 # What is run at once in prediction; it bounds the states that are alive, not the result.
@@ -23,8 +23,7 @@ MAX_CHARS = 2**18
 
 class BertPairHead(BertHead):
     """The base of the heads that read pairs. A head says what it is asked (`input_name`), which
-    text comes first (`doc_first`), what its gold data must be (`check_gold`) and, if it points into
-    the Doc, where (`gold_answers`).
+    text comes first (`doc_first`) and what its gold data must be (`check_gold`).
 
     vocab (Vocab): The vocabulary.
     model (Model): The head, with its listener.
@@ -116,37 +115,33 @@ class BertPairHead(BertHead):
     def has_gold(self, example: Example) -> bool:
         return next(self.gold_pairs(example), None) is not None
 
-    def gold_answers(self, examples: Iterable[Example]) -> Ints2d | None:
-        """examples (Iterable[Example]): The batch.
-        RETURNS (Optional[Ints2d]): Where each pair's answer stands, for a head that learns that.
-        """
-        return None
-
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
-        """Run the model with a graph, on the annotated pairs. A text that is too long to be read
-        is left out with a warning, so that it doesn't end the run.
+        """Run the model with a graph on the annotated pairs. Returns its output and the callback
+        that takes a gradient of the same structure; None if every second text is too long."""
+        pairs = self.pack_annotated(examples)
+        return None if pairs is None else self.model.begin_update(pairs)
 
-        examples (List[Example]): Annotated examples, one at least.
-        RETURNS (Optional[Tuple[Any, Callable]]): The scores, and the callback that takes their
-            gradient; None if every text is too long.
-        """
+    def pack_annotated(self, examples: list[Example]) -> PackedPairs | None:
+        """Pack the annotated pairs. A text that is too long is left out with a warning, so that it
+        doesn't end the run; None if every text is."""
         for example in examples:
             self.check_gold(example)
         while True:
             annotated = [eg for eg in examples if self.has_gold(eg)]
             if not annotated:
                 return None
-            pairs = Pairs(
-                docs=[eg.predicted for eg in annotated],
-                texts=[[text for text, _ in self.gold_pairs(eg)] for eg in annotated],
-                doc_first=self.doc_first,
-                answers=self.gold_answers(examples),
-            )
+            docs = [eg.predicted for eg in annotated]
+            texts = [[text for text, _ in self.gold_pairs(eg)] for eg in annotated]
             try:
-                return self.model.begin_update(pairs)
+                return self.pack(Pairs(docs, texts, self.doc_first), is_train=True)
             except TextTooLong as error:
                 self._too_long.update(error.texts)
                 warnings.warn(f"{self.name} does not learn from a pair: {error}", stacklevel=2)
+
+    def pack(self, pairs: Pairs, *, is_train: bool = False) -> PackedPairs:
+        """Pack pairs as the encoder of this head reads them. Raises TextTooLong."""
+        batch = pack_for(self.model.get_ref("tok2vec"), pairs, is_train=is_train)
+        return PackedPairs(pairs.docs, batch)
 
     # --- predicting
 
@@ -179,7 +174,7 @@ class BertPairHead(BertHead):
 
     def _read(self, pairs: Pairs) -> list[Any]:
         try:
-            return list(self.read_out(self.model.predict(pairs)))
+            return list(self.read_out(self.model.predict(self.pack(pairs))))
         except TextTooLong as error:
             too_long = set(error.texts)
             if not too_long.isdisjoint(self.extra):  # of the config, so of every Doc

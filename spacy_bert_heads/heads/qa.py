@@ -12,12 +12,13 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..doc_data import drop_results, make_answer, set_list
 from ..encoder.listener import DEFAULT_LISTENER
-from ..types import Ints2d, Pairs
+from ..encoder.model import PackedPairs
+from ..text.doc_data import drop_results, make_answer, set_list
 from .answers import best_spans, best_threshold, score_qa
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
+from .qa_windows import choose_windows
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
@@ -44,7 +45,7 @@ DEFAULT_MODEL = {
 def make_bert_qa(
     nlp: Language,
     name: str,
-    model: Model[Pairs, SpanLogits],
+    model: Model[PackedPairs, SpanLogits],
     questions: list[str],
     max_answer_length: int,
     alternatives: int,
@@ -56,7 +57,7 @@ def make_bert_qa(
 
     nlp (Language): The pipeline.
     name (str): The component's name.
-    model (Model[Pairs, SpanLogits]): The span head.
+    model (Model[PackedPairs, SpanLogits]): The span head.
     questions (List[str]): What to ask of Docs that bring no questions of their own, in
         `doc._.questions` or in a context of `as_tuples`.
     max_answer_length (int): The longest answer, in wordpieces.
@@ -99,7 +100,7 @@ class BertQA(BertPairHead):
     """Write an answer to each of `doc._.questions` to `doc._.answers`, and to a span group.
 
     vocab (Vocab): The vocabulary.
-    model (Model[Pairs, SpanLogits]): The span head.
+    model (Model[PackedPairs, SpanLogits]): The span head.
     name (str): The component's name.
     questions (Sequence[str]): What to ask of Docs that bring no questions of their own.
     max_answer_length (int): The longest answer, in wordpieces.
@@ -120,7 +121,7 @@ class BertQA(BertPairHead):
     def __init__(
         self,
         vocab: Vocab,
-        model: Model[Pairs, SpanLogits],
+        model: Model[PackedPairs, SpanLogits],
         name: str = "bert_qa",
         *,
         questions: Sequence[str] = (),
@@ -200,10 +201,16 @@ class BertQA(BertPairHead):
                         "spacy_bert_heads.pairs.make_answer(doc, start, end)."
                     )
 
-    def gold_answers(self, examples: Iterable[Example]) -> Ints2d:
+    def begin_update(self, examples: list[Example]) -> tuple[SpanLogits, Callable] | None:
+        """Run the model with a graph on windows of the annotated pairs, see `choose_windows`."""
+        pairs = self.pack_annotated(examples)
+        if pairs is None:
+            return None
         entries = [entry for eg in examples for _, entry in self.gold_pairs(eg)]
         places = [(entry["start_char"], entry["end_char"]) for entry in entries]
-        return np.asarray(places, dtype=np.int64).reshape(-1, 2)
+        batch, targets = choose_windows(pairs.batch, np.asarray(places, dtype=np.int64))
+        output, backprop = self.model.begin_update(pairs._replace(batch=batch))
+        return output._replace(targets=targets), backprop
 
     def update(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, float]:
         self._tunes = self.fixed_threshold is None
@@ -212,20 +219,20 @@ class BertQA(BertPairHead):
     update.__doc__ = BertPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
-        """Softmax cross-entropy in nats of start and end, over the pieces of each window and [CLS],
-        which stands for "not here", a mean over windows (BERT, sections 4.2 and 4.3)."""
-        sequences = output.sequences
-        assert sequences.targets is not None
+        """Softmax cross-entropy in nats of start and end, over the wordpieces of each window and
+        [CLS], which stands for "not here"; a mean over windows (BERT, sections 4.2 and 4.3)."""
+        batch, targets = output.batch, output.targets
+        assert batch.offsets is not None and targets is not None
         device = output.logits.device
-        base = np.cumsum(sequences.lengths) - sequences.lengths
-        candidate = sequences.starts >= 0
-        candidate[base] = True
-        window = np.repeat(np.arange(len(base)), sequences.lengths)[candidate]
+        begins = batch.cu_seqlens[:-1]
+        candidate = batch.offsets.starts >= 0
+        candidate[begins] = True
+        window = np.repeat(np.arange(len(begins)), batch.seqlens)[candidate]
         logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
-        sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(base))
-        known = sequences.targets[:, 0] >= 0
-        slots = torch.from_numpy(base[:, None] + np.maximum(sequences.targets, 0)).to(device)
-        losses = (sums - output.logits.gather(0, slots)).sum(1)
+        sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(begins))
+        known = targets[:, 0] >= 0
+        positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
+        losses = (sums - output.logits.gather(0, positions)).sum(1)
         return 0.5 * (losses * torch.from_numpy(known).to(device)).sum() / max(int(known.sum()), 1)
 
     # --- predicting
@@ -235,7 +242,7 @@ class BertQA(BertPairHead):
         probability that there is no answer."""
         best = best_spans(
             output.logits.float().cpu().numpy(),
-            output.sequences,
+            output.batch,
             max_length=self.max_answer_length,
             n_best=1 + self.alternatives,
         )

@@ -117,12 +117,12 @@ class BertTagger(BertHead):
         space = SPACE_TAGS[self.cfg["attr"]]
         labels = self.labels
         best = iter(
-            zip(output.logits.argmax(dim=1).tolist(), output.has_pieces.tolist(), strict=True)
+            zip(output.logits.argmax(dim=1).tolist(), output.has_wordpiece.tolist(), strict=True)
         )
         for doc in docs:
             for token in doc:
-                label, has_pieces = next(best)
-                if has_pieces:
+                label, has_wordpiece = next(best)
+                if has_wordpiece:
                     setattr(token, attr, labels[label])
                 elif token.is_space and space in labels:
                     setattr(token, attr, space)

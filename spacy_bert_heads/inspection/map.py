@@ -98,7 +98,7 @@ def map_documents(
             f"There is no layer {layer}: '{source.name}' has 0, the embeddings, to {source.depth}, "
             f"and -1, the last, to {-source.depth - 1}."
         )
-    (layer,) = source.bert.layer_numbers([layer])
+    (layer,) = source.encoder.checkpoint.layer_numbers([layer])
     reduce = pca if method == "pca" else tsne
     vectors = encode_documents(source, labelled.docs, layer)
     points, axes = reduce(vectors)
@@ -111,9 +111,9 @@ def encode_documents(source: Source, docs: Sequence[Doc], layer: int) -> Floats2
     `pooling = "mean"` has it: special tokens included, windows averaged."""
     parts = []
     for start in range(0, len(docs), BATCH_DOCS):
-        sequences = source.read(docs[start : start + BATCH_DOCS])
-        states = encode_layers(source.bert, sequences, [layer])[:, 0]
-        means = mean_by_group(mean_by_group(states, sequences.lengths), sequences.windows)
+        batch = source.pack(docs[start : start + BATCH_DOCS])
+        states = encode_layers(source.encoder, batch, [layer])[:, 0]
+        means = mean_by_group(mean_by_group(states, batch.seqlens), batch.num_windows)
         parts.append(means.double().cpu().numpy())
     return np.concatenate(parts)
 

@@ -13,11 +13,12 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from ..encoder.component import BertEncoder
-from ..encoder.loading import Bert, load_checkpoint
-from ..encoder.model import bert_of, run
+from ..encoder.encoder import Encoder
+from ..encoder.loading import load_checkpoint
+from ..encoder.model import encoder_of
 from ..evaluate import is_pipeline
-from ..sequences import make_sequences
-from ..types import DocSequences, Sequences
+from ..text.batch import PackedBatch
+from ..text.packing import pack_docs
 
 Floats1d = NDArray[np.float64]
 Floats2d = NDArray[np.float64]
@@ -31,18 +32,19 @@ class Source(NamedTuple):
 
     name: str  # as the user gave it
     nlp: Language  # the tokenizer
-    bert: Bert
+    encoder: Encoder
     window: int
     stride: int
 
     @property
     def depth(self) -> int:
         """The number of layers, without that of the embeddings, which is layer 0."""
-        return self.bert.n_layers
+        return self.encoder.checkpoint.num_layers
 
-    def read(self, docs: Sequence[Doc]) -> DocSequences:
-        """Make the windows of Docs of any length."""
-        return make_sequences(docs, self.bert.wordpieces, window=self.window, stride=self.stride)
+    def pack(self, docs: Sequence[Doc]) -> PackedBatch:
+        """Pack Docs of any length."""
+        tokenizer = self.encoder.checkpoint.tokenizer
+        return pack_docs(docs, tokenizer, window=self.window, stride=self.stride)
 
 
 def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> Source:
@@ -61,19 +63,16 @@ def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> S
             has = f"has these encoders: {', '.join(found)}" if found else "has no bert_encoder"
             raise ValueError(f"'{name}' {has}. Name one of its own: --encoder NAME.")
         model = found[encoder].model
-        return Source(name, nlp, bert_of(model), model.attrs["window"], model.attrs["stride"])
+        return Source(name, nlp, encoder_of(model), model.attrs["window"], model.attrs["stride"])
     if encoder is not None:
         raise ValueError(f"'{name}' is no pipeline but a checkpoint: leave --encoder out.")
-    bert = load_checkpoint(name)
-    window = min(256, bert.max_window)
-    return Source(name, spacy.blank(lang), bert, window, max(window * 3 // 4, 1))
+    checkpoint = load_checkpoint(name)
+    window = min(256, checkpoint.max_window)
+    return Source(name, spacy.blank(lang), Encoder(checkpoint), window, max(window * 3 // 4, 1))
 
 
-def encode_layers(bert: Bert, sequences: Sequences, layers: Sequence[int]) -> torch.Tensor:
-    """Return the hidden states of some layers (n_slots, n_layers, width), float32.
-
-    Layer 0 is that of the embeddings, `bert.n_layers` the last one.
-    """
-    with torch.no_grad():
-        states = run(bert, sequences, MAX_BATCH_TOKENS, tuple(layers))
-    return states.unflatten(1, (len(layers), bert.width))
+def encode_layers(encoder: Encoder, batch: PackedBatch, layers: Sequence[int]) -> torch.Tensor:
+    """Compute the hidden states of some layers (num_positions, num_layers, hidden_size), float32.
+    Layer 0 is that of the embeddings, `checkpoint.num_layers` the last one."""
+    states = encoder.encode(batch, tuple(layers), max_batch_tokens=MAX_BATCH_TOKENS).states
+    return states.unflatten(1, (len(layers), -1))

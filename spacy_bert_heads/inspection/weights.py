@@ -45,12 +45,12 @@ def read_weights(name: str) -> list[LayerWeights]:
         for node in model.walk() if isinstance(model, Model) else ():
             if node.name == "layer_features" and node.shims:
                 mix, source = mix_of(node), node.layers[0]
-                bert = checkpoint_behind(source)
-                assert bert is not None
+                checkpoint = checkpoint_behind(source)
+                assert checkpoint is not None
                 reads = source.reads if isinstance(source, BertListener) else source.attrs["layers"]
                 weights = mix.weights.detach().double().softmax(0).cpu().numpy()
-                layers, scale = bert.layer_numbers(reads), float(mix.scale.detach())
-                found.append(LayerWeights(head, layers, weights, scale, bert.n_layers))
+                layers, scale = checkpoint.layer_numbers(reads), float(mix.scale.detach())
+                found.append(LayerWeights(head, layers, weights, scale, checkpoint.num_layers))
     if not found:
         raise ValueError(
             f"No head of '{name}' has learned layer weights ({', '.join(nlp.component_names)}). "

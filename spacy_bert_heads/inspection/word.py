@@ -66,19 +66,21 @@ def compare_word(source: Source, word: str, texts: Sequence[str]) -> WordView:
             f"The word '{word}' occurs {len(occurrences)} times in {len(texts)} texts. Give texts "
             f"with 2 to {MAX_OCCURRENCES} occurrences."
         )
-    sequences = source.read(docs)
-    states = encode_layers(source.bert, sequences, range(source.depth + 1))
-    first_token = np.cumsum(sequences.tokens) - sequences.tokens
-    first_row = np.append(0, np.cumsum(sequences.pieces))
+    batch = source.pack(docs)
+    tokens = batch.tokens
+    assert tokens is not None
+    states = encode_layers(source.encoder, batch, range(source.depth + 1))
+    first_token = np.cumsum(tokens.num_tokens) - tokens.num_tokens
+    first_wordpiece = np.append(0, np.cumsum(tokens.num_wordpieces))
     vectors = []
     for first, spans in zip(first_token.tolist(), found, strict=True):
         for span in spans:
-            begin, end = first_row[first + span.start], first_row[first + span.end]
+            begin, end = first_wordpiece[[first + span.start, first + span.end]]
             # A wordpiece that two tokens of the word share counts once.
-            rows = np.unique(sequences.rows[begin:end])
-            if not len(rows):
+            positions = np.unique(tokens.positions[begin:end])
+            if not len(positions):
                 raise ValueError(f"The word '{word}' has no wordpieces. Look at another one.")
-            vectors.append(states[torch.from_numpy(rows).to(states.device)].double().mean(0))
+            vectors.append(states[torch.from_numpy(positions).to(states.device)].double().mean(0))
     normed = F.normalize(torch.stack(vectors, dim=1), dim=-1)  # (depth + 1, n, width)
     cosines = (normed @ normed.transpose(1, 2)).cpu().numpy()
     return WordView(source.name, word, occurrences, cosines)

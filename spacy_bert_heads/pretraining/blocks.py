@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..types import Bools1d, Ints1d, Ints2d, ranges
+from ..text.arrays import Bools1d, Ints1d, Ints2d, ranges
 from .draws import Choice, uniform
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import unicodedata
 
 import numpy as np
 
-from ..types import Bools1d, Ints1d, Pieces
+from ..text.arrays import Bools1d, Ints1d
+from ..text.wordpieces import Wordpieces
 
 # Scripts that are written without spaces between words: Thai and Lao, Tibetan, Burmese, Khmer,
 # kana, ideographs (BERT's list, with those that Unicode has added since), half-width kana.
@@ -30,7 +31,7 @@ KINDS_OF_CODES = np.full(sys.maxunicode + 1, UNKNOWN, dtype=np.uint8)  # filled 
 
 
 def cut_pieces(
-    pieces: Pieces, words: Bools1d, texts: list[str], starts: list[Ints1d]
+    pieces: Wordpieces, words: Bools1d, texts: list[str], starts: list[Ints1d]
 ) -> tuple[Ints1d, Ints1d]:
     """Cut running texts into sentences and documents.
 
@@ -62,7 +63,7 @@ def _shifts(texts: list[str]) -> Ints1d:
     return np.cumsum(sizes) - sizes
 
 
-def begin_words(pieces: Pieces, texts: list[str]) -> Bools1d:
+def begin_words(pieces: Wordpieces, texts: list[str]) -> Bools1d:
     """Mark the wordpieces that begin a word, by the characters at their edges (n_pieces,).
 
     A word is what BERT's own tokenizer cuts from a text before it makes wordpieces: letters,

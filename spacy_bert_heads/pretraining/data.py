@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..types import Ints1d
+from ..text.arrays import Ints1d
 from .draws import shuffled
 from .examples import Batch, Plan, make_batch, plan_epoch
 from .masking import Vocabulary

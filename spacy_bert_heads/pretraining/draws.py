@@ -10,7 +10,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Ints1d
+from ..text.arrays import Ints1d
 
 
 class Choice(IntEnum):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Ints1d, Ints2d, Sequences, ranges, sums
+from ..text.arrays import Ints1d, Ints2d, ranges, sums
+from ..text.batch import PackedBatch, cumulate
 from .blocks import Block, Examples, Side, has_one_document, read_blocks
 from .masking import Masking, Vocabulary, choose, corrupt
 from .segment_pairs import make_pairs
@@ -30,7 +31,7 @@ PACKINGS = ("full-sentences", "doc-sentences")
 class Batch:
     """The input of a training step."""
 
-    sequences: Sequences  # masked
+    packed: PackedBatch  # masked
     masked: Ints1d  # (n_masked,) the positions to predict
     targets: Ints1d  # (n_masked,) the ids that were there
     # (n_examples,) of pairs: nsp 0 next, 1 random; sop 0 in order, 1 swapped. -1 without a pair.
@@ -101,11 +102,11 @@ def plan_epoch(
     where the two together don't fit, as in BERT's code.
     """
     side = Side(seed, epoch, held_out, evaluation)
-    wordpieces = vocabulary.wordpieces
+    tokenizer = vocabulary.tokenizer
     if objective in PAIRS:
-        special, least = sum(map(len, wordpieces.pair[:3])), 2
+        special, least = sum(map(len, tokenizer.pair[:3])), 2
     elif objective in PACKINGS:
-        special, least = wordpieces.n_special, 1
+        special, least = tokenizer.num_special, 1
     else:
         raise ValueError(f"There is no objective '{objective}', but {', '.join(PAIRS + PACKINGS)}.")
     capacity = max_length - special
@@ -121,7 +122,7 @@ def plan_epoch(
     if objective in PAIRS:
         examples = make_pairs(corpus, blocks, side, capacity, short_seq_prob, objective == "sop")
     else:
-        examples = _pack(blocks, capacity, len(wordpieces.suffix), objective == "full-sentences")
+        examples = _pack(blocks, capacity, len(tokenizer.suffix), objective == "full-sentences")
     _write(path, examples)
     return Plan(path)
 
@@ -200,12 +201,12 @@ def make_batch(
     pair      prefix A middle B suffix, as the tokenizer has it
     packed    prefix part of a document [suffix part of the next …] suffix
     """
-    wordpieces = vocabulary.wordpieces
+    tokenizer = vocabulary.tokenizer
     first_segment, sizes, labels = np.asarray(plan.examples)[numbers].T
     first, lengths = plan.segments[ranges(first_segment, sizes)].T
     paired = len(labels) > 0 and labels[0] >= 0  # a plan has one objective
-    single = (wordpieces.prefix, wordpieces.suffix, wordpieces.suffix)
-    prefix, middle, suffix = wordpieces.pair[:3] if paired else single
+    single = (tokenizer.prefix, tokenizer.suffix, tokenizer.suffix)
+    prefix, middle, suffix = tokenizer.pair[:3] if paired else single
 
     # Every segment has a prefix or a middle before it.
     example = np.repeat(np.arange(len(sizes)), sizes)
@@ -223,9 +224,9 @@ def make_batch(
     ids[(base + n_positions - len(suffix))[:, None] + np.arange(len(suffix))] = suffix
     type_ids = np.zeros(len(ids), dtype=np.int64)
     if paired:
-        type_ids[:] = wordpieces.pair.first_type
+        type_ids[:] = tokenizer.pair.first_type
         second = at[~begins]
-        type_ids[ranges(second, base + n_positions - second)] = wordpieces.pair.second_type
+        type_ids[ranges(second, base + n_positions - second)] = tokenizer.pair.second_type
 
     pieces = sums(lengths, sizes)
     number, piece = np.repeat(numbers, pieces), ranges(np.zeros_like(pieces), pieces)
@@ -239,4 +240,5 @@ def make_batch(
     keys = (seed, epoch, number[chosen], piece[chosen])
     ids[masked] = corrupt(targets, keys, vocabulary, masking)
     windows = np.ones(len(sizes), dtype=np.int64)
-    return Batch(Sequences(ids, type_ids, n_positions, windows), masked, targets, labels)
+    packed = PackedBatch(ids, type_ids, cumulate(n_positions), windows)
+    return Batch(packed, masked, targets, labels)

@@ -145,17 +145,17 @@ def begin(
     if pretrainer.new_heads:
         say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: made anew.")
     max_length = max(phase.max_length for phase in t.phases)
-    if max_length > pretrainer.bert.max_window:
+    if max_length > pretrainer.encoder.checkpoint.max_window:
         raise ValueError(
             f"max_length is {max_length}, but the encoder has positions for "
-            f"{pretrainer.bert.max_window}. Shorten it in training.phases."
+            f"{pretrainer.encoder.checkpoint.max_window}. Shorten it in training.phases."
         )
     pretrainer.to(processes.device).eval()
     corpus = processes.in_turn(
         lambda: prepare(
             settings.paths.raw,
             Path(settings.paths.cache),
-            wordpieces=pretrainer.bert.wordpieces,
+            wordpieces=pretrainer.encoder.checkpoint.tokenizer,
             lang=settings.text.lang,
             sentences=spacy.load(settings.text.sentences) if settings.text.sentences else None,
             workers=settings.text.workers,

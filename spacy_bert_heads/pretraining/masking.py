@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..types import Bools1d, Ints1d, sums
-from ..wordpieces import Wordpieces
+from ..text.arrays import Bools1d, Ints1d, sums
+from ..text.wordpieces import WordpieceTokenizer
 from .draws import Choice, draw, uniform
 
 # Seed, epoch and, for each wordpiece, its example and its number in that example: with these a
@@ -38,7 +38,7 @@ class Masking:
 class Vocabulary:
     """What the examples need to know of a tokenizer."""
 
-    wordpieces: Wordpieces
+    tokenizer: WordpieceTokenizer
     mask_id: int
     size: int
     special: Ints1d  # ids that never replace a wordpiece

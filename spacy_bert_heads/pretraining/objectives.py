@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..encoder.loading import Bert, load_model
-from ..encoder.model import make_rows
-from ..encoder.rows import Row, pad
+from ..encoder.buckets import BucketedBatch
+from ..encoder.encoder import Encoder
+from ..encoder.loading import load_model
 from ..encoder.saved import save_model, write_files
-from ..types import Ints1d
+from ..text.arrays import Ints1d
 from .examples import PAIRS, Batch
 from .masking import Vocabulary
 
@@ -67,17 +67,17 @@ class Pretrainer(nn.Module):
     """A checkpoint with the heads that pretraining needs.
 
     model (PreTrainedModel): Hugging Face's class for pretraining, the encoder in it.
-    bert (Bert): The same encoder, with its tokenizer.
+    encoder (Encoder): The encoder in it, with its tokenizer.
     has_pairs (bool): Whether pairs of segments are learned. Otherwise the head for them, if the
         class has one, is frozen: it gets no gradient, and must not decay either.
     made (Iterable[str]): The model's parameters that the checkpoint lacks.
     """
 
     def __init__(
-        self, model: PreTrainedModel, bert: Bert, *, has_pairs: bool, made: Iterable[str] = ()
+        self, model: PreTrainedModel, encoder: Encoder, *, has_pairs: bool, made: Iterable[str] = ()
     ) -> None:
         super().__init__()
-        self.model, self.bert = model, bert
+        self.model, self.encoder = model, encoder
         self.has_pairs = has_pairs
         self.made = frozenset(made)
         for module in self.sentence_head():
@@ -96,16 +96,19 @@ class Pretrainer(nn.Module):
         """RETURNS (Vocabulary): What the examples need of the tokenizer.
         RAISES (ValueError): If it has no mask token.
         """
-        wordpieces = self.bert.wordpieces
-        tokenizer = wordpieces.tokenizer
-        mask = self.bert.tokenizer_settings.get("mask_token")
+        checkpoint = self.encoder.checkpoint
+        tokenizer = checkpoint.tokenizer.tokenizer
+        mask = checkpoint.tokenizer_settings.get("mask_token")
         mask_id = tokenizer.token_to_id(mask["content"] if isinstance(mask, dict) else mask or "")
         if mask_id is None:
             raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
         added = tokenizer.get_added_tokens_decoder()
         special = [number for number, token in added.items() if token.special]
         return Vocabulary(
-            wordpieces, mask_id, tokenizer.get_vocab_size(), np.asarray(special, dtype=np.int64)
+            checkpoint.tokenizer,
+            mask_id,
+            tokenizer.get_vocab_size(),
+            np.asarray(special, dtype=np.int64),
         )
 
     def mlm_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -157,17 +160,17 @@ class Pretrainer(nn.Module):
 
     def forward(
         self,
-        row: Row,
+        layout: BucketedBatch,
         masked: torch.Tensor,
         targets: torch.Tensor,
         paired: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run a row. All that learns takes part in it, even where nothing is masked or
+        """Run some buckets. All that learns takes part in it, even where nothing is masked or
         paired (nothing gives gradients of zero), because processes that learn together wait for
         each other's gradients.
 
-        row (Row): The sequences.
+        layout (BucketedBatch): The sequences.
         masked (Tensor): Where the masked pieces stand, padding counted (n_masked,).
         targets (Tensor): What stood there (n_masked,).
         paired (Tensor): Where the sequences begin that have a label (n_pairs,).
@@ -175,7 +178,7 @@ class Pretrainer(nn.Module):
         RETURNS: For masked pieces the summed loss and how many are guessed right; the same for
             pairs. Tensors without a shape.
         """
-        states = self.bert.read_row(row)
+        states = self.encoder.run(layout)
         # Logits only where something is predicted: one in seven of the positions.
         mlm = self._predict(self.mlm_logits, states, masked, targets)
         if not self.has_pairs:
@@ -190,7 +193,7 @@ class Pretrainer(nn.Module):
         gold: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss of what a head makes of some states, and how many are guessed right."""
-        beyond = self.bert.padding(len(places))
+        beyond = self.encoder.num_padding(len(places))
         places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
         logits = head(states.index_select(0, places))
         loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
@@ -205,40 +208,38 @@ class Pretrainer(nn.Module):
         scales: tuple[float, float] | None,
         step: nn.Module | None = None,
     ) -> torch.Tensor:
-        """Run a batch row by row, and in training each row's backward pass, so that no more than a
-        row's graph is alive.
+        """Run a batch part by part, and in training each part's backward pass, so that no more than
+        the graph of one part is alive.
 
         batch (Batch): The batch.
-        max_batch_tokens (int): The budget of a row, padding included.
+        max_batch_tokens (int): The budget of a part in wordpieces, padding included.
         autocast (torch.autocast): The precision.
         scales (Optional[Tuple[float, float]]): What the summed losses of masked pieces and of pairs
             are multiplied with before the backward pass; None to evaluate.
         step (Optional[Module]): What to call in place of this module, if it is wrapped to learn
-            with other processes. They exchange gradients after the last row.
+            with other processes. They exchange gradients after the last part.
         RETURNS (Tensor): The sums over the batch in the order of `Totals`, float64 (6,). They stay
             on the device, lest every step wait for it.
         """
         called = self if step is None else step
         device = next(self.parameters()).device
-        sequences = batch.sequences
-        target = np.full(len(sequences.ids), -1, dtype=np.int64)
+        packed = batch.packed
+        target = np.full(len(packed.input_ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        rows = make_rows(self.bert, sequences, max_batch_tokens)
-        for number, buckets in enumerate(rows, start=1):
-            row, slots, places = pad(sequences, buckets, self.bert.wordpieces.pad_id, device)
-            masked = np.flatnonzero(target[slots] >= 0)
-            members = np.concatenate(buckets)
-            lengths, labels = sequences.lengths[members], batch.labels[members]
+        parts = self.encoder.lay_out(packed, max_batch_tokens)
+        for number, part in enumerate(parts, start=1):
+            masked = np.flatnonzero(target[part.positions] >= 0)
+            lengths, labels = packed.seqlens[part.members], batch.labels[part.members]
             paired = (np.cumsum(lengths) - lengths)[labels >= 0]
-            gold = target[slots[masked]], labels[labels >= 0]
-            arrays = (places[masked], gold[0], places[paired], gold[1])
+            gold = target[part.positions[masked]], labels[labels >= 0]
+            arrays = (part.places[masked], gold[0], part.places[paired], gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
-            is_last = number == len(rows)
+            is_last = number == len(parts)
             alone = step is not None and hasattr(step, "no_sync") and not is_last
             with cast(Any, step).no_sync() if alone else nullcontext():
                 with torch.set_grad_enabled(scales is not None), autocast:
-                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(row, *rest)
+                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(part.layout, *rest)
                 if scales:
                     (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
             counts = [mlm_loss.new_full((), len(one)) for one in gold]
@@ -256,17 +257,17 @@ def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[G
     RETURNS (List[List[Guess]]): For each mask token the best guesses, best first.
     RAISES (ValueError): If the text has no mask token, or is longer than the encoder's positions.
     """
-    bert, mask_id = pretrainer.bert, pretrainer.vocabulary().mask_id
-    wordpieces = bert.wordpieces
-    ids = np.concatenate([wordpieces.prefix, wordpieces([text]).ids, wordpieces.suffix])
+    checkpoint, mask_id = pretrainer.encoder.checkpoint, pretrainer.vocabulary().mask_id
+    tokenizer = checkpoint.tokenizer
+    ids = np.concatenate([tokenizer.prefix, tokenizer([text]).ids, tokenizer.suffix])
     masked = np.flatnonzero(ids == mask_id)
     if not len(masked):
-        token = wordpieces.tokenizer.id_to_token(mask_id)
+        token = tokenizer.tokenizer.id_to_token(mask_id)
         raise ValueError(f"The text has no {token}. Write it where a piece is to be guessed.")
-    if len(ids) > bert.max_window:
+    if len(ids) > checkpoint.max_window:
         raise ValueError(
-            f"The text has {len(ids)} wordpieces; the encoder has positions for {bert.max_window}. "
-            "Shorten it."
+            f"The text has {len(ids)} wordpieces; the encoder has positions for "
+            f"{checkpoint.max_window}. Shorten it."
         )
     return guess_masked(pretrainer, ids, masked, top=top)
 
@@ -284,9 +285,9 @@ def guess_masked(
     """
     row = torch.from_numpy(ids)[None].to(next(pretrainer.parameters()).device)
     with torch.no_grad():
-        states = pretrainer.bert(row, torch.zeros_like(row), torch.ones_like(row))[0]
+        states = pretrainer.encoder(row, torch.zeros_like(row), torch.ones_like(row))[0]
         best = pretrainer.mlm_logits(states[masked]).softmax(-1).topk(top)
-    decode = pretrainer.bert.wordpieces.tokenizer.decode
+    decode = pretrainer.encoder.checkpoint.tokenizer.tokenizer.decode
     return [
         [Guess(decode([number]).strip(), p) for number, p in zip(numbers, row_p, strict=True)]
         for numbers, row_p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -314,10 +315,11 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
         own = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
         return own.get(family, AutoModelForMaskedLM)
 
-    model, bert, missing = load_model(name, choose_class)
-    pretrainer = Pretrainer(model, bert, has_pairs=sentence_objective in PAIRS, made=missing)
+    model, checkpoint, missing = load_model(name, choose_class)
+    encoder = Encoder(checkpoint)
+    pretrainer = Pretrainer(model, encoder, has_pairs=sentence_objective in PAIRS, made=missing)
     # An unknown head is an error here, not after all text has been tokenized.
-    pretrainer.mlm_logits(torch.empty(0, bert.width))
+    pretrainer.mlm_logits(torch.empty(0, checkpoint.hidden_size))
     return pretrainer
 
 
@@ -343,4 +345,4 @@ def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_model(pretrainer.model, folder)
-    write_files(folder, pretrainer.bert.tokenizer_files)
+    write_files(folder, pretrainer.encoder.checkpoint.tokenizer_files)

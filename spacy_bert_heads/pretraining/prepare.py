@@ -34,8 +34,8 @@ from spacy.util import load_model_from_config
 from thinc.api import Config
 from tqdm import tqdm
 
-from ..types import Bools1d, Ints1d
-from ..wordpieces import Wordpieces
+from ..text.arrays import Bools1d, Ints1d
+from ..text.wordpieces import WordpieceTokenizer
 from .boundaries import begin_words, cut_pieces
 from .sources import CHUNK, Record, Source, cut, list_sources, read_source, read_text
 from .store import FORMAT, Corpus, Part, PreparationReport, open_corpus, write_corpus
@@ -51,14 +51,14 @@ class Setup(NamedTuple):
     config: str
     pipeline: bytes
     max_length: int
-    wordpieces: Wordpieces
+    wordpieces: WordpieceTokenizer
 
 
 def prepare(
     sources: Sequence[str | Path],
     cache: Path,
     *,
-    wordpieces: Wordpieces,
+    wordpieces: WordpieceTokenizer,
     lang: str = "en",
     sentences: Language | None = None,
     workers: int = 0,
@@ -131,7 +131,7 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_fingerprint(sources: list[Source], nlp: Language, wordpieces: Wordpieces) -> str:
+def make_fingerprint(sources: list[Source], nlp: Language, wordpieces: WordpieceTokenizer) -> str:
     """Return the folder name of a corpus, by everything its content depends on. The source files
     are not read: size and modification time stand for their content."""
     digest = blake2b(digest_size=12)

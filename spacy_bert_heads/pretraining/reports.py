@@ -17,7 +17,7 @@ import spacy
 from spacy.util import registry
 from thinc.api import Config
 
-from ..types import Ints1d
+from ..text.arrays import Ints1d
 from .blocks import Side
 from .masking import Vocabulary
 from .settings import Settings
@@ -138,7 +138,7 @@ def pick_samples(
 def _mask_longest(corpus: Corpus, vocabulary: Vocabulary, start: int, end: int) -> Sample | None:
     if end - start not in LENGTHS:
         return None
-    wordpieces = vocabulary.wordpieces
+    wordpieces = vocabulary.tokenizer
     tokenizer = wordpieces.tokenizer
     ids = corpus.pieces[start:end].astype(np.int64)
     begins = np.append(corpus.words[start:end], True)

@@ -68,7 +68,7 @@ class Run:
     def learn(self, batch: Batch) -> None:
         """Take one optimizer step."""
         s = self.settings
-        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.sequences.ids))
+        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.packed.input_ids))
         n_masked, n_pairs, n_tokens = map(int, self.processes.sum(counts))
         # Gradients are averaged over the processes, but each loss is a mean over all of them.
         scales = (

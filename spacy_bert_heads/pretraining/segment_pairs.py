@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Ints1d, Ints2d, ranges, sums
+from ..text.arrays import Ints1d, Ints2d, ranges, sums
 from .blocks import Block, Examples, Side
 from .draws import Choice, draw, uniform
 

@@ -84,7 +84,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
 def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> None:
     """Save a copy of a checkpoint (a hub name or a folder) with added words to `folder`."""
     pretrainer = load_pretrainer(name, sentence_objective=None)
-    write_files(folder, pretrainer.bert.tokenizer_files)
+    write_files(folder, pretrainer.encoder.checkpoint.tokenizer_files)
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
     model = pretrainer.model
     add_rows(model, words)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import list_reasons
-from ..types import Bools1d, Ints1d
+from ..text.arrays import Bools1d, Ints1d
 
 FORMAT = 1  # of the files, and of the rules by which their content is made
 ARRAYS = {"pieces": "<i4", "words": "|b1", "sentences": "<i8", "documents": "<i8"}

@@ -1,0 +1,231 @@
+"""Attention that stays within each sequence of a bucketed batch.
+
+With transformers 5 this is an entry of its `AttentionInterface`: the encoder's configuration names
+it, and the layout of the batch comes with the call. With transformers 4, `function_mode.py` does
+the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .buckets import BucketedBatch, round_up
+
+varlen_attn: Any
+try:  # torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+NAME = "spacy_bert_heads"  # in the configuration of a model
+KEYS = 16  # that a processor with AVX-512 takes at once
+
+
+class PackedAttention:
+    """Attention within the sequences of one bucketed batch. `num_calls` counts the layers that have
+    used it: those that have not let sequences see each other."""
+
+    def __init__(self, layout: BucketedBatch) -> None:
+        self.layout = layout
+        self.num_calls = 0
+        self._bands: dict[int, list[torch.Tensor]] = {}
+        # A processor takes what is left of a vector of keys one by one, which takes longer than
+        # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
+        is_cpu = layout.input_ids.device.type == "cpu"
+        step = KEYS if is_cpu and not torch.is_grad_enabled() else 1
+        self._widths = [round_up(length, step) for _, length in layout.shapes]
+        self._masks = [
+            F.pad(mask, (0, width - mask.shape[1]))[:, None, None]
+            if is_padded or width > mask.shape[1]
+            else None
+            for mask, width, is_padded in zip(
+                layout.split(layout.mask), self._widths, layout.is_padded, strict=True
+            )
+        ]
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        sliding_window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend. `query`, `key` and `value` are (1, num_heads, num_positions, head_size), where
+        there may be more positions than the buckets have; `scale` is 1 / sqrt(head_size) if not
+        given; with a `sliding_window` a position sees those less than so far away.
+
+        Returns (num_positions, num_heads, head_size).
+        """
+        self.num_calls += 1
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        if sliding_window is None and not dropout and uses_varlen(queries):
+            return self._attend_varlen(queries, keys, values, scale)
+        sizes = [n * length for n, length in self.layout.shapes]
+        beyond = len(queries) - sum(sizes)
+        sizes.append(beyond)  # padding behind the buckets
+        room = len(queries)  # positions behind a bucket
+        found = []
+        parts = zip(*(states.split(sizes) for states in (queries, keys, values)), strict=True)
+        masks = self._masks if sliding_window is None else self._band(sliding_window)
+        drops = dropout > 0 and query.device.type == "cpu"
+        attend = attend_and_drop if drops else F.scaled_dot_product_attention
+        for shape, width, mask, (q, k, v) in zip(
+            self.layout.shapes, self._widths, masks, parts, strict=False
+        ):
+            room -= len(q)
+            q = q.unflatten(0, shape).transpose(1, 2)
+            k, v = (widen(states, shape, width, room).transpose(1, 2) for states in (k, v))
+            out = attend(q, k, v, mask, dropout, scale=scale)
+            found.append(out.transpose(1, 2).flatten(0, 1))
+        found.append(values[len(values) - beyond :])  # nothing is made of padding
+        return torch.cat(found)
+
+    def _attend_varlen(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """Attend by one kernel for sequences of any length, which is given no padding."""
+        mask = F.pad(self.layout.mask, (0, len(query) - len(self.layout.mask)))
+        places = mask.nonzero()[:, 0]
+        lengths = torch.cat([part.sum(1) for part in self.layout.split(self.layout.mask)])
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        longest = max(length for _, length in self.layout.shapes)
+        if scale is not None:  # its own is 1 / sqrt(head_size)
+            query = query * (scale * query.shape[-1] ** 0.5)
+        packed = (states.index_select(0, places) for states in (query, key, value))
+        out = varlen_attn(*packed, cu_seqlens, cu_seqlens, longest, longest)
+        return torch.zeros_like(query).index_copy_(0, places, out)
+
+    def _band(self, sliding_window: int) -> list[torch.Tensor]:
+        """The masks of local attention, for each bucket (…, length, width)."""
+        if sliding_window not in self._bands:
+            device = self.layout.input_ids.device
+            bands = []
+            for (_, length), width, mask in zip(
+                self.layout.shapes, self._widths, self._masks, strict=True
+            ):
+                at = torch.arange(length, device=device)[:, None]
+                to = torch.arange(width, device=device)
+                band = ((at - to).abs() < sliding_window) & (to < length)
+                bands.append(band if mask is None else band & mask)
+            self._bands[sliding_window] = bands
+        return self._bands[sliding_window]
+
+
+def uses_varlen(query: torch.Tensor) -> bool:
+    """Whether torch has a kernel for sequences of any length here: on a GPU, in half precision,
+    without a graph."""
+    return (
+        varlen_attn is not None
+        and query.device.type == "cuda"
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and not torch.is_grad_enabled()
+    )
+
+
+@cache
+def register() -> None:
+    """Give transformers 5 our attention under NAME, and torch's where a call brings no layout.
+
+    A name without a mask function would get no mask at all for padding, so ours has that of
+    torch's.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        packed_attention: PackedAttention | None = None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **settings: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if packed_attention is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+                sliding_window=sliding_window, **settings,
+            )  # fmt: skip
+        states = packed_attention(
+            query, key, value, dropout=dropout, scale=scaling, sliding_window=sliding_window
+        )
+        return states.unsqueeze(0), None
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -> torch.Tensor:
+    """Give the sequences of a bucket more positions than they have, as a view where that is
+    possible.
+
+    `states` is the bucket's part (num_positions, num_heads, head_size), `shape` its sequences and
+    their length, `width` how many positions to give for each: beyond its length those of what comes
+    next, or zeros where `room`, the positions behind this part, is too small. Returns
+    (num_sequences, width, num_heads, head_size).
+    """
+    n, length = shape
+    if length < width <= length + room:
+        position, *inner = states.stride()
+        strides = (length * position, position, *inner)
+        return states.as_strided((n, width, *states.shape[1:]), strides)
+    bucket = states.unflatten(0, shape)
+    return F.pad(bucket, (0, 0, 0, 0, 0, width - length)) if width > length else bucket
+
+
+def attend_and_drop(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attend with dropout, in fp32: for products in bf16 oneDNN compiles programs for every shape
+    of a bucket. On a CPU torch has no kernel for this either.
+
+    `query`, `key` and `value` are (num_sequences, num_heads, length, head_size), `mask` says which
+    keys are seen, broadcast to the attention weights, `scale` is 1 / sqrt(head_size) if not given.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast("cpu", enabled=False):
+        weights = query.float() * scale @ key.float().mT
+        if mask is not None:
+            weights = weights.masked_fill(~mask, -torch.inf)
+        states = fast_dropout(weights.softmax(-1), dropout_p) @ value.float()
+    return states.to(value.dtype)
+
+
+def fast_dropout(states: torch.Tensor, p: float) -> torch.Tensor:
+    """Set a share of p to 0 and scale the rest, as torch's dropout does, faster on a CPU: four
+    numbers share a random number of 64 bits, where torch draws one for each. p is rounded to a
+    multiple of 2^-16, which the scale allows for."""
+    dropped = round(p * 2**16)
+    if not dropped or dropped == 2**16:
+        return F.dropout(states, p)
+    numbers = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = numbers.view(torch.int16)[: states.numel()].view(states.shape)
+    kept = (bits >= dropped - 2**15).to(states.dtype)
+    return states * kept.mul_(2**16 / (2**16 - dropped))
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, but on a CPU `fast_dropout`: torch's takes a tenth of a training step."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Drop out of hidden states of any shape."""
+        if not self.training or states.device.type != "cpu":
+            return super().forward(states)
+        return fast_dropout(states, self.p)

@@ -1,0 +1,128 @@
+"""Buckets of sequences of like length, several of which the model reads at once.
+
+    packed batch     ├─seq 0─┤├──────seq 1──────┤├──seq 2──┤├─────seq 3─────┤
+    bucket of two    ├──────seq 1──────┤├─────seq 3─────┤──    each padded to the longest
+    bucket of two    ├──seq 2──┤├─seq 0─┤──
+    bucketed batch   the buckets one after another, up to a budget of positions
+
+Embeddings, linear layers and norms run over all positions of a bucketed batch in one call;
+attention runs bucket by bucket (`attention.py`). So a bucket costs next to nothing, and with many
+of them 4 % of a batch of 32 texts is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..text.arrays import Ints1d, ranges, select, sums
+from ..text.batch import PackedBatch
+
+
+class BucketedBatch(NamedTuple):
+    """Buckets of sequences one after another, the short sequences of each padded at their ends."""
+
+    input_ids: torch.Tensor  # (num_positions,) padding included
+    token_type_ids: torch.Tensor  # (num_positions,)
+    mask: torch.Tensor  # (num_positions,) False for padding
+    position_ids: torch.Tensor  # (num_positions,) counted from 0 in each sequence
+    shapes: list[tuple[int, int]]  # sequences and length of each bucket
+    is_padded: list[bool]  # whether a bucket has padding; asking a GPU for that would take time
+
+    def split(self, states: torch.Tensor) -> list[torch.Tensor]:
+        """Split what has a row for each position (num_positions, …) into what each bucket has
+        (num_sequences, length, …)."""
+        parts = states.split([n * length for n, length in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+class Part(NamedTuple):
+    """What is run at once of a batch."""
+
+    layout: BucketedBatch
+    members: Ints1d  # the sequences of the batch that are in it
+    positions: Ints1d  # the positions of the batch that they consist of
+    places: Ints1d  # where in the layout these are
+
+
+def lay_out(batch: PackedBatch, buckets: list[Ints1d], pad_id: int, device: torch.device) -> Part:
+    """Lay out the sequences of `buckets`."""
+    members = np.concatenate(buckets)
+    seqlens = batch.seqlens
+    lengths, positions = seqlens[members], select(members, seqlens)
+    shapes = [(len(bucket), int(seqlens[bucket].max())) for bucket in buckets]
+    counts, longest = np.array(shapes).T
+    widths = np.repeat(longest, counts)
+    position_ids = ranges(np.zeros_like(widths), widths)
+    mask = position_ids < np.repeat(lengths, widths)
+    input_ids = np.full(len(mask), pad_id, dtype=np.int64)
+    token_type_ids = np.zeros(len(mask), dtype=np.int64)
+    input_ids[mask] = batch.input_ids[positions]
+    token_type_ids[mask] = batch.token_type_ids[positions]
+    arrays = (input_ids, token_type_ids, mask, position_ids)
+    ids, types, real, at = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+    is_padded = (sums(lengths, counts) < counts * longest).tolist()
+    layout = BucketedBatch(ids, types, real, at, shapes, is_padded)
+    return Part(layout, members, positions, np.flatnonzero(mask))
+
+
+def make_buckets(lengths: Ints1d, *, max_tokens: int, overhead: int) -> list[Ints1d]:
+    """Choose bucket boundaries by dynamic programming to minimise padding plus per-bucket overhead.
+
+    `lengths` are those of the sequences (num_sequences,), `max_tokens` is the maximum number of
+    positions in a bucket, padding included (a longer sequence is a bucket of its own), `overhead`
+    is what a bucket costs by itself (kernel launches, small matrices), in positions. Returns the
+    indices of the sequences in each bucket, longest first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    n = len(order)
+    # For the first i sequences: the lowest cost, and where the last bucket starts.
+    cost, start = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=np.int64)
+    cost[0] = 0
+    for i, longest in enumerate(lengths[order].tolist()):
+        size = min(max(max_tokens // max(longest, 1), 1), n - i)
+        with_this = cost[i] + overhead + longest * np.arange(1, size + 1)
+        ends = slice(i + 1, i + 1 + size)
+        start[ends] = np.where(with_this < cost[ends], i, start[ends])
+        cost[ends] = np.minimum(with_this, cost[ends])
+    buckets, end = [], n
+    while end:
+        buckets.append(order[start[end] : end])
+        end = start[end]
+    return buckets[::-1]
+
+
+def group_buckets(
+    buckets: list[Ints1d], lengths: Ints1d, max_tokens: int
+) -> Iterator[list[Ints1d]]:
+    """Yield the buckets that are read at once, in their order: at most `max_tokens` positions,
+    padding included. A bucket that has more is read alone."""
+    group: list[Ints1d] = []
+    room = max_tokens
+    for bucket in buckets:
+        size = len(bucket) * int(lengths[bucket].max())
+        if group and size > room:
+            yield group
+            group, room = [], max_tokens
+        group.append(bucket)
+        room -= size
+    if group:
+        yield group
+
+
+def common_size(num_rows: int) -> int:
+    """Round up to one of few sizes, eight up to each power of two: by an eighth at most above 128.
+
+    oneDNN compiles a program for each number of rows that it meets, which with AMX takes longer
+    than running it, and keeps it: about 10 MB.
+    """
+    step = max(16, 1 << max((num_rows - 1).bit_length() - 4, 0))
+    return round_up(num_rows, step)
+
+
+def round_up(number: int, step: int) -> int:
+    """Round up to a multiple of `step`."""
+    return -(-number // step) * step

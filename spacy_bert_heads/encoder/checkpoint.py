@@ -1,0 +1,152 @@
+"""A checkpoint of the BERT family: Hugging Face's model, its tokenizer, and what differs between
+families."""
+
+from __future__ import annotations
+
+import copy
+import json
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..text.wordpieces import WordpieceTokenizer
+from .adapters import AdapterSettings, add_adapter, learning_parameters, remove_adapter
+from .hidden_states import Layers
+from .parameters import find_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Files = dict[str, bytes]
+
+
+class Checkpoint:
+    """The content of a Hugging Face folder.
+
+    `model` is what `AutoModel` builds. `tokenizer_files` are the files that Hugging Face's
+    tokenizers are saved as. `origin` says where the checkpoint came from: "name" and, on the hub,
+    "revision"; an "id" and the number of "updates" if a pipeline has trained it; for a shared
+    checkpoint the digests of its "weights", "tokenizer" and "config". It is empty in pipelines of
+    version 0.1.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: WordpieceTokenizer, tokenizer_files: Files
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.tokenizer_files = tokenizer_files
+        self.tokenizer_settings = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+        self.adapter: AdapterSettings | None = None
+        self.origin: dict[str, Any] = {}
+
+    # --- what differs between families
+
+    @property
+    def config(self) -> Any:
+        """The checkpoint's configuration, a PretrainedConfig."""
+        return self.model.config
+
+    @property
+    def family(self) -> str:
+        """The model type, as Hugging Face calls it."""
+        return self.config.model_type
+
+    @property
+    def hidden_size(self) -> int:
+        """The size of a hidden state."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """The layers above the embeddings."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def uses_token_types(self) -> bool:
+        """Whether the checkpoint has learned from token types. Of one type there is nothing to tell
+        apart; where there are more, the tokenizer says whether it gives them."""
+        num_types = getattr(self.config, "type_vocab_size", None) or 0
+        given = self.tokenizer_settings.get("model_input_names", ["token_type_ids"])
+        return num_types > 1 and "token_type_ids" in given
+
+    @property
+    def max_window(self) -> int:
+        """The longest sequence that it has positions for."""
+        positions = getattr(self.config, "max_position_embeddings", None) or 10**9
+        return int(positions) - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """The position id of a sequence's first wordpiece. RoBERTa and its kin count from behind
+        the padding id."""
+        embeddings = getattr(self.model, "embeddings", None)
+        offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return 0 if offset is None else int(offset) + 1
+
+    def takes(self, argument: str) -> bool:
+        """Whether the model's `forward` has an argument of this name."""
+        return argument in signature(self.model.forward).parameters
+
+    def layer_numbers(self, layers: Layers) -> tuple[int, ...]:
+        """Count layers from the embeddings, which are 0, in the order given.
+
+        `layers` are numbers, negative ones from the last layer down, or "all". Raises ValueError if
+        there is no such layer.
+        """
+        if isinstance(layers, str):  # "all"
+            return tuple(range(self.num_layers + 1))
+        beyond = [n for n in layers if not -self.num_layers - 1 <= n <= self.num_layers]
+        if beyond:
+            raise ValueError(
+                f"There is no layer {beyond[0]}: '{self.family}' has 0, the embeddings, to "
+                f"{self.num_layers}, and -1, the last, to {-self.num_layers - 1}. Set layers in "
+                "the head's model.tok2vec to some of these."
+            )
+        return tuple(n if n >= 0 else self.num_layers + 1 + n for n in layers)
+
+    # --- adapters
+
+    def add_adapter(self, settings: AdapterSettings) -> None:
+        """Add an adapter where there is none. Raises ValueError if the family is not supported."""
+        add_adapter(self.model, settings)
+        self.adapter = settings
+
+    def without_adapter(self) -> PreTrainedModel:
+        """Give the model as its Hugging Face class builds it: LoRA merged into the weights, without
+        bottlenecks. It is a copy if there is an adapter."""
+        if self.adapter is None:
+            return self.model
+        model = copy.deepcopy(self.model)
+        remove_adapter(model)
+        return model
+
+    def freeze(self, num_layers: int) -> None:
+        """Freeze the embeddings and the lowest `num_layers` layers, 0 for none; or, with an
+        adapter, everything but that. Raises ValueError if the layers can't be frozen one by one."""
+        stack = find_layers(self.model)
+        depth = 0 if stack is None else len(stack)
+        if not 0 <= num_layers <= depth:
+            raise ValueError(
+                f"frozen_layers is {num_layers}, but a '{self.family}' checkpoint has {depth} "
+                "layers that can be frozen one by one. To freeze the whole encoder, put its name "
+                "into [training] frozen_components."
+            )
+        if self.adapter is not None:
+            self.model.requires_grad_(False)
+            for parameter in learning_parameters(self.model, self.adapter):
+                parameter.requires_grad_(True)
+            return
+        self.model.requires_grad_(True)
+        if stack is not None and num_layers:
+            free = {id(p) for layer in stack[num_layers:] for p in layer.parameters()}
+            pooler = getattr(self.model, "pooler", None)
+            free.update(id(p) for p in pooler.parameters()) if pooler is not None else None
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(id(parameter) in free)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device

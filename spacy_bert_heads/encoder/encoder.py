@@ -1,0 +1,258 @@
+"""The encoder: packed batches in, hidden states out."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from ..text.arrays import Ints1d
+from ..text.batch import PackedBatch
+from .adapters import replace_module
+from .attention import NAME, Dropout, PackedAttention, register
+from .buckets import BucketedBatch, Part, common_size, group_buckets, lay_out, make_buckets
+from .checkpoint import Checkpoint
+from .function_mode import AttentionMode, drop_ended_modes
+from .hidden_states import HiddenStates
+
+# Families in which wordpieces of different positions meet in attention alone, and attention is that
+# of torch. Not MPNet and DeBERTa, whose attention depends on distances that it computes itself.
+PACKED = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
+# With transformers 5, which says how far a layer sees.
+PACKED_LOCAL = ("modernbert",)
+
+
+class Encoder(nn.Module):
+    """Run Hugging Face's model of a checkpoint over packed batches.
+
+    `multiplies_by_onednn` says whether linear layers are oneDNN's, as in the inference copy on most
+    CPUs: the number of rows is then rounded up to one of few sizes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.model: Any = checkpoint.model
+        self.multiplies_by_onednn = False
+        self.interface = attention_interface() if can_pack(checkpoint) else ""
+        self._takes_types = checkpoint.takes("token_type_ids")
+        if self.interface == "registered":
+            register()
+            self.model.config._attn_implementation = NAME
+        for name, module in list(self.model.named_modules()):
+            if type(module) is nn.Dropout:
+                replace_module(self.model, name, Dropout(module.p).train(module.training))
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model; `find_layers` looks for one."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def encode(
+        self,
+        batch: PackedBatch,
+        layers: tuple[int, ...] | None = None,
+        *,
+        max_batch_tokens: int,
+        train: bool = False,
+    ) -> HiddenStates:
+        """Compute the hidden states of some layers side by side, as `Checkpoint.layer_numbers`
+        counts them; None for the last.
+
+        `max_batch_tokens` is the maximum number of positions that are run at once, padding
+        included. To `train`, the hidden states have a graph; a batch over the budget is recomputed
+        in the backward pass part by part (Chen et al. 2016).
+
+        After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again. `torch.no_grad`
+        does not promise that: its methods are Python code, which an interrupt can end before they
+        are done.
+        """
+        layers = (self.checkpoint.num_layers,) if layers is None else layers
+        if train:
+            return self._encode_with_graph(batch, layers, max_batch_tokens)
+        was_enabled = torch.is_grad_enabled()
+        try:
+            torch._C._set_grad_enabled(False)
+            size = self.checkpoint.hidden_size * len(layers)
+            states = torch.empty(len(batch.input_ids), size, device=self.device)
+            for part in self.lay_out(batch, max_batch_tokens):
+                found = only_present(self.run(part.layout, layers), part.places)
+                states[torch.from_numpy(part.positions).to(self.device)] = found.float()
+            return HiddenStates(states, batch, layers)
+        finally:
+            torch._C._set_grad_enabled(was_enabled)
+
+    def _encode_with_graph(
+        self, batch: PackedBatch, layers: tuple[int, ...], max_batch_tokens: int
+    ) -> HiddenStates:
+        is_over_budget = len(batch.input_ids) > max_batch_tokens
+        parts, order = [], []
+        for part in self.lay_out(batch, max_batch_tokens):
+            if is_over_budget:
+                states = recompute(self.run, part.layout, layers, use_reentrant=False)
+            else:
+                states = self.run(part.layout, layers)
+            parts.append(only_present(states, part.places).float())
+            order.append(part.positions)
+        rows = np.empty(len(batch.input_ids), dtype=np.int64)
+        rows[np.concatenate(order)] = np.arange(len(rows))
+        states = torch.cat(parts).index_select(0, torch.from_numpy(rows).to(self.device))
+        return HiddenStates(states, batch, layers)
+
+    def lay_out(self, batch: PackedBatch, max_batch_tokens: int) -> list[Part]:
+        """Group the sequences of a batch into parts of at most `max_batch_tokens` positions,
+        padding included, that are run at once."""
+        lengths, overhead = batch.seqlens, self.bucket_overhead
+        buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
+        groups = group_buckets(buckets, lengths, max_batch_tokens)
+        pad_id = self.checkpoint.tokenizer.pad_id
+        return [lay_out(batch, group, pad_id, self.device) for group in groups]
+
+    @property
+    def bucket_overhead(self) -> int:
+        """What a bucket costs by itself, in positions of padding."""
+        is_cpu = self.device.type == "cpu"
+        # With packed attention a bucket costs no more than its calls of attention: 2, 8 or 16
+        # positions make no difference on a CPU. By itself it costs 8 ms beside 0.3 ms for a
+        # position there when predicting, 60 beside 1 in training (MiniLM, fp32, one core). On a GPU
+        # its launches last as long as thousands of positions, those of attention alone a tenth of
+        # that: by arithmetic, not measured yet.
+        if self.interface:
+            return 8 if is_cpu else 512
+        return 64 if is_cpu else 4096
+
+    def run(self, layout: BucketedBatch, layers: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Run buckets, all at once if the family allows it. Returns the hidden states of all
+        positions, padding included (num_positions, num_layers * hidden_size)."""
+        layers = (self.checkpoint.num_layers,) if layers is None else layers
+        if not self.interface:
+            return self._run_each(layout, layers)
+        inputs, attention = self._inputs(layout), PackedAttention(layout)
+        if self.interface == "registered":
+            output = self.model(**inputs, **self._ask_for(layers), packed_attention=attention)
+        else:
+            mode = AttentionMode(attention)
+            try:
+                mode.__enter__()
+                output = self.model(**inputs, **self._ask_for(layers))
+            finally:  # after an interrupt too: see AttentionMode
+                mode.has_ended = True
+                drop_ended_modes()
+        if attention.num_calls != self.checkpoint.num_layers:  # sequences have seen each other
+            warn_unknown(self.checkpoint.family)
+            self.interface = ""
+            return self._run_each(layout, layers)
+        return self._choose(output, layers)[0, : len(layout.input_ids)]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        mask: torch.Tensor,
+        layers: tuple[int, ...] | None = None,
+    ) -> torch.Tensor:
+        """Run one bucket, as Hugging Face does: (num_sequences, length), the mask 1 for a wordpiece
+        and 0 for padding. Returns (num_sequences, length, num_layers * hidden_size)."""
+        layers = (self.checkpoint.num_layers,) if layers is None else layers
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+        if self.checkpoint.uses_token_types:
+            inputs["token_type_ids"] = token_type_ids
+        return self._choose(self.model(**inputs, **self._ask_for(layers)), layers)
+
+    def _run_each(self, layout: BucketedBatch, layers: tuple[int, ...]) -> torch.Tensor:
+        """Run bucket by bucket."""
+        tensors = (layout.input_ids, layout.token_type_ids, layout.mask.long())
+        buckets = zip(*map(layout.split, tensors), strict=True)
+        return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
+
+    def _inputs(self, layout: BucketedBatch) -> dict[str, torch.Tensor]:
+        """Give the model's arguments, all buckets as one long sequence."""
+        checkpoint = self.checkpoint
+        beyond = self.num_padding(len(layout.input_ids))
+        input_ids = F.pad(layout.input_ids, (0, beyond), value=checkpoint.tokenizer.pad_id)[None]
+        position_ids = F.pad(layout.position_ids, (0, beyond))[None] + checkpoint.first_position
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if self._takes_types:
+            # Those that transformers makes itself are no more than there are positions.
+            types = F.pad(layout.token_type_ids, (0, beyond))[None]
+            uses_types = checkpoint.uses_token_types
+            inputs["token_type_ids"] = types if uses_types else torch.zeros_like(input_ids)
+        if self.interface == "function mode":
+            # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at
+            # one.
+            inputs["attention_mask"] = torch.ones_like(input_ids)
+        return inputs
+
+    def num_padding(self, num_rows: int) -> int:
+        """How many rows to add to a matrix that linear layers read, so that oneDNN, where it
+        multiplies, meets few sizes."""
+        by_onednn = self.multiplies_by_onednn or torch.is_autocast_enabled("cpu")
+        return common_size(num_rows) - num_rows if by_onednn else 0
+
+    def _ask_for(self, layers: tuple[int, ...]) -> dict[str, Any]:
+        """Give the arguments that make transformers return these layers."""
+        if layers == (self.checkpoint.num_layers,):
+            return {}
+        # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".
+        return {"output_hidden_states": list(layers)}
+
+    def _choose(self, output: Any, layers: tuple[int, ...]) -> torch.Tensor:
+        if layers == (self.checkpoint.num_layers,):
+            return output.last_hidden_state
+        # ModernBERT's last hidden state has gone through one more LayerNorm than the last in its
+        # list of them: a head reads the same last layer whatever else is read.
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return torch.cat([states[n] for n in layers], dim=-1)
+
+
+def only_present(states: torch.Tensor, places: Ints1d) -> torch.Tensor:
+    """Leave out the hidden states of padding: `places` are the positions of wordpieces."""
+    if len(places) == len(states):
+        return states
+    return states.index_select(0, torch.from_numpy(places).to(states.device))
+
+
+def can_pack(checkpoint: Checkpoint) -> bool:
+    """Whether buckets of this checkpoint can be run as one long sequence: where a wordpiece is
+    matters to nothing but position ids, which can be given, and attention."""
+    config = checkpoint.config
+    is_local = checkpoint.family in PACKED_LOCAL and attention_interface() == "registered"
+    return (
+        (checkpoint.family in PACKED or is_local)
+        and checkpoint.takes("position_ids")
+        and config._attn_implementation in ("sdpa", NAME)
+        and getattr(config, "position_embedding_type", "absolute") == "absolute"
+        and not getattr(config, "is_decoder", False)
+        and getattr(config, "inner_group_num", 1) == 1
+    )
+
+
+@cache
+def attention_interface() -> str:
+    """How attention is replaced in this version of transformers: "registered", "function mode", or
+    "" where that is not known."""
+    major = int(version("transformers").split(".")[0])
+    return {4: "function mode", 5: "registered"}.get(major, "")
+
+
+@cache
+def warn_unknown(family: str) -> None:
+    """Say once that packing is off."""
+    warnings.warn(
+        f"transformers {version('transformers')} computes the attention of '{family}' in a way "
+        "that is not known here. Sequences are padded in buckets instead, which is slower; the "
+        "results are the same.",
+        stacklevel=2,
+    )

@@ -1,0 +1,149 @@
+"""Updates of a torch module by the settings of a thinc optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from thinc.api import Optimizer, torch2xp, xp2torch
+from torch import nn
+
+from .parameters import group_parameters, layer_depths
+
+
+class AdamSettings(NamedTuple):
+    """The values that a thinc optimizer's schedules have at one moment."""
+
+    learn_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float
+
+
+def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
+    """Read the settings of thinc's `Adam.v1`; None of another optimizer."""
+    o = optimizer
+    is_adam = not o.use_radam and o.b1 > 0 and o.b2 > 0 and (o.L2_is_weight_decay or not o.L2)
+    if not is_adam:
+        return None
+    return AdamSettings(o.learn_rate, (o.b1, o.b2), o.eps, o.L2, o.grad_clip)
+
+
+class Optimization:
+    """Parameter groups, AdamW, gradient scaling and clipping of one module.
+
+    The module learns at `rate_factor` times the optimizer's learning rate, each layer at
+    `layer_decay` times the learning rate of the layer above it. Gradients that are `scaled`, for
+    fp16, are scaled back by the step.
+    """
+
+    def __init__(self, *, rate_factor: float = 1.0, layer_decay: float = 1.0) -> None:
+        if not rate_factor > 0:
+            raise ValueError(
+                f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
+                "learning, put its name into [training] frozen_components."
+            )
+        self.rate_factor, self.layer_decay = rate_factor, layer_decay
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget moments and the scale of gradients, as for new weights."""
+        self._adam: torch.optim.AdamW | None = None
+        self._driver: Optimizer | None = None
+        self._scaler: torch.amp.GradScaler | None = None
+
+    def backward(
+        self, outputs: list[torch.Tensor], gradients: list[torch.Tensor], *, scaled: bool
+    ) -> None:
+        """Add to the gradients of the weights (and of leaf inputs): `outputs` is what the module
+        computed in training, `gradients` has those of the loss by each, of the same shapes."""
+        if scaled:
+            if self._scaler is None:
+                self._scaler = torch.amp.GradScaler(outputs[0].device.type)
+            # The scale changes only in `step`, so all gradients that add up share it.
+            gradients = [self._scaler.scale(gradient) for gradient in gradients]
+        torch.autograd.backward(outputs, gradients)
+
+    def step(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        settings: AdamSettings | None = None,
+        *,
+        key: int,
+        scaled: bool,
+    ) -> bool:
+        """Update the weights: by torch's AdamW if the optimizer is thinc's `Adam.v1`, else by the
+        optimizer itself, which knows the module by `key`. With another optimizer than before the
+        moments start anew. Returns whether there was any gradient.
+
+        `settings` replace the present ones of the optimizer. Raises ValueError if it averages
+        parameters, or if gradients are scaled for another optimizer than Adam.
+        """
+        if optimizer.averages is not None:
+            raise ValueError(
+                "The optimizer averages parameters, which does not reach torch's. "
+                "Set use_averages = false in [training.optimizer]."
+            )
+        if all(parameter.grad is None for parameter in module.parameters()):
+            return False
+        settings = settings or adam_settings(optimizer)
+        if settings is not None:
+            self._step_adam(module, optimizer, settings, self._scaler if scaled else None)
+        elif scaled:
+            raise ValueError(
+                'precision = "fp16" needs the Adam.v1 optimizer. Use that one, or "bf16".'
+            )
+        else:
+            self._step_thinc(module, optimizer, key)
+        module.zero_grad(set_to_none=True)
+        return True
+
+    def _step_adam(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        settings: AdamSettings,
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        if self._adam is None or self._driver is not optimizer:
+            self._adam, self._driver = self._make_adam(module), optimizer
+        for group in self._adam.param_groups:
+            group["lr"] = settings.learn_rate * group["rate"]
+            group["betas"], group["eps"] = settings.betas, settings.eps
+            group["weight_decay"] = settings.weight_decay if group["decays"] else 0.0
+        if scaler is not None:
+            scaler.unscale_(self._adam)
+        if settings.grad_clip:
+            nn.utils.clip_grad_norm_(module.parameters(), settings.grad_clip)
+        if scaler is not None:
+            scaler.step(self._adam)
+            scaler.update()
+        else:
+            self._adam.step()
+
+    def _step_thinc(self, module: nn.Module, optimizer: Optimizer, key: int) -> None:
+        rates = self._rates(module)
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                arrays: list[Any] = [torch2xp(parameter.data), torch2xp(parameter.grad)]
+                weights, _ = optimizer((key, name), *arrays, lr_scale=rates[name])
+                parameter.data = xp2torch(weights, device=parameter.device)
+
+    def _make_adam(self, module: nn.Module) -> torch.optim.AdamW:
+        device = next(module.parameters()).device
+        groups = group_parameters(module, self._rates(module))
+        return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
+
+    def _rates(self, module: nn.Module) -> dict[str, float]:
+        """By what the optimizer's learning rate is multiplied for each parameter."""
+        depths = layer_depths(module)
+        top = max(depths.values(), default=0)
+        return {
+            name: self.rate_factor * self.layer_decay ** (top - depth)
+            for name, depth in depths.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_adam": None, "_driver": None, "_scaler": None}

@@ -1,0 +1,1 @@
+"""Docs to packed token ids: wordpieces, windows, pairs of texts."""
