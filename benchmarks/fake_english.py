@@ -57,7 +57,7 @@ from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.loading import load_model
 from spacy_bert_heads.encoder.model import encoder_of
 from spacy_bert_heads.inspection.source import encode_layers
-from spacy_bert_heads.pretraining.settings import Encoder
+from spacy_bert_heads.pretraining.settings import Encoder as EncoderSettings
 from spacy_bert_heads.pretraining.vocabulary import make_tokenizer
 from spacy_bert_heads.text.packing import pack_docs
 
@@ -169,7 +169,7 @@ def read_documents(data: Path) -> list[str]:
 
 def make_start(texts: list[str], folder: Path) -> None:
     """A random encoder, whose vocabulary has every English wordpiece twice."""
-    tokenizer = make_tokenizer(Encoder(vocab_size=VOCABULARY), lambda: texts, say=print)
+    tokenizer = make_tokenizer(EncoderSettings(vocab_size=VOCABULARY), lambda: texts, say=print)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     described = json.loads(path.read_text(encoding="utf8"))

@@ -27,7 +27,7 @@ from thinc.api import Adam
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import encoder_of
+from spacy_bert_heads.encoder.model import checkpoint_of, encoder_of
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
@@ -185,8 +185,8 @@ def multiply(device: str) -> str:
 
 
 def weigh_buckets(encoder: str, device: str) -> str:
-    """What a bucket costs by itself, in positions, to predict: what `Encoder.bucket_overhead` should
-    be. The same positions are run as one bucket and as eight."""
+    """What a bucket costs by itself, in positions, to predict: what `Encoder.bucket_overhead`
+    should be. The same positions are run as one bucket and as eight."""
     bert = Encoder(load_checkpoint(encoder)).to(device).eval()
     n_sequences = 512 if device == "cuda" else 32
     ids = torch.randint(1000, 2000, (n_sequences * 32,), device=device)
@@ -209,8 +209,8 @@ def weigh_buckets(encoder: str, device: str) -> str:
     one, eight = best
     overhead = (eight - one) / 7 / (one / ids.numel())
     return (
-        f"{ids.numel():,} positions: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: each "
-        f"costs {overhead:,.0f} positions; {bert.bucket_overhead:,} are taken"
+        f"{ids.numel():,} positions: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: "
+        f"each costs {overhead:,.0f} positions; {bert.bucket_overhead:,} are taken"
     )
 
 
