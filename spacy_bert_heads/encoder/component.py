@@ -123,6 +123,11 @@ class BertEncoder(ListenedTo, TrainablePipe):
         shim = shim_of(self.model)
         return checkpoint_of(self.model).origin.get("id") if shim.has_module else None
 
+    @property
+    def num_updates(self) -> int:
+        """How often the weights have been updated since the id was given."""
+        return checkpoint_of(self.model).origin.get("updates", 0)
+
     def is_learning(self, docs: Sequence[Doc]) -> bool:
         """Whether a training step is open for these Docs in this thread."""
         return self._step is not None and self._step.has(docs)

@@ -51,7 +51,10 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         self.grad_factor = grad_factor
         self.reads = reads
         self.component_name = "this component"  # the head's name, set with the link
-        self.trained_on: str | None = None  # the encoder's id, set by the head; None for a new one
+        # The encoder's id, and its updates when the head last learned; set by the head, None for a
+        # new one.
+        self.trained_on: str | None = None
+        self.trained_at: int | None = None
         # Several, if pipelines share the head: sourcing one copies nothing.
         self._upstreams: list[weakref.ref[BertEncoder]] = []
 
@@ -112,6 +115,8 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
 
     def _check(self, upstream: "BertEncoder", *, is_train: bool) -> None:
         if self.trained_on is None or upstream.id in (None, self.trained_on):
+            if not is_train and self.trained_at is not None and upstream.id == self.trained_on:
+                self._check_age(upstream)
             return
         message = (
             f"{self.component_name} was trained on another encoder than '{upstream.name}', which "
@@ -127,6 +132,22 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             f"nlp.replace_listeners on that pipeline first, or train the head on this encoder."
         )
 
+    def _check_age(self, upstream: "BertEncoder") -> None:
+        """Warn if the encoder has learned without this head: by more than a tenth of its updates, as
+        the last batches of a training on several data sets may have had nothing for a head."""
+        assert self.trained_at is not None
+        missed = upstream.num_updates - self.trained_at
+        if 10 * missed > upstream.num_updates and missed > 1:
+            warnings.warn(
+                f"{self.component_name} last learned at update {self.trained_at} of "
+                f"'{upstream.name}', which has been updated {missed} times since, so it reads other "
+                "hidden states than it knows. Train the two together, keep the encoder in "
+                "[training] frozen_components, or give the head its own: nlp.replace_listeners("
+                f"'{upstream.name}', '{self.component_name}', ['model.tok2vec']).",
+                stacklevel=2,
+            )
+            self.trained_at = upstream.num_updates  # said once
+
     def skip(self) -> None:
         """Tell the encoder that there is nothing to learn from the batch of its open step."""
         for encoder in self.upstreams:
@@ -136,22 +157,28 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         """thinc's copy, which would be a plain Model. It reads the same encoder until a pipeline
         links it."""
         copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
-        copied.component_name, copied.trained_on = self.component_name, self.trained_on
+        copied.__setstate__(self._state())
         copied._upstreams = list(self._upstreams)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BertListener":
         # An encoder that is copied with its heads links them, and a head's copy alone needs one.
         copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
-        copied.component_name, copied.trained_on = self.component_name, self.trained_on
+        copied.__setstate__(self._state())
         if not any(id(one) in memo for one in self.upstreams):
             copied._upstreams = list(self._upstreams)
         return copied
 
     def __reduce__(self) -> tuple:
         # An encoder that is packed with its heads links them again.
-        state = {"component_name": self.component_name, "trained_on": self.trained_on}
-        return BertListener, (self.upstream_name, self.grad_factor, self.reads), state
+        return BertListener, (self.upstream_name, self.grad_factor, self.reads), self._state()
+
+    def _state(self) -> dict[str, Any]:
+        names = ("component_name", "trained_on", "trained_at")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 def build_bert_listener(

@@ -149,7 +149,7 @@ class BertHead(TrainablePipe):
         self.model.set_dim("nO", self.n_classes, force=True)
         docs = [eg.x for eg in islice(get_examples(), 10)]
         for listener in self._listeners():
-            listener.trained_on = None
+            listener.trained_on = listener.trained_at = None
         self.model.initialize(X=docs or None)
         self.note_encoder()
 
@@ -245,8 +245,11 @@ class BertHead(TrainablePipe):
         """Note which encoder this head is trained on. It is saved with the head, and predictions
         with another encoder are an error."""
         for listener in self._listeners():
-            listener.trained_on = listener.encoder_for(docs, is_train=True).id
-            self.cfg["encoder"] = listener.trained_on
+            encoder = listener.encoder_for(docs, is_train=True)
+            # The encoder's update comes when all heads of its step have answered.
+            at = encoder.num_updates + (bool(docs) and encoder.is_learning(docs))
+            listener.trained_on, listener.trained_at = encoder.id, at
+            self.cfg |= {"encoder": encoder.id, "encoder_updates": at}
 
     # --- files
 
@@ -283,6 +286,7 @@ class BertHead(TrainablePipe):
         self.cfg["config"] = self._config
         for listener in self._listeners():
             listener.trained_on = self.cfg.get("encoder")
+            listener.trained_at = self.cfg.get("encoder_updates")
         for node in self.model.walk():
             if node.name == "bert_encoder" and shim_of(node).has_module:
                 prepare(node)
