@@ -133,17 +133,18 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         )
 
     def _check_age(self, upstream: "BertEncoder") -> None:
-        """Warn if the encoder has learned without this head: by more than a tenth of its updates, as
-        the last batches of a training on several data sets may have had nothing for a head."""
+        """Warn if the encoder has learned without this head: by more than a tenth of its updates,
+        as the last batches of a training on several data sets may have had nothing for a head."""
         assert self.trained_at is not None
         missed = upstream.num_updates - self.trained_at
         if 10 * missed > upstream.num_updates and missed > 1:
             warnings.warn(
                 f"{self.component_name} last learned at update {self.trained_at} of "
-                f"'{upstream.name}', which has been updated {missed} times since, so it reads other "
-                "hidden states than it knows. Train the two together, keep the encoder in "
-                "[training] frozen_components, or give the head its own: nlp.replace_listeners("
-                f"'{upstream.name}', '{self.component_name}', ['model.tok2vec']).",
+                f"'{upstream.name}', which has been updated {missed} times since, so it reads "
+                "other hidden states than it knows. Train the two together, keep the encoder in "
+                "[training] frozen_components, or give the head its own encoder: nlp."
+                f"replace_listeners('{upstream.name}', '{self.component_name}', "
+                "['model.tok2vec']).",
                 stacklevel=2,
             )
             self.trained_at = upstream.num_updates  # said once
