@@ -187,6 +187,7 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
         if isinstance(value, (int, float))
         and key not in (*TITLES, *SPEEDS)
         and not key.startswith(SUMMED_UP)
+        and ("_cats_" not in key or key.endswith("_cats_score"))  # of one of several components
     ]
     rows = [
         (_title(key, report), _percent(report[key])) for key in (*TITLES, *others) if key in report

@@ -22,6 +22,7 @@ from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from ..text.arrays import Ints1d
+from .free_text import read_labels
 from .outputs import TokenLogits, map_tensors
 
 
@@ -130,17 +131,18 @@ class BertHead(TrainablePipe):
         get_examples: Callable[[], Iterable[Example]],
         *,
         nlp: Language | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
     ) -> None:
         """Collect the labels and make the weights.
 
         get_examples (Callable): Returns examples; all are looked at if labels are not given.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
         RAISES (ValueError): If there is no label, or no encoder.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
+        labels = read_labels(nlp, self.name, labels)
         if labels is None:
             labels = sorted({label for eg in get_examples() for label in self.labels_of(eg)})
         for label in labels:
@@ -345,19 +347,25 @@ class BertHead(TrainablePipe):
 
 
 def cross_entropy(
-    logits: torch.Tensor, classes: Ints1d, *, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    classes: Ints1d,
+    *,
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Softmax cross-entropy in nats, averaged over the rows that are annotated.
 
     `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
-    `weights` one for each class, by which torch's weighted mean is taken. Without an annotated row
-    of any weight the loss is 0.
+    `weights` one for each class, by which torch's weighted mean is taken. `label_smoothing` is
+    torch's too. Without an annotated row of any weight the loss is 0.
     """
     gold = torch.from_numpy(classes).to(logits.device)
     known = gold >= 0
     weight = known if weights is None else known * weights[gold.clamp(min=0)]
-    losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
-    return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
+    total = F.cross_entropy(
+        logits, gold, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+    )
+    return total / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:

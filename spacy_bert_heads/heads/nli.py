@@ -15,6 +15,7 @@ from thinc.api import Model
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
 from ..text.doc_data import check_texts, drop_results, make_verdict, set_list
+from .free_text import read_text
 from .head import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
@@ -43,9 +44,9 @@ def make_bert_nli(
     nlp: Language,
     name: str,
     model: Model[PackedPairs, torch.Tensor],
-    hypotheses: list[str],
-    categories: dict[str, str],
-    class_weights: dict[str, float] | None,
+    hypotheses: list[str] | str,
+    categories: dict[str, str] | str,
+    class_weights: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
     """Create a component that judges hypotheses by the Doc, their premise.
@@ -56,17 +57,21 @@ def make_bert_nli(
     hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
         `doc._.hypotheses` or in a context of `as_tuples`.
     categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
-        entails it is written to `doc.cats`.
+        entails it is written to `doc.cats`. In a config file these settings stand as JSON in a
+        string if they have characters that mean something there, see `as_setting`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     """
+    own_texts, texts_of, weights = read_text(
+        nlp, name, hypotheses=hypotheses, categories=categories, class_weights=class_weights
+    )
     return BertNLI(
         nlp.vocab,
         model,
         name,
-        hypotheses=hypotheses,
-        categories=categories,
-        class_weights=class_weights,
+        hypotheses=own_texts,
+        categories=texts_of,
+        class_weights=weights,
         scorer=scorer,
     )
 

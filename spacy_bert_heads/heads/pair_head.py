@@ -65,13 +65,13 @@ class BertPairHead(BertHead):
         get_examples: Callable[[], Iterable[Example]],
         *,
         nlp: Language | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
     ) -> None:
         """Collect the labels and make the weights.
 
         get_examples (Callable): Returns examples; all are looked at if labels are not given.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
         RAISES (ValueError): If there is no label, or no encoder that reads pairs.
         """
         tok2vec = self.model.get_ref("tok2vec")

@@ -16,6 +16,7 @@ from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
 from ..text.doc_data import drop_results, make_answer, set_list
 from .answers import best_spans, best_threshold, score_qa
+from .free_text import read_text
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
 from .qa_windows import choose_windows
@@ -46,7 +47,7 @@ def make_bert_qa(
     nlp: Language,
     name: str,
     model: Model[PackedPairs, SpanLogits],
-    questions: list[str],
+    questions: list[str] | str,
     max_answer_length: int,
     alternatives: int,
     no_answer_threshold: float | None,
@@ -59,7 +60,8 @@ def make_bert_qa(
     name (str): The component's name.
     model (Model[PackedPairs, SpanLogits]): The span head.
     questions (List[str]): What to ask of Docs that bring no questions of their own, in
-        `doc._.questions` or in a context of `as_tuples`.
+        `doc._.questions` or in a context of `as_tuples`. In a config file they stand as JSON in a
+        string if there is a "$" in them, see `as_setting`.
     max_answer_length (int): The longest answer, in wordpieces.
     alternatives (int): How many more answers to give, none of which overlaps a better one.
     no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above this
@@ -68,6 +70,7 @@ def make_bert_qa(
         survive spaCy's retokenizer, which leaves its spans where they were.
     scorer (Optional[Callable]): The scorer.
     """
+    (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
         nlp.vocab,
         model,
