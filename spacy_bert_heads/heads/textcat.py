@@ -12,8 +12,12 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import read_labels
+from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from .head import BertHead, cross_entropy
+from .declared import Score, score_weights
+from .head import BertHead
+from .losses import cross_entropy
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -22,17 +26,19 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
+# Those without a title say at greater length what cats_score says.
 SCORES = {
-    "cats_score": 1.0,
-    "cats_score_desc": None,
-    "cats_micro_p": None,
-    "cats_micro_r": None,
-    "cats_micro_f": None,
-    "cats_macro_p": None,
-    "cats_macro_r": None,
-    "cats_macro_f": None,
-    "cats_macro_auc": None,
-    "cats_f_per_type": None,
+    "cats_score": Score("categories", 1.0),
+    "cats_score_desc": Score(),
+    "cats_micro_p": Score(),
+    "cats_micro_r": Score(),
+    "cats_micro_f": Score(),
+    "cats_macro_p": Score(),
+    "cats_macro_r": Score(),
+    "cats_macro_f": Score(),
+    "cats_macro_auc": Score(),
+    "cats_f_per_type": Score("categories"),
+    "cats_auc_per_type": Score("categories, ROC AUC"),
 }
 
 
@@ -44,7 +50,7 @@ SCORES = {
         "class_weights": None,
         "scorer": {"@scorers": "spacy.textcat_scorer.v2"},
     },
-    default_score_weights=SCORES,
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_textcat(
     nlp: Language,
@@ -73,7 +79,7 @@ def make_bert_textcat(
         "threshold": 0.5,
         "scorer": {"@scorers": "spacy.textcat_multilabel_scorer.v2"},
     },
-    default_score_weights=SCORES,
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_textcat_multilabel(
     nlp: Language,
@@ -111,6 +117,11 @@ class BertTextCat(BertHead):
     """
 
     multi_label = False
+    factory = "bert_textcat"
+    scores = SCORES
+    json_keys = ("label", "labels", "cats")
+    hf_task = "text-classification"
+    hf_problem_type = "single_label_classification"
 
     def __init__(
         self,
@@ -128,39 +139,40 @@ class BertTextCat(BertHead):
             vocab, model, name, scorer=scorer, class_weights=class_weights, threshold=threshold
         )
 
-    def has_gold(self, example: Example) -> bool:
-        return bool(example.reference.cats)
-
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
+
+    @property
+    def writes(self) -> set[str]:
+        return {f"doc.cats[{label!r}]" for label in self.labels}
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        doc.cats = read_labels(value, settings)
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        return {label: int(value >= 0.5) for label, value in doc.cats.items()}
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return int(config.problem_type in (None, cls.hf_problem_type) and len(names) > 1)
 
     def scorer_settings(self) -> dict[str, Any]:
         return {"labels": self.labels, "threshold": self.cfg["threshold"]}
 
-    def _check_labels(self) -> None:
-        super()._check_labels()
+    def check_labels(self) -> None:
+        super().check_labels()
         if not self.multi_label and len(self.labels) < 2:
             raise ValueError(
                 f"{self.name} chooses one of several categories, but has only "
                 f"'{self.labels[0]}'. Name two at least, or use bert_textcat_multilabel."
             )
 
-    def _gold(self, examples: Iterable[Example]) -> np.ndarray:
-        """The gold values (n_docs, n_labels), NaN where not annotated."""
-        known = set(self.labels)
-        rows = []
-        for example in examples:
-            cats = example.reference.cats
-            for label in cats:
-                if label not in known:
-                    self.warn_unknown(label)
-            rows.append([cats.get(label, np.nan) for label in self.labels])
-        return np.asarray(rows, dtype=np.float32)
-
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the Docs that have a category, weighted as
         torch does. `output` has the logits (n_docs, n_labels)."""
-        gold = np.nan_to_num(self._gold(examples), nan=0.0)
+        gold = np.nan_to_num(self.label_rows(eg.reference.cats for eg in examples), nan=0.0)
         if ((gold > 0.5).sum(axis=1) > 1).any():
             raise ValueError(
                 f"{self.name} chooses one category, but a training Doc has several. Fix the data, "
@@ -190,11 +202,18 @@ class BertTextCatMultilabel(BertTextCat):
     """
 
     multi_label = True
+    factory = "bert_textcat_multilabel"
+    hf_problem_type = "multi_label_classification"
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return 2 if config.problem_type == cls.hf_problem_type else 0
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy in nats, a mean over the annotated values. `output` has the logits
         (n_docs, n_labels)."""
-        gold = torch.from_numpy(self._gold(examples)).to(output.device)
+        rows = self.label_rows(eg.reference.cats for eg in examples)
+        gold = torch.from_numpy(rows).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
         return (losses * known * self._weights(output)).sum() / known.sum().clamp(min=1)

@@ -1,0 +1,32 @@
+"""Losses that several heads share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..text.arrays import Ints1d
+from .outputs import TokenLogits
+
+
+def cross_entropy(
+    logits: torch.Tensor, classes: Ints1d, *, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Softmax cross-entropy in nats, averaged over the rows that are annotated.
+
+    `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
+    `weights` one for each class, by which torch's weighted mean is taken. Without an annotated row
+    of any weight the loss is 0.
+    """
+    gold = torch.from_numpy(classes).to(logits.device)
+    known = gold >= 0
+    weight = known if weights is None else known * weights[gold.clamp(min=0)]
+    losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
+    return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
+
+
+def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
+    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
+    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
+    return cross_entropy(output.logits, known)
