@@ -19,40 +19,25 @@ from wasabi import table
 
 from .data.reader import BertCorpus
 from .encoder.model import prepare, shim_of
-from .text.doc_data import INPUTS, get_list
+from .heads.declared import Score
+from .heads.find import known_scores, pair_names
+from .text.doc_data import get_list
 
-# Rows of the table, in its order. What has another name keeps it.
-TITLES = {
-    "token_acc": "tokens",
-    "tag_acc": "tags",
-    "pos_acc": "parts of speech",
-    "morph_acc": "morphology",
-    "lemma_acc": "lemmas",
-    "dep_uas": "dependencies, unlabelled",
-    "dep_las": "dependencies, labelled",
-    "sents_p": "sentences P",
-    "sents_r": "sentences R",
-    "sents_f": "sentences F",
-    "ents_p": "entities P",
-    "ents_r": "entities R",
-    "ents_f": "entities F",
-    "cats_score": "categories",
-    "nli_acc": "NLI accuracy",
-    "nli_macro_f": "NLI macro F",
-    "qa_exact": "QA exact",
-    "qa_f1": "QA F1",
+# Scores of spaCy's components that are no head of ours too.
+SPACY_SCORES = {
+    "token_acc": Score("tokens"),
+    "morph_acc": Score("morphology"),
+    "lemma_acc": Score("lemmas"),
+    "dep_uas": Score("dependencies, unlabelled"),
+    "dep_las": Score("dependencies, labelled"),
+    "sents_p": Score("sentences P"),
+    "sents_r": Score("sentences R"),
+    "sents_f": Score("sentences F"),
+    "dep_las_per_type": Score("dependencies, labelled"),
+    "morph_per_feat": Score("morphology"),
 }
-PER_TYPE_TITLES = {
-    "ents_per_type": "entities",
-    "cats_f_per_type": "categories",
-    "cats_auc_per_type": "categories, ROC AUC",
-    "nli_f_per_type": "NLI",
-    "qa_per_type": "QA",
-    "dep_las_per_type": "dependencies, labelled",
-    "morph_per_feat": "morphology",
-}
-# Of these tasks only what TITLES names is shown, the rest says the same at greater length.
-SUMMED_UP = ("token_", "morph_", "cats_")
+# Others with these names say the same at greater length.
+SUMMED_UP = ("token_", "morph_")
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
 
 
@@ -106,7 +91,7 @@ def evaluate(
             f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
-    pairs = sum(len(get_list(output, doc)) for doc in docs for output in INPUTS.values())
+    pairs = sum(len(get_list(output, doc)) for doc in docs for output in pair_names().values())
     return {
         **scores,
         "docs": len(docs),
@@ -175,39 +160,35 @@ def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
-    """Make tables of a report.
-
-    report (Dict[str, Any]): What `evaluate` gave.
-    per_type (bool): Add a table for each task with scores by label.
-    RETURNS (str): The text, scores in percent.
-    """
-    others = [
-        key
-        for key, value in report.items()
-        if isinstance(value, (int, float))
-        and key not in (*TITLES, *SPEEDS)
-        and not key.startswith(SUMMED_UP)
-        and ("_cats_" not in key or key.endswith("_cats_score"))  # of one of several components
-    ]
-    rows = [
-        (_title(key, report), _percent(report[key])) for key in (*TITLES, *others) if key in report
-    ]
+    """Make tables of what `evaluate` gave, fractions in percent, in the order of the pipeline.
+    Scores that no head knows come last, under their own names; those that a head gives no title are
+    left out. With `per_type`, add a table for each score by label."""
+    known = SPACY_SCORES | known_scores()
+    rows, others = [], []
+    for key, value in report.items():
+        score = known.get(key, Score(key))
+        if key in SPEEDS or not isinstance(value, (int, float)) or not score.title:
+            continue
+        if key in known:
+            desc = report.get(f"{key}_desc")
+            title = f"{score.title} ({desc})" if desc else score.title
+            rows.append((title, _format(value, score)))
+        elif key.startswith(SUMMED_UP) or ("_cats_" in key and not key.endswith("_score")):
+            continue  # the scores of one of several text classifiers among them
+        else:
+            others.append((key, _format(value, score)))
+    rows += others
     rows.append(("words per second", f"{report['speed']:,.0f}"))
     if report["pairs"]:
         rows.append(("pairs per second", f"{report['pairs_speed']:,.1f}"))
     tables = [table(rows, aligns=("l", "r"))]
     for key, scores in report.items():
         if per_type and isinstance(scores, dict) and scores:
-            tables.append(_format_per_type(PER_TYPE_TITLES.get(key, key), scores))
+            tables.append(_format_per_type(known.get(key, Score(key)), scores))
     return "\n\n".join(part.strip("\n") for part in tables)
 
 
-def _title(key: str, report: dict[str, Any]) -> str:
-    title = TITLES.get(key, key)
-    return f"{title} ({report['cats_score_desc']})" if key == "cats_score" else title
-
-
-def _format_per_type(title: str, scores: dict[str, Any]) -> str:
+def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
     # Scores by label, or one score a label.
     named = {
         label: values if isinstance(values, dict) else {"": values}
@@ -215,16 +196,18 @@ def _format_per_type(title: str, scores: dict[str, Any]) -> str:
     }
     columns = list(next(iter(named.values())))
     rows = [
-        (label, *(_percent(values[column]) for column in columns))
+        (label, *(_format(values[column], score) for column in columns))
         for label, values in named.items()
     ]
-    header = (title, *(column.upper() if len(column) == 1 else column for column in columns))
+    header = (score.title, *(column.upper() if len(column) == 1 else column for column in columns))
     aligns: list[Any] = ["l", *("r" for _ in columns)]
     return table(rows, header=header, divider=True, aligns=aligns)
 
 
-def _percent(value: Any) -> str:
+def _format(value: Any, score: Score) -> str:
     """A count stays as it is; what can't be computed is a dash."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{100 * value:.2f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{100 * value:.2f}" if score.is_fraction else f"{value:,.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import spacy
 import torch
 from spacy.language import Language
-from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 
 from .encoder.attention import NAME as ATTENTION
 from .encoder.checkpoint import Checkpoint
@@ -25,25 +23,16 @@ from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
 from .heads.families import layer_names
+from .heads.find import head_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
-from .heads.tags import read_tags
 from .model_card import make_card, short_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What heads are to Hugging Face's pipelines.
-TASKS = {
-    "ner": "token-classification",
-    "tagger": "token-classification",
-    "textcat": "text-classification",
-    "textcat_multilabel": "text-classification",
-    "nli": "text-classification",
-    "qa": "question-answering",
-}
-# How the names of their models end.
+# How the names of the models for Hugging Face's tasks end.
 ARCHITECTURES = {
     "token-classification": "ForTokenClassification",
     "text-classification": "ForSequenceClassification",
@@ -64,10 +53,10 @@ def from_hf(
     """Make a trained pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for
     each, or one encoder for those whose encoders are the same.
 
-    `name` and `others` are hub names or folders. `task` is "ner", "tagger", "textcat",
-    "textcat_multilabel", "nli" or "qa"; None reads it off the checkpoint's architecture and labels.
-    `labels` are the names of the checkpoint's classes, in its order; None takes its own. `revision`
-    is a branch, tag or commit on the hub; None takes the newest. `lang` is the language of spaCy's
+    `name` and `others` are hub names or folders. `task` is a head's factory without "bert_", such
+    as "ner"; None finds the head by the checkpoint's architecture, settings and labels. `labels`
+    are the names of the checkpoint's classes, in its order; None takes its own. `revision` is a
+    branch, tag or commit on the hub; None takes the newest. `lang` is the language of spaCy's
     tokenizer.
 
     Raises ValueError if a checkpoint can't be read or has no trained head of a known kind; if two
@@ -78,14 +67,13 @@ def from_hf(
         raise ValueError(
             "task, labels and revision belong to one checkpoint. Load them one by one."
         )
-    if task == "qa" and labels:
-        raise ValueError("An answer has no label. Give no labels.")
-    if task is not None and task not in TASKS:
-        raise ValueError(f"Unknown task '{task}'. Choose one of: {', '.join(TASKS)}.")
+    heads = {key: cls for key, cls in head_classes().items() if cls.hf_task}
+    if task is not None and task not in heads:
+        raise ValueError(f"Unknown task '{task}'. Choose one of: {', '.join(heads)}.")
     nlp = spacy.blank(lang)
     nlp.batch_size = 128
     for one in (name, *others):
-        _add_checkpoint(nlp, one, task, labels, revision)
+        _add_checkpoint(nlp, one, heads[task] if task else None, labels, revision)
     nlp.meta["description"] = f"{', '.join(map(short_name, (name, *others)))}, from Hugging Face"
     return nlp
 
@@ -93,12 +81,12 @@ def from_hf(
 def _add_checkpoint(
     nlp: Language,
     name: str,
-    task: str | None,
+    head_class: type[BertHead] | None,
     labels: Sequence[str] | None,
     revision: str | None,
 ) -> None:
     model, checkpoint, missing = load_model(
-        name, lambda config: _choose_class(config, name, task), revision
+        name, lambda config: _choose_class(config, name, head_class), revision
     )
     if missing:
         raise ValueError(
@@ -111,93 +99,85 @@ def _add_checkpoint(
         raise ValueError(f"'{name}' has {n} classes, but {len(names)} labels are given.")
     if len(set(names)) < len(names):
         raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
-    task = task or find_task(model.config, name, names)
-    _check_free(nlp, task, names, name)
+    head_class = head_class or find_head(model.config, name, names)
+    found = head_class.read_hf(model.config, names, name)
+    if labels and not found.labels:
+        raise ValueError(f"{head_class.factory} has no labels. Give no labels.")
     upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
         upstream = "*"  # also where it gets another name in another pipeline
-    config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
-    classes = list(range(len(names)))
-    if task == "ner":
-        tags = read_tags(names)
-        config["scheme"], names, classes = tags.scheme, tags.labels, tags.classes
-    elif task == "tagger":
-        config["attr"] = "pos" if set(names) <= set(UNIVERSAL_TAGS) else "tag"
-    elif task == "qa" and len(names) != 2:
-        raise ValueError(f"'{name}' has {len(names)} outputs; answers need a start and an end.")
-    head = nlp.add_pipe(f"bert_{task}", name=_free_name(nlp, f"bert_{task}"), config=config)
+    config = {"model": {"tok2vec": {"upstream": upstream}}, **found.settings}
+    factory = head_class.factory
+    head = nlp.add_pipe(factory, name=_free_name(nlp, factory), config=config)
     assert isinstance(head, BertHead)
-    if task == "qa":
-        # Its pipelines always answer, unless asked not to. Training tunes this.
-        head.cfg["no_answer_threshold"] = 1.0
-    else:
-        for label in names:
-            head.add_label(label)
+    head.start_from_hf(found.labels)
+    _check_free(nlp, head, name)
     head.model.set_dim("nO", head.n_classes, force=True)
     head.model.initialize()
     head.note_encoder()
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
-    for ours, theirs in layer_names(model.config.model_type, TASKS[task]).items():
+    for ours, theirs in layer_names(model.config.model_type, head.hf_task).items():
         weights = model.get_submodule(theirs).state_dict()
         if ours == "classifier":
-            weights = _select_classes(weights, classes)
+            weights = _select_classes(weights, found.classes)
         module.get_submodule(ours).load_state_dict(weights)
 
 
-def find_task(config: Any, name: str, labels: Sequence[str] | None = None) -> str:
-    """Read off a checkpoint's configuration which head it becomes. `labels` are the names of its
-    classes, if not its own. Raises ValueError if it has no head of a known kind."""
-    kind = _find_kind(config)
-    if kind is None:
+def find_head(config: Any, name: str, names: Sequence[str]) -> type[BertHead]:
+    """Read off a checkpoint's configuration and the names of its classes which head it becomes.
+    Raises ValueError if there is none, or several fit equally well."""
+    task = _find_task(config, name)
+    heads = {key: cls for key, cls in head_classes().items() if cls.hf_task == task}
+    fits = {key: cls.fits_hf(config, names) for key, cls in heads.items()}
+    best = [key for key, fit in fits.items() if fit and fit == max(fits.values())]
+    # A head that says nothing else than the one that it is derived from leaves it the checkpoint.
+    derived = {k for k in best for one in best if k != one and issubclass(heads[k], heads[one])}
+    best = [key for key in best if key not in derived]
+    if len(best) != 1:
         raise ValueError(
-            f"'{name}' is a {_architecture(config) or 'checkpoint of unknown kind'}, without a "
-            "head for tokens, sequences or answers. Name the task if it has one; a checkpoint "
-            "without heads goes into a pipeline as `name` of bert_encoder, to be trained."
+            f"'{name}', a {_architecture(config)} with problem_type = {config.problem_type!r} and "
+            f"the classes {', '.join(names)}, fits {'several heads' if best else 'no head'}. Name "
+            f"the task: {' or '.join(best or heads)}."
         )
-    if kind == "question-answering":
-        return "qa"
-    names = labels or class_names(config, name)
-    if kind == "token-classification":
-        # Without a class for "nothing" every token is of some class.
-        return "ner" if "O" in names else "tagger"
-    if config.problem_type == "multi_label_classification":
-        return "textcat_multilabel"
-    if len(names) == 1 or config.problem_type == "regression":
-        raise ValueError(
-            f"'{name}' gives numbers for a text. There is no head for numbers; if they are the "
-            'logits of categories, name the task: task="textcat_multilabel".'
-        )
-    return "nli" if any(label.lower().startswith("entail") for label in names) else "textcat"
+    return heads[best[0]]
 
 
 def _architecture(config: Any) -> str:
     return next(iter(getattr(config, "architectures", None) or []), "")
 
 
-def _find_kind(config: Any) -> str | None:
-    """What the architecture is to Hugging Face's pipelines."""
-    found = (k for k, end in ARCHITECTURES.items() if _architecture(config).endswith(end))
-    return next(found, None)
-
-
-def _choose_class(config: Any, name: str, task: str | None) -> Any:
-    """The class to load a checkpoint with."""
-    task = task or find_task(config, name)
-    kind = _find_kind(config)
-    # A classifier's weights have the same names and shapes in classes for other tasks.
-    if kind is not None and kind != TASKS[task]:
+def _find_task(config: Any, name: str, default: str | None = None) -> str:
+    """The task of Hugging Face's pipelines that the architecture is for. Raises ValueError if it is
+    for none of ours, and there is no default."""
+    found = (task for task, end in ARCHITECTURES.items() if _architecture(config).endswith(end))
+    task = next(found, default)
+    if task is None:
         raise ValueError(
-            f"'{name}' is a {_architecture(config)}, for {kind}: it can't become a bert_{task}."
+            f"'{name}' is a {_architecture(config) or 'checkpoint of unknown kind'}, without a "
+            "head for tokens, sequences or answers. Name the task if it has one; a checkpoint "
+            "without heads goes into a pipeline as `name` of bert_encoder, to be trained."
         )
-    return _auto_class(TASKS[task])
+    return task
 
 
-def _auto_class(kind: str) -> Any:
-    """The class that makes and loads models for a kind of pipeline."""
+def _choose_class(config: Any, name: str, head_class: type[BertHead] | None) -> Any:
+    """The class to load a checkpoint with."""
+    task = _find_task(config, name, head_class.hf_task if head_class else None)
+    # A classifier's weights have the same names and shapes in classes for other tasks.
+    if head_class is not None and task != head_class.hf_task:
+        raise ValueError(
+            f"'{name}' is a {_architecture(config)}, for {task}: it can't become a "
+            f"{head_class.factory}."
+        )
+    return _auto_class(task)
+
+
+def _auto_class(task: str) -> Any:
+    """The class that makes and loads models for a task."""
     import transformers
 
-    return getattr(transformers, f"AutoModel{ARCHITECTURES[kind]}")
+    return getattr(transformers, f"AutoModel{ARCHITECTURES[task]}")
 
 
 def class_names(config: Any, name: str) -> list[str]:
@@ -210,16 +190,10 @@ def class_names(config: Any, name: str) -> list[str]:
     return [str(names[i]) for i in range(len(names))]
 
 
-def _check_free(nlp: Language, task: str, names: Sequence[str], name: str) -> None:
-    """RAISES (ValueError): If another head writes to the same place of a Doc."""
-    one_place = {"textcat", "textcat_multilabel"}  # doc.cats
-    for other in nlp.component_names:
-        kind = nlp.get_pipe_meta(other).factory.removeprefix("bert_")
-        same = kind == task and task in ("nli", "qa", "tagger")
-        if {kind, task} <= one_place:
-            head: Any = nlp.get_pipe(other)
-            same = not set(names).isdisjoint(head.labels)
-        if same:
+def _check_free(nlp: Language, head: BertHead, name: str) -> None:
+    """Raise ValueError if another head writes to the same place of a Doc."""
+    for other, pipe in nlp.components:
+        if isinstance(pipe, BertHead) and pipe is not head and pipe.writes & head.writes:
             raise ValueError(
                 f"'{name}' would overwrite what {other} writes to a Doc. Load them one by one, and "
                 "give labels where both have the same."
@@ -313,7 +287,9 @@ def to_hf(
         checkpoint, task = checkpoint_of(pipe.model), "feature-extraction"
         model: Any = copy.deepcopy(_without_adapter(checkpoint))
     elif isinstance(pipe, BertHead):
-        task = TASKS[nlp.get_pipe_meta(component).factory.removeprefix("bert_")]
+        task = pipe.hf_task
+        if not task:
+            raise ValueError(f"Hugging Face has no class for heads like {component}.")
         found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
         if found is None:
             raise ValueError(
@@ -341,15 +317,13 @@ def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTr
     config = copy.deepcopy(checkpoint.config)
     if config._attn_implementation == ATTENTION:  # which transformers alone does not know
         config._attn_implementation = "sdpa"
-    classes = _names_of(head)
-    config.id2label = dict(enumerate(classes))
+    config.id2label = dict(enumerate(head.hf_names()))
     config.label2id = {label: i for i, label in config.id2label.items()}
     for name in DROPOUT_RATES:
         if hasattr(config, name):
             setattr(config, name, module.settings["dropout"])
-    if task == "text-classification":
-        several = getattr(head, "multi_label", False)
-        config.problem_type = f"{'multi' if several else 'single'}_label_classification"
+    if head.hf_problem_type is not None:
+        config.problem_type = head.hf_problem_type
     # In the precision that we have, whatever the checkpoint's was.
     model = _auto_class(task).from_config(config).float()
     weights = _without_adapter(checkpoint).state_dict()
@@ -386,17 +360,3 @@ def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> 
                 f"{head.name} has {name} = {module.settings.get(name)!r}. Train it with "
                 'pooling = "pooler", which is what theirs do.'
             )
-
-
-def _names_of(head: BertHead) -> list[str]:
-    """The names of a head's classes, in order."""
-    if head.cfg.get("scheme") == "IO":
-        return ["O", *head.labels]
-    if head.cfg.get("scheme") in ("BILOU", "IOBES"):
-        warnings.warn(
-            "transformers.pipeline doesn't know the tags L and U and will not join the tokens of "
-            "an entity; AutoModelForTokenClassification gives the same logits.",
-            stacklevel=3,
-        )
-    names = getattr(head, "tags", None) or list(head.labels)
-    return names or [f"LABEL_{i}" for i in range(head.n_classes)]

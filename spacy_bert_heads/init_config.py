@@ -14,14 +14,9 @@ from spacy.tokens import DocBin
 from spacy.util import load_model_from_config
 from thinc.api import Config
 
-from .text.doc_data import INPUTS
+from .heads.find import head_classes, pair_names
+from .heads.head import BertHead
 
-HEADS = ("ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa")
-# Heads that read pairs of texts.
-PAIR_HEADS = {"nli", "qa"}
-# An answer needs context on both sides, and the question takes its share of the window: as long a
-# one as in BERT's own SQuAD code, and overlaps of 128 as in Hugging Face's.
-QA_WINDOW = {"window": 384, "stride": 256}
 # A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
 # is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
 HEAD = {"model": {"rate_factor": 10.0}}
@@ -47,18 +42,13 @@ def init_config(
 ) -> Config:
     """Make a complete training config for one encoder and some heads.
 
-    heads (Sequence[str]): Of "ner", "tagger", "textcat", "textcat_multilabel", "nli", "qa".
-    name (Optional[str]): The checkpoint: a Hugging Face hub name or a folder; None for
-        "bert-base-uncased".
-    source (Optional[str / Path]): A trained pipeline whose components, all of them, are trained
-        further, in place of new ones.
-    lang (Optional[str]): The language of spaCy's tokenizer; None for English.
-    gpu (bool): Whether it will be trained on a GPU.
-    adapter (Optional[str]): "pfeiffer", "houlsby" or "lora", to train a part of the encoder only.
-    train (Optional[Path]): The training data; the number of steps is then fitted to its size.
-    dev (Optional[Path]): The data to evaluate on while training.
-    RETURNS (Config): The config, with every default filled in.
-    RAISES (ValueError): If there is no such head, or none is named.
+    `heads` are their factories' names without "bert_". `name` is the checkpoint, a Hugging Face hub
+    name or a folder; None is "bert-base-uncased". `source` is a trained pipeline whose components,
+    all of them, are trained further in place of new ones. `lang` is the language of spaCy's
+    tokenizer, None for English. `adapter` is "pfeiffer", "houlsby" or "lora", to train a part of
+    the encoder only. `train` is the training data, to whose size the number of steps is fitted.
+
+    Every default is filled in. Raises ValueError if there is no such head, or none is named.
     """
     if source is None:
         encoder = {"name": name or "bert-base-uncased", **(ADAPTED if adapter else {})}
@@ -73,13 +63,13 @@ def init_config(
     else:
         nlp = spacy.load(source)
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
-        heads = [nlp.get_pipe_meta(pipe).factory.removeprefix("bert_") for pipe in sourced]
+    reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for _, pipe in nlp.components)
 
     steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
     # A batch of Docs would be a few contexts with many questions each, which are no independent
     # samples. With one pair an example it is a batch of pairs, in which every head finds as many
     # examples. The dev set is not split: scores don't depend on it, and Docs are read once.
-    max_pairs = {"train": 1 if PAIR_HEADS & set(heads) else 0, "dev": 0}
+    max_pairs = {"train": int(reads_pairs), "dev": 0}
     if train is not None:
         steps, batch_size = fit_steps(count_examples(train, max_pairs=max_pairs["train"]))
     recipe = {
@@ -135,18 +125,19 @@ def init_config(
 def _make_pipeline(
     heads: Sequence[str], encoder: dict[str, Any], *, lang: str, gpu: bool
 ) -> Language:
-    unknown = [head for head in heads if head not in HEADS]
+    known = head_classes()
+    unknown = [head for head in heads if head not in known]
     if unknown or not heads:
         what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
-        raise ValueError(f"{what} Choose from: {', '.join(HEADS)}; several with commas.")
+        raise ValueError(f"{what} Choose from: {', '.join(known)}; several with commas.")
     nlp = spacy.blank(lang)
     if gpu:
         encoder["max_batch_tokens"] = 32768
-    if "qa" in heads:
-        encoder |= QA_WINDOW
+    for head in heads:
+        encoder |= known[head].encoder_settings
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for head in heads:
-        nlp.add_pipe(f"bert_{head}", config=HEAD)
+        nlp.add_pipe(known[head].factory, config=HEAD)
     return nlp
 
 
@@ -187,7 +178,7 @@ def count_examples(path: Path, *, max_pairs: int = 0) -> int:
 def _count_pairs(user_data: bytes | None) -> int:
     """The second texts in a Doc's user data, as a DocBin has them, so that no Doc is built."""
     data = {} if user_data is None else srsly.msgpack_loads(user_data, use_list=False)
-    return sum(len(data.get(("._.", name, None, None), ())) for name in INPUTS)
+    return sum(len(data.get(("._.", name, None, None), ())) for name in pair_names())
 
 
 def _str(path: Path | None) -> str | None:

@@ -1,15 +1,24 @@
 """Pairs of texts on a Doc: `doc._.hypotheses` and `doc._.nli`, `doc._.questions` and
 `doc._.answers`, which importing this module registers, and how gold entries are made."""
 
-from .text.doc_data import (
-    INPUTS,
-    copy_inputs,
-    inputs_of,
-    make_answer,
-    make_verdict,
-    register_extensions,
-)
+from typing import TYPE_CHECKING, Any
+
+from .heads.find import copy_inputs, pair_names
+from .heads.nli import BertNLI
+from .heads.qa import BertQA
+from .text.doc_data import inputs_of, make_answer, make_verdict
+
+if TYPE_CHECKING:
+    INPUTS: dict[str, str]
 
 __all__ = ["INPUTS", "copy_inputs", "inputs_of", "make_answer", "make_verdict"]
 
-register_extensions()
+# Not those of all heads: finding them imports modules that may be importing this one.
+BertNLI.set_extensions()
+BertQA.set_extensions()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "INPUTS":
+        return pair_names()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spacy_bert_heads.heads import head
+from spacy_bert_heads.heads import losses
 from spacy_bert_heads.heads.outputs import SpanLogits, TokenLogits
 
 
@@ -30,7 +30,7 @@ def cross_entropy(
     """The heads' cross-entropy, and its gradient by the logits."""
     x = torch.tensor(logits, requires_grad=True)
     by_class = None if weights is None else torch.from_numpy(weights)
-    loss = head.cross_entropy(x, classes, weights=by_class)
+    loss = losses.cross_entropy(x, classes, weights=by_class)
     loss.backward()
     assert x.grad is not None
     return float(loss.detach()), x.grad.numpy()

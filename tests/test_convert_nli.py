@@ -50,7 +50,8 @@ def test_nli(tmp_path, name, content, format):
     docs, report = run(tmp_path, name, content)
     assert [judged(doc) for doc in docs] == NLI_DOCS
     labels = Counter(label for _, _, label in PAIRS)
-    expected = ConversionReport(format=format, read=3, kept=3, labels=labels, hypotheses=4)
+    pairs = Counter(hypotheses=4)
+    expected = ConversionReport(format=format, read=3, kept=3, labels=labels, pairs=pairs)
     assert report == expected
     # Packed, it is the same.
     docs, report = run(tmp_path, f"{name}.gz", gzip.compress(content.encode("utf8")))

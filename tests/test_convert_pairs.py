@@ -81,7 +81,11 @@ def test_jsonl_hypotheses_and_questions(tmp_path):
     assert docs[0].cats == {} and not docs[0].has_annotation("ENT_IOB")
     assert not load(tmp_path / "out.spacy")[1].user_data
     assert report == ConversionReport(
-        format="jsonl", read=2, kept=2, labels=Counter(entailment=1), hypotheses=4, questions=6
+        format="jsonl",
+        read=2,
+        kept=2,
+        labels=Counter(entailment=1),
+        pairs=Counter(hypotheses=4, questions=6),
     )
 
 

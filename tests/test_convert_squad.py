@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ ANSWERS = [
     ],
 )
 def test_squad(tmp_path, content):
-    expected = ConversionReport(format="squad", read=1, kept=1, questions=5)
+    expected = ConversionReport(format="squad", read=1, kept=1, pairs=Counter(questions=5))
     for name, packed in (
         ("a.json", content.encode()),
         ("b.json.gz", gzip.compress(content.encode())),

@@ -242,7 +242,6 @@ def test_the_tokenizers_longest_sequence_is_kept(tmp_path):
     [
         (transformers.AutoModel, ENDS, "without a head for tokens"),
         (transformers.AutoModelForMaskedLM, ENDS, "without a head for tokens"),
-        (SEQUENCES, ["LABEL_0"], "There is no head for numbers"),
         (TOKENS, ["O", "O", "B-X"], "Two classes of .* have one name"),
     ],
 )

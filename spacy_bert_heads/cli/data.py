@@ -53,9 +53,8 @@ def convert_command(
     if report.labels:
         counts = ", ".join(f"{label} {count:,}" for label, count in report.labels.most_common())
         typer.echo(f"Labels: {counts}")
-    pairs = {"hypotheses": report.hypotheses, "questions": report.questions}
-    if any(pairs.values()):
-        counts = ", ".join(f"{count:,} {name}" for name, count in pairs.items() if count)
+    if report.pairs.total():
+        counts = ", ".join(f"{count:,} {name}" for name, count in report.pairs.items() if count)
         typer.echo(f"Pairs: {counts}")
     if report.mended:
         typer.echo(f"Offsets mended: {report.mended:,}")
@@ -111,8 +110,8 @@ def init_config_command(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="ner, tagger, textcat, textcat_multilabel, nli, qa; several with commas; "
-            "ner if left out"
+            help="Heads with commas, such as ner,textcat; ner if left out. An unknown name "
+            "lists all"
         ),
     ] = None,
     name: Annotated[

@@ -17,7 +17,7 @@ def from_hf_command(
     output: Annotated[Path, typer.Argument(help="A folder for the pipeline")],
     task: Annotated[
         str | None,
-        typer.Option(help="ner, tagger, textcat, textcat_multilabel, nli or qa; else found"),
+        typer.Option(help="Which head, such as ner; else found. An unknown name lists all"),
     ] = None,
     labels: Annotated[
         str | None,

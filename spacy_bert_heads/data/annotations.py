@@ -1,10 +1,12 @@
 """From the plain values of a record to an annotated Doc."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from spacy.tokens import Doc, Span
 
-from ..text.doc_data import make_answer, make_verdict, set_list
+from ..heads.find import json_heads
+from ..text.doc_data import make_answer, make_verdict, set_value
 from .records import Settings, check_list, check_text, only_one
 
 
@@ -16,45 +18,38 @@ class Question(NamedTuple):
     mended: int
 
 
-def make_doc(
-    text: Any,
-    settings: Settings,
-    *,
-    labels: Any = None,
-    spans: Any = None,
-    hypotheses: Any = None,
-    questions: Any = None,
-) -> Doc:
+def make_doc(text: Any, settings: Settings, **annotations: Any) -> Doc:
     """Tokenize a text and set the annotations that are given.
 
-    `labels` is a string or a list of the positive categories, the other categories of the file
-    being negative; or a dict, which becomes `doc.cats` as it is. The other arguments are lists, see
-    `read_spans`, `read_hypotheses` and `read_question`. Without `spans` the entities stay
-    unannotated, while an empty list says that there are none.
+    Each has the name and the value of the project's JSONL, `label`, `spans` and so on: the first of
+    the `json_keys` of a head, whose `read_json` sets it. None is no annotation.
 
     Adds labels and corrected offsets to `settings`. Raises ValueError if a value is malformed;
     `settings` is then unchanged.
     """
     text = check_text("text", text, longest=settings.nlp.max_length)
     doc = settings.nlp.make_doc(text)
-    if spans is not None:
-        doc.ents = read_spans(spans, doc)
-    if hypotheses is not None:
-        for name, entries in zip(("hypotheses", "nli"), read_hypotheses(hypotheses), strict=True):
-            set_list(name, doc, entries)
-    asked = [read_question(value, doc, doc.text) for value in check_list("questions", questions)]
-    if isinstance(labels, dict):
-        doc.cats = {check_text("label", label): value for label, value in labels.items()}
-        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in labels.values()):
-            raise ValueError(f"cats are not between 0 and 1: {labels}")
-    elif labels is not None:
-        labels = labels if isinstance(labels, list) else [labels]
-        positive = {check_text("label", label).strip() for label in labels}
-        settings.labels.update(positive)
-        doc.cats = {label: float(label in positive) for label in sorted(settings.labels)}
-    if questions is not None:
-        set_questions(doc, asked, settings)
+    found = replace(settings, labels=set(settings.labels))
+    for keys, head in json_heads().items():
+        if annotations.get(keys[0]) is not None:
+            head.read_json(doc, annotations[keys[0]], found)
+    settings.labels.update(found.labels)
+    settings.mended = found.mended
     return doc
+
+
+def read_labels(value: Any, settings: Settings) -> dict[str, float]:
+    """Read the value of `doc.cats`, or a string or a list of the positive categories: the other
+    categories of the file are then negative."""
+    if isinstance(value, dict):
+        cats = {check_text("label", label): number for label, number in value.items()}
+        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in cats.values()):
+            raise ValueError(f"cats are not between 0 and 1: {value}")
+        return cats
+    labels = value if isinstance(value, list) else [value]
+    positive = {check_text("label", label).strip() for label in labels}
+    settings.labels.update(positive)
+    return {label: float(label in positive) for label in sorted(settings.labels)}
 
 
 def read_spans(values: Any, doc: Doc) -> list[Span]:
@@ -113,6 +108,12 @@ def read_verdict(label: Any) -> str:
     return text
 
 
+def read_questions(values: Any, doc: Doc) -> list[Question]:
+    """Read a list of questions, see `read_question`."""
+    doc_text = doc.text
+    return [read_question(value, doc, doc_text) for value in check_list("questions", values)]
+
+
 def read_question(value: Any, doc: Doc, doc_text: str) -> Question:
     """Read `{"question": "…", "answers": [{"text": "…", "start": 0}]}`.
 
@@ -165,6 +166,6 @@ def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
 
 def set_questions(doc: Doc, questions: list[Question], settings: Settings) -> None:
     """Set questions and answers on a Doc that is kept, and count the corrected offsets."""
-    set_list("questions", doc, [question.text for question in questions])
-    set_list("answers", doc, [question.answer for question in questions])
+    set_value("questions", doc, [question.text for question in questions])
+    set_value("answers", doc, [question.answer for question in questions])
     settings.mended += sum(question.mended for question in questions)

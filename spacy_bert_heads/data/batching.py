@@ -12,8 +12,9 @@ from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
 from ..encoder.loading import load_wordpiece_tokenizer
+from ..heads.find import pair_names
 from ..text.arrays import Ints1d, sums
-from ..text.doc_data import INPUTS, inputs_of
+from ..text.doc_data import inputs_of
 from ..text.wordpieces import WordpieceTokenizer
 
 Item = TypeVar("Item", Doc, Example)
@@ -59,7 +60,8 @@ def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
     """Count the wordpieces that the encoder reads for each Doc (n_docs,): those of its text once,
     and again with each of its second texts, special tokens included. Overlaps of windows are not
     counted. Raises ValueError if a second text is not a string."""
-    texts = [[text for name in INPUTS for text in inputs_of(doc, name, [])] for doc in docs]
+    names = pair_names()
+    texts = [[text for name in names for text in inputs_of(doc, name, [])] for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
     # One call for all texts, so that the tokenizer can use all threads.
     pieces = tokenizer([doc.text for doc in docs] + [text for some in texts for text in some])

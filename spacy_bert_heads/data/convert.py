@@ -22,7 +22,8 @@ import spacy
 from spacy.tokens import Doc, DocBin
 
 from ..files import check_folder, mark_folder, naming, read_mark
-from ..text.doc_data import get_list
+from ..heads.find import label_counters, pair_names, register_extensions
+from ..text.doc_data import copy_of_list
 from .conll import TAG, split_columns
 from .formats import READERS, WITH_CATEGORIES
 from .nli import holds_pairs
@@ -45,9 +46,9 @@ class ConversionReport:
 
     `kept` counts Docs, `refused` counts records, and `read` is their sum. In formats of pairs a
     record is one pair or question, of which a Doc may have several. `reasons` are counted without
-    their details. `labels` counts entities, positive categories and verdicts. `hypotheses` and
-    `questions` count those of the Docs. `mended` counts answers that were not at their offset but
-    at exactly one other place.
+    their details. `labels` counts what heads learn: entities, positive categories, verdicts and so
+    on. `pairs` counts second texts, hypotheses and questions. `mended` counts answers that were not
+    at their offset but at exactly one other place.
     """
 
     format: str = ""
@@ -57,9 +58,16 @@ class ConversionReport:
     reasons: Counter[str] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
-    hypotheses: int = 0
-    questions: int = 0
+    pairs: Counter[str] = field(default_factory=Counter)
     mended: int = 0
+
+    @property
+    def hypotheses(self) -> int:
+        return self.pairs["hypotheses"]
+
+    @property
+    def questions(self) -> int:
+        return self.pairs["questions"]
 
 
 def convert(
@@ -102,6 +110,7 @@ def convert(
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
     if not one_file:
         check_folder(output, "convert", force=force)
+    register_extensions()
     settings = Settings(
         spacy.blank(lang),
         text_column=text_column,
@@ -210,15 +219,10 @@ def read_files(
 def count_annotations(doc: Doc, report: ConversionReport) -> None:
     """Count a kept Doc and its annotations in the report."""
     report.kept += 1
-    report.labels.update(ent.label_ for ent in doc.ents)
-    for label, value in doc.cats.items():
-        report.labels[label] += value >= 0.5
-    if doc.user_data:  # reading the extensions of a Doc without pairs would store empty lists
-        report.labels.update(
-            verdict["label"] for verdict in get_list("nli", doc) if verdict is not None
-        )
-        report.hypotheses += len(get_list("hypotheses", doc))
-        report.questions += len(get_list("questions", doc))
+    for count_labels in label_counters():
+        report.labels.update(count_labels(doc))
+    for name in pair_names():
+        report.pairs[name] += len(copy_of_list(name, doc))
 
 
 def read_file(path: Path, name: str, settings: Settings) -> Iterator[Doc | Refused]:

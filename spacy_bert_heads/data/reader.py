@@ -9,7 +9,8 @@ from spacy.tokens import Doc
 from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
-from ..text.doc_data import INPUTS, copy_inputs, get_list, register_extensions, set_list
+from ..heads.find import copy_inputs, pair_names, register_extensions
+from ..text.doc_data import get_list, set_value
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
@@ -69,7 +70,7 @@ class BertCorpus(Corpus):
         """Yield an example for each sentence. Hypotheses and questions are about the whole text, so
         a Doc that has any stays whole."""
         for reference in reference_docs:
-            if any(get_list(name, reference) for name in INPUTS):
+            if any(get_list(name, reference) for name in pair_names()):
                 yield self._make_example(nlp, reference, True)
             else:
                 yield from super().make_examples_gold_preproc(nlp, [reference])
@@ -93,22 +94,23 @@ def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
     Yields the Doc itself if there is nothing to split, if `max_pairs` is 0, or if its gold entries
     don't match its second texts: the head that reads them reports that.
     """
-    texts = {name: get_list(name, doc) for name in INPUTS}
-    gold = {name: get_list(output, doc) for name, output in INPUTS.items()}
-    asked = [(name, i) for name in INPUTS for i in range(len(texts[name]))]
+    names = pair_names()
+    texts = {name: get_list(name, doc) for name in names}
+    gold = {name: get_list(output, doc) for name, output in names.items()}
+    asked = [(name, i) for name in names for i in range(len(texts[name]))]
     if (
         not 0 < max_pairs < len(asked)
-        or any(isinstance(texts[name], str) for name in INPUTS)
-        or any(gold[name] and len(gold[name]) != len(texts[name]) for name in INPUTS)
+        or any(isinstance(texts[name], str) for name in names)
+        or any(gold[name] and len(gold[name]) != len(texts[name]) for name in names)
     ):
         yield doc
         return
     for start in range(0, len(asked), max_pairs):
         part = doc.copy()
-        for name, output in INPUTS.items():
+        for name, output in names.items():
             chosen = [i for of, i in asked[start : start + max_pairs] if of == name]
-            set_list(name, part, [texts[name][i] for i in chosen])
-            set_list(output, part, [gold[name][i] for i in chosen] if gold[name] else [])
+            set_value(name, part, [texts[name][i] for i in chosen])
+            set_value(output, part, [gold[name][i] for i in chosen] if gold[name] else [])
         yield part
 
 

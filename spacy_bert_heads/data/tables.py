@@ -47,7 +47,7 @@ def read_labelled(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Re
             label, text = [*text.split(maxsplit=1), ""][:2]
             labels.append(label.removeprefix(FASTTEXT))
         if labels or text:
-            yield attempt(number, make_doc, text, settings, labels=labels or "")
+            yield attempt(number, make_doc, text, settings, label=labels or "")
 
 
 def read_csv(
@@ -61,7 +61,7 @@ def read_csv(
             yield row
         else:
             text, label = row.cells
-            yield attempt(row.line, make_doc, text, settings, labels=label)
+            yield attempt(row.line, make_doc, text, settings, label=label)
 
 
 def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Row | Refused]:

@@ -55,12 +55,9 @@ PLACES = {
 
 
 class Bottleneck(nn.Module):
-    """A linear layer of the checkpoint, then an adapter: down to a few dimensions, a nonlinearity,
-    up again, added to what came in (Houlsby et al. 2019, section 2.1). It begins as the identity.
-
-    linear (nn.Linear): The checkpoint's layer.
-    size (int): The few dimensions.
-    """
+    """A linear layer of the checkpoint, then an adapter: down to `size` dimensions, a nonlinearity,
+    up again, added to what came in (Houlsby et al. 2019, section 2.1). It starts as the
+    identity."""
 
     def __init__(self, linear: nn.Linear, size: int) -> None:
         super().__init__()
@@ -72,20 +69,14 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(zeros)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (…, in_features).
-        RETURNS (Tensor): (…, out_features).
-        """
+        """Compute (…, out_features) from (…, in_features)."""
         states = self.linear(states)
         return states + self.up(gelu(self.down(states)))
 
 
 class LowRank(nn.Module):
-    """A linear layer of the checkpoint plus a product of two thin matrices (LoRA; Hu et al. 2021,
-    section 4.1), apart in training, added to the layer's own weights otherwise.
-
-    linear (nn.Linear): The checkpoint's layer.
-    size (int): The rank.
-    """
+    """A linear layer of the checkpoint plus a product of two matrices of rank `size` (LoRA; Hu et
+    al. 2021, section 4.1), apart in training, added to the layer's own weights otherwise."""
 
     def __init__(self, linear: nn.Linear, size: int) -> None:
         super().__init__()
@@ -97,35 +88,26 @@ class LowRank(nn.Module):
         self.is_merged = False
 
     def product(self) -> torch.Tensor:
-        """RETURNS (Tensor): What is added to the weights (out_features, in_features)."""
+        """Compute what is added to the weights (out_features, in_features)."""
         return LORA_SCALE * self.up.weight @ self.down.weight
 
     @torch.no_grad()
     def merge(self, merge: bool) -> None:
-        """Add the product to the layer's weights, or take it out.
-
-        merge (bool): Which.
-        """
+        """Add the product to the layer's weights, or take it out."""
         if merge != self.is_merged:
             self.linear.weight.add_(self.product(), alpha=1 if merge else -1)
             self.is_merged = merge
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (…, in_features).
-        RETURNS (Tensor): (…, out_features).
-        """
+        """Compute (…, out_features) from (…, in_features)."""
         if self.is_merged:
             return self.linear(states)
         return self.linear(states) + LORA_SCALE * self.up(self.down(states))
 
 
 def make_settings(kind: str, size: int | None, first_layer: int) -> AdapterSettings:
-    """kind (str): "pfeiffer", "houlsby" or "lora".
-    size (Optional[int]): The width of a bottleneck, or the rank; None for 64, or 32.
-    first_layer (int): The first layer that gets one.
-    RETURNS (AdapterSettings): The settings.
-    RAISES (ValueError): If there is no such adapter, or the size isn't above 0.
-    """
+    """Fill in the settings of an adapter: `size` is the width of a bottleneck (None: 64) or the
+    rank (None: 32). Raises ValueError if there is no such kind, or the size isn't above 0."""
     if kind not in SIZES:
         raise ValueError(f"Unknown adapter '{kind}'. Choose one of: {', '.join(SIZES)}.")
     if size is not None and size < 1:
@@ -133,14 +115,9 @@ def make_settings(kind: str, size: int | None, first_layer: int) -> AdapterSetti
     return AdapterSettings(kind, size or SIZES[kind], first_layer)
 
 
-def add_adapter(encoder: Any, settings: AdapterSettings) -> None:
-    """Put an adapter into a checkpoint.
-
-    encoder (PreTrainedModel): Hugging Face's model, without one.
-    settings (AdapterSettings): Which.
-    RAISES (ValueError): If it isn't known where one goes in the family.
-    """
-    family = encoder.config.model_type
+def add_adapter(model: Any, settings: AdapterSettings) -> None:
+    """Add an adapter to Hugging Face's model. Raises ValueError if the family is not supported."""
+    family = model.config.model_type
     if family not in PLACES:
         raise ValueError(
             f"Adapters don't know where to go in '{family}' models. The families are: "
@@ -153,65 +130,52 @@ def add_adapter(encoder: Any, settings: AdapterSettings) -> None:
         "lora": places.low_rank,
     }[settings.kind]
     module_class = LowRank if settings.kind == "lora" else Bottleneck
-    for name, linear in list(encoder.named_modules()):
+    for name, linear in list(model.named_modules()):
         found = re.search(r"layers?\.(\d+)\.(.+)$", name)
         if found and int(found[1]) >= settings.first_layer and found[2] in names:
             assert isinstance(linear, nn.Linear)
             adapted = module_class(linear, settings.size).to(linear.weight.device)
-            replace_module(encoder, name, adapted.train(linear.training))
+            replace_module(model, name, adapted.train(linear.training))
 
 
-def remove_adapter(encoder: nn.Module) -> None:
-    """Leave the checkpoint's own layers. What LoRA learned stays in their weights.
-
-    encoder (nn.Module): Hugging Face's model, which is changed.
-    """
-    for name, module in list(encoder.named_modules()):
+def remove_adapter(model: nn.Module) -> None:
+    """Leave the checkpoint's own layers in a model. What LoRA learned stays in their weights."""
+    for name, module in list(model.named_modules()):
         if isinstance(module, LowRank):
             module.merge(True)
         if isinstance(module, LowRank | Bottleneck):
-            replace_module(encoder, name, module.linear)
+            replace_module(model, name, module.linear)
 
 
-def replace_module(encoder: nn.Module, name: str, module: nn.Module) -> None:
-    """encoder (nn.Module): Hugging Face's model, which is changed.
-    name (str): The name of one of its modules.
-    module (nn.Module): What takes its place.
-    """
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the module of a model that has this name."""
     parent, _, last = name.rpartition(".")
-    setattr(encoder.get_submodule(parent), last, module)
+    setattr(model.get_submodule(parent), last, module)
 
 
-def merge_adapter(encoder: nn.Module, merge: bool) -> bool:
+def merge_adapter(model: nn.Module, merge: bool) -> bool:
     """Make LoRA part of the weights, for prediction, or take it out again, to train. Bottlenecks
-    can't be merged. Gives whether any weight has changed."""
+    can't be merged. Returns whether any weight has changed."""
     changed = False
-    for module in encoder.modules():
+    for module in model.modules():
         if isinstance(module, LowRank) and module.is_merged != merge:
             module.merge(merge)
             changed = True
     return changed
 
 
-def assume_merged(encoder: nn.Module) -> None:
-    """Take the weights for ones that have LoRA in them already, as they are saved.
-
-    encoder (nn.Module): Hugging Face's model, whose adapter has just been made.
-    """
-    for module in encoder.modules():
+def assume_merged(model: nn.Module) -> None:
+    """Note that the weights have LoRA in them already, as they are saved, when an adapter has just
+    been added."""
+    for module in model.modules():
         if isinstance(module, LowRank):
             module.is_merged = True
 
 
-def learning_parameters(encoder: nn.Module, settings: AdapterSettings) -> Iterator[nn.Parameter]:
-    """What learns where there is an adapter: it alone, and with bottlenecks the LayerNorms of its
-    layers (Houlsby et al. 2019, section 2).
-
-    encoder (nn.Module): Hugging Face's model.
-    settings (AdapterSettings): Its adapter.
-    YIELDS (nn.Parameter): The parameters.
-    """
-    for name, module in encoder.named_modules():
+def learning_parameters(model: nn.Module, settings: AdapterSettings) -> Iterator[nn.Parameter]:
+    """Yield the parameters that learn where there is an adapter: its own, and with bottlenecks the
+    LayerNorms of its layers (Houlsby et al. 2019, section 2)."""
+    for name, module in model.named_modules():
         if isinstance(module, LowRank | Bottleneck):
             yield from (*module.down.parameters(), *module.up.parameters())
         elif isinstance(module, nn.LayerNorm) and settings.kind != "lora":
@@ -220,14 +184,12 @@ def learning_parameters(encoder: nn.Module, settings: AdapterSettings) -> Iterat
                 yield from module.parameters()
 
 
-def trained_weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """encoder (nn.Module): Hugging Face's model.
-    RETURNS (Dict[str, Tensor]): What learns of it, by name.
-    """
-    return {n: p.detach() for n, p in encoder.named_parameters() if p.requires_grad}
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Give the weights that learn, by name."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def digest_embeddings(encoder: Any) -> str:
+def digest_embeddings(model: Any) -> str:
     """Digest the embedding table, by which version 0.1 told one shared checkpoint from another."""
-    table = encoder.get_input_embeddings().weight.detach().cpu().contiguous()
+    table = model.get_input_embeddings().weight.detach().cpu().contiguous()
     return blake2b(table.numpy().tobytes(), digest_size=16).hexdigest()

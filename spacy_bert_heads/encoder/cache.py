@@ -1,4 +1,4 @@
-"""States of a frozen encoder on disk, computed once for all epochs (BERT, section 5.3)."""
+"""Hidden states of a frozen encoder on disk, computed once for all epochs (BERT, section 5.3)."""
 
 import os
 import warnings

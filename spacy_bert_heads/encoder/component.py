@@ -1,4 +1,4 @@
-"""The component that owns the encoder: the latest batch of states, and the training step."""
+"""The component that owns the encoder: the latest batch of hidden states, and the training step."""
 
 import threading
 import warnings
@@ -61,12 +61,8 @@ HIGH_LEARN_RATE = 5e-4
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
 def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEncoder":
-    """Create the encoder component. It annotates nothing: the heads after it read its states.
-
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[List[Doc], Encoded]): The encoder.
-    """
+    """Create the encoder component. It does not set any annotations: the heads after it read its
+    hidden states."""
     encoder = BertEncoder(nlp.vocab, model, name)
     encoder.nlp = weakref.ref(nlp)
     return encoder
@@ -341,14 +337,12 @@ class BertEncoder(ListenedTo, TrainablePipe):
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """RETURNS (bytes): The component, packed by msgpack."""
+        """Give the component in one msgpack."""
         self.close_step()
         return super().to_bytes(exclude=tuple(exclude))
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertEncoder":
-        """bytes_data (bytes): What `to_bytes` gave.
-        RETURNS (BertEncoder): This component.
-        """
+        """Load what `to_bytes` gave."""
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
             self._settle()

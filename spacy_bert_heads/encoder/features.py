@@ -22,10 +22,7 @@ MIX_RATE_FACTOR = 100.0
 
 
 class ScalarMix(nn.Module):
-    """A mean of layers with learned weights, times a learned scale (Peters et al. 2018, eq. 1).
-
-    n_layers (int): The number of layers.
-    """
+    """A mean of layers with learned weights, times a learned scale (Peters et al. 2018, eq. 1)."""
 
     def __init__(self, n_layers: int) -> None:
         super().__init__()
@@ -33,26 +30,20 @@ class ScalarMix(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (n_slots, n_layers, width).
-        RETURNS (Tensor): (n_slots, width).
-        """
+        """Mix (num_positions, num_layers, hidden_size) to (num_positions, hidden_size)."""
         weights = self.scale * self.weights.softmax(0)
         return torch.einsum("l,slw->sw", weights, states)
 
 
 def mix_to_files(mix: nn.Module) -> Files:
-    """mix (ScalarMix): The module.
-    RETURNS (Files): Its weights.
-    """
+    """Turn the weights into a named file."""
     from safetensors.torch import save
 
     return {"model.safetensors": save(mix.state_dict())}
 
 
 def mix_from_files(files: Files) -> ScalarMix:
-    """files (Files): What `mix_to_files` gave.
-    RETURNS (ScalarMix): The module.
-    """
+    """Build the module from what `mix_to_files` gave."""
     from safetensors.torch import load
 
     weights = load(files["model.safetensors"])
@@ -65,14 +56,7 @@ def build_layer_features(
     encoder: Model[Any, HiddenStates], layers: Layers, combine: str = "concat"
 ) -> Model[Any, HiddenStates]:
     """Read layers of an encoder of the head's own, which `nlp.replace_listeners` puts in place of a
-    listener.
-
-    encoder (Model[List[Doc], HiddenStates]): The encoder.
-    layers (Layers): As in `build_bert_listener`.
-    combine (str): As in `build_bert_listener`.
-    RETURNS (Model[List[Doc], HiddenStates]): The layer.
-    RAISES (ValueError): If no layer is named, or nothing combines so.
-    """
+    listener. `layers` and `combine` are those of `build_bert_listener`."""
     encoder.attrs["layers"] = layers
     return combine_layers(encoder, layers, combine)
 
@@ -80,14 +64,9 @@ def build_layer_features(
 def combine_layers(
     source: Model[Any, HiddenStates], layers: Layers, combine: str
 ) -> Model[Any, HiddenStates]:
-    """Make one vector of layers that stand side by side.
-
-    source (Model[List[Doc], HiddenStates]): What gives them.
-    layers (Layers): Which ones it gives.
-    combine (str): "concat", "sum" or "weighted".
-    RETURNS (Model[List[Doc], HiddenStates]): The source itself, where there is nothing to combine.
-    RAISES (ValueError): If no layer is named, or nothing combines so.
-    """
+    """Make one vector of the `layers` that `source` gives side by side: "concat" leaves them so,
+    "sum" adds them up, "weighted" learns a mean. Returns the source itself where there is nothing
+    to combine. Raises ValueError if no layer is named, or for another `combine`."""
     if combine not in COMBINATIONS:
         options = ", ".join(COMBINATIONS)
         raise ValueError(f"Unknown way to combine layers '{combine}'. Choose one of: {options}.")
@@ -118,9 +97,7 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 
 
 def mix_of(model: Model) -> ScalarMix:
-    """model (Model[List[Doc], HiddenStates]): A "weighted" layer.
-    RETURNS (ScalarMix): Its weights.
-    """
+    """Give the torch side of a "weighted" layer."""
     shim = model.shims[0]
     assert isinstance(shim, TorchShim)
     return cast(ScalarMix, shim.module)
@@ -129,12 +106,8 @@ def mix_of(model: Model) -> ScalarMix:
 def forward(
     model: Model, inputs: list[Doc] | PackedPairs, is_train: bool
 ) -> tuple[HiddenStates, Callable[[torch.Tensor], Any]]:
-    """Combine the layers of a batch.
-
-    inputs (List[Doc] / Pairs): The Docs, or Docs with second texts.
-    is_train (bool): Whether the caller will answer with a gradient.
-    RETURNS (Tuple[HiddenStates, Callable]): The states, and the callback that takes their gradient.
-    """
+    """Combine the layers of a batch. Returns the hidden states, and the callback that takes their
+    gradient."""
     hidden, backprop_source = model.layers[0](inputs, is_train)
     layers = hidden.states.unflatten(1, (len(hidden.layers), -1)).detach()
     with torch.set_grad_enabled(is_train):

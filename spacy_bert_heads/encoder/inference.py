@@ -1,5 +1,5 @@
-"""The encoder as it predicts: its weights in the type of the precision, laid out for the processor,
-in a copy beside the one that learns, which stays in fp32; the two share what is not changed. And
+"""The inference copy of an encoder: weights in the type of the precision, laid out for the
+processor. It shares what it doesn't change with the module that learns, which stays in fp32. And
 memory that does not grow with the number of documents.
 """
 
@@ -74,13 +74,10 @@ def fuse(model: nn.Module) -> None:
 
 
 def check_device(precision: str, device: torch.device) -> None:
-    """Look whether a precision makes sense here.
+    """Check whether the precision in force makes sense on a device.
 
-    precision (str): The precision in force.
-    device (torch.device): Where.
-    RAISES (ValueError): If this build of torch has no int8.
-    WARNS (UserWarning): If the processor would only imitate bf16. If it has AMX, the log says what
-        bf16 would gain.
+    Raises ValueError if this build of torch has no int8. Warns if the processor would only imitate
+    bf16; on one with AMX the log says what bf16 would gain.
     """
     if precision == "int8" and _INT8_PRODUCT is None:
         raise ValueError(
@@ -102,14 +99,14 @@ def check_device(precision: str, device: torch.device) -> None:
 
 
 def packing_pays() -> bool:
-    """RETURNS (bool): Whether oneDNN multiplies faster than MKL, which torch takes for fp32: on
-    CPUs with AVX-512, by up to two times on those of AMD. With AVX2 it is the slower one."""
+    """Whether oneDNN multiplies faster than MKL, which torch takes for fp32: on CPUs with AVX-512,
+    by up to two times on those of AMD. With AVX2 it is the slower one."""
     return torch.backends.mkldnn.is_available() and "AVX512" in _capability()
 
 
 def int8_bits() -> int:
-    """RETURNS (int): The bits of the weights. Without VNNI the processor adds products of int8 by
-    twos in 16 bits, which 7 bits can't overflow."""
+    """Give the bits of int8 weights. Without VNNI the processor adds products of int8 by twos in 16
+    bits, which 7 bits can't overflow."""
     has_vnni = getattr(torch.cpu, "_is_vnni_supported", None)
     return 8 if has_vnni is not None and has_vnni() else 7
 
@@ -128,10 +125,8 @@ def _has_bf16() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in the order that oneDNN reads, through the operators of torch's compiler.
-
-    linear (nn.Linear): The layer, in fp32 or bf16.
-    """
+    """A linear layer, in fp32 or bf16, in the order that oneDNN reads, through the operators of
+    torch's compiler."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -141,10 +136,8 @@ class PackedLinear(nn.Module):
         self.activation = "none"  # or "gelu"
 
     def forward(self, states: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-        """states (Tensor): (…, in_features).
-        added (Optional[Tensor]): What to add (…, out_features).
-        RETURNS (Tensor): (…, out_features).
-        """
+        """Compute (…, out_features) from (…, in_features), plus what is `added` (…,
+        out_features)."""
         linear = torch.ops.mkldnn._linear_pointwise
         if added is not None:
             return linear.binary(states, added, self._weight, self._bias, "add")
@@ -152,32 +145,23 @@ class PackedLinear(nn.Module):
 
 
 class PackedOutput(nn.Module):
-    """The end of a block of BERT (`BertSelfOutput`, `BertOutput`): LayerNorm(x + dense(states)).
-
-    dense (PackedLinear): The layer.
-    norm (nn.Module): The LayerNorm.
-    """
+    """The end of a block of BERT (`BertSelfOutput`, `BertOutput`): LayerNorm(x + dense(states))."""
 
     def __init__(self, dense: PackedLinear, norm: nn.Module) -> None:
         super().__init__()
         self.dense, self.norm = dense, norm
 
     def forward(self, states: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): What the block has computed (…, in_features).
-        around (Tensor): What it has read, x (…, out_features).
-        RETURNS (Tensor): (…, out_features).
-        """
+        """Compute (…, out_features) from what the block has computed (…, in_features) and what it
+        has read, x (…, out_features)."""
         return self.norm(self.dense(states, around))
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8: a scale for each row of the weights, which is found once, and a scale
-    and a zero point for each row of the states, which are found anew each time (Yao et al. 2022,
-    ZeroQuant, section 4.1). Some wordpieces, such as [SEP], have states far larger than others:
-    with one scale for a batch, as `torch.ao` has it, these leave few bits to the rest.
-
-    linear (nn.Linear): The layer, in fp32.
-    """
+    """A linear layer in int8: a scale for each row of the weights, computed once, and a scale and a
+    zero point for each row of the hidden states, computed each time (Yao et al. 2022, ZeroQuant,
+    section 4.1). Some wordpieces, such as [SEP], have far larger hidden states than others: with
+    one scale for a batch, as in `torch.ao`, they leave few bits to the rest."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -192,9 +176,7 @@ class Int8Linear(nn.Module):
         self._weight = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (…, in_features).
-        RETURNS (Tensor): (…, out_features).
-        """
+        """Compute (…, out_features) from (…, in_features)."""
         rows = states.reshape(-1, states.shape[-1])
         low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
         step = (high - low).clamp_(min=1e-12).div_(255)
@@ -205,9 +187,9 @@ class Int8Linear(nn.Module):
         return out.view(*states.shape[:-1], -1)
 
     def product(self, levels: torch.Tensor) -> torch.Tensor:
-        """levels (Tensor): Rows of steps above their zero points, uint8 (n_rows, in_features).
-        RETURNS (Tensor): The products with the weights, in those steps (n_rows, out_features).
-        """
+        """Multiply `levels`, the steps of each row above its zero point, uint8 (num_rows,
+        in_features), by the weights. Returns the products in these steps (num_rows,
+        out_features)."""
         return _INT8_PRODUCT(
             levels, 1.0, 0, self._weight, self._scales, self._zeros, None, 1.0, 0,
             torch.float32, "none", [], "",
@@ -225,12 +207,10 @@ class Trimmer:
         except (OSError, AttributeError):  # another system, or another C library
             self._trim = None
 
-    def count(self, n_pieces: int) -> None:
+    def count(self, num_wordpieces: int) -> None:
         """Trim once in a while: it takes 5 to 20 ms, and what is used again must be mapped again.
-
-        n_pieces (int): How many wordpieces have been read on a CPU.
-        """
-        self._count += n_pieces
+        `num_wordpieces` have been read on a CPU since the last call."""
+        self._count += num_wordpieces
         if self._trim is not None and self._count >= TRIM_AFTER:
             self._count = 0
             self._trim(0)

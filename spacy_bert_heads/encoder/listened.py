@@ -90,7 +90,7 @@ class ListenedTo:
         self._choose_layers()
 
     def _choose_layers(self) -> None:
-        """Give the states that some listener reads, and no others."""
+        """Give the hidden states of the layers that some listener reads, and no others."""
         if shim_of(self.model).has_module:
             checkpoint = checkpoint_of(self.model)
             read = {n for one in self._linked for n in checkpoint.layer_numbers(one.reads)}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .component import BertEncoder
 
 LAST: Layers = [-1]
-# What a head's config has in its slot for token vectors.
+# What a head's config has for `tok2vec`.
 DEFAULT_LISTENER = {
     "@architectures": "spacy_bert_heads.BertListener.v1",
     "upstream": "*",
@@ -188,17 +188,17 @@ def build_bert_listener(
     layers: Layers = LAST,
     combine: str = "concat",
 ) -> Model[Any, HiddenStates]:
-    """Build a listener.
+    """Build the layer by which a head reads the pipeline's encoder.
 
-    upstream (str): The encoder component's name, or "*" for the nearest one before.
-    grad_factor (float): The head's gradient is multiplied by this before it reaches the encoder, so
-        that heads that are hard to learn don't drown the others. The head itself learns as ever.
-    layers (Layers): Whose states to read: [-1] is the last layer, [-2] the one below, [0] the
-        embeddings, "all" the embeddings and every layer (BERT, section 5.3).
-    combine (str): How several layers become one vector: "concat", side by side; "sum"; or
-        "weighted", a weighted mean with weights that the head learns (Peters et al. 2018, eq. 1).
-    RETURNS (Model[List[Doc], HiddenStates]): The layer.
-    RAISES (ValueError): If the factor is negative, no layer is named, or nothing combines so.
+    `upstream` is the encoder component's name, or "*" for the nearest one before. The head's
+    gradient is multiplied by `grad_factor` before it reaches the encoder, so that heads that are
+    hard to learn don't dominate the shared gradient; the head itself learns as before. `layers` are
+    those to read: [-1] is the last layer, [-2] the one below, [0] the embeddings, "all" the
+    embeddings and every layer (BERT, section 5.3). `combine` says how several layers become one
+    vector: "concat", side by side; "sum"; or "weighted", a weighted mean with weights that the head
+    learns (Peters et al. 2018, eq. 1).
+
+    Raises ValueError if the factor is negative, no layer is named, or for another way to combine.
     """
     if grad_factor < 0:
         raise ValueError(f"grad_factor is {grad_factor}; it must be 0 or above.")
@@ -253,15 +253,9 @@ def build_tok2vec_listener(
     combine: str = "concat",
 ) -> Model[list[Doc], list[Floats2d]]:
     """Build a layer that shares the pipeline's encoder with spaCy's own components: parser, tagger,
-    ner, textcat, spancat and so on. A token's vector is the mean of the states of its pieces.
-
-    upstream (str): The encoder component's name, or "*" for the nearest one before.
-    grad_factor (float): As in `build_bert_listener`, as the others.
-    layers (Layers): Whose states to read.
-    combine (str): How several layers become one vector.
-    RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
-    RAISES (ValueError): If a setting makes no sense.
-    """
+    ner, textcat, spancat and so on. A token's vector is the mean of the hidden states of its
+    wordpieces: (num_tokens, width) for each Doc. The settings are those of
+    `build_bert_listener`."""
     return build_tok2vec_encoder(build_bert_listener(upstream, grad_factor, layers, combine))
 
 
@@ -269,11 +263,7 @@ def build_tok2vec_encoder(
     encoder: Model[Any, HiddenStates],
 ) -> Model[list[Doc], list[Floats2d]]:
     """Build the same layer over an encoder of its own, which `nlp.replace_listeners` puts in place
-    of a listener.
-
-    encoder (Model[List[Doc], HiddenStates]): The encoder.
-    RETURNS (Model[List[Doc], List[Floats2d]]): The layer: (n_tokens, width) for each Doc.
-    """
+    of a listener."""
     return Model(
         "bert_tok2vec", forward_tokens, init=init_tok2vec, dims={"nO": None}, layers=[encoder]
     )
@@ -288,11 +278,8 @@ def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
 def forward_tokens(
     model: Model, docs: list[Doc], is_train: bool
 ) -> tuple[list[Floats2d], Callable[[list[Floats2d]], list[Doc]]]:
-    """docs (List[Doc]): The Docs.
-    is_train (bool): Whether the caller will answer with a gradient.
-    RETURNS (Tuple[List[Floats2d], Callable]): A vector for each token, zeros for one without
-        pieces (n_tokens, width); and the callback that takes their gradient.
-    """
+    """Give a vector for each token, zeros for one without wordpieces (num_tokens, width), and the
+    callback that takes their gradient."""
     hidden, backprop_states = model.layers[0](docs, is_train)
     states, tokens = hidden.states, hidden.batch.tokens
     assert tokens is not None

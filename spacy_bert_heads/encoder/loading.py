@@ -155,5 +155,5 @@ def _fast(tokenizer: FastTokenizer, config: Any) -> WordpieceTokenizer:
 
 
 def pad_id_of(config: Any) -> int:
-    """Give the id that fills the slots behind a short sequence."""
+    """Give the id that fills the positions behind a short sequence."""
     return getattr(config, "pad_token_id", None) or 0

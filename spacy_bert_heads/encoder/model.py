@@ -52,30 +52,31 @@ def build_bert_encoder(
 ) -> EncoderModel:
     """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
 
-    name (str): A checkpoint of the BERT family: a Hugging Face hub name or a folder.
-    revision (Optional[str]): The branch, tag or commit of a hub name; None for the newest. The
-        commit that was read is saved with the pipeline, in origin.json.
-    window (int): The longest sequence that is run at once, in wordpieces, special tokens
-        included. Longer Docs are read in overlapping windows.
-    stride (int): The step from one window to the next, in wordpieces.
-    max_batch_tokens (int): Sequences are grouped by length under this budget of wordpieces,
-        padding included. A training batch above it is checkpointed (half the memory, a third
-        more time; Chen et al. 2016).
-    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. "int8" is for
-        predicting on a CPU: it learns in fp32; a GPU takes bf16 instead, a CPU with AMX to predict.
-    frozen_layers (int): Above 0 the embeddings and this many of the lowest layers don't learn.
-    adapter (Optional[str]): Small modules that learn in place of the checkpoint's weights:
-        "pfeiffer", a bottleneck after each feed-forward block; "houlsby", one after each
-        attention too; "lora", low-rank changes of the weights of query and value. Frozen layers
-        get none.
-    adapter_size (Optional[int]): The width of a bottleneck (None: 64), or the rank (None: 32).
-    share_checkpoint (bool): Whether a saved pipeline has only what was trained, and reads the
-        checkpoint `name` again when it is loaded.
-    rate_factor (float): The encoder learns at this times the optimizer's rate.
-    layer_decay (float): Each layer learns at this times the rate of the layer above it
-        (Howard & Ruder 2018, section 3.2).
-    RETURNS (Model[List[Doc], HiddenStates]): The model.
-    RAISES (ValueError): If a setting makes no sense.
+    `name` is a checkpoint of the BERT family: a Hugging Face hub name or a folder. `revision` is
+    the branch, tag or commit of a hub name, None for the newest; the commit that was read is saved
+    with the pipeline, in origin.json.
+
+    `window` is the maximum length of a sequence in wordpieces, special tokens included: longer Docs
+    are read in overlapping windows. `stride` is the step from one window to the next.
+    `max_batch_tokens` is the maximum number of positions that are run at once, padding included; a
+    training batch above it is recomputed part by part in the backward pass (half the memory, a
+    third more time; Chen et al. 2016).
+
+    `precision` is "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, fp32 otherwise. "int8" is for
+    predicting on a CPU: it learns in fp32; a GPU takes bf16 instead, and so does a CPU with AMX to
+    predict.
+
+    With `frozen_layers` above 0 the embeddings and this many of the lowest layers don't learn.
+    `adapter` names small modules that learn in place of the checkpoint's weights: "pfeiffer", a
+    bottleneck after each feed-forward block; "houlsby", one after each attention too; "lora",
+    low-rank changes of the weights of query and value. Frozen layers get none. `adapter_size` is
+    the width of a bottleneck (None: 64), or the rank (None: 32). With `share_checkpoint` a saved
+    pipeline has only what was trained, and reads the checkpoint `name` again when it is loaded.
+
+    The encoder learns at `rate_factor` times the optimizer's learning rate, each layer at
+    `layer_decay` times the learning rate of the layer above it (Howard & Ruder 2018, section 3.2).
+
+    Raises ValueError if a setting makes no sense.
     """
     if not 0 < stride <= window:
         raise ValueError(f"stride is {stride}; it must be between 1 and the window, {window}.")

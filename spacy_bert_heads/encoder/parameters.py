@@ -11,12 +11,8 @@ from torch import nn
 
 def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[str, Any]]:
     """Group what learns as torch's optimizers take it: "params", whether the group "decays", and
-    its "rate". Vectors, which are biases and LayerNorms, don't decay (BERT, optimization.py).
-
-    module (nn.Module): The module.
-    rates (Dict[str, float]): By what the learning rate of each parameter is multiplied.
-    RETURNS (List[Dict[str, Any]]): The groups.
-    """
+    its "rate". `rates` are the learning-rate multipliers by parameter name. Vectors, which are
+    biases and LayerNorms, don't decay (BERT, optimization.py)."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -30,13 +26,11 @@ def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[st
 def copy_sharing(
     module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter] = lambda weight: weight
 ) -> nn.Module:
-    """Copy a module, but not its weights, nor its forward hooks: transformers 5 puts some into a
-    model whose lower layers are read, which can't be pickled, and a mark that they are there. It
-    makes them again where that is missing.
+    """Copy a module, but not its weights: the copy has what `change` makes of each.
 
-    module (nn.Module): The module.
-    change (Callable[[nn.Parameter], nn.Parameter]): What the copy has for a weight: the same one.
-    RETURNS (nn.Module): The copy.
+    Forward hooks are not copied: transformers 5 puts some into a model whose lower layers are read,
+    which can't be pickled, and a mark that they are there. It makes them again where that is
+    missing.
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     memo |= {id(weight): change(weight) for weight in module.parameters()}
@@ -48,12 +42,9 @@ def copy_sharing(
 
 
 def find_layers(module: nn.Module) -> nn.ModuleList | None:
-    """Find the stack of a transformer's layers, whatever its family calls it.
-
-    module (nn.Module): A Hugging Face model with a `config`.
-    RETURNS (Optional[nn.ModuleList]): The layers from the bottom up, or None for a module
-        without such a stack (ALBERT's layers are one and the same).
-    """
+    """Find the stack of a transformer's layers from the bottom up, whatever its family calls it.
+    None for a module without a `config` or without such a stack (ALBERT's layers are one and the
+    same)."""
     config = getattr(module, "config", None)
     if config is None or config.model_type == "albert":
         return None
@@ -63,11 +54,8 @@ def find_layers(module: nn.Module) -> nn.ModuleList | None:
 
 
 def layer_depths(module: nn.Module) -> dict[str, int]:
-    """How far from the input each parameter stands: 0 for embeddings, 1 for the lowest layer.
-
-    module (nn.Module): Any module.
-    RETURNS (Dict[str, int]): Depths by parameter name; all 0 for a module without layers.
-    """
+    """Give each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on. All
+    are 0 in a module without layers."""
     names = [name for name, _ in module.named_parameters()]
     stack = find_layers(module)
     if stack is None:

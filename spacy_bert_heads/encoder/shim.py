@@ -55,32 +55,23 @@ def without_graph(run: Callable[[], Any]) -> Any:
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which modules with weights in fp32 compute in a precision.
-
-    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, else fp32. What predicts in
-        "int8" learns in fp32.
-    device (torch.device): Where they are.
-    RETURNS (torch.autocast): The context.
-    """
+    """Give the context in which modules with weights in fp32 compute in a precision: "fp32",
+    "bf16", "fp16", or "auto", which is bf16 on a GPU and fp32 otherwise. What predicts in "int8"
+    learns in fp32."""
     dtype = DTYPES.get(resolve_precision(precision, device), torch.float32)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """precision (str): A precision, or "auto".
-    device (torch.device): Where it is to be in force.
-    RETURNS (str): The precision. A GPU takes bf16 for int8.
-    """
+    """Give the precision in force on a device: what "auto" stands for, and bf16 for int8 on a
+    GPU."""
     if device.type == "cuda":
         return "bf16" if precision in ("auto", "int8") else precision
     return "fp32" if precision == "auto" else precision
 
 
 def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None:
-    """precision (str): What was asked for.
-    options (Iterable[str]): What there is.
-    RAISES (ValueError): If there is no such precision.
-    """
+    """Raise ValueError if there is no such precision."""
     if precision not in options:
         raise ValueError(f"Unknown precision '{precision}'. Choose one of: {', '.join(options)}.")
 
@@ -110,7 +101,7 @@ class TorchShim(Shim):
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
         self.optimization = Optimization(rate_factor=rate_factor, layer_decay=layer_decay)
-        # Counts the changes of weights and precision: states computed from older ones are stale.
+        # Counts the changes of weights and precision: hidden states of older ones are stale.
         self.version = 0
         prepare_for_forks()
         self._derived: tuple[int, nn.Module] | None = None
@@ -119,14 +110,13 @@ class TorchShim(Shim):
 
     @property
     def has_module(self) -> bool:
-        """RETURNS (bool): Whether there are weights yet."""
+        """Whether there are weights yet."""
         return self._model is not None
 
     @property
     def module(self) -> nn.Module:
-        """RETURNS (nn.Module): The torch module, in eval mode.
-        RAISES (ValueError): If there is none yet, or it is on a GPU and the process was forked.
-        """
+        """The torch module, in eval mode. Raises ValueError if there is none yet, or it is on a GPU
+        and the process was forked."""
         if self._model is None:
             raise ValueError(
                 "This component has no weights yet. Call nlp.initialize() to make them, "
@@ -153,30 +143,27 @@ class TorchShim(Shim):
 
     @property
     def device(self) -> torch.device:
-        """RETURNS (torch.device): Where the weights are."""
+        """Where the weights are."""
         return next(self.module.parameters()).device
 
     @property
     def precision(self) -> str:
-        """RETURNS (str): The precision in force on the module's device."""
+        """The precision in force on the module's device."""
         return resolve_precision(self._precision, self.device)
 
     @precision.setter
     def precision(self, precision: str) -> None:
         check_precision(precision)
         self._precision = precision
-        self.version += 1  # states are others now
+        self.version += 1  # hidden states are others now
 
     def autocast(self) -> torch.autocast:
-        """RETURNS (torch.autocast): The context in which the module itself computes."""
+        """Give the context in which the module itself computes in training."""
         return autocast_for(self._precision, self.device)
 
     def derive(self, make: Callable[[nn.Module, str], nn.Module]) -> nn.Module:
-        """What is made of the module to predict with, made again when the weights have changed.
-
-        make (Callable[[nn.Module, str], nn.Module]): Makes it, for the precision in force.
-        RETURNS (nn.Module): It.
-        """
+        """Give the inference copy, which `make` makes of the module for the precision in force. It
+        is made when it is first asked for, and again when the weights have changed."""
         derived = self._derived
         if derived is None or derived[0] != self.version:
             with self._lock:  # of threads that ask at once, one makes it
@@ -221,11 +208,8 @@ class TorchShim(Shim):
     # --- devices, copies and files
 
     def to_device(self, device_type: str, device_id: int) -> None:
-        """Move the module, as thinc asks when a pipeline moves.
-
-        device_type (str): "cpu" or "gpu".
-        device_id (int): The GPU's number.
-        """
+        """Move the module, as thinc asks when a pipeline moves: to the "cpu", or to a "gpu" by its
+        number."""
         if self.has_module:
             device = "cpu" if device_type == "cpu" else f"cuda:{device_id}"
             self._model.to(device)
@@ -245,8 +229,8 @@ class TorchShim(Shim):
         self.__dict__.update(state, _pid=os.getpid(), _lock=threading.Lock())
 
     def copy(self) -> TorchShim:
-        """RETURNS (TorchShim): A deep copy under an id of its own, so that a thinc optimizer
-        keeps the two apart."""
+        """Make a deep copy under an id of its own, so that a thinc optimizer keeps the two
+        apart."""
         copied = copy.deepcopy(self)
         with Shim.global_id_lock:
             Shim.global_id += 1
@@ -254,25 +238,19 @@ class TorchShim(Shim):
         return copied
 
     def to_files(self) -> Files:
-        """RETURNS (Files): The module as named files; none if there is no module yet."""
+        """Turn the module into named files, none if there is no module yet."""
         return self._to_files(self._model) if self.has_module else {}
 
     def from_files(self, files: Files) -> TorchShim:
-        """Build the module from what `to_files` gave.
-
-        files (Files): The named files.
-        RETURNS (TorchShim): This shim.
-        """
+        """Build the module from what `to_files` gave."""
         if files:
             self.module = self._from_files(files)
         return self
 
     def to_bytes(self) -> bytes:
-        """RETURNS (bytes): The module's files, packed by msgpack."""
+        """Give the module's files in one msgpack."""
         return srsly.msgpack_dumps(self.to_files())
 
     def from_bytes(self, data: bytes) -> TorchShim:
-        """data (bytes): What `to_bytes` gave.
-        RETURNS (TorchShim): This shim.
-        """
+        """Build the module from what `to_bytes` gave."""
         return self.from_files(srsly.msgpack_loads(data))

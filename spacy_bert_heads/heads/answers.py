@@ -164,7 +164,7 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     figures: dict[str, list[tuple[float, float]]] = {"answer": [], "no answer": []}
     for example in examples:
         lang = example.reference.lang_
-        for gold, predicted in match_predictions(example, "questions"):
+        for gold, predicted in match_predictions(example, "questions", "answers"):
             right = (0.0, 0.0)
             if predicted:
                 right = compare_answers(predicted["text"], accepted(gold), lang)
@@ -235,7 +235,7 @@ def best_threshold(examples: Iterable[Example]) -> float | None:
     rows = []
     for example in examples:
         lang = example.reference.lang_
-        for gold, predicted in match_predictions(example, "questions"):
+        for gold, predicted in match_predictions(example, "questions", "answers"):
             if predicted is None:
                 continue
             span = next(iter([predicted] if predicted["text"] else predicted["alternatives"]), None)

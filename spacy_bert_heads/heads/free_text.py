@@ -43,7 +43,7 @@ def read_text(nlp: Language, name: str, **settings: Any) -> list[Any]:
     return list(values.values())
 
 
-def read_labels(nlp: Language | None, name: str, labels: Any) -> Any:
+def parse_labels(nlp: Language | None, name: str, labels: Any) -> Any:
     """Read the labels that [initialize.components] has for a component, as `read_text` does."""
     where = f"initialize.components.{name}.labels"
     labels = parse(labels, where)

@@ -1,14 +1,13 @@
 """What all heads share beyond spaCy's TrainablePipe: retry, readable losses, labels."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
@@ -21,23 +20,38 @@ from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
-from ..text.arrays import Ints1d
-from .free_text import read_labels
-from .outputs import TokenLogits, map_tensors
+from .declared import HFClasses, Score
+from .free_text import parse_labels
+from .outputs import map_tensors
+
+if TYPE_CHECKING:
+    from ..data.records import Settings
 
 
 class BertHead(TrainablePipe):
-    """The base of the heads. A head says what it learns (`has_gold`, `labels_of`, `loss`)
-    and what it writes (`set_annotations`).
+    """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
+    it writes (`set_annotations`), and by what the rest of the package knows it: no other module
+    lists heads (`find.head_classes` finds them).
 
-    vocab (Vocab): The vocabulary.
-    model (Model): The head, with its listener.
-    name (str): The component's name.
-    scorer (Optional[Callable]): Scores examples.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    settings (Any): The config's other settings, by name. They stand in `cfg`, with the labels.
-    RAISES (ValueError): If a weight is negative.
+    `class_weights` are weights in the loss by label, 1 if not named. `settings` are those of the
+    config; they are kept in `cfg`, with the labels. Raises ValueError if a weight is negative.
     """
+
+    # The name in `nlp.add_pipe`, for `from_hf` and `init-config` without "bert_". A class without
+    # one of its own is a base of heads.
+    factory: ClassVar[str]
+    scores: ClassVar[dict[str, Score]] = {}
+    # Second texts and the results for them, in `doc._`; for heads that read pairs.
+    input_name: ClassVar[str] = ""
+    output_name: ClassVar[str] = ""
+    # Where `convert` finds the annotation in a record of JSONL; the first is the usual key.
+    json_keys: ClassVar[tuple[str, ...]] = ()
+    # What `init-config` sets in the encoder's model.
+    encoder_settings: ClassVar[dict[str, Any]] = {}
+    # The task of Hugging Face's pipelines, "" if they have none, and the `problem_type` of an
+    # exported configuration, None to leave it alone.
+    hf_task: ClassVar[str] = ""
+    hf_problem_type: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -51,6 +65,7 @@ class BertHead(TrainablePipe):
     ) -> None:
         if class_weights and any(weight < 0 for weight in class_weights.values()):
             raise ValueError(f"class_weights must not be negative: {class_weights}.")
+        self.set_extensions()
         self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
@@ -59,44 +74,82 @@ class BertHead(TrainablePipe):
             if hasattr(node, "component_name"):
                 node.component_name = name
 
-    # --- what a head says
+    # --- what a head defines
 
     @property
     def n_classes(self) -> int:
-        """RETURNS (int): The classes that the model tells apart."""
+        """The classes that the model tells apart."""
         return len(self.labels)
 
-    def has_gold(self, example: Example) -> bool:
-        """example (Example): An example.
-        RETURNS (bool): Whether its reference teaches this head anything.
-        """
+    def labels_of(self, example: Example) -> Iterable[str]:
+        """Give the labels in the reference."""
         raise NotImplementedError
 
-    def labels_of(self, example: Example) -> Iterable[str]:
-        """example (Example): An example.
-        RETURNS (Iterable[str]): The labels in its reference.
-        """
+    def has_gold(self, example: Example) -> bool:
+        """Whether the reference teaches this head anything: by default, whether it has a label."""
+        return any(True for _ in self.labels_of(example))
+
+    @property
+    def writes(self) -> set[str]:
+        """The places of a Doc that this head overwrites, such as "doc._.nli"."""
+        return set()
+
+    @classmethod
+    def set_extensions(cls) -> None:
+        """Register the extensions of Doc and Span that this head reads and writes, by
+        `doc_data.register_extension`."""
+
+    # --- data
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: "Settings") -> None:
+        """Set the annotation that a record of JSONL has under one of `json_keys`. Raises ValueError
+        with the reason if the value is malformed."""
         raise NotImplementedError
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        """Count the labels that a Doc is annotated with, for the report of `convert`."""
+        return {}
+
+    # --- exchange with Hugging Face
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        """Tell whether a checkpoint for `hf_task` is one for this head: 0 if it isn't, 1 if it may
+        be, 2 if its settings or the names of its classes say so."""
+        return 0
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
+        head's; `checkpoint` is the name for the message."""
+        return HFClasses({}, list(names), list(range(len(names))))
+
+    def start_from_hf(self, labels: Sequence[str]) -> None:
+        """Take over what `read_hf` has found, before there are weights."""
+        for label in labels:
+            self.add_label(label)
+        self.check_labels()
+
+    def hf_names(self) -> list[str]:
+        """Name the classes of the model as an exported configuration does."""
+        return list(self.labels)
 
     # --- labels
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """RETURNS (Tuple[str, ...]): The labels."""
         return tuple(self.cfg["labels"])
 
     @property
     def label_data(self) -> list[str]:
-        """RETURNS (List[str]): What `initialize` takes as `labels`."""
+        """What `initialize` takes as `labels`."""
         return list(self.labels)
 
     def add_label(self, label: str) -> int:
-        """Add a label before the first training.
-
-        label (str): The label.
-        RETURNS (int): 0 if it is there already, else 1.
-        RAISES (ValueError): If it is no string, or if the head has weights for its labels.
-        """
+        """Add a label before the first training. Returns 0 if it is there already, else 1. Raises
+        ValueError if it is no string, or if the head has weights for its labels."""
         if not isinstance(label, str) or not label:
             raise ValueError(f"A label must be a string, not {label!r}.")
         if label in self.labels:
@@ -111,10 +164,7 @@ class BertHead(TrainablePipe):
         return 1
 
     def warn_unknown(self, label: str) -> None:
-        """Say once that a label of the training data is not among this head's.
-
-        label (str): The label.
-        """
+        """Warn once of a label of the training data that is not among this head's."""
         if label not in self._unknown:
             self._unknown.add(label)
             warnings.warn(
@@ -123,6 +173,18 @@ class BertHead(TrainablePipe):
                 f"[initialize.components.{self.name}.labels] and train anew.",
                 stacklevel=2,
             )
+
+    def label_rows(self, gold: Iterable[Mapping[str, float]]) -> np.ndarray:
+        """Arrange the values of Docs, by label, as rows (n_docs, n_labels), NaN where there is
+        none."""
+        known = dict.fromkeys(self.labels)
+        rows = []
+        for values in gold:
+            for label in values:
+                if label not in known:
+                    self.warn_unknown(label)
+            rows.append([values.get(label, np.nan) for label in known])
+        return np.asarray(rows, dtype=np.float32).reshape(-1, len(known))
 
     # --- training
 
@@ -133,29 +195,30 @@ class BertHead(TrainablePipe):
         nlp: Language | None = None,
         labels: Sequence[str] | str | None = None,
     ) -> None:
-        """Collect the labels and make the weights.
-
-        get_examples (Callable): Returns examples; all are looked at if labels are not given.
-        nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
-        RAISES (ValueError): If there is no label, or no encoder.
-        """
+        """Collect the labels, from all examples if they are not given, and make the weights.
+        `labels` may be JSON, see `as_setting`. Raises ValueError if there is no label, or no
+        encoder."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
-        labels = read_labels(nlp, self.name, labels)
+        labels = parse_labels(nlp, self.name, labels)
         if labels is None:
             labels = sorted({label for eg in get_examples() for label in self.labels_of(eg)})
         for label in labels:
             self.add_label(label)
-        self._check_labels()
+        self.check_labels()
         self.model.set_dim("nO", self.n_classes, force=True)
         docs = [eg.x for eg in islice(get_examples(), 10)]
         for listener in self._listeners():
             listener.trained_on = listener.trained_at = None
         self.model.initialize(X=docs or None)
         self.note_encoder()
+        self.start_from_data(get_examples())
 
-    def _check_labels(self) -> None:
+    def start_from_data(self, examples: Iterable[Example]) -> None:
+        """Set what starts at a value of the training data, after the weights are made."""
+
+    def check_labels(self) -> None:
+        """Raise ValueError if the head can't learn with the labels that it has."""
         if not self.labels:
             raise ValueError(
                 f"{self.name} has no labels: the training data has none for it, or none was given. "
@@ -185,12 +248,8 @@ class BertHead(TrainablePipe):
         """Learn from those examples of a batch whose references are annotated for this head. The
         others are not run.
 
-        examples (Iterable[Example]): The batch.
-        drop (float): Not used: the head's dropout is set in its model.
-        sgd (Optional[Optimizer]): An optimizer to step with.
-        losses (Optional[Dict[str, float]]): Gets this component's entry: the mean cross-entropy
-            in nats, a mean over updates.
-        RETURNS (Dict[str, float]): The losses.
+        `drop` is not used: the head's dropout is set in its model. `losses` gets this component's
+        entry, a mean over updates.
         """
         losses = {} if losses is None else losses
         examples = list(examples)
@@ -302,13 +361,8 @@ class BertHead(TrainablePipe):
         return self.model.predict(list(docs))
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
-        """Annotate a stream. Of a batch that fails, each Doc is tried by itself, and those that
-        fail again go to the error handler; the order is kept.
-
-        stream (Iterable[Doc]): The Docs.
-        batch_size (int): How many to predict at once.
-        YIELDS (Doc): The Docs, in order.
-        """
+        """Annotate a stream in order, `batch_size` Docs at once. If a batch fails, each of its Docs
+        is tried by itself, and those that fail again go to the error handler."""
         handle_error = self.get_error_handler()
         for docs in minibatch(stream, size=batch_size):
             try:
@@ -331,44 +385,12 @@ class BertHead(TrainablePipe):
                 yield doc
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score the examples that are annotated for this head.
-
-        examples (Iterable[Example]): The examples.
-        RETURNS (Dict[str, Any]): The scores.
-        """
+        """Score the examples that are annotated for this head."""
         if self.scorer is None:
             return {}
         annotated = [eg for eg in examples if self.has_gold(eg)]
         return self.scorer(annotated, **{**self.scorer_settings(), **kwargs})
 
     def scorer_settings(self) -> dict[str, Any]:
-        """RETURNS (Dict[str, Any]): What the scorer needs to know of this head."""
+        """Give the arguments of the scorer that depend on this head."""
         return {}
-
-
-def cross_entropy(
-    logits: torch.Tensor,
-    classes: Ints1d,
-    *,
-    weights: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Softmax cross-entropy in nats, averaged over the rows that are annotated.
-
-    `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
-    `weights` one for each class, by which torch's weighted mean is taken. `label_smoothing` is
-    torch's too. Without an annotated row of any weight the loss is 0.
-    """
-    gold = torch.from_numpy(classes).to(logits.device)
-    known = gold >= 0
-    weight = known if weights is None else known * weights[gold.clamp(min=0)]
-    total = F.cross_entropy(
-        logits, gold, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
-    )
-    return total / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
-
-
-def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
-    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
-    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
-    return cross_entropy(output.logits, known)

@@ -1,6 +1,10 @@
 """Named entities: a tag for each token, decoded into entities that fit together."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +15,23 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import read_spans
+from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..text.doc_data import ENT_SCORES, get_ent_scores, register_extensions, set_list
+from ..text.doc_data import (
+    ENT_SCORES,
+    get_ent_score,
+    get_ent_scores,
+    register_extension,
+    set_value,
+)
+from .declared import HFClasses, Score, score_weights
 from .decoding import decode
-from .head import BertHead, token_loss
+from .find import register_extensions
+from .head import BertHead
+from .losses import token_loss
 from .outputs import TokenLogits
-from .tags import SCHEMES, STRICT_SCHEMES
+from .tags import SCHEMES, STRICT_SCHEMES, read_tags
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
@@ -24,6 +39,12 @@ DEFAULT_MODEL = {
     "lstm_width": 0,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
+}
+SCORES = {
+    "ents_f": Score("entities F", 1.0),
+    "ents_p": Score("entities P", 0.0),
+    "ents_r": Score("entities R", 0.0),
+    "ents_per_type": Score("entities"),
 }
 
 
@@ -37,7 +58,7 @@ DEFAULT_MODEL = {
         "spans_key": None,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
     },
-    default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_ner(
     nlp: Language,
@@ -88,6 +109,11 @@ class BertNER(BertHead):
     RAISES (ValueError): If there is no such scheme, or the threshold is no probability.
     """
 
+    factory = "bert_ner"
+    scores = SCORES
+    json_keys = ("spans", "entities")
+    hf_task = "token-classification"
+
     def __init__(
         self,
         vocab: Vocab,
@@ -129,6 +155,40 @@ class BertNER(BertHead):
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return (ent.label_ for ent in example.reference.ents)
+
+    @classmethod
+    def set_extensions(cls) -> None:
+        set_scores = partial(set_value, ENT_SCORES)
+        register_extension(Doc, ENT_SCORES, getter=get_ent_scores, setter=set_scores)
+        register_extension(Span, "ent_score", getter=get_ent_score)
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        doc.ents = read_spans(value, doc)
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        return Counter(ent.label_ for ent in doc.ents)
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return 2 if "O" in names else 0  # else every token is of some class
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        tags = read_tags(names)
+        return HFClasses({"scheme": tags.scheme}, tags.labels, tags.classes)
+
+    def hf_names(self) -> list[str]:
+        if self.cfg["scheme"] == "IO":
+            return ["O", *self.labels]
+        if self.cfg["scheme"] in ("BILOU", "IOBES"):
+            warnings.warn(
+                "transformers.pipeline doesn't know the tags L and U and will not join the tokens "
+                "of an entity; AutoModelForTokenClassification gives the same logits.",
+                stacklevel=4,
+            )
+        return self.tags
 
     def _settle(self) -> "BertNER":
         if self.cfg["scheme"] != self._config["scheme"]:
@@ -210,7 +270,7 @@ class BertNER(BertHead):
         ]
         if entries or before:
             entries.sort(key=lambda entry: (entry["start_char"], entry["end_char"]))
-            set_list(ENT_SCORES, doc, entries)
+            set_value(ENT_SCORES, doc, entries)
         if self.cfg["spans_key"] is not None:
             self._write_group(doc, entities)
 

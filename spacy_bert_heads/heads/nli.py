@@ -1,5 +1,6 @@
 """Whether a text entails a hypothesis, contradicts it, or neither."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import read_hypotheses
+from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
-from ..text.doc_data import check_texts, drop_results, make_verdict, set_list
+from ..text.doc_data import check_texts, copy_of_list, drop_results, make_verdict, set_value
+from .declared import Score, score_weights
 from .free_text import read_text
-from .head import cross_entropy
+from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
 DEFAULT_MODEL = {
@@ -25,6 +29,11 @@ DEFAULT_MODEL = {
     "dropout": None,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
+}
+SCORES = {
+    "nli_acc": Score("NLI accuracy", 1.0),
+    "nli_macro_f": Score("NLI macro F"),
+    "nli_f_per_type": Score("NLI"),
 }
 
 
@@ -38,7 +47,7 @@ DEFAULT_MODEL = {
         "class_weights": None,
         "scorer": {"@scorers": "spacy_bert_heads.nli_scorer.v1"},
     },
-    default_score_weights={"nli_acc": 1.0, "nli_macro_f": None, "nli_f_per_type": None},
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_nli(
     nlp: Language,
@@ -76,6 +85,10 @@ def make_bert_nli(
     )
 
 
+def is_entailment(label: str) -> bool:
+    return label.lower().startswith("entail")
+
+
 def make_nli_scorer() -> Callable:
     """RETURNS (Callable): The scorer."""
     return score_nli
@@ -92,7 +105,7 @@ def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     per_type: dict[str, PRFScore] = {}
     right = total = 0
     for example in examples:
-        for gold, predicted in match_predictions(example, "hypotheses"):
+        for gold, predicted in match_predictions(example, "hypotheses", "nli"):
             total += 1
             true, guess = gold["label"], predicted["label"] if predicted else None
             right += true == guess
@@ -123,8 +136,13 @@ class BertNLI(BertPairHead):
     RAISES (ValueError): If a setting makes no sense.
     """
 
-    input_name = "hypotheses"
+    factory = "bert_nli"
+    scores = SCORES
+    input_name, output_name = "hypotheses", "nli"
     doc_first = True
+    json_keys = ("hypotheses",)
+    hf_task = "text-classification"
+    hf_problem_type = "single_label_classification"
 
     def __init__(
         self,
@@ -161,6 +179,21 @@ class BertNLI(BertPairHead):
         self.check_gold(example)
         return {entry["label"] for _, entry in self.gold_pairs(example)}
 
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        for name, entries in zip(("hypotheses", "nli"), read_hypotheses(value), strict=True):
+            set_value(name, doc, entries)
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        verdicts = copy_of_list(cls.output_name, doc)
+        return Counter(verdict["label"] for verdict in verdicts if verdict is not None)
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        single = config.problem_type in (None, cls.hf_problem_type)
+        return 2 if single and any(map(is_entailment, names)) else 0
+
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.
         `output` has the logits (n_pairs, n_labels)."""
@@ -189,7 +222,7 @@ class BertNLI(BertPairHead):
         for doc, (texts, verdicts) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
             if n_own:
-                set_list("nli", doc, verdicts[:n_own])
+                set_value("nli", doc, verdicts[:n_own])
             else:
                 drop_results(doc, self.output_name)
             for category, verdict in zip(self.categories, verdicts[n_own:], strict=True):
@@ -201,15 +234,15 @@ class BertNLI(BertPairHead):
         RAISES (ValueError): If no label is called so.
         """
         for label in self.labels:
-            if label.lower().startswith("entail"):
+            if is_entailment(label):
                 return label
         raise ValueError(
             f"{self.name} has categories, but none of its labels is called entailment: "
             f"{', '.join(self.labels)}. Train it with that label, or leave categories out."
         )
 
-    def _check_labels(self) -> None:
-        super()._check_labels()
+    def check_labels(self) -> None:
+        super().check_labels()
         if len(self.labels) < 2:
             raise ValueError(
                 f"{self.name} tells verdicts apart, but the training data has only "

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,8 +14,9 @@ from thinc.api import Model
 
 from ..encoder.listener import checkpoint_behind, pack_for
 from ..encoder.model import PackedPairs
-from ..text.doc_data import INPUTS, check_texts, get_list, inputs_of, register_extensions, set_list
+from ..text.doc_data import check_texts, get_list, inputs_of, register_extension, set_value
 from ..text.pairs import Pairs, TextTooLong
+from .find import register_extensions
 from .head import BertHead
 
 # What is run at once in prediction; it bounds the states that are alive, not the result.
@@ -22,8 +24,9 @@ MAX_CHARS = 2**18
 
 
 class BertPairHead(BertHead):
-    """The base of the heads that read pairs. A head says what it is asked (`input_name`), which
-    text comes first (`doc_first`) and what its gold data must be (`check_gold`).
+    """The base of the heads that read pairs. A head defines what it is asked and where the results
+    go (`input_name`, `output_name`), which text comes first (`doc_first`) and what its gold data
+    must be (`check_gold`).
 
     vocab (Vocab): The vocabulary.
     model (Model): The head, with its listener.
@@ -35,7 +38,6 @@ class BertPairHead(BertHead):
     RAISES (ValueError): If the texts are not a list of strings that say something.
     """
 
-    input_name: str  # of doc._
     doc_first: bool
 
     def __init__(
@@ -55,10 +57,15 @@ class BertPairHead(BertHead):
         self.extra = list(extra)
         self._too_long: set[str] = set()
 
+    @classmethod
+    def set_extensions(cls) -> None:
+        for name in (cls.input_name, cls.output_name):
+            getter, setter = partial(get_list, name), partial(set_value, name)
+            register_extension(Doc, name, getter=getter, setter=setter)
+
     @property
-    def output_name(self) -> str:
-        """RETURNS (str): Of `doc._`, where the results go."""
-        return INPUTS[self.input_name]
+    def writes(self) -> set[str]:
+        return {f"doc._.{self.output_name}"}
 
     def initialize(
         self,
@@ -154,7 +161,7 @@ class BertPairHead(BertHead):
         """
         texts = inputs_of(doc, self.input_name, self.texts)
         if texts:
-            set_list(self.input_name, doc, list(texts))
+            set_value(self.input_name, doc, list(texts))
         return texts
 
     def predict(self, docs: Iterable[Doc]) -> list[tuple[list[str], Any]]:
@@ -191,18 +198,14 @@ class BertPairHead(BertHead):
 
 
 def match_predictions(
-    example: Example, input_name: str
+    example: Example, input_name: str, output_name: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Match the annotated entries of a reference with the predicted ones, by the texts asked.
 
-    example (Example): An example.
-    input_name (str): "hypotheses" or "questions".
-    YIELDS (Tuple[Dict[str, Any], Optional[Dict[str, Any]]]): Gold entry and predicted entry; None
-        for what was too long to be read, which is wrong whatever the truth.
-    RAISES (ValueError): If the prediction was not asked the same.
+    Yields gold entry and predicted entry, which is None for what was too long to be read: that is
+    wrong whatever the truth. Raises ValueError if the prediction was not asked the same.
     """
     gold, predicted = example.reference, example.predicted
-    output_name = INPUTS[input_name]
     found = dict(
         zip(get_list(input_name, predicted), get_list(output_name, predicted), strict=False)
     )

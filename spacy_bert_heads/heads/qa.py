@@ -12,10 +12,19 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import read_questions, set_questions
+from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
-from ..text.doc_data import drop_results, make_answer, set_list
+from ..text.doc_data import (
+    drop_results,
+    get_answers,
+    make_answer,
+    register_extension,
+    set_value,
+)
 from .answers import best_spans, best_threshold, score_qa
+from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
@@ -26,6 +35,11 @@ DEFAULT_MODEL = {
     "dropout": 0.0,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
+}
+SCORES = {
+    "qa_f1": Score("QA F1", 1.0),
+    "qa_exact": Score("QA exact"),
+    "qa_per_type": Score("QA"),
 }
 
 
@@ -41,7 +55,7 @@ DEFAULT_MODEL = {
         "spans_key": None,
         "scorer": {"@scorers": "spacy_bert_heads.qa_scorer.v1"},
     },
-    default_score_weights={"qa_f1": 1.0, "qa_exact": None, "qa_per_type": None},
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_qa(
     nlp: Language,
@@ -117,8 +131,15 @@ class BertQA(BertPairHead):
     RAISES (ValueError): If a setting makes no sense.
     """
 
-    input_name = "questions"
+    factory = "bert_qa"
+    scores = SCORES
+    input_name, output_name = "questions", "answers"
     doc_first = False
+    json_keys = ("questions",)
+    # An answer needs context on both sides, and the question takes its share of the window: as long
+    # a one as in BERT's own SQuAD code, and overlaps of 128 as in Hugging Face's.
+    encoder_settings = {"window": 384, "stride": 256}
+    hf_task = "question-answering"
     n_classes = 2  # start and end
 
     def __init__(
@@ -166,24 +187,53 @@ class BertQA(BertPairHead):
         """RAISES (ValueError): There are no labels."""
         raise ValueError(f"{self.name} answers questions; it has no labels.")
 
-    def _check_labels(self) -> None:
+    def check_labels(self) -> None:
         pass
+
+    # --- data, and exchange with Hugging Face
+
+    @classmethod
+    def set_extensions(cls) -> None:
+        # Answers come first with a getter of their own; the base finds them registered.
+        setter = partial(set_value, cls.output_name)
+        register_extension(Doc, cls.output_name, getter=get_answers, setter=setter)
+        super().set_extensions()
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        set_questions(doc, read_questions(value, doc), settings)
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return 1
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        if len(names) != cls.n_classes:
+            raise ValueError(
+                f"'{checkpoint}' has {len(names)} outputs; answers need a start and an end."
+            )
+        return HFClasses({}, [], [0, 1])
+
+    def start_from_hf(self, labels: Sequence[str]) -> None:
+        # Hugging Face's pipelines always answer, unless asked not to. Training tunes this.
+        self.cfg["no_answer_threshold"] = 1.0
+
+    def hf_names(self) -> list[str]:
+        return ["LABEL_0", "LABEL_1"]
 
     # --- training
 
     def initialize(  # type: ignore[override]
         self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
     ) -> None:
-        """Make the weights.
-
-        get_examples (Callable): Returns examples; if every question in them has an answer, the
-            threshold begins where one is always given.
-        nlp (Optional[Language]): The pipeline.
-        RAISES (ValueError): If there is no encoder that reads pairs.
-        """
+        """Make the weights. Raises ValueError if there is no encoder that reads pairs."""
         super().initialize(get_examples, nlp=nlp, labels=())
+
+    def start_from_data(self, examples: Iterable[Example]) -> None:
+        """Start the threshold where an answer is always given, if every question has one."""
         always = True
-        for example in get_examples():
+        for example in examples:
             self.check_gold(example)
             always = always and all(entry["text"] for _, entry in self.gold_pairs(example))
         self.cfg["no_answer_threshold"] = 1.0 if always else 0.5
@@ -268,7 +318,7 @@ class BertQA(BertPairHead):
                 continue
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
-            set_list("answers", doc, answers)
+            set_value("answers", doc, answers)
             if self.spans_key is None:
                 continue
             given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]

@@ -5,18 +5,23 @@ from typing import Any
 
 import torch
 from spacy.language import Language
+from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 from spacy.scorer import Scorer
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from .head import BertHead, token_loss
+from .declared import HFClasses, Score, score_weights
+from .head import BertHead
+from .losses import token_loss
 from .ner import DEFAULT_MODEL
 from .outputs import TokenLogits
 
 ATTRS = ("tag", "pos")
 SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
+# One of the two is there; either must move the score that `spacy train` keeps the best by.
+SCORES = {"tag_acc": Score("tags", 0.5), "pos_acc": Score("parts of speech", 0.5)}
 
 
 @Language.factory(
@@ -27,8 +32,7 @@ SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
         "attr": "tag",
         "scorer": {"@scorers": "spacy_bert_heads.tagger_scorer.v1"},
     },
-    # One of the two is there; either must move the score that `spacy train` keeps the best by.
-    default_score_weights={"tag_acc": 0.5, "pos_acc": 0.5},
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_tagger(
     nlp: Language,
@@ -77,6 +81,10 @@ class BertTagger(BertHead):
     RAISES (ValueError): If there is no such attribute.
     """
 
+    factory = "bert_tagger"
+    scores = SCORES
+    hf_task = "token-classification"
+
     def __init__(
         self,
         vocab: Vocab,
@@ -96,6 +104,19 @@ class BertTagger(BertHead):
     def labels_of(self, example: Example) -> Iterable[str]:
         attr = self.cfg["attr"] + "_"
         return (getattr(token, attr) for token in example.reference if getattr(token, attr))
+
+    @property
+    def writes(self) -> set[str]:
+        return {f"token.{self.cfg['attr']}"}
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return 1
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        attr = "pos" if set(names) <= set(UNIVERSAL_TAGS) else "tag"
+        return super().read_hf(config, names, checkpoint)._replace(settings={"attr": attr})
 
     def scorer_settings(self) -> dict[str, Any]:
         return {"attr": self.cfg["attr"]}

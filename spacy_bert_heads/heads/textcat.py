@@ -12,10 +12,14 @@ from spacy.training import Example, validate_get_examples
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import read_labels
+from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from .categories import PipelineRef, check_apart, check_values, classifiers, merge_scores, nowhere
-from .free_text import read_labels, read_text
-from .head import BertHead, cross_entropy
+from .declared import Score, score_weights
+from .free_text import parse_labels, read_text
+from .head import BertHead
+from .losses import cross_entropy
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -24,17 +28,19 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
+# Those without a title say at greater length what cats_score says.
 SCORES = {
-    "cats_score": 1.0,
-    "cats_score_desc": None,
-    "cats_micro_p": None,
-    "cats_micro_r": None,
-    "cats_micro_f": None,
-    "cats_macro_p": None,
-    "cats_macro_r": None,
-    "cats_macro_f": None,
-    "cats_macro_auc": None,
-    "cats_f_per_type": None,
+    "cats_score": Score("categories", 1.0),
+    "cats_score_desc": Score(),
+    "cats_micro_p": Score(),
+    "cats_micro_r": Score(),
+    "cats_micro_f": Score(),
+    "cats_macro_p": Score(),
+    "cats_macro_r": Score(),
+    "cats_macro_f": Score(),
+    "cats_macro_auc": Score(),
+    "cats_f_per_type": Score("categories"),
+    "cats_auc_per_type": Score("categories, ROC AUC"),
 }
 
 
@@ -47,7 +53,7 @@ SCORES = {
         "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy.textcat_scorer.v2"},
     },
-    default_score_weights=SCORES,
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_textcat(
     nlp: Language,
@@ -94,7 +100,7 @@ def make_bert_textcat(
         "threshold": 0.5,
         "scorer": {"@scorers": "spacy.textcat_multilabel_scorer.v2"},
     },
-    default_score_weights=SCORES,
+    default_score_weights=score_weights(SCORES),
 )
 def make_bert_textcat_multilabel(
     nlp: Language,
@@ -136,6 +142,11 @@ class BertTextCat(BertHead):
     """
 
     multi_label = False
+    factory = "bert_textcat"
+    scores = SCORES
+    json_keys = ("label", "labels", "cats")
+    hf_task = "text-classification"
+    hf_problem_type = "single_label_classification"
 
     def __init__(
         self,
@@ -169,25 +180,37 @@ class BertTextCat(BertHead):
         """Whether one of this head's categories is annotated. Categories that no text classifier of
         the pipeline has are warned of."""
         cats = example.reference.cats
-        if cats.keys().isdisjoint(self.labels):
-            self._warn_unknown(cats)
-            return False
-        return True
+        known = not cats.keys().isdisjoint(self.labels)
+        for label in () if known else cats:
+            self.warn_unknown(label)
+        return known
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
 
+    @property
+    def writes(self) -> set[str]:
+        return {f"doc.cats[{label!r}]" for label in self.labels}
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        doc.cats = read_labels(value, settings)
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        return {label: int(value >= 0.5) for label, value in doc.cats.items()}
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return int(config.problem_type in (None, cls.hf_problem_type) and len(names) > 1)
+
     def _check_values(self, example: Example, labels: Collection[str] | None) -> None:
         check_values(example.reference, labels, self.name, exclusive=not self.multi_label)
 
-    def _warn_unknown(self, cats: Iterable[str]) -> None:
-        unknown = [label for label in cats if label not in self.labels]
-        if unknown:
-            others = classifiers(self, active=False).values()
-            known = {label for pipe in others for label in pipe.labels}
-            for label in unknown:
-                if label not in known:
-                    self.warn_unknown(label)
+    def warn_unknown(self, label: str) -> None:
+        others = classifiers(self, active=False).values()
+        if not any(label in pipe.labels for pipe in others):
+            super().warn_unknown(label)
 
     def initialize(
         self,
@@ -208,7 +231,7 @@ class BertTextCat(BertHead):
             or 1, or if another text classifier has the same label.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
-        labels = read_labels(nlp, self.name, labels)
+        labels = parse_labels(nlp, self.name, labels)
         known = None if labels is None else {*labels, *self.labels}
         for example in get_examples():
             self._check_values(example, known)
@@ -231,24 +254,20 @@ class BertTextCat(BertHead):
             "positive_label": self.cfg.get("positive_label"),
         }
 
-    def _check_labels(self) -> None:
-        super()._check_labels()
+    def check_labels(self) -> None:
+        super().check_labels()
         if not self.multi_label and len(self.labels) < 2:
             raise ValueError(
                 f"{self.name} chooses one of several categories, but has only "
                 f"'{self.labels[0]}'. Name two at least, or use bert_textcat_multilabel."
             )
 
-    def _gold(self, examples: Iterable[Example]) -> np.ndarray:
+    def _gold(self, examples: Sequence[Example]) -> np.ndarray:
         """The gold values (n_docs, n_labels), NaN where not annotated. Raises ValueError if one is
         not 0 or 1."""
-        rows = []
         for example in examples:
-            cats = example.reference.cats
-            self._warn_unknown(cats)
             self._check_values(example, self.labels)
-            rows.append([cats.get(label, np.nan) for label in self.labels])
-        return np.asarray(rows, dtype=np.float32)
+        return self.label_rows(eg.reference.cats for eg in examples)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the Docs that have a category, weighted as
@@ -305,6 +324,12 @@ class BertTextCatMultilabel(BertTextCat):
     """
 
     multi_label = True
+    factory = "bert_textcat_multilabel"
+    hf_problem_type = "multi_label_classification"
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        return 2 if config.problem_type == cls.hf_problem_type else 0
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy in nats, a mean over the annotated values. `output` has the logits

@@ -2,10 +2,11 @@
 (`doc._.hypotheses`, `doc._.questions`), what was found (`doc._.nli`, `doc._.answers`), and the
 probabilities of entities (`doc._.ent_scores`, `ent._.ent_score`).
 
-The values are plain lists in `doc.user_data`, under the keys that spaCy itself would use. They
+The values are plain data in `doc.user_data`, under the keys that spaCy itself would use. They
 point into the text by characters, so they stay right when spaCy's components merge or split tokens,
-and every way of storing a Doc carries them. Extensions are registered when a component or reader of
-ours, or `spacy_bert_heads.pairs`, is first used; our own code doesn't need them.
+and every way of storing a Doc carries them. Each head registers its extensions when a component or
+reader of ours is first used, those of pairs also with `spacy_bert_heads.pairs`; our own code
+doesn't need them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from typing import Any
 
 from spacy.tokens import Doc, Span
 
-# The task's inputs and its outputs, one of each for every input.
-INPUTS = {"hypotheses": "nli", "questions": "answers"}
 ENT_SCORES = "ent_scores"
 OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
 
@@ -35,13 +34,27 @@ def get_list(name: str, doc: Doc) -> list:
     return kept[key]
 
 
-def set_list(name: str, doc: Doc, value: Any) -> None:
-    """Set an extension's value; the components check it when they use it.
+def copy_of_list(name: str, doc: Doc) -> list:
+    """Copy an extension's value, [] if there is none. The Doc stays as it is."""
+    return _to_lists(_kept(doc).get(_key(name), []))
 
-    name (str): The extension's name.
-    doc (Doc): The Doc.
-    value (list): The value.
-    """
+
+def get_dict(name: str, doc: Doc) -> dict[str, Any]:
+    """Get the value of an extension that is a dict, so that setting its keys works."""
+    return _kept(doc).setdefault(_key(name), {})
+
+
+def copy_of_dict(name: str, doc: Doc) -> dict[str, Any]:
+    """Copy the value of such an extension, {} if there is none. The Doc stays as it is. Raises
+    ValueError if the value is no dict."""
+    value = _kept(doc).get(_key(name), {})
+    if not isinstance(value, dict):
+        raise ValueError(f"doc._.{name} must be a dict, not {_show(value)}.")
+    return dict(value)
+
+
+def set_value(name: str, doc: Doc, value: Any) -> None:
+    """Set an extension's value; the components check it when they use it."""
     _kept(doc)[_key(name)] = value
 
 
@@ -61,19 +74,9 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
-def register_extensions() -> None:
-    """Register our extensions of Doc and Span, if they are not there already.
-
-    Raises ValueError if other code has registered one of the names.
-    """
-    for name in (*INPUTS, *INPUTS.values()):
-        get = get_answers if name == "answers" else partial(get_list, name)
-        _register(Doc, name, getter=get, setter=partial(set_list, name))
-    _register(Doc, ENT_SCORES, getter=get_ent_scores, setter=partial(set_list, ENT_SCORES))
-    _register(Span, "ent_score", getter=get_ent_score)
-
-
-def _register(owner: Any, name: str, **functions: Callable) -> None:
+def register_extension(owner: Any, name: str, **functions: Callable) -> None:
+    """Register an extension of Doc or Span, the `owner`, if it is not there already. Raises
+    ValueError if other code has registered the name."""
     functions = {key: _mark(function) for key, function in functions.items()}
     if not owner.has_extension(name):
         owner.set_extension(name, **functions)
@@ -123,7 +126,7 @@ def _follow(doc: Doc, answer: dict[str, Any]) -> None:
 def get_ent_scores(doc: Doc) -> list[dict[str, Any]]:
     """Get an entry for each entity that a `bert_ner` found: "start_char", "end_char", "label",
     "score", its probability, and "component", who found it."""
-    return _to_lists(_kept(doc).get(_key(ENT_SCORES), []))
+    return copy_of_list(ENT_SCORES, doc)
 
 
 def get_ent_score(span: Span) -> float | None:
@@ -136,17 +139,6 @@ def get_ent_score(span: Span) -> float | None:
 
 
 # --- pairs of texts
-
-
-def copy_inputs(source: Doc, target: Doc) -> None:
-    """Copy what is asked of one Doc to another, but not what was answered.
-
-    source (Doc): A Doc.
-    target (Doc): Another, of the same text.
-    """
-    for name in INPUTS:
-        if texts := _kept(source).get(_key(name)):
-            set_list(name, target, _to_lists(texts))
 
 
 def drop_results(doc: Doc, name: str) -> bool:

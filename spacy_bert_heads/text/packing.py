@@ -6,8 +6,8 @@ Every sequence is a row of segments, one of which is a window of the Doc:
     question before context      [CLS] question [SEP] window of the Doc [SEP]
     premise before hypothesis    [CLS] window of the Doc [SEP] hypothesis [SEP]
 
-The arrays are computed for the whole batch at once, without a loop over texts or tokens: 0.2 ms for
-128 short Docs, where the tokenizer takes 5 ms.
+The arrays are computed for the whole batch at once, without a loop over texts or tokens: 2 ms for
+128 tweets, of which the tokenizer takes another 7 ms (one core).
 """
 
 from __future__ import annotations

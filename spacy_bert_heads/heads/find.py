@@ -1,0 +1,62 @@
+"""Which heads there are: ours, and those of other packages whose factories spaCy finds."""
+
+from collections.abc import Callable
+from functools import cache
+
+from spacy.tokens import Doc
+from spacy.util import registry
+
+from ..text.doc_data import copy_of_list, set_value
+from .declared import Score
+from .head import BertHead
+
+
+@cache
+def _load_factories() -> None:
+    # As Language.__init__ does it. Entry points don't change while a process runs.
+    registry._entry_point_factories.get_all()
+
+
+def head_classes() -> dict[str, type[BertHead]]:
+    """Find all heads, by their factories' names without "bert_", in alphabetical order."""
+    _load_factories()
+    classes: list[type[BertHead]] = [BertHead]
+    for cls in classes:  # which grows meanwhile
+        classes += cls.__subclasses__()
+    found = {cls.factory.removeprefix("bert_"): cls for cls in classes if "factory" in vars(cls)}
+    return dict(sorted(found.items()))
+
+
+def pair_names() -> dict[str, str]:
+    """Name what heads that read pairs find in `doc._`: the inputs, with the output of each."""
+    return {cls.input_name: cls.output_name for cls in head_classes().values() if cls.input_name}
+
+
+def json_heads() -> dict[tuple[str, ...], type[BertHead]]:
+    """Find the heads whose annotation `convert` can read, one for each set of keys in JSONL."""
+    return {cls.json_keys: cls for cls in head_classes().values() if cls.json_keys}
+
+
+def label_counters() -> list[Callable[[Doc], dict[str, int]]]:
+    """Find the `count_labels` of all heads; one that several heads inherit counts once."""
+    counters = [cls.count_labels for cls in head_classes().values()]
+    return list({getattr(counter, "__func__", counter): counter for counter in counters}.values())
+
+
+def known_scores() -> dict[str, Score]:
+    """Name the scores of all heads."""
+    return {name: score for cls in head_classes().values() for name, score in cls.scores.items()}
+
+
+def register_extensions() -> None:
+    """Register the extensions of Doc and Span of all heads, if they are not there already. Raises
+    ValueError if other code has registered one of the names."""
+    for cls in head_classes().values():
+        cls.set_extensions()
+
+
+def copy_inputs(source: Doc, target: Doc) -> None:
+    """Copy what is asked of one Doc to another of the same text, but not what was answered."""
+    for name in pair_names():
+        if texts := copy_of_list(name, source):
+            set_value(name, target, texts)

@@ -1,0 +1,149 @@
+"""Numbers for a whole text, such as ratings or similarities: one or several, by label."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from thinc.api import Model
+
+from ..data.records import check_text
+from ..encoder.model import shim_of
+from ..text.doc_data import copy_of_dict, get_dict, register_extension, set_value
+from .declared import Score, score_weights
+from .head import BertHead
+from .pair_head import start_of
+from .textcat import DEFAULT_MODEL
+
+SCORER = {"@scorers": "spacy_bert_heads.regression_scorer.v1"}
+FIGURES = ("mse", "pearson", "spearman")
+SCORES = {
+    "regression_pearson": Score("regression, Pearson", 0.5, is_fraction=False),
+    "regression_spearman": Score("regression, Spearman", 0.5, is_fraction=False),
+    "regression_mse": Score("regression, mean squared error", is_fraction=False),
+    "regression_per_type": Score("regression", is_fraction=False),
+}
+
+
+@Language.factory(
+    "bert_regression",
+    assigns=["doc._.regression"],
+    default_config={"model": DEFAULT_MODEL, "scorer": SCORER},
+    default_score_weights=score_weights(SCORES),
+)
+def make_bert_regression(
+    nlp: Language, name: str, model: Model, scorer: Callable | None
+) -> "BertRegression":
+    """Create a component that predicts a number for each label."""
+    return BertRegression(nlp.vocab, model, name, scorer=scorer)
+
+
+def make_regression_scorer() -> Callable:
+    return score_regression
+
+
+def score_regression(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+    """Give the mean squared error and both correlations of each label, and their means. Where a
+    label's true or predicted values are all equal, its correlations are undefined: None."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for example in examples:
+        predicted = copy_of_dict("regression", example.predicted)
+        for label, value in gold_values(example).items():
+            if label in predicted:
+                rows.setdefault(label, []).append((value, predicted[label]))
+    per_type = {label: compare(*np.asarray(rows[label]).T) for label in sorted(rows)}
+    scores: dict[str, Any] = {"regression_per_type": per_type or None}
+    for name in FIGURES:
+        known = [figure for row in per_type.values() if (figure := row[name]) is not None]
+        scores[f"regression_{name}"] = sum(known) / len(known) if known else None
+    return scores
+
+
+def compare(gold: np.ndarray, guess: np.ndarray) -> dict[str, float | None]:
+    figures = dict.fromkeys(FIGURES) | {"mse": float(np.mean((gold - guess) ** 2))}
+    if np.ptp(gold) > 0 and np.ptp(guess) > 0:
+        figures["pearson"] = float(np.corrcoef(gold, guess)[0, 1])
+        figures["spearman"] = float(np.corrcoef(ranks(gold), ranks(guess))[0, 1])
+    return figures
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Rank values from 1; equal ones share the mean of their ranks."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
+
+
+def gold_values(example: Example) -> dict[str, float]:
+    """Give the values of the reference. Raises ValueError for one that can't be learned."""
+    doc = example.reference
+    where = f" in doc._.regression of {start_of(doc)}. Correct it, or leave the label out."
+    return {k: finite(k, v, where) for k, v in copy_of_dict("regression", doc).items()}
+
+
+def finite(label: str, value: Any, where: str = "") -> float:
+    # JSON has no numpy's numbers, but doc._ may; a bool is an int.
+    is_number = type(value) in (int, float) or isinstance(value, np.integer | np.floating)
+    if is_number and abs(value) < 3.4e38:  # what float32 can hold
+        return float(value)
+    raise ValueError(f"not a finite number: {label!r} is {value!r}{where}")
+
+
+class BertRegression(BertHead):
+    """Write a number for each label to `doc._.regression`, a dict."""
+
+    factory = "bert_regression"
+    scores = SCORES
+    json_keys = ("regression",)
+    hf_task = "text-classification"
+    hf_problem_type = "regression"
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return gold_values(example)
+
+    @property
+    def writes(self) -> set[str]:
+        return {f"doc._.regression[{label!r}]" for label in self.labels}
+
+    @classmethod
+    def set_extensions(cls) -> None:
+        getter, setter = (partial(function, "regression") for function in (get_dict, set_value))
+        register_extension(Doc, "regression", getter=getter, setter=setter)
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Any) -> None:
+        values = value if isinstance(value, dict) else {"score": value}
+        known = {check_text("label", k): v for k, v in values.items() if v is not None}
+        set_value("regression", doc, {label: finite(label, v) for label, v in known.items()})
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        return dict.fromkeys(copy_of_dict("regression", doc), 1)
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        # Hugging Face's loss also takes a single logit without a problem_type for a number.
+        single = config.problem_type is None and len(names) == 1
+        return 2 if single or config.problem_type == cls.hf_problem_type else 0
+
+    def start_from_data(self, examples: Iterable[Example]) -> None:
+        gold = self.label_rows(map(gold_values, examples)).astype(np.float64)
+        means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
+        # A new classifier gives about 0. The loss would first be the distance to the values, and
+        # the encoder would be changed to cover it before it learns in what texts differ.
+        module = shim_of(self.model).module
+        module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
+
+    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over the annotated values of the logits (n_docs, n_labels)."""
+        gold = torch.from_numpy(self.label_rows(map(gold_values, examples))).to(output.device)
+        known = ~gold.isnan()
+        return ((output - gold.nan_to_num()).square() * known).sum() / known.sum().clamp(min=1)
+
+    def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
+        """Write the logits (n_docs, n_labels), beside the values of other components."""
+        for doc, row in zip(docs, output.tolist(), strict=True):
+            get_dict("regression", doc).update(zip(self.labels, row, strict=True))
