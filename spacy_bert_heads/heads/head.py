@@ -12,7 +12,6 @@ from spacy.language import Language
 from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from spacy.util import minibatch
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
@@ -23,6 +22,7 @@ from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import HFClasses, Score
 from .free_text import parse_labels
 from .outputs import map_tensors
+from .stream import group_docs
 
 if TYPE_CHECKING:
     from ..data.records import Settings
@@ -364,7 +364,7 @@ class BertHead(TrainablePipe):
         """Annotate a stream in order, `batch_size` Docs at once. If a batch fails, each of its Docs
         is tried by itself, and those that fail again go to the error handler."""
         handle_error = self.get_error_handler()
-        for docs in minibatch(stream, size=batch_size):
+        for docs in group_docs(stream, batch_size=batch_size):
             try:
                 self.set_annotations(docs, self.predict(docs))
             except Exception as error:  # whatever it is, spaCy's handler decides

@@ -20,6 +20,7 @@ from ..encoder.model import PackedPairs
 from ..text.doc_data import check_texts, copy_of_list, drop_results, make_verdict, set_value
 from .declared import Score, score_weights
 from .free_text import read_text
+from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
@@ -27,6 +28,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "max_windows": MAX_WINDOWS,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }

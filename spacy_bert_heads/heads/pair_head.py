@@ -126,7 +126,10 @@ class BertPairHead(BertHead):
         """Run the model with a graph on the annotated pairs. Returns its output and the callback
         that takes a gradient of the same structure; None if every second text is too long."""
         pairs = self.pack_annotated(examples)
-        return None if pairs is None else self.model.begin_update(pairs)
+        if pairs is None:
+            return None
+        batch = pairs.batch.sample(self.model.attrs.get("max_windows"))
+        return self.model.begin_update(pairs._replace(batch=batch))
 
     def pack_annotated(self, examples: list[Example]) -> PackedPairs | None:
         """Pack the annotated pairs. A text that is too long is left out with a warning, so that it

@@ -19,12 +19,14 @@ from .categories import PipelineRef, check_apart, check_values, classifiers, mer
 from .declared import Score, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
+from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "max_windows": MAX_WINDOWS,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
