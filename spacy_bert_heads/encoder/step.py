@@ -19,8 +19,8 @@ from .optimization import AdamSettings
 class MeanLoss(float):
     """A running mean that spaCy's training loop and loggers take for the usual float.
 
-    spaCy adds a component's losses up between two reports, which makes a figure that nobody
-    can read; this shows their mean per update instead.
+    Components add up their losses between two of spaCy's reports, which makes a figure that nobody
+    can read; this shows their mean per update instead. Sums of it are those of floats.
     """
 
     count: int
@@ -30,11 +30,19 @@ class MeanLoss(float):
         self.count = count
         return self
 
-    def __add__(self, loss: float) -> "MeanLoss":
-        return MeanLoss(float(self) + (loss - float(self)) / (self.count + 1), self.count + 1)
-
     def __reduce__(self) -> tuple:
         return MeanLoss, (float(self), self.count)
+
+
+def note_loss(losses: dict[str, float], name: str, loss: float) -> None:
+    """Take the loss of an update into a component's entry, a mean over updates; a plain number that
+    the caller has put there is added to."""
+    before = losses.setdefault(name, MeanLoss())
+    if isinstance(before, MeanLoss):
+        count = before.count + 1
+        losses[name] = MeanLoss(before + (loss - before) / count, count)
+    else:
+        losses[name] = before + loss
 
 
 class TrainingStep:
@@ -131,7 +139,7 @@ class TrainingStep:
             read = self.reads.pop()
             if read.gradient is not None:
                 read.backprop(read.gradient)
-                self.losses[self.encoder_name] += float(read.gradient.norm())
+                note_loss(self.losses, self.encoder_name, float(read.gradient.norm()))
 
 
 class Read:

@@ -17,7 +17,7 @@ from thinc.api import Model, Optimizer
 
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
-from ..encoder.step import MeanLoss
+from ..encoder.step import MeanLoss, note_loss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import HFClasses, Score
 from .free_text import parse_labels
@@ -264,7 +264,7 @@ class BertHead(TrainablePipe):
             output, backprop = step
             loss, gradient = self.get_loss(annotated, output)
             backprop(gradient)
-            losses[self.name] += loss
+            note_loss(losses, self.name, loss)
             self.note_encoder([eg.predicted for eg in annotated])
         if sgd not in (None, False):
             self.finish_update(sgd)

@@ -59,6 +59,8 @@ def set_value(name: str, doc: Doc, value: Any) -> None:
 
 
 def _kept(doc: Doc) -> dict[Any, Any]:
+    if doc.user_data is None:  # as a user may have set it
+        doc.user_data = {}
     return doc.user_data
 
 
