@@ -24,7 +24,7 @@ from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
-from .heads.families import layer_names
+from .heads.families import count_classes, layer_names, select_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
@@ -49,8 +49,6 @@ ARCHITECTURES = {
     "text-classification": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
 }
-# A tag that the checkpoint doesn't have must not win.
-NEVER = -1e4
 
 
 def from_hf(
@@ -98,29 +96,34 @@ def _add_checkpoint(
     revision: str | None,
 ) -> None:
     model, checkpoint, missing = load_model(
-        name, lambda config: _choose_class(config, name, task), revision
+        name,
+        lambda config, weights: _choose_class(config, weights, name, task, labels),
+        revision,
     )
     if missing:
         raise ValueError(
             f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
             f"missing ({', '.join(missing[:3])}, …). Was it fine-tuned for another task?"
         )
-    names = list(labels or class_names(model.config, name))
-    if len(names) != model.config.num_labels:
-        n = model.config.num_labels
-        raise ValueError(f"'{name}' has {n} classes, but {len(names)} labels are given.")
+    names = class_names(model.config, name)
     if len(set(names)) < len(names):
         raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
     task = task or find_task(model.config, name, names)
+    if task in ("textcat", "nli") and len(names) == 1:
+        raise ValueError(
+            f"'{name}' has one class, '{names[0]}', and the softmax over one is 1 for every text. "
+            'Take its probability by itself (a sigmoid): task="textcat_multilabel".'
+        )
     _check_free(nlp, task, names, name)
     upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
         upstream = "*"  # also where it gets another name in another pipeline
     config: dict[str, Any] = {"model": {"tok2vec": {"upstream": upstream}}}
-    classes = list(range(len(names)))
+    classes, lacking = list(range(len(names))), [False] * len(names)
     if task == "ner":
         tags = read_tags(names)
-        config["scheme"], names, classes = tags.scheme, tags.labels, tags.classes
+        config["scheme"], names, classes = tags.scheme, tags.labels, tags.nearest_classes()
+        lacking = [number < 0 for number in tags.classes]
     elif task == "tagger":
         config["attr"] = "pos" if set(names) <= set(UNIVERSAL_TAGS) else "tag"
     elif task == "qa" and len(names) != 2:
@@ -141,7 +144,7 @@ def _add_checkpoint(
     for ours, theirs in layer_names(model.config.model_type, TASKS[task]).items():
         weights = model.get_submodule(theirs).state_dict()
         if ours == "classifier":
-            weights = _select_classes(weights, classes)
+            weights = select_classes(weights, classes, lacking)
         module.get_submodule(ours).load_state_dict(weights)
 
 
@@ -181,15 +184,33 @@ def _find_kind(config: Any) -> str | None:
     return next(found, None)
 
 
-def _choose_class(config: Any, name: str, task: str | None) -> Any:
-    """The class to load a checkpoint with."""
-    task = task or find_task(config, name)
+def _choose_class(
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    name: str,
+    task: str | None,
+    labels: Sequence[str] | None,
+) -> Any:
+    """The class to load a checkpoint with, whose configuration gets the names of the classes."""
+    task = task or find_task(config, name, labels)
     kind = _find_kind(config)
     # A classifier's weights have the same names and shapes in classes for other tasks.
     if kind is not None and kind != TASKS[task]:
         raise ValueError(
             f"'{name}' is a {_architecture(config)}, for {kind}: it can't become a bert_{task}."
         )
+    count = count_classes(weights, config.model_type, TASKS[task])
+    names = list(labels or class_names(config, name))
+    if task == "qa" and count is not None:
+        names = [f"LABEL_{i}" for i in range(count)]  # they have no meaning there
+    if len(names) != (count or len(names)):
+        if labels:
+            said = f"{len(names)} labels are given. Give one for each, in order"
+        else:
+            said = f"its id2label names {len(names)}. Give their names in order: labels=[…]"
+        raise ValueError(f"'{name}' has {count} classes, but {said}.")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: i for i, label in enumerate(names)}
     return _auto_class(TASKS[task])
 
 
@@ -206,7 +227,10 @@ def class_names(config: Any, name: str) -> list[str]:
     names = config.id2label
     if sorted(names) != list(range(len(names))):
         numbers = ", ".join(map(str, sorted(names)))
-        raise ValueError(f"'{name}' numbers its classes {numbers}, not from 0. Fix its id2label.")
+        raise ValueError(
+            f"'{name}' numbers its classes {numbers}, not from 0. Give their names in order, "
+            "labels=[…], or fix id2label in its config.json."
+        )
     return [str(names[i]) for i in range(len(names))]
 
 
@@ -224,17 +248,6 @@ def _check_free(nlp: Language, task: str, names: Sequence[str], name: str) -> No
                 f"'{name}' would overwrite what {other} writes to a Doc. Load them one by one, and "
                 "give labels where both have the same."
             )
-
-
-def _select_classes(
-    weights: dict[str, torch.Tensor], classes: Sequence[int]
-) -> dict[str, torch.Tensor]:
-    """The classifier's rows in another order, -1 for a class that never wins."""
-    rows = torch.tensor(classes)
-    selected = {name: tensor[rows.clamp(min=0)] for name, tensor in weights.items()}
-    selected["weight"][rows < 0] = 0.0
-    selected["bias"][rows < 0] = NEVER
-    return selected
 
 
 def _find_encoder(nlp: Language, checkpoint: Checkpoint) -> str | None:
