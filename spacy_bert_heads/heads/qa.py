@@ -16,6 +16,7 @@ from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
 from ..text.doc_data import drop_results, make_answer, set_list
 from .answers import best_spans, best_threshold, score_qa
+from .means import mean_over
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
 from .qa_windows import choose_windows
@@ -233,7 +234,8 @@ class BertQA(BertPairHead):
         known = targets[:, 0] >= 0
         positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
         losses = (sums - output.logits.gather(0, positions)).sum(1)
-        return 0.5 * (losses * torch.from_numpy(known).to(device)).sum() / max(int(known.sum()), 1)
+        total = 0.5 * (losses * torch.from_numpy(known).to(device)).sum()
+        return mean_over(total, int(known.sum()))
 
     # --- predicting
 

@@ -14,6 +14,7 @@ from thinc.api import Model
 
 from ..encoder.listener import DEFAULT_LISTENER
 from .head import BertHead, cross_entropy
+from .means import mean_over
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -197,7 +198,7 @@ class BertTextCatMultilabel(BertTextCat):
         gold = torch.from_numpy(self._gold(examples)).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
-        return (losses * known * self._weights(output)).sum() / known.sum().clamp(min=1)
+        return mean_over((losses * known * self._weights(output)).sum(), known.sum())
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
