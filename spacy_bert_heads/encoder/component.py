@@ -23,7 +23,7 @@ from .accumulation import Accumulation
 from .cache import StatesCache
 from .encoder import Encoder
 from .hidden_states import HiddenStates
-from .identity import count_update, give_id
+from .identity import count_update
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
@@ -299,9 +299,9 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
         Raises ValueError if it can't be loaded or doesn't go with the settings.
         """
+        self.close_step()  # of the weights that are given up
         shim_of(self.model).clear()
         self.model.initialize()
-        give_id(checkpoint_of(self.model))
         self._tell_listeners()
         texts = [eg.x.text for eg in islice(get_examples(), SAMPLE)]
         warn_of_unknown(texts, checkpoint_of(self.model).tokenizer, self.model.attrs["name"])
@@ -382,4 +382,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
 def frozen_components(nlp: Language) -> list[str]:
     """The components that the pipeline's config keeps as they are."""
-    return nlp.config["training"].get("frozen_components") or []
+    frozen = nlp.config["training"].get("frozen_components") or []
+    if isinstance(frozen, str):  # a variable
+        frozen = nlp.config.interpolate()["training"]["frozen_components"]
+    return frozen
