@@ -17,6 +17,7 @@ from .adapters import AdapterSettings, make_settings, merge_adapter
 from .checkpoint import Checkpoint
 from .encoder import Encoder
 from .hidden_states import HiddenStates
+from .identity import give_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
 from .saved import add_identity, encoder_from_files, encoder_to_files
@@ -124,6 +125,7 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
         checkpoint = load_checkpoint(model.attrs["name"], model.attrs["revision"])
         if model.attrs["share_checkpoint"]:
             add_identity(checkpoint)
+        give_id(checkpoint)
         shim.module = Encoder(checkpoint)
     prepare(model)
     open_adapter(model)

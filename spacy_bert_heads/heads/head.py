@@ -16,11 +16,13 @@ from spacy.util import minibatch
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
+from ..encoder.accumulation import has_gradients, scale_gradients
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import HFClasses, Score
+from .losses import num_items_of
 from .outputs import map_tensors
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class BertHead(TrainablePipe):
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
+        self._num_items = 0.0  # that the head's gradients are a mean over, since its last update
         for node in model.walk():  # an error before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
@@ -123,7 +126,7 @@ class BertHead(TrainablePipe):
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
         head's; `checkpoint` is the name for the message."""
-        return HFClasses({}, list(names), list(range(len(names))))
+        return HFClasses.as_they_are(names)
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
         """Take over what `read_hf` has found, before there are weights."""
@@ -259,8 +262,8 @@ class BertHead(TrainablePipe):
                 listener.skip()
         else:
             output, backprop = step
-            loss, gradient = self.get_loss(annotated, output)
-            backprop(gradient)
+            loss, gradient, num_items = self._differentiate(annotated, output)
+            self._backprop(gradient, backprop, num_items)
             losses[self.name] += loss
             self.note_encoder([eg.predicted for eg in annotated])
         if sgd not in (None, False):
@@ -271,22 +274,46 @@ class BertHead(TrainablePipe):
         """Give the loss of annotated examples, a number, as torch computes with it.
 
         `output` is what `begin_update` gave. Whatever the loss learns with is in it, so that the
-        gradient by it is all that has to be known.
+        gradient by it is all that has to be known. `means.mean_over` makes a loss that says over
+        how many items it is a mean; otherwise each example counts as one.
         """
         raise NotImplementedError
 
     def get_loss(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any]:
         """Give the loss, and its gradient by the tensors of the model's output, in a structure like
         that of the output (spaCy's protocol; autograd does the rest)."""
+        loss, gradient, _ = self._differentiate(examples, scores)
+        return loss, gradient
+
+    def _differentiate(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any, float]:
+        """Give what `get_loss` does, and over how many items the loss is a mean."""
+        examples = list(examples)
         leaves = map_tensors(scores, lambda tensor: tensor.detach().requires_grad_())
         with torch.enable_grad():
-            loss = self.loss(list(examples), leaves)
+            loss = self.loss(examples, leaves)
         loss.backward()
 
         def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
-        return float(loss.detach()), map_tensors(leaves, gradient_of)
+        num_items = num_items_of(loss, default=len(examples))
+        return float(loss.detach()), map_tensors(leaves, gradient_of), num_items
+
+    def _backprop(self, gradient: Any, backprop: Callable[[Any], Any], num_items: float) -> None:
+        """Add a gradient to those of the sub-batches before it, as a mean over the items of all.
+        The encoder, which learns from other heads too, weights it by itself."""
+        if not has_gradients(shim_of(self.model).module):
+            self._num_items = 0.0
+        self._num_items += num_items
+        share = num_items / self._num_items if num_items else 1.0
+        if share < 1:
+            scale_gradients(self.model, 1 - share)
+            gradient = map_tensors(gradient, lambda part: part * share)
+        for listener in self._listeners():
+            listener.num_items, listener.share = num_items, share
+        backprop(gradient)
+        for listener in self._listeners():
+            listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         """Run the model with a graph on annotated examples, one at least.

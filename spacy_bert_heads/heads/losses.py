@@ -1,4 +1,4 @@
-"""Losses that several heads share."""
+"""Losses that several heads share. They are means, and know over how many items."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,24 @@ def cross_entropy(
     known = gold >= 0
     weight = known if weights is None else known * weights[gold.clamp(min=0)]
     losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
-    return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
+    return mean_over((losses * weight).sum(), weight.sum())
+
+
+def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Tensor:
+    """Divide a sum of losses by the number of its items, or by their weight; 0 for no items.
+
+    The loss knows what it was divided by (`num_items_of`). The sub-batches of `accumulate_gradient`
+    are weighted by that, so that their gradient is the one of the whole batch.
+    """
+    number = float(num_items)
+    loss = total / (number or 1.0)
+    loss.num_items = number  # type: ignore[attr-defined]
+    return loss
+
+
+def num_items_of(loss: torch.Tensor, *, default: float) -> float:
+    """Give the number of items of a loss that `mean_over` has given, else the default."""
+    return getattr(loss, "num_items", default)
 
 
 def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:

@@ -177,7 +177,9 @@ class BertNER(BertHead):
     @classmethod
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         tags = read_tags(names)
-        return HFClasses({"scheme": tags.scheme}, tags.labels, tags.classes)
+        lacking = [number < 0 for number in tags.classes]
+        settings = {"scheme": tags.scheme}
+        return HFClasses(settings, tags.labels, tags.nearest_classes(), lacking)
 
     def hf_names(self) -> list[str]:
         if self.cfg["scheme"] == "IO":

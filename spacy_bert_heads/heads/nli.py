@@ -18,7 +18,7 @@ from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
 from ..text.doc_data import check_texts, copy_of_list, drop_results, make_verdict, set_value
-from .declared import Score, score_weights
+from .declared import HFClasses, Score, check_softmax, score_weights
 from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
@@ -188,6 +188,11 @@ class BertNLI(BertPairHead):
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         single = config.problem_type in (None, cls.hf_problem_type)
         return 2 if single and any(map(is_entailment, names)) else 0
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        check_softmax(names, checkpoint)
+        return super().read_hf(config, names, checkpoint)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.

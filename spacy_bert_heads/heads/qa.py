@@ -25,6 +25,7 @@ from ..text.doc_data import (
 )
 from .answers import best_spans, best_threshold, score_qa
 from .declared import HFClasses, Score, score_weights
+from .losses import mean_over
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
 from .qa_windows import choose_windows
@@ -210,7 +211,7 @@ class BertQA(BertPairHead):
             raise ValueError(
                 f"'{checkpoint}' has {len(names)} outputs; answers need a start and an end."
             )
-        return HFClasses({}, [], [0, 1])
+        return HFClasses({}, [], [0, 1], [False, False])
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
         # Hugging Face's pipelines always answer, unless asked not to. Training tunes this.
@@ -283,7 +284,8 @@ class BertQA(BertPairHead):
         known = targets[:, 0] >= 0
         positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
         losses = (sums - output.logits.gather(0, positions)).sum(1)
-        return 0.5 * (losses * torch.from_numpy(known).to(device)).sum() / max(int(known.sum()), 1)
+        total = 0.5 * (losses * torch.from_numpy(known).to(device)).sum()
+        return mean_over(total, int(known.sum()))
 
     # --- predicting
 

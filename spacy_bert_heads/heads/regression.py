@@ -16,6 +16,7 @@ from ..encoder.model import shim_of
 from ..text.doc_data import copy_of_dict, get_dict, register_extension, set_value
 from .declared import Score, score_weights
 from .head import BertHead
+from .losses import mean_over
 from .pair_head import start_of
 from .textcat import DEFAULT_MODEL
 
@@ -141,7 +142,7 @@ class BertRegression(BertHead):
         """Mean squared error over the annotated values of the logits (n_docs, n_labels)."""
         gold = torch.from_numpy(self.label_rows(map(gold_values, examples))).to(output.device)
         known = ~gold.isnan()
-        return ((output - gold.nan_to_num()).square() * known).sum() / known.sum().clamp(min=1)
+        return mean_over(((output - gold.nan_to_num()).square() * known).sum(), known.sum())
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
         """Write the logits (n_docs, n_labels), beside the values of other components."""

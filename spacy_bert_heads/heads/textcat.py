@@ -15,9 +15,9 @@ from thinc.api import Model
 from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from .declared import Score, score_weights
+from .declared import HFClasses, Score, check_softmax, score_weights
 from .head import BertHead
-from .losses import cross_entropy
+from .losses import cross_entropy, mean_over
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -158,6 +158,12 @@ class BertTextCat(BertHead):
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return int(config.problem_type in (None, cls.hf_problem_type) and len(names) > 1)
 
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        if not cls.multi_label:
+            check_softmax(names, checkpoint)
+        return super().read_hf(config, names, checkpoint)
+
     def scorer_settings(self) -> dict[str, Any]:
         return {"labels": self.labels, "threshold": self.cfg["threshold"]}
 
@@ -216,7 +222,7 @@ class BertTextCatMultilabel(BertTextCat):
         gold = torch.from_numpy(rows).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
-        return (losses * known * self._weights(output)).sum() / known.sum().clamp(min=1)
+        return mean_over((losses * known * self._weights(output)).sum(), known.sum())
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
