@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from spacy.language import Language
@@ -22,7 +21,7 @@ from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from ..text.arrays import Ints1d
-from .outputs import TokenLogits, map_tensors
+from .outputs import map_tensors
 
 
 class BertHead(TrainablePipe):
@@ -365,9 +364,3 @@ def cross_entropy(
     weight = known if weights is None else known * weights[gold.clamp(min=0)]
     losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
     return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
-
-
-def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
-    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
-    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
-    return cross_entropy(output.logits, known)

@@ -194,7 +194,7 @@ class BertNER(BertHead):
 
     def predict(self, docs: Iterable[Doc]) -> TokenLogits:
         set_aggregation(self.model, self.cfg["aggregation"])
-        return super().predict(docs)
+        return self.model.predict(list(docs))
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         set_aggregation(self.model, self.cfg["aggregation"])
