@@ -225,12 +225,17 @@ class BertHead(TrainablePipe):
                 f"Annotate the data, name labels under [initialize.components.{self.name}.labels], "
                 f"or call nlp.get_pipe('{self.name}').add_label(…) before nlp.initialize()."
             )
-        unknown = sorted(set(self.cfg["class_weights"] or ()) - set(self.labels))
+        unknown = sorted(set(self.cfg["class_weights"] or ()) - set(self.weighted_labels))
         if unknown:
             raise ValueError(
                 f"class_weights of {self.name} names '{unknown[0]}', which is not among its "
-                f"labels: {', '.join(self.labels)}."
+                f"labels: {', '.join(self.weighted_labels)}."
             )
+
+    @property
+    def weighted_labels(self) -> tuple[str, ...]:
+        """What `class_weights` may name."""
+        return self.labels
 
     def _weights(self, logits: torch.Tensor) -> torch.Tensor:
         """A weight for each class (n_classes,)."""
@@ -369,6 +374,8 @@ class BertHead(TrainablePipe):
             if value != saved.get(key):
                 self.cfg[key] = value
         self.cfg["config"] = self._config
+        for label in self.labels:
+            self.vocab.strings.add(label)
         for listener in self._listeners():
             listener.trained_on = self.cfg.get("encoder")
             listener.trained_at = self.cfg.get("encoder_updates")

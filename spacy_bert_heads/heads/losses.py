@@ -1,13 +1,9 @@
 """Losses that several heads share. They are means, and know over how many items."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..text.arrays import Ints1d
-from .outputs import TokenLogits
 
 
 def cross_entropy(
@@ -41,9 +37,3 @@ def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Ten
 def num_items_of(loss: torch.Tensor, *, default: float) -> float:
     """Give the number of items of a loss that `mean_over` has given, else the default."""
     return getattr(loss, "num_items", default)
-
-
-def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
-    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
-    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
-    return cross_entropy(output.logits, known)
