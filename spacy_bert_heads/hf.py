@@ -128,8 +128,8 @@ def _add_checkpoint(
     head = nlp.add_pipe(f"bert_{task}", name=_free_name(nlp, f"bert_{task}"), config=config)
     assert isinstance(head, BertHead)
     if task == "qa":
-        # Its pipelines always answer, unless asked not to. Training tunes this.
-        head.cfg["no_answer_threshold"] = 1.0
+        # Never set: it always answers, as Hugging Face's pipelines do. Training tunes this.
+        head.cfg["no_answer_threshold"] = None
     else:
         for label in names:
             head.add_label(label)
