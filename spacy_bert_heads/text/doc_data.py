@@ -11,7 +11,7 @@ ours, or `spacy_bert_heads.pairs`, is first used; our own code doesn't need them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from spacy.tokens import Doc, Span
@@ -23,25 +23,19 @@ OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
 
 
 def get_list(name: str, doc: Doc) -> list:
-    """Get an extension's value. `DocBin` turns lists into tuples; here they turn back.
+    """Get an extension's value, without writing anything.
 
-    name (str): The extension's name.
-    doc (Doc): The Doc.
-    RETURNS (list): The value that is kept, so that appending to it works.
+    That is the list that the Doc has, so that appending to it works. Where it has none, or tuples,
+    into which `DocBin` turns lists, it is a draft: a list that the Doc gets when it is changed.
     """
-    kept, key = _kept(doc), _key(name)
-    if not isinstance(kept.get(key), list):
-        kept[key] = _to_lists(kept.get(key, []))
-    return kept[key]
+    stored = _kept(doc).get(_key(name), ())
+    return _Draft(doc, name, stored).value if isinstance(stored, tuple) else stored
 
 
 def set_list(name: str, doc: Doc, value: Any) -> None:
-    """Set an extension's value; the components check it when they use it.
-
-    name (str): The extension's name.
-    doc (Doc): The Doc.
-    value (list): The value.
-    """
+    """Set an extension's value; the components check it when they use it."""
+    if isinstance(value, _Drafted):
+        value.draft.doc = None  # it has its place
     _kept(doc)[_key(name)] = value
 
 
@@ -59,6 +53,75 @@ def _to_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_lists(item) for key, item in value.items()}
     return value
+
+
+class _Draft:
+    """A value that the Doc doesn't have in this form, until it or something in it is changed."""
+
+    def __init__(self, doc: Doc, name: str, content: Iterable[Any]) -> None:
+        self.doc: Doc | None = doc
+        self.name, self.before = name, _kept(doc).get(_key(name))
+        self.value = self._draft(list(content))
+
+    def _draft(self, value: Any) -> Any:
+        copied: Any = value
+        if isinstance(value, (list, tuple)):
+            copied = _DraftedList(map(self._draft, value))
+        elif isinstance(value, dict):
+            copied = _DraftedDict((key, self._draft(item)) for key, item in value.items())
+        if copied is not value:
+            copied.draft = self
+        return copied
+
+    def store(self) -> None:
+        """Give the Doc the value, once. Raises RuntimeError if it has another one by now, of which
+        nothing may be lost."""
+        if self.doc is None:
+            return
+        kept, key = _kept(self.doc), _key(self.name)
+        if kept.get(key) is not self.before:
+            raise RuntimeError(
+                f"doc._.{self.name} was set after it was read here. Read it again to change it."
+            )
+        kept[key], self.doc = self.value, None
+
+
+class _Drafted:
+    """What a list or dict of a draft is besides. A copy or pickle of it is a plain one."""
+
+    draft: _Draft
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        plain: Any = list if isinstance(self, list) else dict
+        return plain, (plain(self),)
+
+
+class _DraftedList(_Drafted, list):
+    pass
+
+
+class _DraftedDict(_Drafted, dict):
+    pass
+
+
+def _storing(change: Callable) -> Callable:
+    @wraps(change)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = change(self, *args, **kwargs)
+        self.draft.store()
+        return result
+
+    return method
+
+
+for _owner, _plain in ((_DraftedList, list), (_DraftedDict, dict)):
+    for _name in (
+        *("__setitem__", "__delitem__", "__iadd__", "__imul__", "__ior__", "append", "clear"),
+        *("extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault", "sort"),
+        "update",
+    ):
+        if hasattr(_plain, _name):
+            setattr(_owner, _name, _storing(getattr(_plain, _name)))
 
 
 def register_extensions() -> None:
@@ -93,19 +156,32 @@ def _mark(function: Callable) -> Callable:
 
 
 def get_answers(doc: Doc) -> list:
-    """Get the answers, whose tokens follow their characters where tokens were merged or split."""
+    """Get the answers, whose tokens follow their characters where tokens were merged or split. As
+    `get_list` does, a draft where that changes something."""
     answers = get_list("answers", doc)
-    for answer in answers:
-        if isinstance(answer, dict) and answer.get("text"):
-            _follow(doc, answer)
-            for other in answer.get("alternatives", ()):
-                _follow(doc, other)
-    return answers
+    if not isinstance(answers, list):
+        return answers
+    followed = [_follow(doc, answer) for answer in answers]
+    if all(one is other for one, other in zip(followed, answers, strict=True)):
+        return answers
+    return _Draft(doc, "answers", followed).value
 
 
-def _follow(doc: Doc, answer: dict[str, Any]) -> None:
+def _follow(doc: Doc, answer: Any) -> Any:
+    """Give the answer with the tokens that it has now: itself, if these are the same."""
+    moved = _move(doc, answer)
+    if isinstance(answer, dict) and isinstance(answer.get("alternatives"), list):
+        others = [_move(doc, other) for other in answer["alternatives"]]
+        if any(one is not old for one, old in zip(others, answer["alternatives"], strict=True)):
+            moved = {**moved, "alternatives": others}
+    return moved
+
+
+def _move(doc: Doc, answer: Any) -> Any:
+    if not isinstance(answer, dict) or not answer.get("text"):
+        return answer
     if not {"start", "end", "start_char", "end_char"} <= answer.keys():
-        return  # written by hand; the components say what is missing
+        return answer  # written by hand; the components say what is missing
     start, end = answer["start"], answer["end"]
     fits = 0 <= start < end <= len(doc) and (
         doc[start].idx <= answer["start_char"] < doc[start].idx + max(len(doc[start]), 1)
@@ -114,7 +190,8 @@ def _follow(doc: Doc, answer: dict[str, Any]) -> None:
     if not fits:
         span = doc.char_span(answer["start_char"], answer["end_char"], alignment_mode="expand")
         if span is not None:
-            answer["start"], answer["end"] = span.start, span.end
+            return {**answer, "start": span.start, "end": span.end}
+    return answer
 
 
 # --- probabilities of entities
