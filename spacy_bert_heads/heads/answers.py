@@ -104,8 +104,8 @@ class _SpanTable(NamedTuple):
     last_char: Ints1d
     window: Ints1d
     number: Ints1d  # of the piece, counted over all pieces of all windows
-    shortest: Ints1d  # in pieces: the spans from here for which this window has the most context
-    longest: Ints1d
+    first_end: Ints1d  # numbers: the pieces at which a span that starts here may end, because
+    last_end: Ints1d  # this window has the most context for it
     max_length: int
 
     @staticmethod
@@ -124,8 +124,8 @@ class _SpanTable(NamedTuple):
             offsets.ends[positions],
             window,
             number,
-            shortest,
-            np.minimum(longest, max_length),
+            number + shortest - 1,
+            number + np.minimum(longest, max_length) - 1,
             min(max_length, int(np.bincount(window).max(initial=1))),
         )
 
@@ -139,8 +139,8 @@ class _SpanTable(NamedTuple):
             inside = at < n
             at = np.minimum(at, n - 1)
             inside &= self.window[at] == self.window[rows, None]
-            length = self.number[at] - (self.number[rows, None] - 1)
-            inside &= (length >= self.shortest[rows, None]) & (length <= self.longest[rows, None])
+            end = self.number[at]
+            inside &= (end >= self.first_end[rows, None]) & (end <= self.last_end[rows, None])
             spans = self.start_logits[rows, None] + self.end_logits[at]
             yield rows, np.where(inside, spans, -np.inf), self.last_char[at]
 
