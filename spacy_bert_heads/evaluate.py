@@ -21,7 +21,7 @@ from .data.reader import BertCorpus
 from .encoder.model import prepare, shim_of
 from .heads.declared import Score
 from .heads.find import known_scores, pair_names
-from .text.doc_data import get_list
+from .text.user_data import get_list
 
 # Scores of spaCy's components that are no head of ours too.
 SPACY_SCORES = {

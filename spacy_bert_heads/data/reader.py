@@ -10,7 +10,7 @@ from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
 from ..heads.find import copy_inputs, pair_names, register_extensions
-from ..text.doc_data import get_list, set_value
+from ..text.user_data import get_list, set_value
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)

@@ -18,13 +18,8 @@ from thinc.api import Model
 from ..data.annotations import read_spans
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..text.doc_data import (
-    ENT_SCORES,
-    get_ent_score,
-    get_ent_scores,
-    register_extension,
-    set_value,
-)
+from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
+from ..text.user_data import set_value
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
 from .find import register_extensions

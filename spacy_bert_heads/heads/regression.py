@@ -13,7 +13,8 @@ from thinc.api import Model
 
 from ..data.records import check_text
 from ..encoder.model import shim_of
-from ..text.doc_data import copy_of_dict, get_dict, register_extension, set_value
+from ..text.doc_data import register_extension
+from ..text.user_data import copy_of_dict, get_dict, set_value
 from .declared import Score, score_weights
 from .head import BertHead
 from .losses import mean_over
