@@ -81,13 +81,12 @@ def pack_pairs(
     second = [text for texts in pairs.texts for text in texts]
     contexts, texts = tokenizer([doc.text for doc in pairs.docs]), tokenizer(second)
     special = tokenizer.pair
-    num_special = len(special.prefix) + len(special.middle) + len(special.suffix)
-    limit = max(min(window // 2, window - num_special - 1), 0)  # at least one wordpiece of the Doc
+    limit = max_second_text(tokenizer, window)
     too_long = np.flatnonzero(texts.lengths > limit)
     if len(too_long):
         raise TextTooLong([second[i] for i in too_long], limit)
     doc_of = np.repeat(np.arange(len(pairs.docs)), pairs.num_pairs)
-    capacity = window - num_special - texts.lengths
+    capacity = window - special.num_special - texts.lengths
     overlap = np.minimum(window - tokenizer.num_special - stride, capacity // 2)
     windows = cut_windows(contexts.lengths[doc_of], capacity=capacity, stride=capacity - overlap)
 
@@ -107,6 +106,12 @@ def pack_pairs(
         Segment.special(special.suffix, num_sequences, special.second_type),
     ]
     return _concatenate(segments, document, contexts, doc_of, windows)[0]
+
+
+def max_second_text(tokenizer: WordpieceTokenizer, window: int) -> int:
+    """Give the most wordpieces of a second text: half of the window, and one at least is left to
+    the Doc."""
+    return max(min(window // 2, window - tokenizer.pair.num_special - 1), 0)
 
 
 class Windows(NamedTuple):

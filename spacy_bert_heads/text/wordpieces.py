@@ -39,6 +39,11 @@ class PairTemplate(NamedTuple):
     first_type: int  # the type id of the first text, of the prefix and of the middle
     second_type: int  # the type id of the second text and of the suffix
 
+    @property
+    def num_special(self) -> int:
+        """The special tokens around two texts."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
 
 class WordpieceTokenizer:
     """A fast tokenizer of the `tokenizers` library, without special tokens, truncation and padding:
