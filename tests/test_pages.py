@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 from joint import make_examples
 from spacy.tokens import DocBin
 
+from spacy_bert_heads.data.reader import BertCorpus
+from spacy_bert_heads.evaluate import score
 from spacy_bert_heads.files import OUTPUT_MARK
 from spacy_bert_heads.html import TEXT
 from spacy_bert_heads.pages import style
 from spacy_bert_heads.pages.render import mark_answer, mark_entities
-from spacy_bert_heads.pages.results import Entity
+from spacy_bert_heads.pages.results import (
+    Entity,
+    compare_categories,
+    compare_group,
+    make_result,
+    tasks_of,
+)
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
 EVIL = "<script>alert('x')</script> & <img src=x onerror=alert(1)>"
@@ -227,3 +235,78 @@ def test_no_label_looks_like_a_judgement():
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         assert not (red > green + 30 and abs(green - blue) < 12)
         assert not (green > red + 12 and green > blue + 12)
+
+
+# --- what is right
+
+
+def test_what_is_right_is_what_is_scored(joint, gold):
+    """The counts of the page are those behind the scores of the same Docs."""
+    nlp = spacy.load(joint)
+    examples = list(BertCorpus(gold)(nlp))
+    for example, doc in zip(examples, nlp.pipe([eg.predicted for eg in examples]), strict=True):
+        example.predicted = doc
+    scores = score(nlp, examples)
+    tasks = tasks_of(nlp)
+    assert tasks == TASKS
+    results = [make_result(nlp, example, tasks) for example in examples]
+
+    def share(values: list[bool | None]) -> float:
+        judged = [value for value in values if value is not None]
+        return judged.count(True) / len(judged)
+
+    found = [one.is_right for result in results for one in result.entities]
+    true = [one.is_right for result in results for one in result.gold_entities or ()]
+    assert share(found) == pytest.approx(scores["ents_p"])
+    assert share(true) == pytest.approx(scores["ents_r"])
+    for task, key in (("categories", "cats_micro_f"), ("verdicts", "nli_acc")):
+        judged = [one.is_right for result in results for one in getattr(result, task)]
+        assert share(judged) == pytest.approx(scores[key])
+    answers = [answer for result in results for answer in result.answers]
+    assert share([answer.is_right for answer in answers]) == pytest.approx(scores["qa_exact"])
+    f1 = [answer.f1 for answer in answers if answer.gold is not None]
+    assert sum(f1) / len(f1) == pytest.approx(scores["qa_f1"])
+
+
+@pytest.mark.parametrize(
+    "scores, gold, threshold, is_right, given",
+    [
+        ({"a": 0.6, "b": 0.4}, {"a": 1.0, "b": 0.0}, None, True, ["a"]),
+        ({"a": 0.3, "b": 0.3, "c": 0.4}, {"a": 1.0}, None, False, ["c"]),
+        ({"a": 0.6, "b": 0.4}, {"a": 0.0, "b": 0.0}, None, None, ["a"]),
+        ({"a": 0.6, "b": 0.4}, {}, None, None, ["a"]),
+        ({"a": 0.6, "b": 0.7}, {"a": 1.0, "b": 1.0}, 0.5, True, ["b", "a"]),
+        ({"a": 0.6, "b": 0.7}, {"a": 1.0}, 0.5, True, ["b", "a"]),  # b is not annotated
+        ({"a": 0.6, "b": 0.7}, {"b": 0.0}, 0.5, False, ["b", "a"]),
+        ({"a": 0.6, "b": 0.4}, {"a": 1.0, "b": 0.0}, 0.3, False, ["a", "b"]),
+        ({"a": 0.1, "b": 0.2}, {"a": 0.0, "b": 0.0}, 0.5, True, []),
+        ({"a": 0.1, "b": 0.2}, {}, 0.5, None, []),
+    ],
+)
+def test_categories_are_judged_by_their_threshold(scores, gold, threshold, is_right, given):
+    judged = compare_group("head", scores, gold, threshold)
+    assert judged.is_right is is_right
+    assert [one.label for one in judged.categories if one.is_given] == given
+    assert [one.score for one in judged.categories] == sorted(scores.values(), reverse=True)
+
+
+def test_each_component_has_its_own_categories():
+    """spaCy's: one chooses, the other doesn't; what no component has a label for comes last."""
+    nlp = spacy.blank("xx")
+    for name, factory, labels in (
+        ("one", "textcat", ["a", "b"]),
+        ("many", "textcat_multilabel", ["c", "d"]),
+    ):
+        pipe = nlp.add_pipe(factory, name=name, config={"threshold": 0.3})
+        for label in labels:
+            pipe.add_label(label)
+    true, found = nlp.make_doc("Anna"), nlp.make_doc("Anna")
+    found.cats = {"a": 0.6, "b": 0.4, "c": 0.35, "d": 0.4, "e": 0.45}
+    true.cats = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0, "e": 0.0}
+    judged = compare_categories(nlp, true, found)
+    rows = [(j.title, j.is_right, [c.label for c in j.categories if c.is_given]) for j in judged]
+    assert rows == [
+        ("one", True, ["a"]),
+        ("many", False, ["d", "c"]),
+        ("categories", True, []),
+    ]
