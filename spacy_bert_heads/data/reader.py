@@ -42,9 +42,7 @@ class BertCorpus(Corpus):
     def __call__(self, nlp: Language) -> Iterator[Example]:
         """Yield the examples. Raises ValueError if there is no such file or folder, or a file is
         damaged; the message names it and the command that makes it again."""
-        if not Path(self.path).exists():
-            make_it = f"python -m spacy bert convert SOURCE {self.path}"
-            raise ValueError(f"There is no '{self.path}'. Make it: {make_it}")
+        check_exists(self.path)
         yield from super().__call__(nlp)
 
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
@@ -54,10 +52,7 @@ class BertCorpus(Corpus):
             try:
                 docs = list(super().read_docbin(vocab, [file]))
             except DAMAGE as error:
-                raise ValueError(
-                    f"{file} is damaged, or no .spacy file ({error}). Make it again: "
-                    f"python -m spacy bert convert SOURCE {file}"
-                ) from error
+                raise damaged(file, error) from error
             for doc in docs:
                 # A Doc that is too long is read as sentences without pairs: splitting it would
                 # repeat every sentence.
@@ -80,6 +75,21 @@ class BertCorpus(Corpus):
         example = super()._make_example(nlp, reference, gold_preproc)
         copy_inputs(reference, example.predicted)
         return example
+
+
+def check_exists(path: str | Path) -> None:
+    """Raise ValueError, with the command that makes it, if a file or folder of data is missing."""
+    if not Path(path).exists():
+        make_it = f"python -m spacy bert convert SOURCE {path}"
+        raise ValueError(f"There is no '{path}'. Make it: {make_it}")
+
+
+def damaged(file: str | Path, error: Exception) -> ValueError:
+    """Make the error for a file that a DocBin can't be read from."""
+    return ValueError(
+        f"{file} is damaged, or no .spacy file ({error}). Make it again: "
+        f"python -m spacy bert convert SOURCE {file}"
+    )
 
 
 def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:

@@ -26,6 +26,7 @@ from .losses import num_items_of
 from .outputs import map_tensors
 
 if TYPE_CHECKING:
+    from ..checks.findings import Check
     from ..data.records import Settings
 
 
@@ -113,6 +114,12 @@ class BertHead(TrainablePipe):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         """Count the labels that a Doc is annotated with, for the report of `convert`."""
         return {}
+
+    def data_checks(self) -> "list[tuple[Check, str]]":
+        """List what `debug-data` looks for in a corpus, and what is so where nothing is found."""
+        from ..checks.heads import check_annotated
+
+        return [(check_annotated, "train and dev have annotated Docs")]
 
     # --- exchange with Hugging Face
 

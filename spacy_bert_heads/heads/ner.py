@@ -216,6 +216,15 @@ class BertNER(BertHead):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         return Counter(ent.label_ for ent in doc.ents)
 
+    def data_checks(self) -> list:
+        from ..checks.heads import check_entity_borders, check_entity_tokens
+
+        return [
+            *super().data_checks(),
+            (check_entity_borders, "no entity begins or ends with white space"),
+            (check_entity_tokens, "all entities are made of whole tokens"),
+        ]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return 2 if "O" in names else 0  # else every token is of some class

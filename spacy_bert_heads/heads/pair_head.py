@@ -158,6 +158,15 @@ class BertPairHead(BertHead):
         batch = pack_for(self.model.get_ref("tok2vec"), pairs, is_train=is_train)
         return PackedPairs(pairs.docs, batch)
 
+    def data_checks(self) -> list:
+        from ..checks.pairs import check_entries, check_second_texts
+
+        return [
+            *super().data_checks(),
+            (check_entries, "gold entries fit their second texts"),
+            (check_second_texts, "no second text is too long for the window"),
+        ]
+
     # --- predicting
 
     def ask(self, doc: Doc) -> list[str]:

@@ -203,6 +203,12 @@ class BertQA(BertPairHead):
     def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
         set_questions(doc, read_questions(value, doc), settings)
 
+    def data_checks(self) -> list:
+        from ..checks.pairs import check_answers
+
+        passed = "all answers are in the text and can be given"
+        return [*super().data_checks(), (check_answers, passed)]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return 1

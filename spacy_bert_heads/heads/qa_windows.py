@@ -12,7 +12,7 @@ from spacy.tokens import Doc
 
 from ..text.arrays import Ints1d, Ints2d, ranges, sums
 from ..text.batch import PackedBatch
-from ..text.packing import longest_second_text, longest_span
+from ..text.packing import longest_span, max_second_text
 from ..text.wordpieces import WordpieceTokenizer, token_offsets, trim_offsets
 
 
@@ -106,7 +106,7 @@ def longest_everywhere(batch: PackedBatch) -> Ints1d:
 def check_room(name: str, wanted: int, tokenizer: WordpieceTokenizer, window: int) -> None:
     """Raise ValueError if windows have no room for the longest answer beside any question. `wanted`
     is the `max_answer_length` of the component `name`."""
-    lengths = np.asarray([1, longest_second_text(tokenizer, window)])
+    lengths = np.asarray([1, max_second_text(tokenizer, window)])
     most, least = longest_span(window - tokenizer.pair.num_special - lengths).tolist()
     if wanted > most:
         raise ValueError(

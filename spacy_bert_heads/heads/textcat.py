@@ -154,6 +154,13 @@ class BertTextCat(BertHead):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         return {label: int(value >= 0.5) for label, value in doc.cats.items()}
 
+    def data_checks(self) -> list:
+        from ..checks.heads import check_category_values, check_exclusive
+
+        checks = [*super().data_checks(), (check_category_values, "all values are 0 or 1")]
+        one = (check_exclusive, "each annotated Doc has one category")
+        return checks if self.multi_label else [*checks, one]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return int(config.problem_type in (None, cls.hf_problem_type) and len(names) > 1)

@@ -82,7 +82,7 @@ def pack_pairs(
     second = [text for texts in pairs.texts for text in texts]
     contexts, texts = _without_spaces(tokenizer, pairs.docs), tokenizer(second)
     special = tokenizer.pair
-    limit = longest_second_text(tokenizer, window)
+    limit = max_second_text(tokenizer, window)
     too_long = np.flatnonzero(texts.lengths > limit).tolist()
     if too_long:
         raise TextTooLong(too_long, [second[i] for i in too_long], limit)
@@ -111,7 +111,7 @@ def pack_pairs(
     return _concatenate(segments, document, contexts, doc_of, windows)[0]
 
 
-def longest_second_text(tokenizer: WordpieceTokenizer, window: int) -> int:
+def max_second_text(tokenizer: WordpieceTokenizer, window: int) -> int:
     """Give how many wordpieces a second text may have: half a window, which leaves at least one
     wordpiece to the Doc."""
     return max(min(window // 2, window - tokenizer.pair.num_special - 1), 0)
