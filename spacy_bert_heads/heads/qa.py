@@ -24,7 +24,7 @@ from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
 from .answers import best_spans, best_threshold, score_qa
 from .declared import HFClasses, Score, score_weights
-from .losses import mean_over
+from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
 from .qa_windows import check_room, choose_windows, longest_everywhere, widen_to_tokens
@@ -71,21 +71,15 @@ def make_bert_qa(
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[PackedPairs, SpanLogits]): The span head.
-    questions (List[str]): What to ask of Docs that bring no questions of their own, in
-        `doc._.questions` or in a context of `as_tuples`.
-    max_answer_length (int): The longest answer, in wordpieces. Windows of a long Doc overlap by as
-        much as it needs, up to three quarters of a window.
-    alignment (str): "token" widens answers to the borders of spaCy's tokens; "char" leaves them
-        where the wordpieces begin and end, which can be inside a word.
-    alternatives (int): How many more answers to give, none of which overlaps a better one.
-    no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above this
-        probability. None: tuned on the dev set in training.
-    spans_key (Optional[str]): A span group for the answers; None for none. A group does not
-        survive spaCy's retokenizer, which leaves its spans where they were.
-    scorer (Optional[Callable]): The scorer.
+    `questions` are what to ask of Docs that bring no questions of their own, in `doc._.questions`
+    or in a context of `as_tuples`. `max_answer_length` is the length of the longest answer in
+    wordpieces; windows of a long Doc overlap by as much as it needs, up to three quarters of a
+    window. `alignment` "token" widens answers to the borders of spaCy's tokens; "char" leaves them
+    where the wordpieces begin and end, which can be inside a word. `alternatives` is how many more
+    answers to give, none of which overlaps a better one. No answer is given where `no_answer_score`
+    is above `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span
+    group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
+    its spans where they were.
     """
     return BertQA(
         nlp.vocab,
@@ -104,16 +98,6 @@ def make_bert_qa(
 def make_qa_scorer() -> Callable:
     """Give the scorer."""
     return score_qa
-
-
-def log_sum_exp(logits: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
-    """The logarithm of the sum of exponentials of each group of rows, column by column: logits
-    (n, 2) with the number of each row's group (n,) become (n_groups, 2)."""
-    index = groups[:, None].expand_as(logits)
-    tops = torch.full((n_groups, logits.shape[1]), -torch.inf, device=logits.device)
-    tops = tops.scatter_reduce(0, index, logits.detach(), "amax")
-    sums = torch.zeros_like(tops).index_add(0, groups, (logits - tops[groups]).exp())
-    return sums.log() + tops
 
 
 class BertQA(BertPairHead):
@@ -280,22 +264,8 @@ class BertQA(BertPairHead):
     update.__doc__ = BertPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
-        """Softmax cross-entropy in nats of start and end, over the wordpieces of each window and
-        [CLS], which stands for "not here"; a mean over windows (BERT, sections 4.2 and 4.3)."""
-        batch, targets = output.batch, output.targets
-        assert batch.offsets is not None and targets is not None
-        device = output.logits.device
-        begins = batch.cu_seqlens[:-1]
-        candidate = batch.offsets.starts >= 0
-        candidate[begins] = True
-        window = np.repeat(np.arange(len(begins)), batch.seqlens)[candidate]
-        logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
-        sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(begins))
-        known = targets[:, 0] >= 0
-        positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
-        losses = (sums - output.logits.gather(0, positions)).sum(1)
-        total = 0.5 * (losses * torch.from_numpy(known).to(device)).sum()
-        return mean_over(total, int(known.sum()))
+        """See `span_loss`."""
+        return span_loss(output)
 
     # --- windows
 

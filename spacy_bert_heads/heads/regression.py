@@ -134,8 +134,7 @@ class BertRegression(BertHead):
     def start_from_data(self, examples: Iterable[Example]) -> None:
         gold = self.label_rows(map(gold_values, examples)).astype(np.float64)
         means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
-        # A new classifier gives about 0. The loss would first be the distance to the values, and
-        # the encoder would be changed to cover it before it learns in what texts differ.
+        # From 0 the encoder would first be changed to cover the distance to the values.
         module = shim_of(self.model).module
         module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
 
