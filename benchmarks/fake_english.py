@@ -225,7 +225,7 @@ def retrieve(bench: Bench) -> dict[str, Any]:
 def retrieve_with(encoder: str, bench: Bench) -> dict[str, Any]:
     from transformers import AutoModelForPreTraining
 
-    model, bert, _ = load_model(encoder, lambda config: AutoModelForPreTraining)
+    model, bert, _ = load_model(encoder, lambda config, weights: AutoModelForPreTraining)
     model.eval()
     texts = read_texts(bench.data)[: bench.scaled(N_SENTENCES, least=20)]
     english, fake = read_both(bert, texts)

@@ -19,9 +19,11 @@ from wasabi import table
 
 from .data.reader import BertCorpus
 from .encoder.model import prepare, shim_of
+from .files import check_folder
 from .heads.declared import Score
 from .heads.find import known_scores, pair_names
-from .text.doc_data import get_list
+from .pages.write import write_pages
+from .text.user_data import get_list
 
 # Scores of spaCy's components that are no head of ours too.
 SPACY_SCORES = {
@@ -48,6 +50,9 @@ def evaluate(
     gpu_id: int = -1,
     lang: str | None = None,
     precision: str | None = None,
+    pages: Path | None = None,
+    pages_limit: int = 100,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Score a pipeline.
 
@@ -58,12 +63,16 @@ def evaluate(
         tokenizer then reads the texts. None for the pipeline's own.
     precision (Optional[str]): In which precision BERT encoders predict: "fp32", "bf16", "fp16",
         "int8" or "auto"; None for what the pipeline has.
+    pages (Optional[Path]): A folder for a page of the first `pages_limit` Docs, gold beside
+        predicted. With `force` it may hold what others wrote.
     RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
         `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
         and `pairs_speed` in pairs per second (None without pairs).
     RAISES (ValueError): If there is no such pipeline, data, language or precision, or nothing to
-        score.
+        score; or if somebody else filled the folder for pages.
     """
+    if pages is not None:
+        check_folder(pages, "evaluate", force=force)
     if not is_pipeline(model):
         raise ValueError(
             f"There is no pipeline '{model}', neither a folder with a config.cfg nor an installed "
@@ -91,6 +100,8 @@ def evaluate(
             f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
+    if pages is not None:
+        write_pages(nlp, examples, pages, model=model, data=data, limit=pages_limit)
     pairs = sum(len(get_list(output, doc)) for doc in docs for output in pair_names().values())
     return {
         **scores,

@@ -22,7 +22,7 @@ from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import check_folder, mark_folder, replace_file
-from .heads.families import layer_names
+from .heads.families import count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
@@ -38,8 +38,6 @@ ARCHITECTURES = {
     "text-classification": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
 }
-# A tag that the checkpoint doesn't have must not win.
-NEVER = -1e4
 
 
 def from_hf(
@@ -86,17 +84,16 @@ def _add_checkpoint(
     revision: str | None,
 ) -> None:
     model, checkpoint, missing = load_model(
-        name, lambda config: _choose_class(config, name, head_class), revision
+        name,
+        lambda config, weights: _choose_class(config, weights, name, head_class, labels),
+        revision,
     )
     if missing:
         raise ValueError(
             f"'{name}' has no trained {type(model).__name__}: {len(missing)} of its parameters are "
             f"missing ({', '.join(missing[:3])}, …). Was it fine-tuned for another task?"
         )
-    names = list(labels or class_names(model.config, name))
-    if len(names) != model.config.num_labels:
-        n = model.config.num_labels
-        raise ValueError(f"'{name}' has {n} classes, but {len(names)} labels are given.")
+    names = class_names(model.config, name)
     if len(set(names)) < len(names):
         raise ValueError(f"Two classes of '{name}' have one name: {', '.join(names)}. Give labels.")
     head_class = head_class or find_head(model.config, name, names)
@@ -120,7 +117,7 @@ def _add_checkpoint(
     for ours, theirs in layer_names(model.config.model_type, head.hf_task).items():
         weights = model.get_submodule(theirs).state_dict()
         if ours == "classifier":
-            weights = _select_classes(weights, found.classes)
+            weights = select_classes(weights, found.classes, found.lacking)
         module.get_submodule(ours).load_state_dict(weights)
 
 
@@ -161,8 +158,14 @@ def _find_task(config: Any, name: str, default: str | None = None) -> str:
     return task
 
 
-def _choose_class(config: Any, name: str, head_class: type[BertHead] | None) -> Any:
-    """The class to load a checkpoint with."""
+def _choose_class(
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    name: str,
+    head_class: type[BertHead] | None,
+    labels: Sequence[str] | None,
+) -> Any:
+    """The class to load a checkpoint with, whose configuration gets the names of the classes."""
     task = _find_task(config, name, head_class.hf_task if head_class else None)
     # A classifier's weights have the same names and shapes in classes for other tasks.
     if head_class is not None and task != head_class.hf_task:
@@ -170,6 +173,18 @@ def _choose_class(config: Any, name: str, head_class: type[BertHead] | None) -> 
             f"'{name}' is a {_architecture(config)}, for {task}: it can't become a "
             f"{head_class.factory}."
         )
+    count = count_classes(weights, config.model_type, task)
+    names = list(labels or class_names(config, name))
+    if task == "question-answering" and count is not None:
+        names = [f"LABEL_{i}" for i in range(count)]  # they have no meaning there
+    if len(names) != (count or len(names)):
+        if labels:
+            said = f"{len(names)} labels are given. Give one for each, in order"
+        else:
+            said = f"its id2label names {len(names)}. Give their names in order: labels=[…]"
+        raise ValueError(f"'{name}' has {count} classes, but {said}.")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: i for i, label in enumerate(names)}
     return _auto_class(task)
 
 
@@ -186,7 +201,10 @@ def class_names(config: Any, name: str) -> list[str]:
     names = config.id2label
     if sorted(names) != list(range(len(names))):
         numbers = ", ".join(map(str, sorted(names)))
-        raise ValueError(f"'{name}' numbers its classes {numbers}, not from 0. Fix its id2label.")
+        raise ValueError(
+            f"'{name}' numbers its classes {numbers}, not from 0. Give their names in order, "
+            "labels=[…], or fix id2label in its config.json."
+        )
     return [str(names[i]) for i in range(len(names))]
 
 
@@ -198,17 +216,6 @@ def _check_free(nlp: Language, head: BertHead, name: str) -> None:
                 f"'{name}' would overwrite what {other} writes to a Doc. Load them one by one, and "
                 "give labels where both have the same."
             )
-
-
-def _select_classes(
-    weights: dict[str, torch.Tensor], classes: Sequence[int]
-) -> dict[str, torch.Tensor]:
-    """The classifier's rows in another order, -1 for a class that never wins."""
-    rows = torch.tensor(classes)
-    selected = {name: tensor[rows.clamp(min=0)] for name, tensor in weights.items()}
-    selected["weight"][rows < 0] = 0.0
-    selected["bias"][rows < 0] = NEVER
-    return selected
 
 
 def _find_encoder(nlp: Language, checkpoint: Checkpoint) -> str | None:

@@ -19,7 +19,8 @@ def _encoder_name(nlp: Language, component: str) -> str | None:
     upstream = getattr(tok2vec, "upstream", None)
     if upstream is None or upstream.name not in nlp.component_names:
         return None
-    return short_name(nlp.get_pipe_config(upstream.name)["model"]["name"])
+    # The config may have a variable there, such as ${paths.encoder}.
+    return short_name(upstream.model.attrs["name"])
 
 
 def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:

@@ -18,25 +18,23 @@ def every_span(logits, batch: PackedBatch, max_length: int):
     """Of each pair the logit of no answer, and all spans (logit, start, end) in order."""
     found, slot, n = [], 0, 0
     for n_windows in batch.num_windows.tolist():
-        null, spans = np.inf, []
+        null, places = np.inf, {}  # of each span its context in each window, and its logit there
         for length in batch.seqlens[n : n + n_windows].tolist():
-            own = range(slot, slot + length)
+            own = [i for i in range(slot, slot + length) if batch.offsets.starts[i] >= 0]
             null = min(null, float(logits[slot][0]) + float(logits[slot][1]))
-            places = [i for i in own if batch.offsets.ends[i] > batch.offsets.starts[i]]
-            for a, first in enumerate(places):
-                if batch.offsets.is_best[first]:
-                    for last in places[a : a + max_length]:
-                        logit = logits[first][0] + logits[last][1]
-                        spans.append(
-                            (
-                                float(logit),
-                                int(batch.offsets.starts[first]),
-                                int(batch.offsets.ends[last]),
-                            )
-                        )
+            for a, first in enumerate(own):
+                for b, last in enumerate(own[a : a + max_length], a):
+                    if (batch.offsets.ends > batch.offsets.starts)[[first, last]].all():
+                        logit = float(logits[first][0] + logits[last][1])
+                        span = int(batch.offsets.starts[first]), int(batch.offsets.ends[last])
+                        context = min(a, len(own) - 1 - b)
+                        places.setdefault(span, []).append((context, logit, first))
             slot += length
         n += n_windows
-        found.append((null, spans))
+        # max takes the first of equals, which is the first window
+        read = [(max(some, key=lambda place: place[0]), span) for span, some in places.items()]
+        read.sort(key=lambda one: one[0][2])  # in the order of windows
+        found.append((null, [(logit, *span) for (_, logit, _), span in read]))
     return found
 
 

@@ -8,7 +8,8 @@ import spacy
 from joint import make_docs
 from spacy.tokens import Doc, DocBin, Span
 
-from spacy_bert_heads.text.doc_data import get_list, register_extensions
+from spacy_bert_heads.heads.find import register_extensions
+from spacy_bert_heads.text.user_data import get_list
 
 # As a new pipeline writes; the fixture of trained ones asks for span groups too.
 NO_GROUPS = {name: {"spans_key": None} for name in ("bert_ner", "bert_qa")}

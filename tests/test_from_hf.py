@@ -65,8 +65,8 @@ def real(tmp_path_factory):
 
 
 def best_answer(model, tokenizer, question: str, context: str, **windows) -> str:
-    """The best answer over all windows, by hand, from Hugging Face's logits. It begins in the
-    window where its first piece has the most context on its shorter side (BERT's run_squad.py)."""
+    """The best answer over all windows, by hand, from Hugging Face's logits. It is read in the
+    window where its shorter side has the most context."""
     encoded = tokenizer(
         question,
         context,
@@ -76,8 +76,7 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
         **windows,
     )
     step = encoded.sequence_ids(0).count(1) - windows["stride"]
-    contexts: dict[int, list[tuple[int, int]]] = {}  # of each piece of the context, its windows
-    spans = []
+    best: dict[tuple[int, int], tuple[int, float, str]] = {}  # by the span's pieces
     for i, ids in enumerate(encoded["input_ids"]):
         inputs = {"input_ids": torch.tensor([ids])}
         if "token_type_ids" in encoded and getattr(model.config, "type_vocab_size", 0):
@@ -87,17 +86,17 @@ def best_answer(model, tokenizer, question: str, context: str, **windows) -> str
         places = [j for j, part in enumerate(encoded.sequence_ids(i)) if part == 1]
         offsets = encoded["offset_mapping"][i]
         # A piece of a byte or of white space may have no characters of its own: it is passed over.
-        whole = [j for j in places if offsets[j][0] < offsets[j][1]]
-        for number, first in enumerate(whole):
-            piece = i * step + first - places[0]
-            # Of windows that are equally good the first one.
-            context_size = min(first - places[0], places[-1] - first)
-            contexts.setdefault(piece, []).append((context_size, -i))
-            for last in whole[number : number + 30]:
+        whole = [j for j in places if context[offsets[j][0] : offsets[j][1]].strip()]
+        for first in whole:
+            for last in (j for j in whole if first <= j < first + 30):
                 text = context[offsets[first][0] : offsets[last][1]].strip()
                 score = float(output.start_logits[0, first] + output.end_logits[0, last])
-                spans += [(score, text, i, piece)] if text else []
-    return max(one for one in spans if max(contexts[one[3]])[1] == -one[2])[1]
+                size = min(first - places[0], places[-1] - last)
+                span = i * step + first - places[0], i * step + last - places[0]
+                # Of windows that are equally good the first one.
+                if span not in best or size > best[span][0]:
+                    best[span] = size, score, text
+    return max(best.values(), key=lambda one: one[1])[2]
 
 
 # --- logits
@@ -151,6 +150,7 @@ def test_answers_over_all_windows(family, lang, tmp_path, real):
     folder = save(tmp_path / "hf", ANSWERS, ENDS, family=family)
     nlp = from_hf(folder, lang=lang)
     head, encoder = nlp.get_pipe("bert_qa"), nlp.get_pipe("bert_encoder")
+    head.alignment = "char"
     encoder.model.attrs["window"], encoder.model.attrs["stride"] = 120, 60
     model, tokenizer = load(folder, ANSWERS)
     n_windows = []
@@ -271,6 +271,7 @@ def test_verdicts_are_the_pipelines(tmp_path):
 def test_answers_are_the_pipelines(tmp_path, real):
     folder = save(tmp_path / "hf", ANSWERS, ENDS)
     nlp = from_hf(folder)
+    nlp.get_pipe("bert_qa").alignment = "char"
     pipe = transformers.pipeline("question-answering", folder)
     for source in real("xquad", n=6):
         doc = nlp.make_doc(source.text[:90])

@@ -69,7 +69,7 @@ import spacy_bert_heads.pairs
 doc = spacy.blank("xx")("Anna left")
 for name in ("questions", "answers", "hypotheses", "nli"):
     value = doc._.get(name)
-    assert value == [] and type(value) is list, (name, value)
+    assert value == [] and isinstance(value, list), (name, value)
     value.append("one")
     assert doc._.get(name) == ["one"] and doc._.get(name) is value
 doc._.questions = ["Who left?"]
@@ -111,9 +111,9 @@ def test_round_trips_of_docs(trained, way):
         for name in ("questions", "answers", "hypotheses", "nli"):
             assert other._.get(name) == before[name] == doc._.get(name)
             assert json.dumps(other._.get(name)) == json.dumps(before[name])
-            assert type(other._.get(name)) is list
+            assert isinstance(other._.get(name), list)
         for answer in other._.answers:
-            assert type(answer["alternatives"]) is list
+            assert isinstance(answer["alternatives"], list)
         assert other.cats == before["cats"]
         if way is not through_json:  # which has no attributes of span groups
             assert results(other)["spans"] == before["spans"]

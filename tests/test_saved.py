@@ -17,6 +17,7 @@ from spacy_bert_heads.files import DIGESTS, replace_file
 
 OLD = Path(__file__).parent / "pipelines" / "v0.1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
+SEVERAL_WINDOWS = 2  # of joint.STREAM
 
 
 @pytest.mark.parametrize("kind", ["joint", "lora"])
@@ -26,10 +27,11 @@ def test_pipelines_of_version_0_1(kind, tmp_path):
     checkpoint = {"bert_encoder": {"model": {"name": str(OLD / "checkpoint")}}}
     config = {"components": checkpoint} if kind == "lora" else {}
     nlp = spacy.load(OLD / kind, config=config)
-    assert_same(as_in_0_1(annotate(nlp)), EXPECTED[kind])
+    expected = as_in_0_1(EXPECTED[kind])
+    assert_same(as_in_0_1(annotate(nlp)), expected)
     nlp.to_disk(tmp_path)
     assert (tmp_path / "bert_encoder" / DIGESTS).exists()
-    assert_same(as_in_0_1(annotate(spacy.load(tmp_path))), EXPECTED[kind])
+    assert_same(as_in_0_1(annotate(spacy.load(tmp_path))), expected)
 
 
 def test_another_checkpoint_under_a_pipeline_of_version_0_1(tmp_path):
@@ -42,8 +44,17 @@ def test_another_checkpoint_under_a_pipeline_of_version_0_1(tmp_path):
 
 
 def as_in_0_1(annotations: list[dict]) -> list[dict]:
-    """Without what 0.1 did not write; in span groups, as its config says, it wrote the same."""
-    return [{k: v for k, v in one.items() if k != "ent_scores"} for one in annotations]
+    """Without what 0.1 did not write; in span groups, as its config says, it wrote the same. And
+    without what is right now: 0.1 lost answers at the borders of windows, so probabilities were
+    others in a Doc with several; and half a word could be an answer."""
+    kept = [{k: v for k, v in one.items() if k != "ent_scores"} for one in annotations]
+    kept[SEVERAL_WINDOWS]["answers"] = [
+        {key: answer[key] for key in ("start", "end", "no_answer_score")}
+        for answer in kept[SEVERAL_WINDOWS]["answers"]
+    ]
+    scores = kept[SEVERAL_WINDOWS]["scores"]
+    kept[SEVERAL_WINDOWS]["scores"] = {k: v for k, v in scores.items() if k != "answers"}
+    return kept
 
 
 # --- damage

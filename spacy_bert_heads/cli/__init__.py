@@ -12,6 +12,7 @@ import typer
 from spacy.cli._util import app
 
 from .data import convert_command, init_config_command, prepare_command
+from .debug_data import debug_data_command
 from .evaluate import evaluate_command
 from .hugging_face import from_hf_command, to_hf_command
 from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
@@ -33,6 +34,7 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 bert_app.command("convert")(convert_command)
 bert_app.command("prepare")(prepare_command)
 bert_app.command("init-config")(init_config_command)
+bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import exits_on_error
+from .common import FORCE, exits_on_error
 
 
 @exits_on_error
@@ -26,6 +26,14 @@ def evaluate_command(
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto; else the pipeline's")
     ] = None,
+    pages: Annotated[
+        Path | None,
+        typer.Option("--pages", help="A folder for a page that shows gold beside predicted"),
+    ] = None,
+    pages_limit: Annotated[
+        int, typer.Option("--pages-limit", min=1, help="How many Docs the page shows")
+    ] = 100,
+    force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
@@ -37,8 +45,19 @@ def evaluate_command(
     from ..evaluate import evaluate, format_report
 
     import_code(code)
-    report = evaluate(model, data, gpu_id=gpu_id, lang=lang, precision=precision)
+    report = evaluate(
+        model,
+        data,
+        gpu_id=gpu_id,
+        lang=lang,
+        precision=precision,
+        pages=pages,
+        pages_limit=pages_limit,
+        force=force,
+    )
     typer.echo(format_report(report, per_type=per_type))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         srsly.write_json(output, report)
+    if pages is not None:
+        typer.echo(f"{pages / 'index.html'}: open it in a browser")

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from spacy.tokens import Doc, Span
 
 from ..heads.find import json_heads
-from ..text.doc_data import make_answer, make_verdict, set_value
+from ..text.doc_data import make_answer, make_verdict
+from ..text.user_data import set_value
 from .records import Settings, check_list, check_text, only_one
 
 

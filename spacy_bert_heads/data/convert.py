@@ -23,7 +23,7 @@ from spacy.tokens import Doc, DocBin
 
 from ..files import check_folder, mark_folder, naming, read_mark
 from ..heads.find import label_counters, pair_names, register_extensions
-from ..text.doc_data import copy_of_list
+from ..text.user_data import copy_of_list
 from .conll import TAG, split_columns
 from .formats import READERS, WITH_CATEGORIES
 from .nli import holds_pairs

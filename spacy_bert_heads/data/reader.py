@@ -14,7 +14,7 @@ from spacy.training.corpus import walk_corpus
 from spacy.vocab import Vocab
 
 from ..heads.find import copy_inputs, pair_names, register_extensions
-from ..text.doc_data import get_list, set_value
+from ..text.user_data import get_list, set_value
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
@@ -54,9 +54,7 @@ class BertCorpus(Corpus):
     def __call__(self, nlp: Language) -> Iterator[Example]:
         """Yield the examples. Raises ValueError if there is no such file or folder, if a file is
         damaged, with the command that makes it again, or if all Docs are too long."""
-        if not Path(self.path).exists():
-            make_it = f"python -m spacy bert convert SOURCE {self.path}"
-            raise ValueError(f"There is no '{self.path}'. Make it: {make_it}")
+        check_exists(self.path)
         has_any = False
         for example in super().__call__(nlp):
             has_any = True
@@ -79,10 +77,7 @@ class BertCorpus(Corpus):
                 with_tokens = (doc for doc in read_docs(Path(file), vocab) if len(doc))
                 docs = list(islice(with_tokens, self.limit or None))
             except DAMAGE as error:
-                raise ValueError(
-                    f"{file} is damaged, or no .spacy file ({error}). Make it again: "
-                    f"python -m spacy bert convert SOURCE {file}"
-                ) from error
+                raise damaged(file, error) from error
             for doc in docs:
                 # A Doc that is too long is read as sentences without pairs: splitting it would
                 # repeat every sentence.
@@ -127,6 +122,21 @@ def augment(augmenter: Callable, nlp: Language, example: Example) -> Iterator[Ex
     for one in whole or made[:1] and [example]:
         copy_inputs(one.reference, one.predicted)
         yield one
+
+
+def check_exists(path: str | Path) -> None:
+    """Raise ValueError, with the command that makes it, if a file or folder of data is missing."""
+    if not Path(path).exists():
+        make_it = f"python -m spacy bert convert SOURCE {path}"
+        raise ValueError(f"There is no '{path}'. Make it: {make_it}")
+
+
+def damaged(file: str | Path, error: Exception) -> ValueError:
+    """Make the error for a file that a DocBin can't be read from."""
+    return ValueError(
+        f"{file} is damaged, or no .spacy file ({error}). Make it again: "
+        f"python -m spacy bert convert SOURCE {file}"
+    )
 
 
 def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:

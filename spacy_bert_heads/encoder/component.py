@@ -4,6 +4,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from thinc.api import Optimizer
 
 from ..files import AGAIN, check_digests, in_component, write_digests
 from ..text.batch import PackedBatch
+from ..text.unknown import warn_of_unknown
+from .accumulation import Accumulation
 from .cache import StatesCache
 from .encoder import Encoder
 from .hidden_states import HiddenStates
-from .identity import count_update, give_id
+from .identity import count_update
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
@@ -58,6 +61,7 @@ DEFAULT_MODEL = {
 # Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
 # 5e-5); spaCy's own default is 1e-3.
 HIGH_LEARN_RATE = 5e-4
+SAMPLE = 300  # examples that are looked at for unknown words
 
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
@@ -87,6 +91,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._linked = weakref.WeakSet()
         self._latest = LatestBatch()
         self._steps = threading.local()  # the step that is open in a thread
+        self._accumulation = Accumulation()
         self._warned: set[str] = set()
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
@@ -160,13 +165,14 @@ class BertEncoder(ListenedTo, TrainablePipe):
                 hidden = self.predict(inputs)
             return hidden, lambda gradient: None
         if isinstance(inputs, PackedPairs):
-            hidden, answer = step.read_pairs(inputs, self.model)
+            hidden, answer = step.read_pairs(inputs, self.model, listener.id)
         else:
-            hidden, answer = step.read(inputs, self.model)
+            hidden, answer = step.read(inputs, self.model, listener.id)
 
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
             answer(gradient)
+            step.items[listener.id] = listener.num_items
             if step.answer(listener.id):
                 self.close_step()
 
@@ -254,7 +260,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         update that spaCy has asked for meanwhile."""
         step, self._steps.open = self._step, None
         if step is not None:
-            step.close()
+            step.close(self.model, self._accumulation)
             if step.finish is not None:
                 self._finish(*step.finish)
 
@@ -287,14 +293,17 @@ class BertEncoder(ListenedTo, TrainablePipe):
         *,
         nlp: Language | None = None,
     ) -> None:
-        """Load the checkpoint that the config names, from the hub or a folder.
+        """Load the checkpoint that the config names, from the hub or a folder. A warning says if
+        many words of the first examples are unknown to it.
 
         Raises ValueError if it can't be loaded or doesn't go with the settings.
         """
+        self.close_step()  # of the weights that are given up
         shim_of(self.model).clear()
         self.model.initialize()
-        give_id(checkpoint_of(self.model))
         self._tell_listeners()
+        texts = [eg.x.text for eg in islice(get_examples(), SAMPLE)]
+        warn_of_unknown(texts, checkpoint_of(self.model).tokenizer, self.model.attrs["name"])
 
     # --- files: the folder is a Hugging Face checkpoint
 
@@ -370,4 +379,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
 def frozen_components(nlp: Language) -> list[str]:
     """The components that the pipeline's config keeps as they are."""
-    return nlp.config["training"].get("frozen_components") or []
+    frozen = nlp.config["training"].get("frozen_components") or []
+    if isinstance(frozen, str):  # a variable
+        frozen = nlp.config.interpolate()["training"]["frozen_components"]
+    return frozen

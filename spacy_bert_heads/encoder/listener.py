@@ -55,6 +55,10 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         # new one.
         self.trained_on: str | None = None
         self.trained_at: int | None = None
+        # Of the gradient that comes next: over how many items the loss is a mean (None if it is a
+        # sum), and by what the head has multiplied it, as a part of a batch.
+        self.num_items: float | None = None
+        self.share = 1.0
         # Several, if pipelines share the head: sourcing one copies nothing.
         self._upstreams: list[weakref.ref[BertEncoder]] = []
 
@@ -227,7 +231,7 @@ def forward(
     hidden, answer = encoder.read(inputs, model if is_train else None)
     layers = checkpoint_of(encoder.model).layer_numbers(model.reads)
     if layers == hidden.layers:
-        return hidden, lambda gradient: answer(gradient * model.grad_factor)
+        return hidden, lambda gradient: answer(gradient * (model.grad_factor / model.share))
 
     # Other listeners read other layers.
     states = hidden.states.unflatten(1, (len(hidden.layers), -1))
@@ -236,7 +240,7 @@ def forward(
 
     def backprop(gradient: torch.Tensor) -> None:
         d_states = torch.zeros_like(states)
-        parts = gradient.unflatten(1, (len(layers), -1)) * model.grad_factor
+        parts = gradient.unflatten(1, (len(layers), -1)) * (model.grad_factor / model.share)
         at = torch.tensor(places, device=parts.device)
         answer(d_states.index_add_(1, at, parts).flatten(1))
 

@@ -38,29 +38,33 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """
     from transformers import AutoModel
 
-    return load_model(name, lambda config: AutoModel, revision)[1]
+    return load_model(name, lambda config, weights: AutoModel, revision)[1]
 
 
 def load_model(
-    name: str, choose_class: Callable[[Any], Any], revision: str | None = None
+    name: str,
+    choose_class: Callable[[Any, dict[str, torch.Tensor]], Any],
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, Checkpoint, list[str]]:
     """Load a checkpoint with what Hugging Face's class puts on the encoder.
 
-    `choose_class` gives the class by the checkpoint's configuration. Gives the model, in float32;
-    the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks, of heads or
-    of the pooler. Raises ValueError as `load_checkpoint` does.
+    `choose_class` gives the class by the checkpoint's configuration and weights. Gives the model,
+    in float32; the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks,
+    of heads or of the pooler. Raises ValueError as `load_checkpoint` does.
     """
     source, config, tokenizer = _read_tokenizer(name, revision)
     try:
         weights = read_weights(source)
+    except NotBert:
+        raise
     except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
         raise ValueError(
             f"Can't load the weights of '{name}': {error}\n"
             "If the file is damaged, download it again."
         ) from error
-    model, missing = make_model(name, choose_class(config), config, weights)
+    model, missing = make_model(name, choose_class(config, weights), config, weights)
     base = cast(Any, model.base_model)
-    checkpoint = Checkpoint(base, _fast(tokenizer, config), tokenizer_to_files(tokenizer))
+    checkpoint = Checkpoint(base, _fast(name, tokenizer, config), tokenizer_to_files(tokenizer))
     checkpoint.origin = {"name": name, "revision": source.revision}
     return model, checkpoint, missing
 
@@ -69,7 +73,7 @@ def load_wordpiece_tokenizer(name: str, revision: str | None = None) -> Wordpiec
     """Load the tokenizer of a checkpoint alone. Raises ValueError as `load_checkpoint` does, but
     for the weights, which are not looked at."""
     _, config, tokenizer = _read_tokenizer(name, revision)
-    return _fast(tokenizer, config)
+    return _fast(name, tokenizer, config)
 
 
 def _read_tokenizer(name: str, revision: str | None) -> tuple[Source, Any, FastTokenizer]:
@@ -145,13 +149,26 @@ def make_model(
     return model, lacking
 
 
-def _fast(tokenizer: FastTokenizer, config: Any) -> WordpieceTokenizer:
+def _fast(name: str, tokenizer: FastTokenizer, config: Any) -> WordpieceTokenizer:
+    """Raises ValueError without a special token before a text: every wordpiece would be read at
+    another position than in pretraining, and an empty text would be a sequence of nothing."""
     from tokenizers import Tokenizer
 
     # A copy, because it is configured in place.
-    return WordpieceTokenizer(
+    fast = WordpieceTokenizer(
         Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), pad_id=pad_id_of(config)
     )
+    if not len(fast.prefix):
+        cls = tokenizer.cls_token or "[CLS]"
+        kind = "BertProcessing" if cls == "[CLS]" else "RobertaProcessing"
+        raise ValueError(
+            f"The tokenizer of '{name}' puts no special token ({cls}) before a text, so the "
+            "encoder would read shifted input: its tokenizer.json has no post_processor that adds "
+            "it. With t = AutoTokenizer.from_pretrained(…), set "
+            f"t.backend_tokenizer.post_processor = tokenizers.processors.{kind}((t.sep_token, "
+            "t.sep_token_id), (t.cls_token, t.cls_token_id)) and t.save_pretrained(…)."
+        )
+    return fast
 
 
 def pad_id_of(config: Any) -> int:

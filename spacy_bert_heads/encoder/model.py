@@ -20,6 +20,7 @@ from .adapters import AdapterSettings, make_settings, merge_adapter
 from .checkpoint import Checkpoint
 from .encoder import Encoder
 from .hidden_states import HiddenStates
+from .identity import give_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
 from .saved import add_identity, encoder_from_files, encoder_to_files
@@ -152,6 +153,7 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
         checkpoint = load_checkpoint(model.attrs["name"], model.attrs["revision"])
         if model.attrs["share_checkpoint"]:
             add_identity(checkpoint)
+        give_id(checkpoint)
         shim.module = Encoder(checkpoint)
     prepare(model)
     open_adapter(model)
@@ -166,14 +168,20 @@ def prepare(model: EncoderModel) -> None:
     check_device(shim.precision, shim.device)
     model.set_dim("n_layers", len(layers), force=True)
     model.set_dim("nO", checkpoint.hidden_size * len(layers), force=True)
-    num_special = checkpoint.tokenizer.num_special
-    window, room = model.attrs["window"], model.attrs["window"] - num_special
+    window = model.attrs["window"]
     if window > checkpoint.max_window:
         raise ValueError(
             f"window is {window}, but '{model.attrs['name']}' has positions for "
             f"{checkpoint.max_window}. Set window = {checkpoint.max_window} or less in the "
             "encoder's model."
         )
+    check_room(model, checkpoint.tokenizer.num_special)
+    checkpoint.freeze(model.attrs["frozen_layers"])
+
+
+def check_room(model: EncoderModel, num_special: int) -> None:
+    """Raise ValueError if window and stride have no room beside a tokenizer's special tokens."""
+    window, room = model.attrs["window"], model.attrs["window"] - num_special
     if room < 1:
         raise ValueError(
             f"window is {window}, but {num_special} of it are special tokens. Set window to 16 or "
@@ -184,7 +192,6 @@ def prepare(model: EncoderModel) -> None:
             f"stride is {model.attrs['stride']}, but a window of {window} has room for {room} "
             f"wordpieces beside the special tokens. Set stride to {room} or less."
         )
-    checkpoint.freeze(model.attrs["frozen_layers"])
 
 
 def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:

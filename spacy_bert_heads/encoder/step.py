@@ -1,7 +1,10 @@
 """One training step: what was read with a graph, who is still to answer, and one backward pass."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,17 @@ from spacy.tokens import Doc
 from thinc.api import Optimizer
 
 from ..text.batch import join
+from .accumulation import Accumulation, has_gradients, scale_gradients
 from .hidden_states import HiddenStates
 from .latest import content_of, take_docs
-from .model import DocSample, EncoderModel, PackedPairs, max_windows_of, may_lack_windows
+from .model import (
+    DocSample,
+    EncoderModel,
+    PackedPairs,
+    max_windows_of,
+    may_lack_windows,
+    shim_of,
+)
 from .optimization import AdamSettings
 
 
@@ -62,6 +73,8 @@ class TrainingStep:
         self.has_answers = False
         self.is_closed = False
         self.reads: list[Read] = []
+        # By listener, over how many items the loss is a mean; None if it is a sum.
+        self.items: dict[int, float | None] = {}
         self.finish: tuple[Optimizer, AdamSettings | None] | None = None
 
     def has(self, docs: Sequence[Doc]) -> bool:
@@ -87,7 +100,7 @@ class TrainingStep:
             )
 
     def read(
-        self, docs: Sequence[Doc], model: EncoderModel
+        self, docs: Sequence[Doc], model: EncoderModel, listener_id: int = 0
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Encode Docs with a graph, those that no listener has read yet with the tokens they have
         now: heads that learn from different Docs of a batch share what they have in common, and
@@ -105,7 +118,10 @@ class TrainingStep:
         for place, doc in enumerate(docs):
             number = next(i for i, read in enumerate(self.reads) if read.has(doc, limit))
             by_read.setdefault(number, []).append(place)
-        parts = [self.reads[i].take([docs[k] for k in places]) for i, places in by_read.items()]
+        parts = [
+            self.reads[i].take([docs[k] for k in places], listener_id)
+            for i, places in by_read.items()
+        ]
         if len(parts) == 1:
             return parts[0]
 
@@ -125,25 +141,31 @@ class TrainingStep:
         return joined, answer
 
     def read_pairs(
-        self, pairs: PackedPairs, model: EncoderModel
+        self, pairs: PackedPairs, model: EncoderModel, listener_id: int = 0
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Encode pairs with Docs of the batch with a graph. No two heads read the same ones."""
         read = Read(pairs, model)
         self.reads.append(read)
-        return read.hidden, lambda gradient: read.add(gradient, None)
+        return read.hidden, lambda gradient: read.add(gradient, None, listener_id)
 
-    def close(self) -> None:
-        """Send the gathered gradients through the encoder, and note the norm of each."""
+    def close(self, model: EncoderModel, accumulation: Accumulation) -> None:
+        """Send the gathered gradients through the encoder, weighted by what has gathered in it
+        since its last update, and note the norm of each."""
         self.is_closed = True
+        if not has_gradients(shim_of(model).module):
+            accumulation.clear()
+        factor, weights = accumulation.add(self.items)
+        if factor != 1.0:
+            scale_gradients(model, factor)
         while self.reads:
             read = self.reads.pop()
-            if read.gradient is not None:
-                read.backprop(read.gradient)
-                note_loss(self.losses, self.encoder_name, float(read.gradient.norm()))
+            if read.gradients:
+                read.backprop(read.sum(weights))
+                note_loss(self.losses, self.encoder_name, float(read.sum().norm()))
 
 
 class Read:
-    """One forward pass with a graph, and the gradient that gathers for it."""
+    """One forward pass with a graph, and the gradients that gather for it."""
 
     def __init__(self, inputs: list[Doc] | PackedPairs, model: EncoderModel) -> None:
         docs = [] if isinstance(inputs, PackedPairs) else inputs
@@ -153,7 +175,7 @@ class Read:
         self.backprop: Callable[[Any], Any]
         self.hidden, self.backprop = model.begin_update(inputs)
         self.may_lack = may_lack_windows(docs, self.hidden.batch)
-        self.gradient: torch.Tensor | None = None
+        self.gradients: dict[int, torch.Tensor] = {}  # by listener
 
     def has(self, doc: Doc, max_windows: int | None) -> bool:
         """Whether the Doc was read, with the tokens that it has now, and all of its windows or such
@@ -165,17 +187,25 @@ class Read:
             and (max_windows == self.max_windows or not self.may_lack[place[0]])
         )
 
-    def take(self, docs: Sequence[Doc]) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
+    def take(
+        self, docs: Sequence[Doc], listener_id: int
+    ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Give the hidden states of Docs that were read, and the callback that takes their
         gradient."""
         places = np.asarray([self.places[id(doc)][0] for doc in docs], dtype=np.int64)
         hidden, positions = take_docs(self.hidden, places)
-        return hidden, lambda gradient: self.add(gradient, positions)
+        return hidden, lambda gradient: self.add(gradient, positions, listener_id)
 
-    def add(self, gradient: torch.Tensor, positions: torch.Tensor | None) -> None:
+    def add(self, gradient: torch.Tensor, positions: torch.Tensor | None, listener_id: int) -> None:
         """Take a listener's gradient (num_positions, num_layers * hidden_size); `positions` are
         those it is for, None for all."""
         if positions is not None:
             whole = torch.zeros_like(self.hidden.states)
             gradient = whole.index_add_(0, positions, gradient)
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+        before = self.gradients.get(listener_id)
+        self.gradients[listener_id] = gradient if before is None else before + gradient
+
+    def sum(self, weights: Mapping[int, float] = MappingProxyType({})) -> torch.Tensor:
+        """Give the sum of the gradients, those of listeners that are named with a weight."""
+        parts = [(one, weights.get(key, 1.0)) for key, one in self.gradients.items()]
+        return reduce(add, (one if weight == 1.0 else one * weight for one, weight in parts))

@@ -80,6 +80,11 @@ _TOKENIZER_KEYS = {
     *("tokenize_chinese_chars", "tokenizer_class", "trim_offsets", "truncation_side", "vocab_type"),
     *(f"{name}_token" for name in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
 }
+_ADAPTER = "adapter_config.json"  # of peft
+_FRAMEWORKS = (
+    ("tf_model.h5", "TensorFlow", "from_tf"),
+    ("flax_model.msgpack", "Flax", "from_flax"),
+)
 ANY_FAST_TOKENIZER = "PreTrainedTokenizerFast"
 # Below this version `weights_only=True` can be made to run code (CVE-2025-32434 and later ones).
 _SAFE_UNPICKLING = (2, 10)
@@ -98,6 +103,8 @@ def read_config(source: Source) -> PretrainedConfig:
     """
     raw = source.read_json(CONFIG)
     if raw is None:
+        if source.find(_ADAPTER) is not None:
+            raise NotBert(f"'{source.name}' has no weights of its own. {_without_weights(source)}")
         raise ValueError(f"there is no {CONFIG}.")
     family = raw.get("model_type")
     if family not in FAMILIES or raw.get("is_encoder_decoder"):
@@ -121,7 +128,7 @@ def read_config(source: Source) -> PretrainedConfig:
 
 
 class NotBert(ValueError):
-    """A checkpoint of another kind than BERT's; the message is complete."""
+    """A checkpoint of another kind than what can be read; the message is complete."""
 
 
 def _is_setting(key: str, value: Any, known: set[str]) -> bool:
@@ -169,8 +176,12 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
                 folder, config=config, use_fast=True, trust_remote_code=False
             )
         except Exception as error:  # nothing less: the tokenizers library raises Exception itself
-            if files.keys() <= set(TOKENIZER_SETTINGS):
-                raise ValueError(f"there is none of {', '.join(TOKENIZER)}.") from error
+            if files.keys() <= {*TOKENIZER_SETTINGS, "added_tokens.json"}:
+                raise ValueError(
+                    f"it has no tokenizer, none of {', '.join(TOKENIZER)}. Put in the one that "
+                    "it was trained with: AutoTokenizer.from_pretrained(…).save_pretrained("
+                    f"'{source.name}')."
+                ) from error
             raise ValueError(str(error).replace(folder, source.name)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError("The tokenizer has no vocabulary.")  # transformers 5 makes it up
@@ -207,6 +218,8 @@ def read_tokenizer_settings(source: Source, file: str = TOKENIZER_SETTINGS[0]) -
         settings["tokenizer_class"] = name
     elif name is not None and source.find("tokenizer.json") is not None:
         settings["tokenizer_class"] = ANY_FAST_TOKENIZER
+    if not isinstance(settings.get("model_max_length", 0), int | float):
+        del settings["model_max_length"]
     return settings
 
 
@@ -270,7 +283,10 @@ def read_weights(source: Source) -> dict[str, torch.Tensor]:
                 raise ValueError(f"{stem}{suffix}.index.json names no files of weights.")
             parts = [_read_tensors(source, shard) for shard in shards]
             return {name: tensor for part in parts for name, tensor in part.items()}
-    raise ValueError(f"there are no weights. {_without_weights(source)}")
+    reason = _without_weights(source)
+    if reason is not None:
+        raise NotBert(f"'{source.name}' has no weights for torch. {reason}")
+    raise ValueError("there are no weights. It needs model.safetensors or pytorch_model.bin.")
 
 
 def _is_shard(name: Any, suffix: str) -> bool:
@@ -318,19 +334,32 @@ def _unpickle(found: Path | bytes) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _without_weights(source: Source) -> str:
-    """What to do about a checkpoint without weights that can be read."""
-    if source.find("adapter_config.json") is not None:
+def _without_weights(source: Source) -> str | None:
+    """What to do about a checkpoint whose weights are of another kind; None if there are none."""
+    names = (source.read_json(CONFIG) or {}).get("architectures")
+    name = names[0] if isinstance(names, list) and names else "AutoModel"
+    loads = f"{name if re.fullmatch('[A-Za-z0-9]+', str(name)) else 'AutoModel'}.from_pretrained"
+    if source.find(_ADAPTER) is not None:
+        base = (source.read_json(_ADAPTER) or {}).get("base_model_name_or_path")
         return (
-            "It is an adapter without its base: merge the two with peft, "
-            "merge_and_unload().save_pretrained(…)."
+            f"It is a peft adapter of '{base}': merge the two with "
+            f"peft.AutoPeftModelFor….from_pretrained('{source.name}').merge_and_unload()"
+            ".save_pretrained(…), with the class of its task, save the tokenizer to the same "
+            "folder, and load that one."
         )
-    if source.find("tf_model.h5") is not None or source.find("flax_model.msgpack") is not None:
-        return (
-            "It has those of TensorFlow or Flax alone: save them for torch, "
-            "AutoModel.from_pretrained(…, from_tf=True).save_pretrained(…) with transformers 4."
-        )
-    return "It needs model.safetensors or pytorch_model.bin."
+    for file, kind, option in _FRAMEWORKS:
+        if source.find(file) is not None:
+            return (
+                f"It has those of {kind} alone ({file}): save them for torch with transformers 4, "
+                f"{loads}('{source.name}', {option}=True).save_pretrained(…)."
+            )
+    for file in ("model.onnx", "onnx/model.onnx"):
+        if source.find(file) is not None:
+            return (
+                f"It has a compiled graph alone ({file}), which can't be trained or shared by "
+                "heads. Load the checkpoint that it was exported from."
+            )
+    return None
 
 
 # --- model

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from spacy.training import Example
 
-from ..text.arrays import Bools1d, Ints1d, Ints2d
+from ..text.arrays import Ints1d, Ints2d
 from ..text.batch import PackedBatch
 from .pair_head import match_predictions
+from .qa_windows import DocWindows
 
 Floats1d = NDArray[np.float64]
 # The most spans that are looked at side by side: 8 MB for an array of float64.
@@ -37,22 +38,26 @@ class BestSpans(NamedTuple):
 def best_spans(logits: NDArray, batch: PackedBatch, *, max_length: int, n_best: int) -> BestSpans:
     """Find the best spans by array operations over a whole batch.
 
-    A span's logit is that of its start plus that of its end in one window; its start must be in
-    the window that holds it best (`run_squad.py` in google-research/bert). Logits of all windows
-    of a question are compared, and the softmax goes over all of its spans and "no answer" (Clark
-    & Gardner 2018, section 3.2). The logit of "no answer" is that of [CLS] as start and end in the
-    window where it is lowest: the others may just be the wrong windows.
+    A span's logit is that of its start plus that of its end in one window. Of the windows that
+    contain all of it, that is the one where its shorter side has the most context, of equals the
+    first: so each span is counted once. (`run_squad.py` in google-research/bert looks at the start
+    alone, and loses spans at the end of a window.) Logits of all windows of a question are
+    compared, and the softmax goes over all of its spans and "no answer" (Clark & Gardner 2018,
+    section 3.2). The logit of "no answer" is that of [CLS] as start and end in the window where it
+    is lowest: the others may just be the wrong windows. White space neither begins nor ends a span.
 
     `logits` are those of starts and ends (num_positions, 2); `max_length` is the longest span, in
-    wordpieces; none of the `n_best` spans overlaps a better one. Time is num_positions * max_length
-    * n_best; memory is bounded, whatever the longest span.
+    wordpieces; none of the `n_best` spans overlaps a better one. Where the offsets of `batch` were
+    widened to tokens, so are the spans; the logit of one is that of its wordpieces. Time is
+    num_positions * max_length * n_best; memory is bounded, whatever the longest span.
     """
     n_pairs = len(batch.num_windows)
-    pair_of = np.repeat(np.arange(n_pairs), batch.num_windows)
+    windows = DocWindows.of(batch)
+    pair_of = windows.pair_of
     null = np.full(n_pairs, np.inf)
     np.minimum.at(null, pair_of, logits[batch.cu_seqlens[:-1]].sum(axis=1, dtype=np.float64))
 
-    table = _SpanTable.of(logits, batch, max_length)
+    table = _SpanTable.of(logits, batch, windows, max_length)
     pairs = pair_of[table.window]
     starts, ends = np.zeros((2, n_pairs, n_best), dtype=np.int64)
     best = np.full((n_pairs, n_best), -np.inf)
@@ -98,24 +103,30 @@ class _SpanTable(NamedTuple):
     first_char: Ints1d
     last_char: Ints1d
     window: Ints1d
-    may_start: Bools1d  # in the window that holds the piece best
+    number: Ints1d  # of the piece, counted over all pieces of all windows
+    first_end: Ints1d  # numbers: the pieces at which a span that starts here may end, because
+    last_end: Ints1d  # this window has the most context for it
     max_length: int
 
     @staticmethod
-    def of(logits: NDArray, batch: PackedBatch, max_length: int) -> _SpanTable:
+    def of(logits: NDArray, batch: PackedBatch, windows: DocWindows, max_length: int) -> _SpanTable:
         offsets = batch.offsets
         assert offsets is not None
         positions = np.flatnonzero(offsets.ends > offsets.starts)
         window = np.repeat(np.arange(len(batch.seqlens)), batch.seqlens)[positions]
-        longest = int(np.bincount(window).max(initial=1))
+        number = (np.cumsum(offsets.starts >= 0) - 1)[positions]
+        left = number - (np.cumsum(windows.lengths) - windows.lengths)[window]
+        shortest, longest = _read_here(windows, window, left)
         return _SpanTable(
             logits[positions, 0],
             logits[positions, 1],
             offsets.starts[positions],
             offsets.ends[positions],
             window,
-            offsets.is_best[positions],
-            min(max_length, longest),
+            number,
+            number + shortest - 1,
+            number + np.minimum(longest, max_length) - 1,
+            min(max_length, int(np.bincount(window).max(initial=1))),
         )
 
     def chunks(self) -> Iterator[tuple[slice, NDArray, Ints2d]]:
@@ -127,9 +138,28 @@ class _SpanTable(NamedTuple):
             at = np.arange(rows.start, rows.stop)[:, None] + np.arange(self.max_length)
             inside = at < n
             at = np.minimum(at, n - 1)
-            inside &= (self.window[at] == self.window[rows, None]) & self.may_start[rows, None]
+            inside &= self.window[at] == self.window[rows, None]
+            end = self.number[at]
+            inside &= (end >= self.first_end[rows, None]) & (end <= self.last_end[rows, None])
             spans = self.start_logits[rows, None] + self.end_logits[at]
             yield rows, np.where(inside, spans, -np.inf), self.last_char[at]
+
+
+def _read_here(windows: DocWindows, window: Ints1d, left: Ints1d) -> tuple[Ints1d, Ints1d]:
+    """Give the shortest and the longest span that is read in the window of its first wordpiece.
+
+    `window` and `left` are the window of each first wordpiece, and how many wordpieces are before
+    it there. A span of n wordpieces has min(left, right) context, where right = length - left - n.
+    From one window to the next, left falls by the step s and right grows by e. So the next one has
+    no more context where left - s <= right, and the one before has less where right - e < left.
+    """
+    starts, ends = windows.starts, windows.starts + windows.lengths
+    same = windows.pair_of[1:] == windows.pair_of[:-1]
+    never = int(windows.lengths.max(initial=0)) + 1
+    steps = np.append(np.where(same, np.diff(starts), 2 * never), 2 * never)
+    growth = np.append(2 * never, np.where(same, np.diff(ends), 2 * never))
+    balance = windows.lengths[window] - 2 * left
+    return balance - growth[window] + 1, balance + steps[window]
 
 
 def _log_sum_exp(spans: NDArray) -> Floats1d:

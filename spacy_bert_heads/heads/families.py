@@ -3,8 +3,12 @@ layers, so that our heads begin, load and are exported as theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class Family:
     classifier: str = "classifier"
 
 
+# A tag that the checkpoint lacks starts as the nearest tag of its label, so much below it that it
+# never wins and takes less than e^-10 = 5e-5 of its probability; training brings it up from there.
+MARGIN = 10.0
 _ROBERTA = Family("classifier.dense", "classifier.out_proj")
 FAMILIES = {
     "albert": Family("albert.pooler"),
@@ -59,6 +66,22 @@ def dense_settings(config: Any, dropout: float) -> dict[str, Any]:
             }
         case _:
             return {"activation": "tanh"}
+
+
+def count_classes(weights: dict[str, Any], family: str, task: str) -> int | None:
+    """Count the classes that a checkpoint has weights for, whatever its configuration says; None if
+    it has no classifier. Raises ValueError if the family is not known."""
+    classifier = weights.get(f"{layer_names(family, task)['classifier']}.weight")
+    return None if classifier is None else len(classifier)
+
+
+def select_classes(
+    weights: dict[str, torch.Tensor], classes: Sequence[int], lacking: Sequence[bool]
+) -> dict[str, torch.Tensor]:
+    """The classifier's rows in another order; what is `lacking` starts below the row it is."""
+    selected = {name: tensor[list(classes)] for name, tensor in weights.items()}
+    selected["bias"][list(lacking)] -= MARGIN
+    return selected
 
 
 def layer_names(family: str, task: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from functools import cache
 from spacy.tokens import Doc
 from spacy.util import registry
 
-from ..text.doc_data import copy_of_list, set_value
+from ..text.user_data import copy_of_list, set_value
 from .declared import Score
 from .head import BertHead
 

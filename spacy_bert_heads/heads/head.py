@@ -15,16 +15,19 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.vocab import Vocab
 from thinc.api import Model, Optimizer
 
+from ..encoder.accumulation import has_gradients, scale_gradients
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss, note_loss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import HFClasses, Score
 from .free_text import parse_labels
+from .losses import num_items_of
 from .outputs import map_tensors
 from .stream import group_docs
 
 if TYPE_CHECKING:
+    from ..checks.findings import Check
     from ..data.records import Settings
 
 
@@ -70,6 +73,7 @@ class BertHead(TrainablePipe):
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
+        self._num_items = 0.0  # that the head's gradients are a mean over, since its last update
         for node in model.walk():  # an error before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
@@ -112,6 +116,12 @@ class BertHead(TrainablePipe):
         """Count the labels that a Doc is annotated with, for the report of `convert`."""
         return {}
 
+    def data_checks(self) -> "list[tuple[Check, str]]":
+        """List what `debug-data` looks for in a corpus, and what is so where nothing is found."""
+        from ..checks.heads import check_annotated
+
+        return [(check_annotated, "train and dev have annotated Docs")]
+
     # --- exchange with Hugging Face
 
     @classmethod
@@ -124,7 +134,7 @@ class BertHead(TrainablePipe):
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
         head's; `checkpoint` is the name for the message."""
-        return HFClasses({}, list(names), list(range(len(names))))
+        return HFClasses.as_they_are(names)
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
         """Take over what `read_hf` has found, before there are weights."""
@@ -225,12 +235,17 @@ class BertHead(TrainablePipe):
                 f"Annotate the data, name labels under [initialize.components.{self.name}.labels], "
                 f"or call nlp.get_pipe('{self.name}').add_label(…) before nlp.initialize()."
             )
-        unknown = sorted(set(self.cfg["class_weights"] or ()) - set(self.labels))
+        unknown = sorted(set(self.cfg["class_weights"] or ()) - set(self.weighted_labels))
         if unknown:
             raise ValueError(
                 f"class_weights of {self.name} names '{unknown[0]}', which is not among its "
-                f"labels: {', '.join(self.labels)}."
+                f"labels: {', '.join(self.weighted_labels)}."
             )
+
+    @property
+    def weighted_labels(self) -> tuple[str, ...]:
+        """What `class_weights` may name."""
+        return self.labels
 
     def _weights(self, logits: torch.Tensor) -> torch.Tensor:
         """A weight for each class (n_classes,)."""
@@ -262,8 +277,8 @@ class BertHead(TrainablePipe):
                 listener.skip()
         else:
             output, backprop = step
-            loss, gradient = self.get_loss(annotated, output)
-            backprop(gradient)
+            loss, gradient, num_items = self._differentiate(annotated, output)
+            self._backprop(gradient, backprop, num_items)
             note_loss(losses, self.name, loss)
             self.note_encoder([eg.predicted for eg in annotated])
         if sgd not in (None, False):
@@ -274,22 +289,46 @@ class BertHead(TrainablePipe):
         """Give the loss of annotated examples, a number, as torch computes with it.
 
         `output` is what `begin_update` gave. Whatever the loss learns with is in it, so that the
-        gradient by it is all that has to be known.
+        gradient by it is all that has to be known. `means.mean_over` makes a loss that says over
+        how many items it is a mean; otherwise each example counts as one.
         """
         raise NotImplementedError
 
     def get_loss(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any]:
         """Give the loss, and its gradient by the tensors of the model's output, in a structure like
         that of the output (spaCy's protocol; autograd does the rest)."""
+        loss, gradient, _ = self._differentiate(examples, scores)
+        return loss, gradient
+
+    def _differentiate(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any, float]:
+        """Give what `get_loss` does, and over how many items the loss is a mean."""
+        examples = list(examples)
         leaves = map_tensors(scores, lambda tensor: tensor.detach().requires_grad_())
         with torch.enable_grad():
-            loss = self.loss(list(examples), leaves)
+            loss = self.loss(examples, leaves)
         loss.backward()
 
         def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
-        return float(loss.detach()), map_tensors(leaves, gradient_of)
+        num_items = num_items_of(loss, default=len(examples))
+        return float(loss.detach()), map_tensors(leaves, gradient_of), num_items
+
+    def _backprop(self, gradient: Any, backprop: Callable[[Any], Any], num_items: float) -> None:
+        """Add a gradient to those of the sub-batches before it, as a mean over the items of all.
+        The encoder, which learns from other heads too, weights it by itself."""
+        if not has_gradients(shim_of(self.model).module):
+            self._num_items = 0.0
+        self._num_items += num_items
+        share = num_items / self._num_items if num_items else 1.0
+        if share < 1:
+            scale_gradients(self.model, 1 - share)
+            gradient = map_tensors(gradient, lambda part: part * share)
+        for listener in self._listeners():
+            listener.num_items, listener.share = num_items, share
+        backprop(gradient)
+        for listener in self._listeners():
+            listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         """Run the model with a graph on annotated examples, one at least.
@@ -345,6 +384,8 @@ class BertHead(TrainablePipe):
             if value != saved.get(key):
                 self.cfg[key] = value
         self.cfg["config"] = self._config
+        for label in self.labels:
+            self.vocab.strings.add(label)
         for listener in self._listeners():
             listener.trained_on = self.cfg.get("encoder")
             listener.trained_at = self.cfg.get("encoder_updates")

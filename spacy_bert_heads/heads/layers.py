@@ -19,6 +19,7 @@ from ..encoder.model import DocSample, PackedPairs, shim_of
 from ..encoder.parameters import copy_sharing
 from ..encoder.settings import Settings
 from ..encoder.shim import TorchShim, without_graph
+from ..text.arrays import sums
 from ..text.batch import PackedBatch, batch_of_tokens
 from .families import dense_settings
 from .modules import Classifier, PositionClassifier, SequenceClassifier, TokenClassifier
@@ -28,6 +29,8 @@ POOLINGS = ("cls", "pooler", "mean")
 MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
 # What configurations call the rate of a head alone.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
+# An attribute of token heads' models that a component sets, see `TokenClassifier.forward`.
+AGGREGATION = "aggregation"
 
 
 def build_token_head(
@@ -154,7 +157,7 @@ def check_max_windows(max_windows: int | None) -> int | None:
 
 def _build(
     name: str,
-    make_output: Callable[[torch.Tensor, PackedBatch], Any],
+    make_output: Callable[..., Any],
     module_class: type[Classifier],
     tok2vec: Model,
     settings: dict[str, Any],
@@ -204,6 +207,18 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
         module.start_from(checkpoint)
     shim_of(model).module = module
     return model
+
+
+def set_aggregation(model: Model, aggregation: str) -> None:
+    """Let a token head's model aggregate wordpieces so, see `TokenClassifier.forward`. Raises
+    ValueError if it has an LSTM, which reads one vector a token."""
+    if aggregation != "first" and model.attrs.get("lstm_width"):
+        raise ValueError(
+            f'aggregation is "{aggregation}", but the head\'s LSTM reads the first wordpiece of a '
+            f"token (lstm_width = {model.attrs['lstm_width']} in its model). Set aggregation = "
+            '"first", or train anew with lstm_width = 0.'
+        )
+    model.attrs[AGGREGATION] = aggregation
 
 
 def family_settings(
@@ -264,9 +279,17 @@ def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
     return module
 
 
-def token_output(logits: torch.Tensor, batch: PackedBatch) -> TokenLogits:
-    """Logits (num_tokens, n_classes) with what is known of the tokens."""
+def token_output(
+    logits: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
+) -> TokenLogits:
+    """Logits (num_tokens, n_classes) with what is known of the tokens; or those of wordpieces with
+    their offsets."""
     assert batch.tokens is not None
+    if aggregation == "simple" and batch.offsets is not None:
+        is_best = batch.offsets.is_best
+        offsets = np.stack([batch.offsets.starts[is_best], batch.offsets.ends[is_best]], axis=1)
+        lengths = sums(sums(is_best, batch.seqlens), batch.num_windows)
+        return TokenLogits(logits, np.ones(len(logits), dtype=np.bool_), lengths, offsets)
     return TokenLogits(logits, batch.tokens.num_wordpieces > 0, batch.tokens.num_tokens)
 
 
@@ -287,7 +310,7 @@ def span_output(logits: torch.Tensor, batch: PackedBatch) -> SpanLogits:
 
 
 def forward(
-    make_output: Callable[[torch.Tensor, PackedBatch], Any],
+    make_output: Callable[..., Any],
     model: Model,
     inputs: list[Doc] | PackedPairs,
     is_train: bool,
@@ -303,14 +326,15 @@ def forward(
     foreign = not isinstance(vectors, HiddenStates)
     hidden = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
+    how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
     if not is_train:
         module = shim.derive(lambda module, precision: copy_sharing(module).eval())
-        logits = without_graph(lambda: module(hidden.states, hidden.batch))
-        return make_output(logits, hidden.batch), lambda gradient: inputs
+        logits = without_graph(lambda: module(hidden.states, hidden.batch, **how))
+        return make_output(logits, hidden.batch, **how), lambda gradient: inputs
 
     states = hidden.states.detach().requires_grad_()
     with shim.training():
-        output = make_output(shim.module(states, hidden.batch), hidden.batch)
+        output = make_output(shim.module(states, hidden.batch, **how), hidden.batch, **how)
 
     def backprop(gradient: Any) -> Any:
         shim.backward(tensors_of(output), tensors_of(gradient))

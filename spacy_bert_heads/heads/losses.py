@@ -1,13 +1,11 @@
-"""Losses that several heads share."""
-
-from collections.abc import Sequence
+"""Losses that several heads share. They are means, and know over how many items."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..text.arrays import Ints1d
-from .outputs import TokenLogits
+from .outputs import SpanLogits
 
 
 def cross_entropy(
@@ -29,10 +27,50 @@ def cross_entropy(
     total = F.cross_entropy(
         logits, gold, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
-    return total / weight.sum().clamp(min=torch.finfo(logits.dtype).tiny)
+    return mean_over(total, weight.sum())
 
 
-def token_loss(output: TokenLogits, classes: Sequence[int]) -> torch.Tensor:
-    """Cross-entropy in nats, a mean over the tokens that have a class (not -1) and a wordpiece."""
-    known = np.where(output.has_wordpiece, np.asarray(classes, dtype=np.int64), -1)
-    return cross_entropy(output.logits, known)
+def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Tensor:
+    """Divide a sum of losses by the number of its items, or by their weight; 0 for no items.
+
+    The loss knows what it was divided by (`num_items_of`). The sub-batches of `accumulate_gradient`
+    are weighted by that, so that their gradient is the one of the whole batch.
+    """
+    number = float(num_items)
+    loss = total / (number or 1.0)
+    loss.num_items = number  # type: ignore[attr-defined]
+    return loss
+
+
+def num_items_of(loss: torch.Tensor, *, default: float) -> float:
+    """Give the number of items of a loss that `mean_over` has given, else the default."""
+    return getattr(loss, "num_items", default)
+
+
+def span_loss(output: SpanLogits) -> torch.Tensor:
+    """Softmax cross-entropy in nats of start and end, over the wordpieces of each window and [CLS],
+    which stands for "not here"; a mean over windows (BERT, sections 4.2 and 4.3)."""
+    batch, targets = output.batch, output.targets
+    assert batch.offsets is not None and targets is not None
+    device = output.logits.device
+    begins = batch.cu_seqlens[:-1]
+    candidate = batch.offsets.starts >= 0
+    candidate[begins] = True
+    window = np.repeat(np.arange(len(begins)), batch.seqlens)[candidate]
+    logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
+    sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(begins))
+    known = targets[:, 0] >= 0
+    positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
+    losses = (sums - output.logits.gather(0, positions)).sum(1)
+    total = 0.5 * (losses * torch.from_numpy(known).to(device)).sum()
+    return mean_over(total, int(known.sum()))
+
+
+def log_sum_exp(logits: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """The logarithm of the sum of exponentials of each group of rows, column by column: logits
+    (n, 2) with the number of each row's group (n,) become (n_groups, 2)."""
+    index = groups[:, None].expand_as(logits)
+    tops = torch.full((n_groups, logits.shape[1]), -torch.inf, device=logits.device)
+    tops = tops.scatter_reduce(0, index, logits.detach(), "amax")
+    sums = torch.zeros_like(tops).index_add(0, groups, (logits - tops[groups]).exp())
+    return sums.log() + tops

@@ -100,6 +100,9 @@ class PositionClassifier(Classifier):
         return self.classify(states)
 
 
+AGGREGATIONS = ("first", "average", "max", "simple")
+
+
 class TokenClassifier(Classifier):
     """Classify every token by the hidden state of its first wordpiece, perhaps with an LSTM over
     the Doc.
@@ -120,10 +123,24 @@ class TokenClassifier(Classifier):
                 width, lstm_width, num_layers=2, bidirectional=True, batch_first=True
             )
 
-    def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def forward(
+        self, states: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
+    ) -> torch.Tensor:
         """Hidden states (num_positions, width) to logits (num_tokens, n_classes); a token without
-        wordpieces has those of zeros."""
+        wordpieces has those of zeros.
+
+        `aggregation` is what transformers' pipeline calls so: the logits of a token are those of
+        its "first" wordpiece, the logarithm of the "average" of its wordpieces' probabilities, or
+        the logits of the wordpiece whose best class has the "max" probability. "simple" gives
+        the logits of every wordpiece (num_wordpieces, n_classes).
+        """
         assert batch.tokens is not None
+        if aggregation == "simple" and batch.offsets is not None:
+            positions = np.flatnonzero(batch.offsets.is_best)
+            return self.classify(states.index_select(0, _to(positions, states)))
+        if aggregation in ("average", "max"):
+            logits = self.classify(states.index_select(0, _to(batch.tokens.positions, states)))
+            return aggregate(logits, batch.tokens.num_wordpieces, aggregation)
         first = batch.tokens.first_positions()
         tokens = states.index_select(0, _to(np.maximum(first, 0), states))
         if (first < 0).any():
@@ -144,6 +161,25 @@ class TokenClassifier(Classifier):
         data = self.dropout(tokens).index_select(0, _to(np.argsort(rows), tokens))
         packed, _ = self.lstm(PackedSequence(data, torch.from_numpy(sizes)))
         return packed.data.index_select(0, _to(rows, tokens))
+
+
+def aggregate(logits: torch.Tensor, num_wordpieces: Ints1d, aggregation: str) -> torch.Tensor:
+    """Give the logits of tokens (num_tokens, n_classes) by those of their wordpieces
+    (num_wordpieces, n_classes), token after token; see `TokenClassifier`."""
+    number = np.repeat(np.arange(len(num_wordpieces)), num_wordpieces)
+    token, n = _to(number, logits), len(num_wordpieces)
+    p = logits.softmax(-1)
+    if aggregation == "average":
+        sums = logits.new_zeros(n, logits.shape[1]).index_add(0, token, p)
+        means = sums / _to(np.maximum(num_wordpieces, 1), logits).unsqueeze(1)
+        return means.clamp(min=torch.finfo(means.dtype).tiny).log()
+    best = p.detach().amax(dim=1)
+    of_token = best.new_zeros(n).scatter_reduce(0, token, best, "amax")
+    place = torch.arange(len(best), device=best.device)
+    place = place.masked_fill(best < of_token[token], len(best))
+    first = place.new_full((n,), len(best)).scatter_reduce(0, token, place, "amin")
+    padded = torch.cat([logits, logits.new_zeros(1, logits.shape[1])])  # for those without any
+    return padded.index_select(0, first)
 
 
 class SequenceClassifier(Classifier):

@@ -18,20 +18,20 @@ from thinc.api import Model
 from ..data.annotations import read_spans
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..text.doc_data import (
-    ENT_SCORES,
-    get_ent_score,
-    get_ent_scores,
-    register_extension,
-    set_value,
-)
+from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
+from ..text.user_data import set_value
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
 from .find import register_extensions
+from .free_text import read_text
+from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
-from .losses import token_loss
+from .layers import set_aggregation
+from .modules import AGGREGATIONS
+from .negations import check_label_smoothing, tag_loss
 from .outputs import TokenLogits
 from .tags import SCHEMES, STRICT_SCHEMES, read_tags
+from .units import ALIGNMENT_MODES, Units, to_tokens
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
@@ -56,6 +56,11 @@ SCORES = {
         "scheme": "BIO",
         "threshold": 0.0,
         "spans_key": None,
+        "incorrect_spans_key": None,
+        "alignment_mode": "strict",
+        "aggregation": "first",
+        "class_weights": None,
+        "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -67,9 +72,18 @@ def make_bert_ner(
     scheme: str,
     threshold: float,
     spans_key: str | None,
+    incorrect_spans_key: str | None,
+    alignment_mode: str,
+    aggregation: str,
+    class_weights: dict[str, float] | str | None,
+    label_smoothing: float,
     scorer: Callable | None,
 ) -> "BertNER":
     """Create a named entity recognizer.
+
+    Entities are learned without white space and characters of no width at their borders, and never
+    found with them. A gold entity whose label is `!PERSON` says that these tokens are no PERSON,
+    and says nothing else about them.
 
     nlp (Language): The pipeline.
     name (str): The component's name.
@@ -81,8 +95,21 @@ def make_bert_ner(
     spans_key (Optional[str]): A span group for the entities and their probabilities,
         `doc.spans[spans_key].attrs["scores"]`; None for none. A group does not survive spaCy's
         retokenizer, which leaves its spans where they were; `doc._.ent_scores` does.
+    incorrect_spans_key (Optional[str]): A span group of gold Docs with spans that are no entities
+        of their label, as Prodigy's rejected ones. Other borders or another label may be right.
+    alignment_mode (str): What becomes of entities that begin or end inside a token, because the
+        gold data has other tokens or because a wordpiece does ("simple" below): "strict" leaves
+        them out, "contract" takes the tokens inside, "expand" all tokens that they touch.
+    aggregation (str): How a token is classified, as transformers' pipelines call it: by its "first"
+        wordpiece, by the "average" of its wordpieces' probabilities, by the wordpiece of the "max"
+        probability; or "simple": wordpieces have the tags, and `alignment_mode` finds the tokens.
+        It can be changed when a pipeline is loaded.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label, "O" for tokens of no
+        entity; 1 if not named.
+    label_smoothing (float): As in torch's cross-entropy, 0 to 1.
     scorer (Optional[Callable]): The scorer.
     """
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
     return BertNER(
         nlp.vocab,
         model,
@@ -90,6 +117,11 @@ def make_bert_ner(
         scheme=scheme,
         threshold=threshold,
         spans_key=spans_key,
+        incorrect_spans_key=incorrect_spans_key,
+        alignment_mode=alignment_mode,
+        aggregation=aggregation,
+        class_weights=weights,
+        label_smoothing=label_smoothing,
         scorer=scorer,
     )
 
@@ -97,16 +129,8 @@ def make_bert_ner(
 class BertNER(BertHead):
     """Recognize named entities. They are written to `doc.ents` beside those that are there
     already, which win where they overlap, and their probabilities to `doc._.ent_scores`, where
-    `ent._.ent_score` finds them.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], TokenLogits]): The token head.
-    name (str): The component's name.
-    scheme (str): "BIO", "BILOU", "IOB", "IOBES" or "IO".
-    threshold (float): Entities less probable than this are left out.
-    spans_key (Optional[str]): The span group for entities and probabilities.
-    scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If there is no such scheme, or the threshold is no probability.
+    `ent._.ent_score` finds them. The settings are those of `make_bert_ner`; ValueError if one has
+    no such value.
     """
 
     factory = "bert_ner"
@@ -123,12 +147,23 @@ class BertNER(BertHead):
         scheme: str = "BIO",
         threshold: float = 0.0,
         spans_key: str | None = None,
+        incorrect_spans_key: str | None = None,
+        alignment_mode: str = "strict",
+        aggregation: str = "first",
+        class_weights: dict[str, float] | None = None,
+        label_smoothing: float = 0.0,
         scorer: Callable | None = None,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"Unknown scheme '{scheme}'. Choose one of: {', '.join(SCHEMES)}.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        for setting, value, values in (
+            ("alignment_mode", alignment_mode, ALIGNMENT_MODES),
+            ("aggregation", aggregation, AGGREGATIONS),
+        ):
+            if value not in values:
+                raise ValueError(f"{setting} is '{value}'. Choose one of: {', '.join(values)}.")
         register_extensions()
         super().__init__(
             vocab,
@@ -136,9 +171,15 @@ class BertNER(BertHead):
             name,
             scorer=scorer,
             scheme=scheme,
+            class_weights=class_weights,
             threshold=threshold,
             spans_key=spans_key,
+            incorrect_spans_key=incorrect_spans_key,
+            alignment_mode=alignment_mode,
+            aggregation=aggregation,
+            label_smoothing=check_label_smoothing(label_smoothing),
         )
+        self._moved, self._dropped, self._lost = make_warnings(name)
 
     @property
     def tags(self) -> list[str]:
@@ -150,11 +191,18 @@ class BertNER(BertHead):
     def n_classes(self) -> int:
         return len(self.tags)
 
+    @property
+    def weighted_labels(self) -> tuple[str, ...]:
+        return ("O", *self.labels)
+
     def has_gold(self, example: Example) -> bool:
-        return example.reference.has_annotation("ENT_IOB")
+        reference = example.reference
+        wrong = reference.spans.get(self.cfg["incorrect_spans_key"], ())
+        return reference.has_annotation("ENT_IOB") or len(wrong) > 0
 
     def labels_of(self, example: Example) -> Iterable[str]:
-        return (ent.label_ for ent in example.reference.ents)
+        labels = (ent.label_ for ent in example.reference.ents)
+        return (label for label in labels if not is_negated(label, self.labels))
 
     @classmethod
     def set_extensions(cls) -> None:
@@ -170,6 +218,15 @@ class BertNER(BertHead):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         return Counter(ent.label_ for ent in doc.ents)
 
+    def data_checks(self) -> list:
+        from ..checks.heads import check_entity_borders, check_entity_tokens
+
+        return [
+            *super().data_checks(),
+            (check_entity_borders, "no entity begins or ends with white space"),
+            (check_entity_tokens, "all entities are made of whole tokens"),
+        ]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return 2 if "O" in names else 0  # else every token is of some class
@@ -177,7 +234,9 @@ class BertNER(BertHead):
     @classmethod
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         tags = read_tags(names)
-        return HFClasses({"scheme": tags.scheme}, tags.labels, tags.classes)
+        lacking = [number < 0 for number in tags.classes]
+        settings = {"scheme": tags.scheme}
+        return HFClasses(settings, tags.labels, tags.nearest_classes(), lacking)
 
     def hf_names(self) -> list[str]:
         if self.cfg["scheme"] == "IO":
@@ -199,32 +258,56 @@ class BertNER(BertHead):
         super()._settle()
         return self
 
+    def predict(self, docs: Iterable[Doc]) -> TokenLogits:
+        set_aggregation(self.model, self.cfg["aggregation"])
+        return self.model.predict(list(docs))
+
+    def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
+        set_aggregation(self.model, self.cfg["aggregation"])
+        return super().begin_update(examples)
+
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
-        """Cross-entropy in nats, a mean over the tokens that are annotated and have a wordpiece."""
-        number = {tag: i for i, tag in enumerate(self.tags)}
-        rename = SCHEMES[self.cfg["scheme"]]
-        classes: list[int] = []
-        for example in examples:
-            for tag in example.get_aligned_ner():
-                if tag is None or tag[0] in "-":
-                    classes.append(-1)
-                elif tag == "O":
-                    classes.append(0)
-                else:
-                    prefix, _, label = tag.partition("-")
-                    classes.append(number.get(f"{rename[prefix]}-{label}", -1))
-                    if classes[-1] < 0:
-                        self.warn_unknown(label)
-        return token_loss(output, classes)
+        """Cross-entropy in nats, and −log(1 − p) of what is known to be wrong: a weighted mean over
+        the tokens that are annotated and can have a tag, and over the spans that are wrong."""
+        units = Units.of(output, [example.predicted for example in examples])
+        gold = read_gold(
+            examples,
+            units,
+            labels=self.labels,
+            mode=self.cfg["alignment_mode"],
+            incorrect_spans_key=self.cfg["incorrect_spans_key"],
+        )
+        self._moved.add_new(gold.moved)
+        self._dropped.add_new(gold.dropped)
+        for label in sorted({span.label for span in gold.entities}.difference(self.labels)):
+            self.warn_unknown(label)
+        by_label = self.cfg["class_weights"] or {}
+        weights = [by_label.get(tag[2:] or tag, 1.0) for tag in self.tags]
+        scheme = self.cfg["scheme"]
+        return tag_loss(
+            output.logits,
+            tag_classes(gold, self.tags, scheme),
+            weights=output.logits.new_tensor(weights),
+            label_smoothing=self.cfg["label_smoothing"],
+            negations=negations(gold, units, self.tags, scheme, weights),
+        )
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Score the examples that are annotated. What is annotated as no entity of a label counts
+        as not annotated."""
+        return super().score((without_negated(eg, self.labels) for eg in examples), **kwargs)
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the entities."""
+        units = Units.of(output, docs)
         spans = decode(
-            output,
+            output._replace(has_wordpiece=units.tagged),
             self.tags,
             strict=self.cfg["scheme"] in STRICT_SCHEMES,
             threshold=self.cfg["threshold"],
         )
+        if output.offsets is not None:
+            spans = to_tokens(spans, units, docs, self.cfg["alignment_mode"], self._lost.add)
         labels = np.asarray([self.vocab.strings.add(label) for label in self.labels], dtype="u8")
         rows = list(
             zip(
@@ -243,12 +326,8 @@ class BertNER(BertHead):
         """Write one Doc's entities: (start, end, label, score). Those of earlier components stay,
         so a second recognizer adds to the first; what this one found before gives way."""
         before = get_ent_scores(doc)
-        own = {
-            (entry["start_char"], entry["end_char"], entry["label"])
-            for entry in before
-            if entry["component"] == self.name
-        }
-        others = [e for e in doc.ents if (e.start_char, e.end_char, e.label_) not in own]
+        own = {_place(doc, entry) for entry in before if entry["component"] == self.name}
+        others = [e for e in doc.ents if (e.start, e.end, e.label_) not in own]
         others = self._without_group(doc, others)
         blocked = blocked_tokens(doc)
         taken = {token for ent in others for token in range(ent.start, ent.end)}.union(blocked)
@@ -298,6 +377,13 @@ class BertNER(BertHead):
         scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
         doc.spans[key] = [span for span, _ in scored]
         doc.spans[key].attrs["scores"] = [score for _, score in scored]
+
+
+def _place(doc: Doc, entry: dict[str, Any]) -> tuple[int, int, str] | None:
+    """Find the tokens of an entry of `doc._.ent_scores`: all that it touches, which may have been
+    merged or split since."""
+    span = doc.char_span(entry["start_char"], entry["end_char"], alignment_mode="expand")
+    return None if span is None else (span.start, span.end, entry["label"])
 
 
 def blocked_tokens(doc: Doc) -> list[int]:

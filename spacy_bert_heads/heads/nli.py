@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,15 @@ from ..data.annotations import read_hypotheses
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
-from ..text.doc_data import check_texts, copy_of_list, drop_results, make_verdict, set_value
-from .declared import Score, score_weights
+from ..text.doc_data import check_texts, drop_results, make_verdict
+from ..text.user_data import copy_of_list, set_value
+from .declared import HFClasses, Score, check_softmax, score_weights
 from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
+SOFTMAXES = ("labels", "contradiction", "categories")
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
     "pooling": "pooler",
@@ -46,6 +48,7 @@ SCORES = {
         "model": DEFAULT_MODEL,
         "hypotheses": [],
         "categories": {},
+        "category_softmax": "labels",
         "class_weights": None,
         "scorer": {"@scorers": "spacy_bert_heads.nli_scorer.v1"},
     },
@@ -57,6 +60,7 @@ def make_bert_nli(
     model: Model[PackedPairs, torch.Tensor],
     hypotheses: list[str] | str,
     categories: dict[str, str] | str,
+    category_softmax: str,
     class_weights: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
@@ -70,6 +74,11 @@ def make_bert_nli(
     categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
         entails it is written to `doc.cats`. In a config file these settings stand as JSON in a
         string if they have characters that mean something there, see `as_setting`.
+    category_softmax (str): What that probability is among. "labels": entailment among all labels.
+        "contradiction": entailment against contradiction, each category by itself, as with
+        Hugging Face's `multi_label=True`. "categories": the logits of entailment of all categories,
+        so that they add up to 1, as with `multi_label=False`; of one category alone that would
+        always be 1, so it is weighed against contradiction.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     """
@@ -82,6 +91,7 @@ def make_bert_nli(
         name,
         hypotheses=own_texts,
         categories=texts_of,
+        category_softmax=category_softmax,
         class_weights=weights,
         scorer=scorer,
     )
@@ -125,6 +135,13 @@ def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     }
 
 
+class Judged(NamedTuple):
+    """What a pair came to."""
+
+    verdict: dict[str, Any]
+    logits: torch.Tensor  # (n_labels,)
+
+
 class BertNLI(BertPairHead):
     """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`.
 
@@ -133,6 +150,7 @@ class BertNLI(BertPairHead):
     name (str): The component's name.
     hypotheses (Sequence[str]): What to ask of Docs that bring no hypotheses of their own.
     categories (Optional[Dict[str, str]]): A hypothesis for each category of `doc.cats`.
+    category_softmax (str): "labels", "contradiction" or "categories", see `make_bert_nli`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     RAISES (ValueError): If a setting makes no sense.
@@ -154,10 +172,17 @@ class BertNLI(BertPairHead):
         *,
         hypotheses: Sequence[str] = (),
         categories: dict[str, str] | None = None,
+        category_softmax: str = "labels",
         class_weights: dict[str, float] | None = None,
         scorer: Callable | None = score_nli,
     ) -> None:
+        if category_softmax not in SOFTMAXES:
+            raise ValueError(
+                f"category_softmax of {name} is {category_softmax!r}; choose one of: "
+                f"{', '.join(SOFTMAXES)}."
+            )
         self.categories = dict(categories or {})
+        self.category_softmax = category_softmax
         super().__init__(
             vocab,
             model,
@@ -196,24 +221,30 @@ class BertNLI(BertPairHead):
         single = config.problem_type in (None, cls.hf_problem_type)
         return 2 if single and any(map(is_entailment, names)) else 0
 
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        check_softmax(names, checkpoint)
+        return super().read_hf(config, names, checkpoint)
+
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.
         `output` has the logits (n_pairs, n_labels)."""
         number = {label: i for i, label in enumerate(self.labels)}
         classes = []
         for example in examples:
-            for _, entry in self.gold_pairs(example):
+            for _, entry in self.taught_pairs(example):
                 if entry["label"] not in number:
                     self.warn_unknown(entry["label"])
                 classes.append(number.get(entry["label"], -1))
         return cross_entropy(output, np.asarray(classes), weights=self._weights(output))
 
-    def read_out(self, output: torch.Tensor) -> Iterable[dict[str, Any]]:
+    def read_out(self, output: torch.Tensor) -> Iterable[Judged]:
         """Give a verdict for each pair, from the logits (n_pairs, n_labels)."""
         labels = self.labels
-        for row in output.softmax(-1).tolist():
+        for row, logits in zip(output.softmax(-1).tolist(), output.float().cpu(), strict=True):
             probabilities = dict(zip(labels, row, strict=True))
-            yield make_verdict(max(labels, key=probabilities.__getitem__), probabilities)
+            label = max(labels, key=probabilities.__getitem__)
+            yield Judged(make_verdict(label, probabilities), logits)
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
         """Write the verdicts, and what the categories' hypotheses came to.
@@ -221,25 +252,48 @@ class BertNLI(BertPairHead):
         docs (Sequence[Doc]): The Docs.
         results (list): What `predict` gave.
         """
-        for doc, (texts, verdicts) in zip(docs, results, strict=True):
+        for doc, (texts, judged) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
             if n_own:
-                set_value("nli", doc, verdicts[:n_own])
+                set_value("nli", doc, [one and one.verdict for one in judged[:n_own]])
             else:
                 drop_results(doc, self.output_name)
-            for category, verdict in zip(self.categories, verdicts[n_own:], strict=True):
-                doc.cats[category] = verdict["scores"][self.entailment]
+            if self.categories:
+                logits = torch.stack([one.logits for one in judged[n_own:]])
+                scores = self._category_scores(logits).tolist()
+                doc.cats.update(zip(self.categories, scores, strict=True))
+
+    def _category_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """The probability of each category (n_categories,), from logits (n_categories, n_labels)
+        of its hypothesis."""
+        entailment = self.labels.index(self.entailment)
+        if self.category_softmax == "labels":
+            return logits.softmax(-1)[:, entailment]
+        if self.category_softmax == "categories" and len(logits) > 1:
+            return logits[:, entailment].softmax(0)
+        both = [entailment, self.labels.index(self.contradiction)]
+        return logits[:, both].softmax(-1)[:, 0]
 
     @property
     def entailment(self) -> str:
-        """RETURNS (str): The label that says that the hypothesis follows.
-        RAISES (ValueError): If no label is called so.
-        """
+        """The label that says that the hypothesis follows. Raises ValueError if none is called
+        so."""
+        return self._find_label("entail", "entailment")
+
+    @property
+    def contradiction(self) -> str:
+        """The label that says that the hypothesis is false; of two labels the one that is not
+        entailment. Raises ValueError if there is none."""
+        if len(self.labels) == 2:
+            return next(label for label in self.labels if label != self.entailment)
+        return self._find_label("contradict", "contradiction")
+
+    def _find_label(self, beginning: str, name: str) -> str:
         for label in self.labels:
-            if is_entailment(label):
+            if label.lower().startswith(beginning):
                 return label
         raise ValueError(
-            f"{self.name} has categories, but none of its labels is called entailment: "
+            f"{self.name} has categories, but none of its labels is called {name}: "
             f"{', '.join(self.labels)}. Train it with that label, or leave categories out."
         )
 
@@ -252,3 +306,5 @@ class BertNLI(BertPairHead):
             )
         if self.categories:
             _ = self.entailment  # raises
+            if self.category_softmax != "labels":
+                _ = self.contradiction

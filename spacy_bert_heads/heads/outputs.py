@@ -12,12 +12,15 @@ from ..text.batch import PackedBatch
 
 
 class TokenLogits(NamedTuple):
-    """The output of a token head for a batch, Doc after Doc."""
+    """The output of a token head for a batch, Doc after Doc. Its rows are the tokens, or with
+    `aggregation = "simple"` the wordpieces."""
 
     logits: torch.Tensor  # (num_tokens, num_classes), float32
     # (num_tokens,) False where a token has no wordpiece: nothing is known of it
     has_wordpiece: Bools1d
     lengths: Ints1d  # (num_docs,) tokens of each Doc
+    # Of wordpieces: the characters of each in its Doc (num_wordpieces, 2).
+    offsets: Ints2d | None = None
 
 
 class SpanLogits(NamedTuple):

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 from spacy.language import Language
@@ -14,8 +14,9 @@ from thinc.api import Model
 
 from ..encoder.listener import checkpoint_behind, pack_for
 from ..encoder.model import PackedPairs
-from ..text.doc_data import check_texts, get_list, inputs_of, register_extension, set_value
+from ..text.doc_data import check_texts, inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
+from ..text.user_data import get_list, set_value
 from .find import register_extensions
 from .head import BertHead
 
@@ -55,7 +56,7 @@ class BertPairHead(BertHead):
         super().__init__(vocab, model, name, scorer=scorer, **settings)
         self.texts = check_texts(texts, f"the config's '{self.input_name}'")
         self.extra = list(extra)
-        self._too_long: set[str] = set()
+        self._too_long: set[str] = set()  # found in training
 
     @classmethod
     def set_extensions(cls) -> None:
@@ -110,7 +111,14 @@ class BertPairHead(BertHead):
                 f"{start_of(doc)}"
             )
         for text, entry in zip(texts, entries, strict=True):
-            if entry is not None and text not in self._too_long:
+            if entry is not None:
+                yield text, entry
+
+    def taught_pairs(self, example: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield those of `gold_pairs` that the head learns from: texts that are too long to be read
+        count in scores, where they are wrong, but teach nothing."""
+        for text, entry in self.gold_pairs(example):
+            if text not in self._too_long:
                 yield text, entry
 
     def check_gold(self, example: Example) -> None:
@@ -137,11 +145,11 @@ class BertPairHead(BertHead):
         for example in examples:
             self.check_gold(example)
         while True:
-            annotated = [eg for eg in examples if self.has_gold(eg)]
-            if not annotated:
+            texts = [[text for text, _ in self.taught_pairs(eg)] for eg in examples]
+            docs = [eg.predicted for eg, asked in zip(examples, texts, strict=True) if asked]
+            texts = [asked for asked in texts if asked]
+            if not texts:
                 return None
-            docs = [eg.predicted for eg in annotated]
-            texts = [[text for text, _ in self.gold_pairs(eg)] for eg in annotated]
             try:
                 return self.pack(Pairs(docs, texts, self.doc_first), is_train=True)
             except TextTooLong as error:
@@ -152,6 +160,15 @@ class BertPairHead(BertHead):
         """Pack pairs as the encoder of this head reads them. Raises TextTooLong."""
         batch = pack_for(self.model.get_ref("tok2vec"), pairs, is_train=is_train)
         return PackedPairs(pairs.docs, batch)
+
+    def data_checks(self) -> list:
+        from ..checks.pairs import check_entries, check_second_texts
+
+        return [
+            *super().data_checks(),
+            (check_entries, "gold entries fit their second texts"),
+            (check_second_texts, "no second text is too long for the window"),
+        ]
 
     # --- predicting
 
@@ -186,14 +203,16 @@ class BertPairHead(BertHead):
         try:
             return list(self.read_out(self.model.predict(self.pack(pairs))))
         except TextTooLong as error:
-            too_long = set(error.texts)
-            if not too_long.isdisjoint(self.extra):  # of the config, so of every Doc
+            if not set(error.texts).isdisjoint(self.extra):  # of the config, so of every Doc
                 raise
             warnings.warn(f"{self.name} leaves a pair out: {error}", stacklevel=2)
-        left = [[text for text in texts if text not in too_long] for texts in pairs.texts]
+            left_out = set(error.pairs)
+        number = count()
+        left = [[text for text in texts if next(number) not in left_out] for texts in pairs.texts]
         parts = Pairs(pairs.docs, left, self.doc_first).split(MAX_CHARS)
         results = chain.from_iterable(map(self._read, parts))
-        return [None if text in too_long else next(results) for text in chain(*pairs.texts)]
+        num_pairs = sum(map(len, pairs.texts))
+        return [None if i in left_out else next(results) for i in range(num_pairs)]
 
     def read_out(self, output: Any) -> Iterable[Any]:
         """Give a result for each pair of a part, from the model's output."""

@@ -1,7 +1,10 @@
 """Where in a text the answer to a question stands, or that there is none."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,20 +18,17 @@ from thinc.api import Model
 from ..data.annotations import read_questions, set_questions
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..encoder.model import PackedPairs
-from ..text.doc_data import (
-    drop_results,
-    get_answers,
-    make_answer,
-    register_extension,
-    set_value,
-)
+from ..encoder.model import EncoderModel, PackedPairs, checkpoint_of, shim_of
+from ..text.doc_data import drop_results, get_answers, make_answer, register_extension
+from ..text.pairs import NoRoomForAnswers, Pairs
+from ..text.user_data import set_value
 from .answers import best_spans, best_threshold, score_qa
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
+from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
-from .qa_windows import choose_windows
+from .qa_windows import check_room, choose_windows, longest_everywhere, widen_to_tokens
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
@@ -50,6 +50,7 @@ SCORES = {
         "model": DEFAULT_MODEL,
         "questions": [],
         "max_answer_length": 30,
+        "alignment": "token",
         "alternatives": 0,
         "no_answer_threshold": None,
         "spans_key": None,
@@ -63,6 +64,7 @@ def make_bert_qa(
     model: Model[PackedPairs, SpanLogits],
     questions: list[str] | str,
     max_answer_length: int,
+    alignment: str,
     alternatives: int,
     no_answer_threshold: float | None,
     spans_key: str | None,
@@ -70,19 +72,15 @@ def make_bert_qa(
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[PackedPairs, SpanLogits]): The span head.
-    questions (List[str]): What to ask of Docs that bring no questions of their own, in
-        `doc._.questions` or in a context of `as_tuples`. In a config file they stand as JSON in a
-        string if there is a "$" in them, see `as_setting`.
-    max_answer_length (int): The longest answer, in wordpieces.
-    alternatives (int): How many more answers to give, none of which overlaps a better one.
-    no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above this
-        probability. None: tuned on the dev set in training.
-    spans_key (Optional[str]): A span group for the answers; None for none. A group does not
-        survive spaCy's retokenizer, which leaves its spans where they were.
-    scorer (Optional[Callable]): The scorer.
+    `questions` are what to ask of Docs that bring no questions of their own, in `doc._.questions`
+    or in a context of `as_tuples`; in a config file with a "$" they are JSON, see `as_setting`.
+    `max_answer_length` is the length of the longest answer in wordpieces; windows of a long Doc
+    overlap by as much as it needs, up to three quarters of a window. `alignment` "token" widens
+    answers to the borders of spaCy's tokens; "char" leaves them where the wordpieces begin and end,
+    which can be inside a word. `alternatives` is how many more answers to give, none of which
+    overlaps a better one. No answer is given where `no_answer_score` is above
+    `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span group
+    for the answers, None for none; a group does not survive spaCy's retokenizer.
     """
     (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
@@ -91,6 +89,7 @@ def make_bert_qa(
         name,
         questions=questions,
         max_answer_length=max_answer_length,
+        alignment=alignment,
         alternatives=alternatives,
         no_answer_threshold=no_answer_threshold,
         spans_key=spans_key,
@@ -103,32 +102,13 @@ def make_qa_scorer() -> Callable:
     return score_qa
 
 
-def log_sum_exp(logits: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
-    """The logarithm of the sum of exponentials of each group of rows, column by column: logits
-    (n, 2) with the number of each row's group (n,) become (n_groups, 2)."""
-    index = groups[:, None].expand_as(logits)
-    tops = torch.full((n_groups, logits.shape[1]), -torch.inf, device=logits.device)
-    tops = tops.scatter_reduce(0, index, logits.detach(), "amax")
-    sums = torch.zeros_like(tops).index_add(0, groups, (logits - tops[groups]).exp())
-    return sums.log() + tops
-
-
 class BertQA(BertPairHead):
     """Write an answer to each of `doc._.questions` to `doc._.answers`, and to a span group.
 
-    vocab (Vocab): The vocabulary.
-    model (Model[PackedPairs, SpanLogits]): The span head.
-    name (str): The component's name.
-    questions (Sequence[str]): What to ask of Docs that bring no questions of their own.
-    max_answer_length (int): The longest answer, in wordpieces.
-    alternatives (int): How many more answers to give.
-    no_answer_threshold (Optional[float]): No answer is given where `no_answer_score` is above it.
-        None: the first evaluation that follows an update (in `spacy train` that of the dev set)
-        sets it to what gives the best F1 there, for the evaluations after it and for saving.
-    spans_key (Optional[str]): The span group for the answers; None for none. A span's label is the
-        number of its question, Q1, Q2, ….
-    scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If a setting makes no sense.
+    The settings are those of `make_bert_qa`. With `no_answer_threshold = None` the first evaluation
+    that follows an update (in `spacy train` that of the dev set) sets the threshold to what gives
+    the best F1 there, for the evaluations after it and for saving. In a span group, a span's label
+    is the number of its question: Q1, Q2, …. Raises ValueError if a setting makes no sense.
     """
 
     factory = "bert_qa"
@@ -150,6 +130,7 @@ class BertQA(BertPairHead):
         *,
         questions: Sequence[str] = (),
         max_answer_length: int = 30,
+        alignment: str = "token",
         alternatives: int = 0,
         no_answer_threshold: float | None = None,
         spans_key: str | None = None,
@@ -157,6 +138,8 @@ class BertQA(BertPairHead):
     ) -> None:
         if max_answer_length < 1:
             raise ValueError(f"max_answer_length is {max_answer_length}; it must be 1 or more.")
+        if alignment not in ("token", "char"):
+            raise ValueError(f"alignment of {name} is {alignment!r}; it must be 'token' or 'char'.")
         if alternatives < 0:
             raise ValueError(f"alternatives is {alternatives}; it must be 0 or more.")
         if no_answer_threshold is not None and not 0 <= no_answer_threshold <= 1:
@@ -166,15 +149,18 @@ class BertQA(BertPairHead):
         super().__init__(vocab, model, name, texts=questions, scorer=scorer)
         self.cfg["no_answer_threshold"] = 0.5
         self.max_answer_length, self.alternatives = max_answer_length, alternatives
+        self.alignment = alignment
         self.fixed_threshold, self.spans_key = no_answer_threshold, spans_key
-        self._tunes = False
+        self._tunes = self._warned = False
 
     @property
     def no_answer_threshold(self) -> float:
-        """RETURNS (float): The threshold in force."""
+        """The threshold in force. Where none was ever set or tuned, as after `from_hf`, an answer
+        is always given."""
         if self.fixed_threshold is not None:
             return self.fixed_threshold
-        return self.cfg["no_answer_threshold"]
+        tuned = self.cfg["no_answer_threshold"]
+        return 1.0 if tuned is None else tuned
 
     # --- there are no labels
 
@@ -203,6 +189,12 @@ class BertQA(BertPairHead):
     def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
         set_questions(doc, read_questions(value, doc), settings)
 
+    def data_checks(self) -> list:
+        from ..checks.pairs import check_answers
+
+        passed = "all answers are in the text and can be given"
+        return [*super().data_checks(), (check_answers, passed)]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return 1
@@ -213,11 +205,11 @@ class BertQA(BertPairHead):
             raise ValueError(
                 f"'{checkpoint}' has {len(names)} outputs; answers need a start and an end."
             )
-        return HFClasses({}, [], [0, 1])
+        return HFClasses({}, [], [0, 1], [False, False])
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
-        # Hugging Face's pipelines always answer, unless asked not to. Training tunes this.
-        self.cfg["no_answer_threshold"] = 1.0
+        # Never set: it always answers, as Hugging Face's pipelines do. Training tunes this.
+        self.cfg["no_answer_threshold"] = None
 
     def hf_names(self) -> list[str]:
         return ["LABEL_0", "LABEL_1"]
@@ -227,8 +219,10 @@ class BertQA(BertPairHead):
     def initialize(  # type: ignore[override]
         self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
     ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder that reads pairs."""
+        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if
+        `max_answer_length` has no room in its windows."""
         super().initialize(get_examples, nlp=nlp, labels=())
+        self._check_room()
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
         """Start the threshold where an answer is always given, if every question has one."""
@@ -259,7 +253,7 @@ class BertQA(BertPairHead):
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
-        entries = [entry for eg in examples for _, entry in self.gold_pairs(eg)]
+        entries = [entry for eg in examples for _, entry in self.taught_pairs(eg)]
         places = [(entry["start_char"], entry["end_char"]) for entry in entries]
         batch, targets = choose_windows(pairs.batch, np.asarray(places, dtype=np.int64))
         output, backprop = self.model.begin_update(pairs._replace(batch=batch))
@@ -272,21 +266,47 @@ class BertQA(BertPairHead):
     update.__doc__ = BertPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
-        """Softmax cross-entropy in nats of start and end, over the wordpieces of each window and
-        [CLS], which stands for "not here"; a mean over windows (BERT, sections 4.2 and 4.3)."""
-        batch, targets = output.batch, output.targets
-        assert batch.offsets is not None and targets is not None
-        device = output.logits.device
-        begins = batch.cu_seqlens[:-1]
-        candidate = batch.offsets.starts >= 0
-        candidate[begins] = True
-        window = np.repeat(np.arange(len(begins)), batch.seqlens)[candidate]
-        logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
-        sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(begins))
-        known = targets[:, 0] >= 0
-        positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
-        losses = (sums - output.logits.gather(0, positions)).sum(1)
-        return 0.5 * (losses * torch.from_numpy(known).to(device)).sum() / max(int(known.sum()), 1)
+        """See `span_loss`."""
+        return span_loss(output)
+
+    # --- windows
+
+    def _settle(self) -> "BertQA":
+        super()._settle()
+        self._check_room()
+        return self
+
+    def _encoder_models(self) -> Iterator[EncoderModel]:
+        for listener in self._listeners():
+            if listener.upstream is not None:
+                yield listener.upstream.model
+        yield from (node for node in self.model.walk() if node.name == "bert_encoder")
+
+    def _check_room(self) -> None:
+        """Raise ValueError if the longest answer has no room beside any question; where it depends
+        on the question, `pack` says so."""
+        for model in self._encoder_models():
+            if not shim_of(model).has_module:
+                continue  # an encoder that comes later
+            tokenizer, window = checkpoint_of(model).tokenizer, model.attrs["window"]
+            check_room(self.name, self.max_answer_length, tokenizer, window)
+
+    def pack(self, pairs: Pairs, *, is_train: bool = False) -> PackedPairs:
+        """Pack pairs in windows that hold the longest answer wherever it is. To predict, offsets
+        become what answers are cut by, and NoRoomForAnswers is raised for long Docs beside
+        questions that leave too little of a window; training learns from what it can."""
+        wanted = self.max_answer_length
+        packed = super().pack(replace(pairs, longest_span=wanted), is_train=is_train)
+        if is_train:
+            return packed
+        batch, room = packed.batch, longest_everywhere(packed.batch)
+        lost = np.flatnonzero((batch.num_windows > 1) & (room < wanted)).tolist()
+        if lost:
+            texts = list(chain(*pairs.texts))
+            raise NoRoomForAnswers(lost, [texts[i] for i in lost], int(room[lost].min()), wanted)
+        if self.alignment == "token":
+            batch = widen_to_tokens(batch, pairs.docs, pairs.num_pairs)
+        return packed._replace(batch=batch)
 
     # --- predicting
 
@@ -318,6 +338,7 @@ class BertQA(BertPairHead):
                 continue
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
+            self._warn_unset(texts, answers)
             set_value("answers", doc, answers)
             if self.spans_key is None:
                 continue
@@ -333,20 +354,35 @@ class BertQA(BertPairHead):
         self, doc: Doc, doc_text: str, spans: list[tuple[int, int, float]], no_answer: float
     ) -> dict[str, Any]:
         make = partial(make_answer, doc, doc_text=doc_text, no_answer_score=no_answer)
-        found = []
-        for start, end, score in spans:
-            # Some tokenizers make pieces of white space, and an answer may begin with one.
-            text = doc_text[start:end]
-            start += len(text) - len(text.lstrip())
-            end -= len(text) - len(text.rstrip())
-            if start < end:
-                found.append(make(start, end, score=score))
+        found = [make(start, end, score=score) for start, end, score in spans]
         if found and no_answer <= self.no_answer_threshold:
             return {**found[0], "alternatives": found[1:]}
         # The best span stands behind "no answer", for whoever wants another threshold.
         return make(score=no_answer, alternatives=found)
 
     # --- the threshold
+
+    def _warn_unset(self, questions: list[str], answers: list[dict[str, Any] | None]) -> None:
+        """Say once that a threshold is missing, where that gives an answer that is less probable
+        than that there is none. Only checkpoints of `from_hf` have never had one."""
+        is_set = (self.fixed_threshold, self.cfg["no_answer_threshold"]) != (None, None)
+        if is_set or self._warned:
+            return
+        for question, answer in zip(questions, answers, strict=True):
+            if not answer or not answer["text"] or answer["no_answer_score"] <= 0.5:
+                continue
+            warnings.warn(
+                f"{self.name} answers '{question}' with '{answer['text']}', although it is more "
+                f"probable that there is no answer ({answer['no_answer_score']:.2f}): without a "
+                "no_answer_threshold a pipeline of from_hf always answers. If the checkpoint was "
+                "fine-tuned on questions without an answer too, as those of SQuAD 2, set it: "
+                f'nlp.get_pipe("{self.name}").cfg["no_answer_threshold"] = 0.5, or in spacy.load '
+                f'config={{"components.{self.name}.no_answer_threshold": 0.5}}. Set 1.0 to have '
+                "every question answered.",
+                stacklevel=2,
+            )
+            self._warned = True
+            return
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head; after an update, then set the

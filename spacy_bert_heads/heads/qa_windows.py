@@ -1,11 +1,19 @@
-"""What a QA head learns from: windows of the Doc, and the place of the answer in each."""
+"""What a QA head reads: windows of the Doc, the place of the answer in each, and the characters
+that an answer may consist of."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from ..text.arrays import Ints1d, Ints2d, sums
+import numpy as np
+from spacy.tokens import Doc
+
+from ..text.arrays import Ints1d, Ints2d, ranges, sums
 from ..text.batch import PackedBatch
+from ..text.packing import longest_span, max_second_text
+from ..text.wordpieces import WordpieceTokenizer, token_offsets, trim_offsets
 
 
 def choose_windows(batch: PackedBatch, answers: Ints2d) -> tuple[PackedBatch, Ints2d]:
@@ -34,8 +42,9 @@ def find_targets(batch: PackedBatch, answers: Ints2d) -> Ints2d:
     """Find the first and the last wordpiece of each pair's answer in its windows.
 
     `answers` are those of `choose_windows`. Returns both, counted from the window's first position
-    (num_sequences, 2). 0, which is [CLS], stands for "not here": the window doesn't contain all of
-    the answer. -1 says that nothing can be learned: no window contains all of it.
+    (num_sequences, 2); neither is white space. 0, which is [CLS], stands for "not here": the window
+    doesn't contain all of the answer. -1 says that nothing can be learned: no window contains all
+    of it. So what is learned can be predicted: `best_spans` reads a span in one of its windows.
     """
     offsets = batch.offsets
     assert offsets is not None
@@ -43,6 +52,7 @@ def find_targets(batch: PackedBatch, answers: Ints2d) -> Ints2d:
     pair_of = np.repeat(np.arange(len(batch.num_windows)), batch.num_windows)
     start, end = answers[np.repeat(pair_of, seqlens)].T
     inside = (offsets.starts < end) & (offsets.ends > start) & (start < end)
+    inside &= offsets.ends > offsets.starts
     here = sums(inside, seqlens)  # wordpieces of the answer in each window
     wanted = _count(pair_of, sums(inside & offsets.is_best, seqlens), len(answers))
     holds = (here == wanted[pair_of]) & (here > 0)
@@ -59,3 +69,71 @@ def find_targets(batch: PackedBatch, answers: Ints2d) -> Ints2d:
 def _count(pair_of: Ints1d, values: np.ndarray, num_pairs: int) -> np.ndarray:
     """Add up the values of each pair's windows."""
     return np.bincount(pair_of, weights=values, minlength=num_pairs)
+
+
+class DocWindows(NamedTuple):
+    """Where the windows of each pair are in its Doc, counted in wordpieces."""
+
+    pair_of: Ints1d  # (num_sequences,)
+    starts: Ints1d  # (num_sequences,)
+    lengths: Ints1d  # (num_sequences,)
+    overlaps: Ints1d  # (num_pairs,) of each window with the next
+
+    @staticmethod
+    def of(batch: PackedBatch) -> DocWindows:
+        """Find them in a batch with all windows of each pair."""
+        offsets, counts = batch.offsets, batch.num_windows
+        assert offsets is not None
+        lengths = sums(offsets.starts >= 0, batch.seqlens)
+        pair_of = np.repeat(np.arange(len(counts)), counts)
+        # A wordpiece that is in several windows is best in one of them.
+        repeated = sums(lengths - sums(offsets.is_best, batch.seqlens), counts)
+        overlaps = repeated // np.maximum(counts - 1, 1)
+        steps = lengths[np.cumsum(counts) - counts] - overlaps
+        starts = ranges(np.zeros_like(counts), counts) * steps[pair_of]
+        return DocWindows(pair_of, starts, lengths, overlaps)
+
+
+def longest_everywhere(batch: PackedBatch) -> Ints1d:
+    """Give for each pair the longest span, in wordpieces, that one window holds wherever it is in
+    the Doc; of a Doc in one window, all of it (num_pairs,)."""
+    windows = DocWindows.of(batch)
+    return np.where(
+        batch.num_windows > 1, windows.overlaps + 1, sums(windows.lengths, batch.num_windows)
+    )
+
+
+def check_room(name: str, wanted: int, tokenizer: WordpieceTokenizer, window: int) -> None:
+    """Raise ValueError if windows have no room for the longest answer beside any question. `wanted`
+    is the `max_answer_length` of the component `name`."""
+    lengths = np.asarray([1, max_second_text(tokenizer, window)])
+    most, least = longest_span(window - tokenizer.pair.num_special - lengths).tolist()
+    if wanted > most:
+        raise ValueError(
+            f"max_answer_length of {name} is {wanted}, but windows of {window} wordpieces have "
+            f"room for answers of at most {most} beside the shortest question, and of {least} "
+            f"beside the longest, which fills half of a window. Set max_answer_length to {least}, "
+            f"or to {most} if questions are short, or a larger window in the encoder's model."
+        )
+
+
+def widen_to_tokens(batch: PackedBatch, docs: Sequence[Doc], num_pairs: Ints1d) -> PackedBatch:
+    """Widen the offsets of wordpieces to the borders of spaCy's tokens, white space excluded.
+    `num_pairs` are the pairs of each Doc (num_docs,)."""
+    offsets = batch.offsets
+    assert offsets is not None
+    texts = [doc.text for doc in docs]
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    shift = np.cumsum(sizes) - sizes  # every Doc is behind the one before it
+    starts, ends, num_tokens = token_offsets(docs)
+    starts, ends = (side + np.repeat(shift, num_tokens) for side in (starts, ends))
+    trimmed_starts, trimmed_ends = trim_offsets("".join(texts), starts, ends)
+    pieces = np.flatnonzero(offsets.ends > offsets.starts)
+    pair_shift = np.repeat(np.repeat(shift, num_pairs), batch.num_windows)
+    moved = np.repeat(pair_shift, batch.seqlens)[pieces]
+    first = np.searchsorted(starts, offsets.starts[pieces] + moved, side="right") - 1
+    last = np.searchsorted(starts, offsets.ends[pieces] - 1 + moved, side="right") - 1
+    new_starts, new_ends = offsets.starts.copy(), offsets.ends.copy()
+    new_starts[pieces] = trimmed_starts[first] - moved
+    new_ends[pieces] = trimmed_ends[last] - moved
+    return replace(batch, offsets=replace(offsets, starts=new_starts, ends=new_ends))

@@ -13,9 +13,11 @@ from thinc.api import Model
 
 from ..data.records import check_text
 from ..encoder.model import shim_of
-from ..text.doc_data import copy_of_dict, get_dict, register_extension, set_value
+from ..text.doc_data import register_extension
+from ..text.user_data import copy_of_dict, get_dict, set_value
 from .declared import Score, score_weights
 from .head import BertHead
+from .losses import mean_over
 from .pair_head import start_of
 from .textcat import DEFAULT_MODEL
 
@@ -132,8 +134,7 @@ class BertRegression(BertHead):
     def start_from_data(self, examples: Iterable[Example]) -> None:
         gold = self.label_rows(map(gold_values, examples)).astype(np.float64)
         means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
-        # A new classifier gives about 0. The loss would first be the distance to the values, and
-        # the encoder would be changed to cover it before it learns in what texts differ.
+        # From 0 the encoder would first be changed to cover the distance to the values.
         module = shim_of(self.model).module
         module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
 
@@ -141,7 +142,7 @@ class BertRegression(BertHead):
         """Mean squared error over the annotated values of the logits (n_docs, n_labels)."""
         gold = torch.from_numpy(self.label_rows(map(gold_values, examples))).to(output.device)
         known = ~gold.isnan()
-        return ((output - gold.nan_to_num()).square() * known).sum() / known.sum().clamp(min=1)
+        return mean_over(((output - gold.nan_to_num()).square() * known).sum(), known.sum())
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
         """Write the logits (n_docs, n_labels), beside the values of other components."""

@@ -3,18 +3,21 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from spacy.language import Language
 from spacy.parts_of_speech import IDS as UNIVERSAL_TAGS
 from spacy.scorer import Scorer
-from spacy.tokens import Doc
+from spacy.tokens import Doc, Token
 from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
 from .declared import HFClasses, Score, score_weights
+from .free_text import read_text
+from .gold import is_negated
 from .head import BertHead
-from .losses import token_loss
+from .negations import Negation, check_label_smoothing, tag_loss
 from .ner import DEFAULT_MODEL
 from .outputs import TokenLogits
 
@@ -30,6 +33,9 @@ SCORES = {"tag_acc": Score("tags", 0.5), "pos_acc": Score("parts of speech", 0.5
     default_config={
         "model": DEFAULT_MODEL,
         "attr": "tag",
+        "overwrite": False,
+        "class_weights": None,
+        "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy_bert_heads.tagger_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -39,29 +45,51 @@ def make_bert_tagger(
     name: str,
     model: Model[list[Doc], TokenLogits],
     attr: str,
+    overwrite: bool,
+    class_weights: dict[str, float] | str | None,
+    label_smoothing: float,
     scorer: Callable | None,
 ) -> "BertTagger":
-    """Create a tagger.
+    """Create a tagger. A gold tag `!NN` says that a token is no NN, and says nothing else about it.
 
     nlp (Language): The pipeline.
     name (str): The component's name.
     model (Model[List[Doc], TokenLogits]): The token head.
     attr (str): What to learn and write: "tag" for `token.tag_`, "pos" for `token.pos_`.
+    overwrite (bool): Whether to replace tags that are there already, as spaCy's tagger.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
+    label_smoothing (float): As in torch's cross-entropy, 0 to 1.
     scorer (Optional[Callable]): The scorer.
     """
-    return BertTagger(nlp.vocab, model, name, attr=attr, scorer=scorer)
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    return BertTagger(
+        nlp.vocab,
+        model,
+        name,
+        attr=attr,
+        overwrite=overwrite,
+        class_weights=weights,
+        label_smoothing=label_smoothing,
+        scorer=scorer,
+    )
 
 
 def tagger_score(
     examples: Iterable[Example], *, attr: str = "tag", **kwargs: Any
 ) -> dict[str, Any]:
-    """Score one attribute of the tokens by spaCy's own `Scorer.score_token_attr`.
+    """Score one attribute of the tokens by spaCy's own `Scorer.score_token_attr`. Tokens of which
+    only a tag is known that is wrong (`!NN`) count as not annotated.
 
     examples (Iterable[Example]): The examples.
     attr (str): "tag" or "pos".
     RETURNS (Dict[str, Any]): `tag_acc` or `pos_acc`.
     """
-    return Scorer.score_token_attr(examples, attr, **kwargs)
+    labels = kwargs.pop("labels", ())
+
+    def get(token: Token, attr: str) -> int:
+        return 0 if is_negated(getattr(token, f"{attr}_"), labels) else getattr(token, attr)
+
+    return Scorer.score_token_attr(examples, attr, getter=get, **kwargs)
 
 
 def make_tagger_scorer() -> Callable:
@@ -71,14 +99,8 @@ def make_tagger_scorer() -> Callable:
 
 class BertTagger(BertHead):
     """Tag tokens. A token without a wordpiece keeps what it has; white space is tagged as spaCy
-    does, if the training data had such a tag.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], TokenLogits]): The token head.
-    name (str): The component's name.
-    attr (str): "tag" or "pos".
-    scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If there is no such attribute.
+    does, if the training data had such a tag. The settings are those of `make_bert_tagger`;
+    ValueError if one has no such value.
     """
 
     factory = "bert_tagger"
@@ -92,18 +114,31 @@ class BertTagger(BertHead):
         name: str = "bert_tagger",
         *,
         attr: str = "tag",
+        overwrite: bool = False,
+        class_weights: dict[str, float] | None = None,
+        label_smoothing: float = 0.0,
         scorer: Callable | None = None,
     ) -> None:
         if attr not in ATTRS:
             raise ValueError(f"attr is '{attr}'. Choose one of: {', '.join(ATTRS)}.")
-        super().__init__(vocab, model, name, scorer=scorer, attr=attr)
+        super().__init__(
+            vocab,
+            model,
+            name,
+            scorer=scorer,
+            class_weights=class_weights,
+            attr=attr,
+            overwrite=overwrite,
+            label_smoothing=check_label_smoothing(label_smoothing),
+        )
 
     def has_gold(self, example: Example) -> bool:
         return example.reference.has_annotation(self.cfg["attr"].upper())
 
     def labels_of(self, example: Example) -> Iterable[str]:
         attr = self.cfg["attr"] + "_"
-        return (getattr(token, attr) for token in example.reference if getattr(token, attr))
+        tags = (getattr(token, attr) for token in example.reference)
+        return (tag for tag in tags if tag and not is_negated(tag, self.labels))
 
     @property
     def writes(self) -> set[str]:
@@ -119,30 +154,49 @@ class BertTagger(BertHead):
         return super().read_hf(config, names, checkpoint)._replace(settings={"attr": attr})
 
     def scorer_settings(self) -> dict[str, Any]:
-        return {"attr": self.cfg["attr"]}
+        return {"attr": self.cfg["attr"], "labels": self.labels}
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
-        """Cross-entropy in nats, a mean over the tokens that are annotated and have a wordpiece."""
+        """Cross-entropy in nats, and −log(1 − p) of tags that are known to be wrong: a weighted
+        mean over the tokens that are annotated and have a wordpiece."""
         number = {label: i for i, label in enumerate(self.labels)}
-        classes: list[int] = []
-        for example in examples:
-            for label in example.get_aligned(self.cfg["attr"].upper(), as_string=True):
-                classes.append(number.get(label, -1) if label else -1)
-                if label and classes[-1] < 0:
-                    self.warn_unknown(label)
-        return token_loss(output, classes)
+        weights = self._weights(output.logits)
+        classes = np.full(len(output.has_wordpiece), -1, dtype=np.int64)
+        wrong: list[Negation] = []
+        tags = [t for eg in examples for t in eg.get_aligned(self.cfg["attr"].upper(), True)]
+        for i, tag in enumerate(tags):
+            if not tag:
+                continue
+            is_wrong = is_negated(tag, number)
+            found = number.get(tag[1:] if is_wrong else tag, -1)
+            if is_wrong and found >= 0 and output.has_wordpiece[i]:
+                mask = np.arange(len(number)) == found
+                wrong.append(Negation(np.asarray([i]), [mask], float(weights[found])))
+            elif not is_wrong and found < 0:
+                self.warn_unknown(tag)
+            elif not is_wrong and output.has_wordpiece[i]:
+                classes[i] = found
+        return tag_loss(
+            output.logits,
+            classes,
+            weights=weights,
+            label_smoothing=self.cfg["label_smoothing"],
+            negations=wrong,
+        )
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
-        """Write the tags."""
+        """Write the tags, where none is or `overwrite` is set."""
         attr = self.cfg["attr"] + "_"
         space = SPACE_TAGS[self.cfg["attr"]]
-        labels = self.labels
+        labels, overwrite = self.labels, self.cfg["overwrite"]
         best = iter(
             zip(output.logits.argmax(dim=1).tolist(), output.has_wordpiece.tolist(), strict=True)
         )
         for doc in docs:
             for token in doc:
                 label, has_wordpiece = next(best)
+                if getattr(token, attr) and not overwrite:
+                    continue
                 if has_wordpiece:
                     setattr(token, attr, labels[label])
                 elif token.is_space and space in labels:

@@ -12,6 +12,8 @@ BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
 IO = {"B": "I", "I": "I", "L": "I", "U": "I"}
 SCHEMES = {"BIO": BIO, "BILOU": BILOU, "IOB": BIO, "IOBES": BILOU, "IO": IO}
 STRICT_SCHEMES = ("BIO", "BILOU")
+# For each mark the others, the most like it first: what begins or ends where it does.
+_NEAREST = {"B": "BUIL", "I": "ILBU", "L": "LUIB", "U": "UBLI"}
 
 
 class Tags(NamedTuple):
@@ -20,6 +22,18 @@ class Tags(NamedTuple):
     scheme: str
     labels: list[str]
     classes: list[int]  # of the checkpoint, for each of our tags; -1 for one that it lacks
+
+    def nearest_classes(self) -> list[int]:
+        """Give the classes once more, with that of another tag of the label for one that the
+        checkpoint lacks."""
+        marks = list(dict.fromkeys(SCHEMES[self.scheme].values()))
+        nearest = [self.classes[0]]
+        for start in range(1, len(self.classes), len(marks)):
+            own = dict(zip(marks, self.classes[start : start + len(marks)], strict=True))
+            for mark in marks:
+                found = (own[other] for other in _NEAREST[mark] if own.get(other, -1) >= 0)
+                nearest.append(next(found))
+        return nearest
 
 
 def read_tags(names: Sequence[str]) -> Tags:
@@ -53,10 +67,12 @@ def read_tags(names: Sequence[str]) -> Tags:
     if marks == {"I"}:
         scheme = "IO"
     elif marks & {"L", "U"}:
-        scheme = "BILOU" if marks >= {"L", "U"} else "IOBES"
+        scheme = "BILOU"
     labels = list(dict.fromkeys(label for _, label in found))
     ours = dict.fromkeys(SCHEMES[scheme].values())
     classes = [found.get((mark, label), -1) for label in labels for mark in ours]
+    if scheme == "BILOU" and -1 in classes:
+        scheme = "IOBES"  # an entity that has to end with a tag that is lacking would have no path
     return Tags(scheme, labels, [names.index("O"), *classes])
 
 

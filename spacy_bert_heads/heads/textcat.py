@@ -16,11 +16,12 @@ from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from .categories import PipelineRef, check_apart, check_values, classifiers, merge_scores, nowhere
-from .declared import Score, score_weights
+from .declared import HFClasses, Score, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
 from .layers import MAX_WINDOWS
-from .losses import cross_entropy
+from .losses import cross_entropy, mean_over
+from .negations import check_label_smoothing
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -163,10 +164,6 @@ class BertTextCat(BertHead):
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1."
-            )
         super().__init__(
             vocab,
             model,
@@ -174,7 +171,7 @@ class BertTextCat(BertHead):
             scorer=scorer,
             class_weights=class_weights,
             threshold=threshold,
-            label_smoothing=label_smoothing,
+            label_smoothing=check_label_smoothing(label_smoothing),
         )
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
@@ -182,7 +179,7 @@ class BertTextCat(BertHead):
         """Whether one of this head's categories is annotated. Categories that no text classifier of
         the pipeline has are warned of."""
         cats = example.reference.cats
-        known = not cats.keys().isdisjoint(self.labels)
+        known = not cats.keys().isdisjoint(self.labels or cats)  # before it has labels, any will do
         for label in () if known else cats:
             self.warn_unknown(label)
         return known
@@ -202,9 +199,22 @@ class BertTextCat(BertHead):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         return {label: int(value >= 0.5) for label, value in doc.cats.items()}
 
+    def data_checks(self) -> list:
+        from ..checks.heads import check_category_values, check_exclusive
+
+        checks = [*super().data_checks(), (check_category_values, "all values are 0 or 1")]
+        one = (check_exclusive, "each annotated Doc has one category")
+        return checks if self.multi_label else [*checks, one]
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         return int(config.problem_type in (None, cls.hf_problem_type) and len(names) > 1)
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        if not cls.multi_label:
+            check_softmax(names, checkpoint)
+        return super().read_hf(config, names, checkpoint)
 
     def _check_values(self, example: Example, labels: Collection[str] | None) -> None:
         check_values(example.reference, labels, self.name, exclusive=not self.multi_label)
@@ -229,8 +239,8 @@ class BertTextCat(BertHead):
         labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
         positive_label (Optional[str]): Of two categories of which one holds, the one whose F score
             is `cats_score`; None for the macro F.
-        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not 0
-            or 1, or if another text classifier has the same label.
+        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not
+            from 0 to 1, or if another text classifier has the same label.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         labels = parse_labels(nlp, self.name, labels)
@@ -266,7 +276,7 @@ class BertTextCat(BertHead):
 
     def _gold(self, examples: Sequence[Example]) -> np.ndarray:
         """The gold values (n_docs, n_labels), NaN where not annotated. Raises ValueError if one is
-        not 0 or 1."""
+        not from 0 to 1."""
         for example in examples:
             self._check_values(example, self.labels)
         return self.label_rows(eg.reference.cats for eg in examples)
@@ -293,7 +303,7 @@ class BertTextCat(BertHead):
         """Score the examples that are annotated for this head.
 
         With several text classifiers in the pipeline, `cats_…` are the means of theirs, and
-        `<component>_cats_…` those of this one. Raises ValueError if a value is not 0 or 1.
+        `<component>_cats_…` those of this one. Raises ValueError if a value is not from 0 to 1.
         """
         examples = list(examples)
         for example in examples:
@@ -339,7 +349,7 @@ class BertTextCatMultilabel(BertTextCat):
         gold = torch.from_numpy(self._gold(examples)).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
-        return (losses * known * self._weights(output)).sum() / known.sum().clamp(min=1)
+        return mean_over((losses * known * self._weights(output)).sum(), known.sum())
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()

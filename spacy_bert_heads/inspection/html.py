@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..html import make_page
 from .map import Labelled, MapView
 from .png import MAP, draw, draw_map, draw_weights, draw_word, layer_name, on_scale, short_name
 from .weights import LayerWeights
@@ -16,16 +17,9 @@ from .word import WordView, in_context
 
 CONTEXT = 150  # characters of a text on each side of its word
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem;
-       color: #1d2733; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 2.5rem 0 .5rem; }
-p { max-width: 50rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .2rem .6rem; text-align: right; font-variant-numeric: tabular-nums; }
-th { font-weight: normal; } thead th { border-bottom: 1px solid #b8c2cc; }
-th.text { text-align: left; min-width: 22rem; } mark { background: none; font-weight: bold;
-       color: #b34700; }
-.full { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; } .full { max-width: 100%; height: auto; }
+th.text { text-align: left; min-width: 22rem; }
+mark { background: none; font-weight: bold; color: #b34700; }
 """
 
 
@@ -134,12 +128,7 @@ def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
     files = [name.with_name(f"{name.name}.{kind}") for kind in ("png", "html")]
     name.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_bytes(picture)
-    files[1].write_text(
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>\n'
-        f"<h1>{escape(title)}</h1>\n{body}\n</html>\n",
-        encoding="utf8",
-    )
+    files[1].write_text(make_page(title, body, style=STYLE), encoding="utf8")
     return files
 
 

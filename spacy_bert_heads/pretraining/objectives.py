@@ -305,7 +305,7 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    def choose_class(config: Any) -> Any:
+    def choose_class(config: Any, weights: dict[str, torch.Tensor]) -> Any:
         family = config.model_type
         check_objective(family, sentence_objective)
         if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

@@ -14,7 +14,7 @@ class OffsetMapping:
     """Where the wordpieces at each position are in the text of their Doc."""
 
     starts: Ints1d  # (num_positions,) characters, -1 for special tokens and second texts
-    ends: Ints1d  # (num_positions,)
+    ends: Ints1d  # (num_positions,); beside a second text equal to the start for white space
     # Of the windows that contain a wordpiece, the one where it has the most context.
     is_best: Bools1d  # (num_positions,)
 

@@ -17,63 +17,10 @@ from typing import Any
 
 from spacy.tokens import Doc, Span
 
+from .user_data import Draft, copy_of_list, get_list, key_of, show, values_of
+
 ENT_SCORES = "ent_scores"
 OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
-
-
-def get_list(name: str, doc: Doc) -> list:
-    """Get an extension's value. `DocBin` turns lists into tuples; here they turn back.
-
-    name (str): The extension's name.
-    doc (Doc): The Doc.
-    RETURNS (list): The value that is kept, so that appending to it works.
-    """
-    kept, key = _kept(doc), _key(name)
-    if not isinstance(kept.get(key), list):
-        kept[key] = _to_lists(kept.get(key, []))
-    return kept[key]
-
-
-def copy_of_list(name: str, doc: Doc) -> list:
-    """Copy an extension's value, [] if there is none. The Doc stays as it is."""
-    return _to_lists(_kept(doc).get(_key(name), []))
-
-
-def get_dict(name: str, doc: Doc) -> dict[str, Any]:
-    """Get the value of an extension that is a dict, so that setting its keys works."""
-    return _kept(doc).setdefault(_key(name), {})
-
-
-def copy_of_dict(name: str, doc: Doc) -> dict[str, Any]:
-    """Copy the value of such an extension, {} if there is none. The Doc stays as it is. Raises
-    ValueError if the value is no dict."""
-    value = _kept(doc).get(_key(name), {})
-    if not isinstance(value, dict):
-        raise ValueError(f"doc._.{name} must be a dict, not {_show(value)}.")
-    return dict(value)
-
-
-def set_value(name: str, doc: Doc, value: Any) -> None:
-    """Set an extension's value; the components check it when they use it."""
-    _kept(doc)[_key(name)] = value
-
-
-def _kept(doc: Doc) -> dict[Any, Any]:
-    if doc.user_data is None:  # as a user may have set it
-        doc.user_data = {}
-    return doc.user_data
-
-
-def _key(name: str) -> tuple:
-    return ("._.", name, None, None)
-
-
-def _to_lists(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_to_lists(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _to_lists(item) for key, item in value.items()}
-    return value
 
 
 def register_extension(owner: Any, name: str, **functions: Callable) -> None:
@@ -98,19 +45,32 @@ def _mark(function: Callable) -> Callable:
 
 
 def get_answers(doc: Doc) -> list:
-    """Get the answers, whose tokens follow their characters where tokens were merged or split."""
+    """Get the answers, whose tokens follow their characters where tokens were merged or split. As
+    `get_list` does, a draft where that changes something."""
     answers = get_list("answers", doc)
-    for answer in answers:
-        if isinstance(answer, dict) and answer.get("text"):
-            _follow(doc, answer)
-            for other in answer.get("alternatives", ()):
-                _follow(doc, other)
-    return answers
+    if not isinstance(answers, list):
+        return answers
+    followed = [_follow(doc, answer) for answer in answers]
+    if all(one is other for one, other in zip(followed, answers, strict=True)):
+        return answers
+    return Draft(doc, "answers", followed).value
 
 
-def _follow(doc: Doc, answer: dict[str, Any]) -> None:
+def _follow(doc: Doc, answer: Any) -> Any:
+    """Give the answer with the tokens that it has now: itself, if these are the same."""
+    moved = _move(doc, answer)
+    if isinstance(answer, dict) and isinstance(answer.get("alternatives"), list):
+        others = [_move(doc, other) for other in answer["alternatives"]]
+        if any(one is not old for one, old in zip(others, answer["alternatives"], strict=True)):
+            moved = {**moved, "alternatives": others}
+    return moved
+
+
+def _move(doc: Doc, answer: Any) -> Any:
+    if not isinstance(answer, dict) or not answer.get("text"):
+        return answer
     if not {"start", "end", "start_char", "end_char"} <= answer.keys():
-        return  # written by hand; the components say what is missing
+        return answer  # written by hand; the components say what is missing
     start, end = answer["start"], answer["end"]
     fits = 0 <= start < end <= len(doc) and (
         doc[start].idx <= answer["start_char"] < doc[start].idx + max(len(doc[start]), 1)
@@ -119,7 +79,8 @@ def _follow(doc: Doc, answer: dict[str, Any]) -> None:
     if not fits:
         span = doc.char_span(answer["start_char"], answer["end_char"], alignment_mode="expand")
         if span is not None:
-            answer["start"], answer["end"] = span.start, span.end
+            return {**answer, "start": span.start, "end": span.end}
+    return answer
 
 
 # --- probabilities of entities
@@ -134,7 +95,7 @@ def get_ent_scores(doc: Doc) -> list[dict[str, Any]]:
 def get_ent_score(span: Span) -> float | None:
     """Get the probability of an entity; None for a span that no `bert_ner` found."""
     wanted = (span.start_char, span.end_char, span.label_)
-    for entry in _kept(span.doc).get(_key(ENT_SCORES), ()):
+    for entry in values_of(span.doc).get(key_of(ENT_SCORES), ()):
         if (entry["start_char"], entry["end_char"], entry["label"]) == wanted:
             return entry["score"]
     return None
@@ -150,7 +111,7 @@ def drop_results(doc: Doc, name: str) -> bool:
     name (str): "nli" or "answers".
     RETURNS (bool): Whether there was anything.
     """
-    return _kept(doc).pop(_key(name), None) is not None
+    return values_of(doc).pop(key_of(name), None) is not None
 
 
 def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
@@ -163,7 +124,7 @@ def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
     RETURNS (List[str]): The texts.
     RAISES (ValueError): If they are not a list of strings that say something.
     """
-    texts = _kept(doc).get(_key(name))
+    texts = values_of(doc).get(key_of(name))
     where = f"doc._.{name}"
     if not texts and isinstance(doc._context, dict):
         texts, where = doc._context.get(name), f"the context's '{name}'"
@@ -181,10 +142,10 @@ def check_texts(texts: Any, where: str) -> list[str]:
     RAISES (ValueError): If it is no list of strings, or one is empty or no Unicode.
     """
     if not isinstance(texts, (list, tuple)):
-        raise ValueError(f"{where} must be a list of strings, not {_show(texts)}.")
+        raise ValueError(f"{where} must be a list of strings, not {show(texts)}.")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{where} must be a list of strings, but [{i}] is {_show(text)}.")
+            raise ValueError(f"{where} must be a list of strings, but [{i}] is {show(text)}.")
         if not text.strip():
             raise ValueError(f"{where}[{i}] is empty. Leave it out, or write the text.")
         if not text.isascii():
@@ -193,14 +154,9 @@ def check_texts(texts: Any, where: str) -> list[str]:
             except UnicodeEncodeError:
                 raise ValueError(
                     f"{where}[{i}] holds half of a surrogate pair, which is no text: "
-                    f"{_show(text)}. Decode the source again with the right encoding."
+                    f"{show(text)}. Decode the source again with the right encoding."
                 ) from None
     return list(texts)
-
-
-def _show(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def make_verdict(label: str, scores: dict[str, float] | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from spacy.tokens import Doc
 from .arrays import Bools1d, Ints1d, ranges
 from .batch import OffsetMapping, PackedBatch, TokenMap, cumulate
 from .pairs import Pairs, TextTooLong
-from .wordpieces import Wordpieces, WordpieceTokenizer, align
+from .wordpieces import Wordpieces, WordpieceTokenizer, align, trim_offsets
 
 
 class Segment(NamedTuple):
@@ -73,22 +73,24 @@ def pack_pairs(
 
     `window` is the maximum length of a sequence in wordpieces, second text and special tokens
     included; `stride` is the step between windows of a Doc alone. Windows of a pair overlap by as
-    much, but by at most half of what the second text leaves to the Doc. An empty Doc has one
-    sequence for each of its texts.
+    much, but by at most half of what the second text leaves to the Doc; by more where
+    `pairs.longest_span` needs it, see `longest_span`. An empty Doc has one sequence for each of its
+    texts.
 
     Raises TextTooLong if a second text has more wordpieces than half a window.
     """
     second = [text for texts in pairs.texts for text in texts]
-    contexts, texts = tokenizer([doc.text for doc in pairs.docs]), tokenizer(second)
+    contexts, texts = _without_spaces(tokenizer, pairs.docs), tokenizer(second)
     special = tokenizer.pair
-    num_special = len(special.prefix) + len(special.middle) + len(special.suffix)
-    limit = max(min(window // 2, window - num_special - 1), 0)  # at least one wordpiece of the Doc
-    too_long = np.flatnonzero(texts.lengths > limit)
-    if len(too_long):
-        raise TextTooLong([second[i] for i in too_long], limit)
+    limit = max_second_text(tokenizer, window)
+    too_long = np.flatnonzero(texts.lengths > limit).tolist()
+    if too_long:
+        raise TextTooLong(too_long, [second[i] for i in too_long], limit)
     doc_of = np.repeat(np.arange(len(pairs.docs)), pairs.num_pairs)
-    capacity = window - num_special - texts.lengths
+    capacity = window - special.num_special - texts.lengths
     overlap = np.minimum(window - tokenizer.num_special - stride, capacity // 2)
+    wanted = np.minimum(pairs.longest_span, longest_span(capacity))
+    overlap = np.maximum(overlap, wanted - 1)
     windows = cut_windows(contexts.lengths[doc_of], capacity=capacity, stride=capacity - overlap)
 
     pair_of = np.repeat(np.arange(len(second)), windows.counts)
@@ -107,6 +109,29 @@ def pack_pairs(
         Segment.special(special.suffix, num_sequences, special.second_type),
     ]
     return _concatenate(segments, document, contexts, doc_of, windows)[0]
+
+
+def max_second_text(tokenizer: WordpieceTokenizer, window: int) -> int:
+    """Give how many wordpieces a second text may have: half a window, which leaves at least one
+    wordpiece to the Doc."""
+    return max(min(window // 2, window - tokenizer.pair.num_special - 1), 0)
+
+
+def longest_span(capacity: Ints1d) -> Ints1d:
+    """Give the longest span of wordpieces that some window can be made to hold wherever it is in
+    the Doc, where a window has `capacity` wordpieces of it. Windows that overlap by n hold every
+    span of n + 1. They overlap by three quarters at most: a wordpiece is read four times then."""
+    return capacity - (capacity + 3) // 4 + 1
+
+
+def _without_spaces(tokenizer: WordpieceTokenizer, docs: Sequence[Doc]) -> Wordpieces:
+    """The wordpieces of Docs, whose offsets have no white space at either side."""
+    texts = [doc.text for doc in docs]
+    wordpieces = tokenizer(texts)
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    shift = np.repeat(np.cumsum(sizes) - sizes, wordpieces.lengths)
+    starts, ends = trim_offsets("".join(texts), wordpieces.starts + shift, wordpieces.ends + shift)
+    return replace(wordpieces, starts=starts - shift, ends=ends - shift)
 
 
 class Windows(NamedTuple):

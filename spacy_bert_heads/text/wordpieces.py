@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE = re.compile(r"\s*")
+# By code point, whether it is white space; the last entry stands for all that come after it.
+IS_SPACE = np.asarray([chr(code).isspace() for code in range(0x3001)] + [False])
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class PairTemplate(NamedTuple):
     suffix: Ints1d
     first_type: int  # the type id of the first text, of the prefix and of the middle
     second_type: int  # the type id of the second text and of the suffix
+
+    @property
+    def num_special(self) -> int:
+        """The special tokens around two texts."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
 class WordpieceTokenizer:
@@ -107,6 +114,18 @@ def _trim_spaces(text: str, starts: Ints1d, ends: Ints1d) -> Ints1d:
         if start < ends[i]:
             starts[i] = start
     return starts
+
+
+def trim_offsets(text: str, starts: Ints1d, ends: Ints1d) -> tuple[Ints1d, Ints1d]:
+    """Take white space off both sides of ranges of characters. What is white space alone becomes an
+    empty range."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    space = IS_SPACE[np.minimum(codes, len(IS_SPACE) - 1)]
+    at = np.arange(len(codes))
+    ahead = np.append(np.where(space, len(codes), at), len(codes))
+    behind = np.append(0, np.where(space, 0, at + 1))
+    ends = np.maximum(np.maximum.accumulate(behind)[ends], starts)
+    return np.minimum(np.minimum.accumulate(ahead[::-1])[::-1][starts], ends), ends
 
 
 def token_offsets(docs: Sequence[Doc]) -> tuple[Ints1d, Ints1d, Ints1d]:

@@ -1,0 +1,187 @@
+"""Checks of what a head learns from: Docs and labels, entities, categories. Each looks for one kind
+of fault, in one corpus unless it compares two."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from spacy.training import Example
+
+from ..heads.head import BertHead
+from ..heads.ner import BertNER
+from ..heads.pair_head import BertPairHead
+from ..heads.textcat import BertTextCat
+from .findings import Finding, Reading, Split, count_of, faults
+from .pairs import entries_of
+
+FEW = 10  # examples of a label
+
+
+def is_annotated(head: BertHead, example: Example) -> bool:
+    """Whether an example teaches the head something, or is meant to."""
+    try:
+        return head.has_gold(example)
+    except ValueError:  # gold entries that don't match their texts: `check_entries` reports that
+        return True
+
+
+def count_labels(head: BertHead, split: Split) -> Counter[str]:
+    """Count the examples of each label: entities, tokens, Docs of a category, verdicts."""
+    counts: Counter[str] = Counter()
+    for example in split.examples:
+        if isinstance(head, BertTextCat):
+            cats = example.reference.cats
+            counts.update({label: int(value > 0.5) for label, value in cats.items()})
+        elif isinstance(head, BertPairHead):
+            entries = [entry for _, entry in entries_of(head, example)]
+            counts.update(e["label"] for e in entries if isinstance(e, dict) and e.get("label"))
+        else:
+            counts.update(head.labels_of(example))
+    return counts
+
+
+def check_annotated(head: BertHead, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find out whether a corpus has nothing for the head: it can't be trained, or isn't scored."""
+    if not split.examples or any(is_annotated(head, example) for example in split.examples):
+        return []
+    in_train = split.name == "train"
+    lost = "it can't be trained" if in_train else "training has no score of it"
+    return [
+        Finding(
+            "not_annotated",
+            "error" if in_train else "warning",
+            split.name,
+            len(split.examples),
+            f"no Doc is annotated for {head.name}, so {lost}",
+            f"Name annotated data by --paths.{split.name}, or take {head.name} out of the pipeline",
+        )
+    ]
+
+
+def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
+    """Find labels with few examples in train, those that only one corpus has, and those that the
+    head, trained before, doesn't know."""
+    in_train, in_dev = count_labels(head, train), count_labels(head, dev)
+    few = {label: count for label, count in in_train.items() if count < FEW}
+    # Where nothing at all is annotated, `check_annotated` says so.
+    only_train = {label: n for label, n in in_train.items() if in_dev and label not in in_dev}
+    only_dev = {label: n for label, n in in_dev.items() if in_train and label not in in_train}
+    unknown = {
+        label: n for label, n in in_train.items() if head.labels and label not in head.labels
+    }
+    rows = [
+        (
+            ("few_examples", "train", few),
+            f"with fewer than {FEW} examples",
+            "Annotate more texts with it, or leave the label out",
+        ),
+        (
+            ("label_only_in_dev", "dev", only_dev),
+            "not in train, so it can't be predicted",
+            "Annotate it in train, or split the data again",
+        ),
+        (
+            ("label_only_in_train", "train", only_train),
+            "not in dev, so it isn't scored",
+            "Annotate it in dev, or split the data again",
+        ),
+        (
+            ("unknown_label", "train", unknown),
+            f"that {head.name}, trained before, doesn't have and won't learn",
+            "Train a new head with all labels",
+        ),
+    ]
+    return [
+        Finding(
+            check,
+            "warning",
+            where,
+            len(labels),
+            f"{count_of(len(labels), 'label')} {reason}",
+            fix,
+            [f"{label} ({labels[label]:,})" for label in sorted(labels, key=lambda x: labels[x])],
+        )
+        for (check, where, labels), reason, fix in rows
+        if labels
+    ]
+
+
+def check_entity_borders(head: BertNER, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find entities that begin or end with white space, or are nothing else."""
+    texts = [ent.text for eg in split.examples for ent in eg.reference.ents]
+    texts = [text for text in texts if text != text.strip()]
+    return faults(
+        "entity_spaces",
+        "error",
+        split.name,
+        texts,
+        f"{count_of(len(texts), 'entity', 'entities')} with white space at a border",
+        "Let the entity begin and end with a word",
+    )
+
+
+def check_entity_tokens(head: BertNER, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find entities that don't begin and end where tokens of the pipeline's tokenizer do."""
+    texts = [
+        ent.text
+        for example in split.examples
+        for ent in example.reference.ents
+        if ent.text == ent.text.strip() and not example.get_aligned_spans_y2x([ent])
+    ]
+    return faults(
+        "entity_tokens",
+        "warning",
+        split.name,
+        texts,
+        f"{count_of(len(texts), 'entity', 'entities')} not made of whole tokens, left out",
+        "Make the data with the tokenizer of the pipeline (`bert convert --lang`), move the "
+        "borders, or change [nlp.tokenizer]",
+    )
+
+
+def check_category_values(
+    head: BertTextCat, split: Split, reading: Reading | None
+) -> list[Finding]:
+    """Find values of categories that are neither 0 nor 1: an error outside of that range, a warning
+    within it."""
+    values = [
+        (f"{label} {value:g}", 0 < value < 1)
+        for example in split.examples
+        for label, value in example.reference.cats.items()
+        if value not in (0, 1)
+    ]
+    fix = "Write 1.0 for a category that holds and 0.0 for one that doesn't"
+    found = []
+    for level, within, where in (
+        ("error", False, "outside of 0 to 1"),
+        ("warning", True, "between 0 and 1"),
+    ):
+        rows = [value for value, is_within in values if is_within == within]
+        message = f"{count_of(len(rows), 'value')} of categories {where}"
+        found += faults("category_value", level, split.name, rows, message, fix)
+    return found
+
+
+def check_exclusive(head: BertTextCat, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find Docs of which not exactly one category holds, for a head that chooses one."""
+    annotated = [eg.reference for eg in split.examples if eg.reference.cats]
+    several = [doc.text for doc in annotated if sum(v > 0.5 for v in doc.cats.values()) > 1]
+    none = [doc.text for doc in annotated if not any(v > 0 for v in doc.cats.values())]
+    return [
+        *faults(
+            "several_categories",
+            "error",
+            split.name,
+            several,
+            f"{count_of(len(several), 'Doc')} with several categories; {head.name} chooses one",
+            "Keep one of them, or use bert_textcat_multilabel",
+        ),
+        *faults(
+            "no_category",
+            "warning",
+            split.name,
+            none,
+            f"{count_of(len(none), 'Doc')} without a category that holds, not learned from",
+            "Set one to 1.0, add a category for all others, or use bert_textcat_multilabel",
+        ),
+    ]

@@ -1,0 +1,111 @@
+"""The command `debug-data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from spacy.cli._util import import_code, parse_config_overrides, show_validation_error
+
+from .common import exits_on_error
+
+if TYPE_CHECKING:
+    from wasabi import Printer
+
+    from ..checks.findings import Finding
+    from ..debug_data import Section
+
+NUM_LABELS = 20  # that a section lists
+
+
+@exits_on_error
+def debug_data_command(
+    ctx: typer.Context,
+    config: Annotated[Path, typer.Argument(help="The config that is going to be trained")],
+    json: Annotated[
+        Path | None, typer.Option("--json", help="A JSON file for all that was found")
+    ] = None,
+    code: Annotated[
+        Path | None, typer.Option("--code", "-c", help="A Python file to import first")
+    ] = None,
+) -> None:
+    """Check the data of a config before training. Settings are overridden by --section.key value.
+    Exits with status 1 if there are errors, not for warnings."""
+    import srsly
+    from wasabi import msg
+
+    from ..debug_data import debug_data
+
+    overrides = parse_config_overrides(ctx.args)
+    import_code(code)
+    with show_validation_error(config):
+        report = debug_data(config, overrides)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        srsly.write_json(json, report.to_dict())
+    for section in report.sections:
+        show_section(msg, section)
+    msg.divider("Summary")
+    errors, warnings = report.count("error"), report.count("warning")
+    passed = sum(len(section.passed) for section in report.sections)
+    if passed:
+        msg.good(f"{passed} {'check' if passed == 1 else 'checks'} passed")
+    if warnings:
+        msg.warn(f"{warnings} {'warning' if warnings == 1 else 'warnings'}")
+    if errors:
+        msg.fail(f"{errors} {'error' if errors == 1 else 'errors'}")
+        raise typer.Exit(1)
+
+
+def show_section(msg: Printer, section: Section) -> None:
+    """Print a section: what there is, what is right, what is wrong with how to fix it."""
+    msg.divider(section.title)
+    for line in fact_lines(section.facts):
+        msg.text(line)
+    for passed in section.passed:
+        msg.good(f"{passed[0].upper()}{passed[1:]}")
+    for finding in section.findings:
+        title, text = f"{finding.where}: {finding.message}", finding_text(finding)
+        if finding.level == "error":
+            msg.fail(title, text)
+        else:
+            msg.warn(title, text)
+
+
+def finding_text(finding: Finding) -> str:
+    """What to do, and where it is."""
+    # Written as in JSON, so that white space can be seen.
+    from json import dumps
+
+    shown = ", ".join(dumps(text, ensure_ascii=False) for text in finding.examples)
+    return f"{finding.fix}." + (f" Here: {shown}" if shown else "")
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """Say what a section counted, a line for each corpus."""
+    lines = ["Frozen: it learns nothing, and is not checked"] if facts.get("frozen") else []
+    for name in ("train", "dev"):
+        seen = facts[name]
+        if "wordpieces" in seen:
+            lines.append(_encoder_line(name, seen, facts["window"]))
+        elif "annotated" in seen:
+            pairs = f", {seen['pairs']:,} pairs" if "pairs" in seen else ""
+            lines.append(f"{name}: {seen['annotated']:,} of {seen['docs']:,} Docs annotated{pairs}")
+            if labels := seen.get("labels"):
+                shown = [f"{label} {labels[label]:,}" for label in list(labels)[:NUM_LABELS]]
+                more = f", and {len(labels) - NUM_LABELS} more" if len(labels) > NUM_LABELS else ""
+                lines.append(f"  labels: {', '.join(shown)}{more}")
+        else:
+            lines.append(f"{name}: {seen['docs']:,} Docs, {seen['tokens']:,} tokens")
+    return lines
+
+
+def _encoder_line(name: str, seen: dict[str, Any], window: int) -> str:
+    share = seen["unknown"] / max(seen["wordpieces"], 1)
+    windows = seen["windows_of_longest"]
+    return (
+        f"{name}: {seen['wordpieces']:,} wordpieces, {seen['unknown']:,} unknown ({share:.2%}); "
+        f"longest Doc {seen['longest']:,}, {windows} {'window' if windows == 1 else 'windows'} of "
+        f"{window}; Docs of several windows: {seen['several_windows']:,}"
+    )

@@ -1,0 +1,223 @@
+"""What `spacy debug data` does, for our heads: read the data of a config as training does, with the
+pipeline's tokenizers, and look for faults that training meets late or never shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spacy.language import Language
+from spacy.schemas import ConfigSchemaTraining
+from spacy.tokens import DocBin
+from spacy.training import Corpus, Example
+from spacy.training.corpus import walk_corpus
+from spacy.util import load_config, load_model_from_config, registry, resolve_dot_names
+from thinc.api import Model
+
+from .checks.findings import Finding, Reading, Split
+from .checks.heads import (
+    FEW,
+    check_labels,
+    count_labels,
+    is_annotated,
+)
+from .checks.pairs import (
+    check_config_texts,
+    entries_of,
+)
+from .checks.texts import MAX_UNKNOWN, check_empty, check_overlap, check_unknown, measure_wordpieces
+from .data.reader import DAMAGE, BertCorpus, check_exists, damaged
+from .encoder.component import BertEncoder
+from .encoder.listener import BertListener
+from .encoder.loading import load_wordpiece_tokenizer
+from .encoder.model import check_room, checkpoint_of, shim_of
+from .heads.head import BertHead
+from .heads.pair_head import BertPairHead
+from .heads.qa import BertQA
+
+
+@dataclass
+class Section:
+    """What was seen of the texts, of an encoder, or of a head."""
+
+    title: str
+    facts: dict[str, Any]  # plain data
+    passed: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, findings: Iterable[Finding], passed: str) -> None:
+        """Note what a check has found, or, if it is nothing, what has passed."""
+        findings = list(findings)
+        self.findings += findings
+        if not findings:
+            self.passed.append(passed)
+
+
+@dataclass
+class Report:
+    """All sections; "error" and "warning" are the levels of findings."""
+
+    sections: list[Section]
+
+    def count(self, level: str) -> int:
+        """Count the findings of a level."""
+        return sum(one.level == level for section in self.sections for one in section.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as plain data."""
+        return {"errors": self.count("error"), "warnings": self.count("warning"), **asdict(self)}
+
+
+def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Report:
+    """Check the data of a config. Nothing is trained, and of new encoders only tokenizers are read.
+
+    `overrides` are those of `spacy train`, as {"paths.train": "train.spacy"}. Raises ValueError or
+    OSError if the config, a checkpoint or the data can't be read.
+    """
+    config = load_config(config_path, overrides=overrides or {}, interpolate=False)
+    nlp = load_model_from_config(config, auto_fill=True)
+    interpolated = nlp.config.interpolate()
+    training = registry.resolve(interpolated["training"], schema=ConfigSchemaTraining)
+    names = [training["train_corpus"], training["dev_corpus"]]
+    corpora = resolve_dot_names(interpolated, names)
+    empty = [count_empty(corpus) for corpus in corpora]
+    splits = [
+        Split(name, read(nlp, corpus))
+        for name, corpus in zip(("train", "dev"), corpora, strict=True)
+    ]
+    readings: dict[str, Reading] = {}
+    sections = [look_at_texts(splits, empty)]
+    for name, component in nlp.components:
+        if isinstance(component, BertEncoder):
+            sections.append(look_at_encoder(name, read_by(component.model, readings), splits))
+    for name, component in nlp.components:
+        if isinstance(component, BertHead):
+            model = encoder_of_head(component)
+            reading = None if model is None else read_by(model, readings)
+            frozen = name in training["frozen_components"]
+            sections.append(look_at_head(component, reading, splits, frozen=frozen))
+    return Report(sections)
+
+
+# --- reading
+
+
+def read(nlp: Language, corpus: Callable[[Language], Iterable[Example]]) -> list[Example]:
+    """Read a corpus, each Doc once: `max_pairs` of our reader would repeat it."""
+    if isinstance(corpus, BertCorpus):
+        corpus = copy(corpus)
+        corpus.max_pairs = 0
+    return list(corpus(nlp))
+
+
+def count_empty(corpus: Any) -> int:
+    """Count the Docs without tokens in the files of a spaCy corpus, which leaves them out; 0 for
+    other corpora. Raises ValueError if a file is missing or damaged."""
+    if not isinstance(corpus, Corpus):
+        return 0
+    check_exists(corpus.path)
+    count = 0
+    for file in walk_corpus(corpus.path, ".spacy"):
+        try:
+            count += sum(not len(tokens) for tokens in DocBin().from_disk(file).tokens)
+        except DAMAGE as error:
+            raise damaged(file, error) from error
+    return count
+
+
+def encoder_of_head(head: BertHead) -> Model | None:
+    """Give the model of the encoder that a head reads or has; None for layers that are not ours.
+    Raises ValueError if the one that it wants is not in the pipeline."""
+    for node in head.model.walk():
+        if isinstance(node, BertListener):
+            return node.encoder_for().model
+        if node.name == "bert_encoder":
+            return node
+    return None
+
+
+def read_by(model: Model, readings: dict[str, Reading]) -> Reading:
+    """Give how an encoder reads texts; of one without weights only the tokenizer is loaded, once
+    for all `readings`."""
+    window, stride = model.attrs["window"], model.attrs["stride"]
+    if shim_of(model).has_module:
+        tokenizer = checkpoint_of(model).tokenizer
+    else:
+        key = f"{model.attrs['name']} {model.attrs['revision']}"
+        if key not in readings:
+            loaded = load_wordpiece_tokenizer(model.attrs["name"], model.attrs["revision"])
+            readings[key] = Reading(loaded, window, stride)
+        tokenizer = readings[key].tokenizer
+    check_room(model, tokenizer.num_special)
+    return Reading(tokenizer, window, stride)
+
+
+# --- sections
+
+
+def look_at_texts(splits: Sequence[Split], num_empty: Sequence[int]) -> Section:
+    """Look at Docs and their texts; `num_empty` are the empty Docs of each corpus."""
+    facts = {
+        split.name: {
+            "docs": len(split.examples),
+            "tokens": sum(len(example.predicted) for example in split.examples),
+            "empty": empty,
+        }
+        for split, empty in zip(splits, num_empty, strict=True)
+    }
+    section = Section("Texts", facts)
+    section.add((f for s in splits for f in check_no_docs(s)), "train and dev have Docs")
+    rows = zip(splits, num_empty, strict=True)
+    section.add((f for s, n in rows for f in check_empty(s, n)), "no Doc is empty")
+    section.add(check_overlap(*splits), "no text is in train and in dev")
+    return section
+
+
+def check_no_docs(split: Split) -> list[Finding]:
+    """Find out whether a corpus has no Doc at all."""
+    if split.examples:
+        return []
+    message, fix = "no Docs", f"Name data by --paths.{split.name}"
+    return [Finding("no_docs", "error", split.name, 0, message, fix)]
+
+
+def look_at_encoder(name: str, reading: Reading, splits: Sequence[Split]) -> Section:
+    """Look at how an encoder reads the texts."""
+    measured = {split.name: measure_wordpieces(split, reading) for split in splits}
+    section = Section(name, {**measured, "window": reading.window, "stride": reading.stride})
+    section.add(
+        (f for split in splits for f in check_unknown(split, measured[split.name])),
+        f"at most {MAX_UNKNOWN:.0%} of the wordpieces are unknown",
+    )
+    return section
+
+
+def look_at_head(
+    head: BertHead, reading: Reading | None, splits: Sequence[Split], *, frozen: bool = False
+) -> Section:
+    """Look at what a head learns from. A frozen one learns nothing, so there is nothing to find."""
+    facts: dict[str, Any] = {"frozen": frozen}
+    for split in splits:
+        facts[split.name] = {
+            "docs": len(split.examples),
+            "annotated": sum(is_annotated(head, example) for example in split.examples),
+        }
+        if isinstance(head, BertPairHead):
+            pairs = sum(1 for eg in split.examples for _ in entries_of(head, eg))
+            facts[split.name]["pairs"] = pairs
+        if not isinstance(head, BertQA):
+            facts[split.name]["labels"] = dict(count_labels(head, split).most_common())
+    section = Section(head.name, facts)
+    if frozen:
+        return section
+    for check, passed in head.data_checks():
+        section.add((f for split in splits for f in check(head, split, reading)), passed)
+    if isinstance(head, BertPairHead) and (head.texts or head.extra):
+        section.add(check_config_texts(head, reading), "the config's texts fit into a window")
+    if not isinstance(head, BertQA):
+        passed = f"train and dev have the same labels, train {FEW} examples or more of each"
+        section.add(check_labels(head, *splits), passed)
+    return section

@@ -1,0 +1,1 @@
+"""Pages of what a pipeline predicts, beside what is right."""

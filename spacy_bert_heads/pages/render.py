@@ -1,0 +1,215 @@
+"""Results as HTML. All text of users is escaped here, in the one place where it becomes HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from .results import Answer, Category, Entity, Judged, Result
+from .style import COLOURS
+
+LONG_TEXT = 3000  # characters above which a text gets a box of its own to scroll in
+CONTEXT = 90  # characters of the text on each side of an answer
+MAX_CATEGORIES = 8  # that are shown; and those that are given or right
+
+
+def colour_labels(results: Sequence[Result]) -> dict[str, str]:
+    """Give each label of entities a colour."""
+    sides = [side for one in results for side in (one.gold_entities, one.entities) if side]
+    labels = sorted({entity.label for side in sides for entity in side})
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+
+
+def render_doc(
+    number: int, result: Result, tasks: Sequence[str], colours: dict[str, str], lang: str
+) -> str:
+    """Make the section of a Doc."""
+    counts = {task: result.count_errors(task) for task in tasks}
+    errors = " ".join(task for task, count in counts.items() if count)
+    badges = "".join(badge(task, count) for task, count in counts.items())
+    parts = [
+        f'<section class="doc" id="doc-{number}" data-errors="{errors}">'
+        f'<div class="head"><h2>Doc {number}</h2>{badges}</div>'
+    ]
+    if result.entities is None:
+        parts.append(text_block(escape(result.text), len(result.text), lang, "Text"))
+    else:
+        parts.append(render_entities(result, result.entities, colours, lang))
+    if result.categories:
+        parts.append("<h3>Categories</h3>" + cards(map(render_judged, result.categories)))
+    if result.verdicts:
+        parts.append("<h3>Verdicts on hypotheses</h3>" + cards(map(render_judged, result.verdicts)))
+    if result.answers:
+        answers = (render_answer(answer, result.text, lang) for answer in result.answers)
+        parts.append("<h3>Answers to questions</h3>" + cards(answers))
+    return "\n".join([*parts, "</section>"])
+
+
+def badge(task: str, errors: int | None) -> str:
+    """Make a Doc's badge for a task; `errors` is None where nothing is annotated."""
+    if errors is None:
+        return f'<span class="badge">{task}: no gold annotation</span>'
+    if not errors:
+        return f'<span class="badge right">✓ {task}</span>'
+    noun = "error" if errors == 1 else "errors"
+    return f'<span class="badge wrong">✗ {task}: {errors} {noun}</span>'
+
+
+def cards(contents: Iterable[str]) -> str:
+    """Put cards beside each other where there is room."""
+    return f'<div class="cards">{"".join(contents)}</div>'
+
+
+def text_block(html: str, length: int, lang: str, title: str) -> str:
+    """Make a block of text; a long one scrolls, also by keyboard."""
+    box = f' tabindex="0" role="group" aria-label="{title}"' if length > LONG_TEXT else ""
+    kind = "text long" if box else "text"
+    return f'<div class="{kind}" dir="auto"{lang_of(lang)}{box}>{html}</div>'
+
+
+def lang_of(lang: str) -> str:
+    """Make the attribute for a pipeline's language; "xx" is spaCy's name for several."""
+    return "" if lang == "xx" else f' lang="{escape(lang, quote=True)}"'
+
+
+# --- entities
+
+
+def render_entities(
+    result: Result, entities: Sequence[Entity], colours: dict[str, str], lang: str
+) -> str:
+    """Put the text with gold entities beside that with predicted ones."""
+    sides = {"Predicted entities": mark_entities(result.text, entities, colours, "wrong")}
+    if result.gold_entities is not None:
+        gold = mark_entities(result.text, result.gold_entities, colours, "missed")
+        sides = {"Gold entities": gold, **sides}
+    blocks = [
+        f"<div><h3>{title}</h3>{text_block(html, len(result.text), lang, title)}</div>"
+        for title, html in sides.items()
+    ]
+    return f'<div class="sides">{"".join(blocks)}</div>'
+
+
+def mark_entities(
+    text: str, entities: Sequence[Entity], colours: dict[str, str], fault: str
+) -> str:
+    """Mark entities in a text. `fault` is said of those that the other side doesn't have."""
+    parts, end = [], 0
+    for entity in sorted(entities):
+        parts.append(escape(text[end : entity.start]))
+        label, end = escape(entity.label, quote=True), entity.end
+        score = "" if entity.score is None else f" {entity.score:.2f}"
+        tip = label if entity.score is None else f"{label}, probability {entity.score:.4f}"
+        is_fault = entity.is_right is False
+        kind, note = (' class="wrong"', f" <em>✗ {fault}</em>") if is_fault else ("", "")
+        parts.append(
+            f'<mark{kind} style="background:{colours[entity.label]}" title="{tip}">'
+            f'{escape(text[entity.start : end])}<span class="tag"><b>{label}</b>{score}{note}'
+            "</span></mark>"
+        )
+    return "".join([*parts, escape(text[end:])])
+
+
+# --- categories and verdicts
+
+
+def render_judged(judged: Judged) -> str:
+    """Make a card of bars: the categories of a component, or the verdict on a hypothesis."""
+    title = f"<p>{escape(judged.title)} {judgement(judged.is_right)}</p>"
+    if not judged.categories:
+        return (
+            f'<div class="card">{title}<p class="muted">too long for a window, left out</p></div>'
+        )
+    shown = [
+        one
+        for i, one in enumerate(judged.categories)
+        if i < MAX_CATEGORIES or one.is_given or one.is_gold
+    ]
+    bars = "".join(map(render_bar, shown))
+    left = len(judged.categories) - len(shown)
+    more = f'<p class="muted"><small>{left} more, less probable</small></p>' if left else ""
+    return f'<div class="card">{title}<dl class="bars">{bars}</dl>{more}</div>'
+
+
+def render_bar(category: Category) -> str:
+    """Make a bar of a probability: in bold what is given, and with a word what is right."""
+    kind = ' class="given"' if category.is_given else ""
+    gold = ' <span class="right">gold</span>' if category.is_gold else ""
+    width = 100 * min(max(category.score, 0.0), 1.0)
+    return (
+        f"<dt{kind}>{escape(category.label)}{gold}</dt>"
+        f'<dd class="bar" aria-hidden="true"><span style="width:{width:.1f}%"></span></dd>'
+        f'<dd class="value">{category.score:.2f}</dd>'
+    )
+
+
+def judgement(is_right: bool | None) -> str:
+    """Say whether something is right, with a sign and a word."""
+    if is_right is None:
+        return '<span class="badge">no gold annotation</span>'
+    word = "✓ right" if is_right else "✗ wrong"
+    return f'<span class="badge {"right" if is_right else "wrong"}">{word}</span>'
+
+
+# --- answers
+
+
+def render_answer(answer: Answer, text: str, lang: str) -> str:
+    """Make a card of a question: gold and predicted answer, and both in the text."""
+    rows = []
+    if answer.gold is not None:
+        gold = " <span class='muted'>or</span> ".join(map(show_answer, answer.gold))
+        rows.append(f"<dt>Gold</dt><dd>{gold}</dd>")
+    if answer.text is None:
+        found = '<span class="muted">question too long for a window, left out</span>'
+    else:
+        found = f"{show_answer(answer.text)} <small>{answer.score:.2f}</small>"
+        if answer.is_right is False and answer.f1:
+            found += f" <small>F1 {answer.f1:.2f}</small>"
+    rows.append(f"<dt>Predicted</dt><dd>{found}</dd>")
+    places = [place for place in (answer.place, *answer.gold_places) if place[1] > place[0]]
+    excerpt = ""
+    if places:
+        marked = mark_answer(text, answer.place, answer.gold_places)
+        excerpt = f'<div class="text" dir="auto"{lang_of(lang)}>{marked}</div>'
+    title = f"<p><b>{escape(answer.question)}</b> {judgement(answer.is_right)}</p>"
+    return f'<div class="card">{title}<dl class="answer">{"".join(rows)}</dl>{excerpt}</div>'
+
+
+def show_answer(text: str) -> str:
+    """Write an answer, or that there is none."""
+    return escape(text) if text else '<span class="muted">no answer</span>'
+
+
+def mark_answer(text: str, found: tuple[int, int], gold: Sequence[tuple[int, int]]) -> str:
+    """Cut out of a text what is around the answers, and mark them: gold ones are underlined, the
+    predicted one is coloured."""
+    places = [place for place in (found, *gold) if place[1] > place[0]]
+    parts, end = [], 0
+    for begin, stop in merge_ranges(text, places):
+        parts.append("… " if begin > end else "")
+        bounds = sorted({begin, stop, *(at for place in places for at in place)})
+        bounds = [at for at in bounds if begin <= at <= stop]
+        for left, right in zip(bounds, bounds[1:], strict=False):
+            kinds = ["gold"] if any(a <= left and right <= b for a, b in gold) else []
+            kinds += ["found"] if found[0] <= left and right <= found[1] else []
+            piece = escape(text[left:right])
+            tip = " and ".join({"gold": "gold", "found": "predicted"}[kind] for kind in kinds)
+            marked = f'<mark class="{" ".join(kinds)}" title="{tip} answer">{piece}</mark>'
+            parts.append(marked if kinds else piece)
+        end = stop
+    return "".join([*parts, " …" if end < len(text) else ""])
+
+
+def merge_ranges(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Give the parts of a text within some characters of the places, from word to word."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(places):
+        begin = max(text.rfind(" ", 0, max(start - CONTEXT, 0)) + 1, 0)
+        stop = text.find(" ", min(end + CONTEXT, len(text)))
+        stop = len(text) if stop < 0 else stop
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((begin, stop))
+    return merged

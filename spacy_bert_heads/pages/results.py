@@ -1,0 +1,210 @@
+"""What was predicted for a Doc and what is right, task by task, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from ..heads.answers import accepted, compare_answers
+from ..text.doc_data import get_ent_score
+from ..text.user_data import get_list
+
+# Each task, and what a component that has it assigns.
+TASKS = {
+    "entities": "doc.ents",
+    "categories": "doc.cats",
+    "verdicts": "doc._.nli",
+    "answers": "doc._.answers",
+}
+
+
+class Entity(NamedTuple):
+    """An entity of one side; `is_right` says whether the other side has it too."""
+
+    start: int  # characters
+    end: int
+    label: str
+    score: float | None
+    is_right: bool | None  # None where there is no gold annotation
+
+
+class Category(NamedTuple):
+    """A category, or a label of a verdict."""
+
+    label: str
+    score: float
+    is_given: bool
+    is_gold: bool | None  # None where it is not annotated
+
+
+class Judged(NamedTuple):
+    """Categories that one component gives, or the verdict on one hypothesis."""
+
+    title: str
+    categories: list[Category]  # most probable first; none for a hypothesis that was too long
+    is_right: bool | None
+
+
+class Answer(NamedTuple):
+    """An answer to a question."""
+
+    question: str
+    text: str | None  # "" for no answer, None where the question was too long
+    score: float
+    place: tuple[int, int]  # characters
+    gold: list[str] | None  # all that are right, "" for no answer
+    gold_places: list[tuple[int, int]]
+    is_right: bool | None
+    f1: float
+
+
+@dataclass
+class Result:
+    """All of one Doc. A task that the pipeline doesn't have is not in it."""
+
+    text: str
+    gold_entities: list[Entity] | None = None  # None where they are not annotated
+    entities: list[Entity] | None = None
+    categories: list[Judged] = field(default_factory=list)
+    verdicts: list[Judged] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+    def count_errors(self, task: str) -> int | None:
+        """Count the errors of a task: entities that are wrong or missed, or whatever else is not
+        right. None where nothing of it is annotated."""
+        judged: list[bool | None]
+        if task == "entities":
+            both = [*(self.gold_entities or ()), *(self.entities or ())]
+            return None if self.gold_entities is None else sum(not one.is_right for one in both)
+        judged = [one.is_right for one in getattr(self, task) if one.is_right is not None]
+        return judged.count(False) if judged else None
+
+
+def tasks_of(nlp: Language) -> list[str]:
+    """List the tasks of a pipeline."""
+    assigned = {name for pipe in nlp.pipe_names for name in nlp.get_pipe_meta(pipe).assigns}
+    return [task for task, name in TASKS.items() if name in assigned]
+
+
+def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Result:
+    """Compare a predicted Doc with its reference, in these of the pipeline's tasks."""
+    gold, predicted = example.reference, example.predicted
+    result = Result(predicted.text)
+    if "entities" in tasks:
+        result.gold_entities, result.entities = compare_entities(gold, predicted)
+    if "categories" in tasks:
+        result.categories = compare_categories(nlp, gold, predicted)
+    if "verdicts" in tasks:
+        result.verdicts = [
+            compare_verdict(text, true, found)
+            for text, true, found in match(gold, predicted, "hypotheses", "nli")
+        ]
+    if "answers" in tasks:
+        result.answers = [
+            compare_answer(text, true, found, gold.lang_)
+            for text, true, found in match(gold, predicted, "questions", "answers")
+        ]
+    return result
+
+
+def compare_entities(gold: Doc, predicted: Doc) -> tuple[list[Entity] | None, list[Entity]]:
+    """Give the entities of both sides; none of gold where there is no annotation."""
+    sides = [{(e.start_char, e.end_char, e.label_) for e in doc.ents} for doc in (gold, predicted)]
+    is_annotated = gold.has_annotation("ENT_IOB")
+    found = [
+        Entity(
+            ent.start_char,
+            ent.end_char,
+            ent.label_,
+            get_ent_score(ent),
+            (ent.start_char, ent.end_char, ent.label_) in sides[0] if is_annotated else None,
+        )
+        for ent in predicted.ents
+    ]
+    true = [Entity(*place, None, place in sides[1]) for place in sorted(sides[0])]
+    return (true if is_annotated else None), found
+
+
+def compare_categories(nlp: Language, gold: Doc, predicted: Doc) -> list[Judged]:
+    """Give the categories by the component that gives them, as it is scored: by its threshold, or
+    if it chooses one, the most probable."""
+    groups, seen = [], set()
+    for name, component in nlp.components:
+        meta = nlp.get_pipe_meta(name)
+        if "doc.cats" not in meta.assigns:
+            continue
+        # `categories` are those of bert_nli, whose labels are others.
+        labels = getattr(component, "categories", getattr(component, "labels", ()))
+        labels = [label for label in labels if label in predicted.cats and label not in seen]
+        seen.update(labels)
+        chooses_one = not getattr(component, "multi_label", meta.factory != "textcat")
+        threshold = getattr(component, "cfg", {}).get("threshold", 0.5)
+        groups.append((name, labels, None if chooses_one else threshold))
+    others = [label for label in predicted.cats if label not in seen]
+    groups.append(("categories", others, 0.5))
+    return [
+        compare_group(name, {x: predicted.cats[x] for x in labels}, gold.cats, threshold)
+        for name, labels, threshold in groups
+        if labels
+    ]
+
+
+def compare_group(
+    title: str, scores: dict[str, float], gold: dict[str, float], threshold: float | None
+) -> Judged:
+    """Judge categories. `threshold` is None where exactly one holds."""
+    true = {label: gold[label] > 0 for label in scores if label in gold}
+    if threshold is None:
+        given = {max(scores, key=scores.__getitem__)}
+        true = {label: bool(true.get(label)) for label in scores} if any(true.values()) else {}
+    else:
+        given = {label for label, score in scores.items() if score >= threshold}
+    categories = [
+        Category(label, scores[label], label in given, true.get(label))
+        for label in sorted(scores, key=lambda label: -scores[label])
+    ]
+    is_right = all((label in given) == holds for label, holds in true.items()) if true else None
+    return Judged(title, categories, is_right)
+
+
+def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[str, Any, Any]]:
+    """Give what was asked with the gold entry, None without one, and with the predicted one, None
+    where the text was too long."""
+    true = dict(zip(get_list(inputs, gold), get_list(outputs, gold), strict=False))
+    asked = zip(get_list(inputs, predicted), get_list(outputs, predicted), strict=False)
+    return [(text, true.get(text), found) for text, found in asked]
+
+
+def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
+    """Judge the verdict on a hypothesis."""
+    true = None if gold is None else gold["label"]
+    scores = {} if found is None else found["scores"]
+    categories = [
+        Category(label, score, label == found["label"], None if true is None else label == true)
+        for label, score in sorted(scores.items(), key=lambda item: -item[1])
+    ]
+    is_right = None if true is None else found is not None and found["label"] == true
+    return Judged(hypothesis, categories, is_right)
+
+
+def compare_answer(question: str, gold: Any, found: Any, lang: str) -> Answer:
+    """Judge the answer to a question as it is scored."""
+    text = None if found is None else found["text"]
+    true, places, is_right, f1 = None, [], None, 0.0
+    if gold is not None:
+        true = list(dict.fromkeys(accepted(gold)))
+        places = [
+            (one["start_char"], one["end_char"])
+            for one in (gold, *gold.get("alternatives", ()))
+            if one["text"] and "start_char" in one
+        ]
+        exact, f1 = (0.0, 0.0) if text is None else compare_answers(text, true, lang)
+        is_right = bool(exact)
+    place = (found["start_char"], found["end_char"]) if text else (0, 0)
+    score = 0.0 if found is None else found["score"]
+    return Answer(question, text, score, place, true, places, is_right, f1)

@@ -1,0 +1,124 @@
+"""The page of an evaluation: scores, a filter for errors, and a section for each Doc."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import islice
+from pathlib import Path
+
+from spacy.language import Language
+from spacy.training import Example
+
+from ..files import mark_folder, replace_file
+from ..html import make_page
+from .render import colour_labels, render_doc
+from .results import Result, make_result, tasks_of
+from .style import SCRIPT, STYLE
+
+
+def write_pages(
+    nlp: Language,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    model: str,
+    data: Path,
+    limit: int = 100,
+) -> Path:
+    """Write a page that shows the first `limit` evaluated Docs, gold beside predicted, and asks for
+    no other file: index.html in a folder that `files.check_folder` has checked. Returns it.
+
+    `model` and `data` are named on the page."""
+    tasks = tasks_of(nlp)
+    results = [make_result(nlp, example, tasks) for example in islice(examples, limit)]
+    made = f"Pipeline: {model} · Data: {data}"
+    page = render_page(results, tasks, made=made, total=len(examples), lang=nlp.lang or "xx")
+    mark_folder(folder, "evaluate")
+    file = folder / "index.html"
+    replace_file(file, page.encode("utf8", "replace"))
+    return file
+
+
+def render_page(
+    results: Sequence[Result], tasks: Sequence[str], *, made: str, total: int, lang: str
+) -> str:
+    """Make the page of `results`, the first of `total` Docs. `made` says where they are from."""
+    colours = colour_labels(results)
+    docs = [render_doc(i + 1, one, tasks, colours, lang) for i, one in enumerate(results)]
+    shown = (
+        f"All {total:,}" if len(results) == total else f"The first {len(results):,} of {total:,}"
+    )
+    links = [render_link(i + 1, one, tasks) for i, one in enumerate(results)]
+    body = [
+        f'<p class="made">{escape(made)}</p>',
+        f"<p>{shown} evaluated Docs. Beside an entity, a category or an answer is its probability. "
+        "An entity is wrong if its borders or its label are not those of a gold one. In texts of "
+        'answers, the <mark class="gold">gold answer</mark> is underlined, the <mark '
+        'class="found">predicted one</mark> is coloured.</p>',
+        render_scores(results, tasks),
+        render_filter(results, tasks),
+        f'<nav aria-label="Docs">{"".join(links)}</nav>',
+        *docs,
+        f"<script>{SCRIPT}</script>",
+    ]
+    return make_page("Gold and predicted", "<main>" + "\n".join(body) + "</main>", style=STYLE)
+
+
+def render_scores(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """Make a table of what is right, task by task."""
+    rows = "".join(
+        f'<tr><th scope="row">{task.capitalize()}</th><td>{escape(sum_up(results, task))}</td>'
+        f"<td>{count_docs(results, task):,}</td></tr>"
+        for task in tasks
+    )
+    return (
+        '<table class="scores"><thead><tr><th scope="col">Task</th><th scope="col">Right</th>'
+        f'<th scope="col">Docs with errors</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def sum_up(results: Sequence[Result], task: str) -> str:
+    """Say how much of a task is right."""
+    if task == "entities":
+        gold = [one.is_right for result in results for one in result.gold_entities or ()]
+        found = [one.is_right for result in results for one in result.entities or ()]
+        if all(result.gold_entities is None for result in results):
+            return "no gold annotation"
+        wrong = found.count(False)
+        return f"{gold.count(True):,} of {len(gold):,} found, {wrong:,} more are wrong"
+    judged = [one.is_right for result in results for one in getattr(result, task)]
+    judged = [one for one in judged if one is not None]
+    if not judged:
+        return "no gold annotation"
+    right = judged.count(True)
+    return f"{right:,} of {len(judged):,} ({right / len(judged):.0%})"
+
+
+def count_docs(results: Sequence[Result], task: str) -> int:
+    """Count the Docs with errors of a task."""
+    return sum(bool(result.count_errors(task)) for result in results)
+
+
+def render_filter(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """Make the filter: a box for each task."""
+    boxes = "".join(
+        f'<label><input type="checkbox" value="{task}"> {task} '
+        f"<small>({count_docs(results, task):,})</small></label>"
+        for task in tasks
+    )
+    return (
+        f'<fieldset id="filter"><legend>Errors only: Docs with errors in</legend>{boxes}</fieldset>'
+        f'<p role="status" class="muted" id="shown">{len(results)} Docs</p>'
+    )
+
+
+def render_link(number: int, result: Result, tasks: Sequence[str]) -> str:
+    """Make the link to a Doc's section."""
+    counts = [count for task in tasks if (count := result.count_errors(task)) is not None]
+    if any(counts):
+        kind, sign, word = ' class="has-errors"', "✗", "errors"
+    else:
+        kind, sign, word = ("", "✓", "right") if counts else ("", "–", "no gold annotation")
+    label = f"Doc {number}, {word}"
+    return f'<a href="#doc-{number}"{kind} aria-label="{label}">{number} {sign}</a>'

@@ -1,0 +1,48 @@
+"""Text that nobody sees: white space, control characters and characters without width."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from spacy.attrs import IS_ALPHA, IS_DIGIT, IS_PUNCT, ORTH
+from spacy.tokens import Doc
+
+from .arrays import Bools1d, Ints1d
+
+CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
+
+
+@lru_cache(maxsize=1 << 16)
+def is_blank(text: str) -> bool:
+    """Whether a text has white space, control and format characters alone, as a newline, a
+    zero-width space or a byte order mark."""
+    return all(unicodedata.category(character) in CATEGORIES for character in text)
+
+
+def blank_tokens(docs: Sequence[Doc]) -> Bools1d:
+    """Find the tokens that nobody sees (num_tokens,)."""
+    rows = [doc.to_array([ORTH, IS_ALPHA, IS_DIGIT, IS_PUNCT]) for doc in docs]
+    array = np.concatenate(rows) if rows else np.empty((0, 4), dtype=np.uint64)
+    # Few tokens are no words, and most of these occur several times.
+    rest = np.flatnonzero((array[:, 1:] == 0).all(axis=1))
+    orths, places = np.unique(array[rest, 0], return_inverse=True)
+    found = [is_blank(docs[0].vocab.strings[int(orth)]) for orth in orths]
+    blank = np.zeros(len(array), dtype=np.bool_)
+    blank[rest] = np.asarray(found, dtype=np.bool_)[places]
+    return blank
+
+
+def count_visible(text: str, *, lower: bool = False) -> Ints1d:
+    """Count the visible characters before each place of a text (len(text) + 1,). With `lower` they
+    count as many as they are in lower case."""
+    if text.isascii():
+        codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+        widths = ((codes > 32) & (codes != 127)).astype(np.int64)
+    elif lower:
+        widths = np.asarray([0 if is_blank(c) else len(c.lower()) for c in text], dtype=np.int64)
+    else:
+        widths = np.asarray([not is_blank(c) for c in text], dtype=np.int64)
+    return np.append(0, np.cumsum(widths))
