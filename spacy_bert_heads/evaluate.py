@@ -184,7 +184,9 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
             desc = report.get(f"{key}_desc")
             title = f"{score.title} ({desc})" if desc else score.title
             rows.append((title, _format(value, score)))
-        elif not key.startswith(SUMMED_UP):
+        elif key.startswith(SUMMED_UP) or ("_cats_" in key and not key.endswith("_score")):
+            continue  # the scores of one of several text classifiers among them
+        else:
             others.append((key, _format(value, score)))
     rows += others
     rows.append(("words per second", f"{report['speed']:,.0f}"))

@@ -32,6 +32,7 @@ from .model import (
     PackedPairs,
     checkpoint_of,
     encode,
+    may_lack_windows,
     pack,
     prepare,
     shim_of,
@@ -108,13 +109,15 @@ class BertEncoder(ListenedTo, TrainablePipe):
     def predict(self, docs: Iterable[Doc]) -> HiddenStates:
         """Encode a batch, or find it encoded. Gives hidden states without a graph. A training step
         that is open stays as it is."""
-        docs = list(docs)
+        docs = docs if isinstance(docs, list) else list(docs)
         version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
         hidden = self._latest.find(docs, version)
         if hidden is None:
             self._latest.drop()  # before the next batch is made, so that only one is alive
-            hidden = self._encode(self.model, pack(self.model, docs))
-            self._latest.keep(docs, version, hidden)
+            batch = pack(self.model, docs)
+            hidden = self._encode(self.model, batch)
+            if not may_lack_windows(docs, batch).any():
+                self._latest.keep(docs, version, hidden)
         return hidden
 
     @property

@@ -1,15 +1,18 @@
 """The encoder as a thinc model: Docs in, hidden states out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from spacy.tokens import Doc
 from thinc.api import Model
 
+from ..text.arrays import Bools1d
 from ..text.batch import PackedBatch
 from ..text.packing import pack_docs, pack_pairs
 from ..text.pairs import Pairs
@@ -21,7 +24,28 @@ from .identity import give_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
 from .saved import add_identity, encoder_from_files, encoder_to_files
+from .settings import Settings
 from .shim import TorchShim
+
+
+class DocSample(list[Doc]):
+    """Docs of which at most `max_windows` windows each are wanted, drawn at random; None for all.
+    More will do."""
+
+    def __init__(self, docs: Iterable[Doc], max_windows: int | None) -> None:
+        super().__init__(docs)
+        self.max_windows = max_windows
+
+
+def max_windows_of(docs: Sequence[Doc]) -> int | None:
+    """Give how many windows are wanted of each Doc, None for all."""
+    return docs.max_windows if isinstance(docs, DocSample) else None
+
+
+def may_lack_windows(docs: Sequence[Doc], batch: PackedBatch) -> Bools1d:
+    """Tell of which Docs windows may be missing from their batch (n_docs,)."""
+    limit = max_windows_of(docs)
+    return batch.num_windows >= (np.inf if limit is None else limit)
 
 
 class PackedPairs(NamedTuple):
@@ -96,6 +120,16 @@ def build_bert_encoder(
         rate_factor=rate_factor,
         layer_decay=layer_decay,
     )
+    given = {
+        "name": name,
+        "revision": revision,
+        "share_checkpoint": share_checkpoint,
+        "window": window,
+        "stride": stride,
+        "max_batch_tokens": max_batch_tokens,
+        "frozen_layers": frozen_layers,
+        "adapter": settings,
+    }
     return Model(
         "bert_encoder",
         forward,
@@ -103,17 +137,11 @@ def build_bert_encoder(
         dims={"nO": None, "n_layers": None},
         shims=[shim],
         attrs={
-            "name": name,
-            "revision": revision,
-            "share_checkpoint": share_checkpoint,
-            "window": window,
-            "stride": stride,
-            "max_batch_tokens": max_batch_tokens,
-            "frozen_layers": frozen_layers,
-            "adapter": settings,
+            **given,
             "layers": [-1],  # what is read, set by those who read it
             "replace_listener_cfg": own_encoder_config,
             "replace_listener": own_encoder,
+            "settings": Settings(given),
         },
     )
 
@@ -169,7 +197,7 @@ def check_room(model: EncoderModel, num_special: int) -> None:
 def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
     """Write what `nlp.replace_listeners` puts into a head's config: an encoder that gives the head
     what the listener gave. The arguments are the configs of the two models."""
-    config: dict[str, Any] = encoder
+    config: dict[str, Any] = deepcopy(encoder)  # the pipeline's encoder keeps its own
     layers, combine = listener.get("layers", [-1]), listener.get("combine", "concat")
     if layers != [-1] or combine == "weighted":
         config = {"@architectures": "spacy_bert_heads.LayerFeatures.v1", "encoder": config}
@@ -239,13 +267,14 @@ def forward(
 
 
 def pack(model: EncoderModel, inputs: Sequence[Doc] | Pairs) -> PackedBatch:
-    """Make the sequences of Docs, or of Docs with second texts. Raises TextTooLong if one of these
-    is too long."""
+    """Make the sequences of Docs (of a `DocSample` those that are drawn), or of Docs with second
+    texts. Raises TextTooLong if one of these is too long."""
     tokenizer = checkpoint_of(model).tokenizer
     window, stride = model.attrs["window"], model.attrs["stride"]
     if isinstance(inputs, Pairs):
         return pack_pairs(inputs, tokenizer, window=window, stride=stride)
-    return pack_docs(inputs, tokenizer, window=window, stride=stride)
+    batch = pack_docs(inputs, tokenizer, window=window, stride=stride)
+    return batch.sample(max_windows_of(inputs))
 
 
 def encode(model: EncoderModel, batch: PackedBatch) -> HiddenStates:

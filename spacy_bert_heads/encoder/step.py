@@ -16,7 +16,14 @@ from ..text.batch import join
 from .accumulation import Accumulation, has_gradients, scale_gradients
 from .hidden_states import HiddenStates
 from .latest import content_of, take_docs
-from .model import EncoderModel, PackedPairs, shim_of
+from .model import (
+    DocSample,
+    EncoderModel,
+    PackedPairs,
+    max_windows_of,
+    may_lack_windows,
+    shim_of,
+)
 from .optimization import AdamSettings
 
 
@@ -89,17 +96,19 @@ class TrainingStep:
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Encode Docs with a graph, those that no listener has read yet with the tokens they have
         now: heads that learn from different Docs of a batch share what they have in common, and
-        nothing else is run.
+        nothing else is run. Only a Doc of which one head wants a sample of windows, and a later one
+        all of them, is read twice.
 
         Returns them, and the callback that takes their gradient (num_positions, num_layers *
         hidden_size).
         """
-        missing = [doc for doc in docs if not any(read.has(doc) for read in self.reads)]
+        limit = max_windows_of(docs)
+        missing = [doc for doc in docs if not any(read.has(doc, limit) for read in self.reads)]
         if missing:
-            self.reads.append(Read(missing, model))
+            self.reads.append(Read(DocSample(missing, limit), model))
         by_read: dict[int, list[int]] = {}
         for place, doc in enumerate(docs):
-            number = next(i for i, read in enumerate(self.reads) if read.has(doc))
+            number = next(i for i, read in enumerate(self.reads) if read.has(doc, limit))
             by_read.setdefault(number, []).append(place)
         parts = [
             self.reads[i].take([docs[k] for k in places], listener_id)
@@ -153,15 +162,22 @@ class Read:
     def __init__(self, inputs: list[Doc] | PackedPairs, model: EncoderModel) -> None:
         docs = [] if isinstance(inputs, PackedPairs) else inputs
         self.places = {id(doc): (i, content_of(doc)) for i, doc in enumerate(docs)}
+        self.max_windows = max_windows_of(docs)
         self.hidden: HiddenStates
         self.backprop: Callable[[Any], Any]
         self.hidden, self.backprop = model.begin_update(inputs)
+        self.may_lack = may_lack_windows(docs, self.hidden.batch)
         self.gradients: dict[int, torch.Tensor] = {}  # by listener
 
-    def has(self, doc: Doc) -> bool:
-        """Whether the Doc was read, with the tokens that it has now."""
+    def has(self, doc: Doc, max_windows: int | None) -> bool:
+        """Whether the Doc was read, with the tokens that it has now, and all of its windows or such
+        a sample of them."""
         place = self.places.get(id(doc))
-        return place is not None and place[1] == content_of(doc)
+        return (
+            place is not None
+            and place[1] == content_of(doc)
+            and (max_windows == self.max_windows or not self.may_lack[place[0]])
+        )
 
     def take(
         self, docs: Sequence[Doc], listener_id: int

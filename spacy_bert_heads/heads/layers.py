@@ -15,8 +15,9 @@ from torch import nn
 from ..encoder.checkpoint import Files
 from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, reads_last_layer
-from ..encoder.model import PackedPairs, shim_of
+from ..encoder.model import DocSample, PackedPairs, shim_of
 from ..encoder.parameters import copy_sharing
+from ..encoder.settings import Settings
 from ..encoder.shim import TorchShim, without_graph
 from ..text.arrays import sums
 from ..text.batch import PackedBatch, batch_of_tokens
@@ -25,6 +26,7 @@ from .modules import Classifier, PositionClassifier, SequenceClassifier, TokenCl
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
+MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
 # What configurations call the rate of a head alone.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
 # An attribute of token heads' models that a component sets, see `TokenClassifier.forward`.
@@ -62,6 +64,7 @@ def build_sequence_head(
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
+    max_windows: int | None = MAX_WINDOWS,
     rate_factor: float = 1.0,
     nO: int | None = None,
 ) -> Model[list[Doc], torch.Tensor]:
@@ -73,12 +76,16 @@ def build_sequence_head(
         states; "pooler", what Hugging Face's class of the family takes: for BERT the first state
         through the checkpoint's pooler, for others a dense layer of the head's own.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    max_windows (Optional[int]): An update reads at most this many windows of a Doc, drawn anew each
+        time; None for all. Otherwise one Doc of 50,000 tokens would take minutes. Predictions read
+        all windows.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[List[Doc], Tensor]): Logits (n_docs, n_classes).
-    RAISES (ValueError): If there is no such pooling.
+    RAISES (ValueError): If there is no such pooling, or `max_windows` is less than 1.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
+    settings["max_windows"] = check_max_windows(max_windows)
     return _build(
         "sequence_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
     )
@@ -89,6 +96,7 @@ def build_pair_head(
     *,
     pooling: str = "pooler",
     dropout: float | None = None,
+    max_windows: int | None = MAX_WINDOWS,
     rate_factor: float = 1.0,
     nO: int | None = None,
 ) -> Model[PackedPairs, torch.Tensor]:
@@ -98,12 +106,14 @@ def build_pair_head(
     tok2vec (Model[PackedPairs, HiddenStates]): A listener.
     pooling (str): As in `build_sequence_head`.
     dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    max_windows (Optional[int]): As in `build_sequence_head`, of each pair.
     rate_factor (float): As in `build_token_head`.
     nO (Optional[int]): The number of classes, known after initialization.
     RETURNS (Model[PackedPairs, Tensor]): Logits (n_pairs, n_classes).
-    RAISES (ValueError): If there is no such pooling.
+    RAISES (ValueError): If there is no such pooling, or `max_windows` is less than 1.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
+    settings["max_windows"] = check_max_windows(max_windows)
     return _build(
         "pair_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
     )
@@ -138,6 +148,13 @@ def check_pooling(pooling: str) -> str:
     return pooling
 
 
+def check_max_windows(max_windows: int | None) -> int | None:
+    """Give the same. Raises ValueError if it is less than 1."""
+    if max_windows is not None and max_windows < 1:
+        raise ValueError(f"max_windows is {max_windows}; it must be 1 or more, or None for all.")
+    return max_windows
+
+
 def _build(
     name: str,
     make_output: Callable[..., Any],
@@ -160,7 +177,7 @@ def _build(
         layers=[tok2vec],
         refs={"tok2vec": tok2vec},
         shims=[shim],
-        attrs=settings,
+        attrs={**settings, "settings": Settings(settings)},
     )
 
 
@@ -175,7 +192,7 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     tok2vec = model.layers[0].initialize(X=X)
     checkpoint = checkpoint_behind(tok2vec)
     config = None if checkpoint is None else checkpoint.config
-    settings = {name: value for name, value in model.attrs.items() if name != AGGREGATION}
+    settings = {k: v for k, v in model.attrs["settings"].values.items() if k != "max_windows"}
     if settings["dropout"] is None:
         settings["dropout"] = classifier_dropout(config, module_class)
     if settings.get("pooling") in (None, "pooler"):
@@ -303,6 +320,8 @@ def forward(
     Returns the output that `make_output` makes of logits (float32) and batch, and the callback that
     takes a gradient of the same structure.
     """
+    if is_train and not isinstance(inputs, PackedPairs):
+        inputs = DocSample(inputs, model.attrs.get("max_windows"))
     vectors, backprop_tok2vec = model.layers[0](inputs, is_train)
     foreign = not isinstance(vectors, HiddenStates)
     hidden = pack_vectors(vectors) if foreign else vectors

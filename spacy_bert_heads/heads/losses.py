@@ -9,19 +9,25 @@ from .outputs import SpanLogits
 
 
 def cross_entropy(
-    logits: torch.Tensor, classes: Ints1d, *, weights: torch.Tensor | None = None
+    logits: torch.Tensor,
+    classes: Ints1d,
+    *,
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Softmax cross-entropy in nats, averaged over the rows that are annotated.
 
     `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
-    `weights` one for each class, by which torch's weighted mean is taken. Without an annotated row
-    of any weight the loss is 0.
+    `weights` one for each class, by which torch's weighted mean is taken. `label_smoothing` is
+    torch's too. Without an annotated row of any weight the loss is 0.
     """
     gold = torch.from_numpy(classes).to(logits.device)
     known = gold >= 0
     weight = known if weights is None else known * weights[gold.clamp(min=0)]
-    losses = F.cross_entropy(logits, gold, ignore_index=-1, reduction="none")
-    return mean_over((losses * weight).sum(), weight.sum())
+    total = F.cross_entropy(
+        logits, gold, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+    )
+    return mean_over(total, weight.sum())
 
 
 def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Tensor:

@@ -23,6 +23,7 @@ from ..text.user_data import set_value
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
 from .find import register_extensions
+from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
 from .layers import set_aggregation
@@ -74,7 +75,7 @@ def make_bert_ner(
     incorrect_spans_key: str | None,
     alignment_mode: str,
     aggregation: str,
-    class_weights: dict[str, float] | None,
+    class_weights: dict[str, float] | str | None,
     label_smoothing: float,
     scorer: Callable | None,
 ) -> "BertNER":
@@ -108,6 +109,7 @@ def make_bert_ner(
     label_smoothing (float): As in torch's cross-entropy, 0 to 1.
     scorer (Optional[Callable]): The scorer.
     """
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
     return BertNER(
         nlp.vocab,
         model,
@@ -118,7 +120,7 @@ def make_bert_ner(
         incorrect_spans_key=incorrect_spans_key,
         alignment_mode=alignment_mode,
         aggregation=aggregation,
-        class_weights=class_weights,
+        class_weights=weights,
         label_smoothing=label_smoothing,
         scorer=scorer,
     )

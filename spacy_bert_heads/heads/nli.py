@@ -20,6 +20,8 @@ from ..encoder.model import PackedPairs
 from ..text.doc_data import check_texts, drop_results, make_verdict
 from ..text.user_data import copy_of_list, set_value
 from .declared import HFClasses, Score, check_softmax, score_weights
+from .free_text import read_text
+from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
 
@@ -28,6 +30,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "max_windows": MAX_WINDOWS,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
@@ -55,10 +58,10 @@ def make_bert_nli(
     nlp: Language,
     name: str,
     model: Model[PackedPairs, torch.Tensor],
-    hypotheses: list[str],
-    categories: dict[str, str],
+    hypotheses: list[str] | str,
+    categories: dict[str, str] | str,
     category_softmax: str,
-    class_weights: dict[str, float] | None,
+    class_weights: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
     """Create a component that judges hypotheses by the Doc, their premise.
@@ -75,17 +78,22 @@ def make_bert_nli(
         Hugging Face's `multi_label=True`. "categories": the logits of entailment of all categories,
         so that they add up to 1, as with `multi_label=False`; of one category alone that would
         always be 1, so it is weighed against contradiction.
+        In a config file these settings stand as JSON in a string if they have characters that mean
+        something there, see `as_setting`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     """
+    own_texts, texts_of, weights = read_text(
+        nlp, name, hypotheses=hypotheses, categories=categories, class_weights=class_weights
+    )
     return BertNLI(
         nlp.vocab,
         model,
         name,
-        hypotheses=hypotheses,
-        categories=categories,
+        hypotheses=own_texts,
+        categories=texts_of,
         category_softmax=category_softmax,
-        class_weights=class_weights,
+        class_weights=weights,
         scorer=scorer,
     )
 

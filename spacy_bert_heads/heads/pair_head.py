@@ -73,13 +73,13 @@ class BertPairHead(BertHead):
         get_examples: Callable[[], Iterable[Example]],
         *,
         nlp: Language | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
     ) -> None:
         """Collect the labels and make the weights.
 
         get_examples (Callable): Returns examples; all are looked at if labels are not given.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
         RAISES (ValueError): If there is no label, or no encoder that reads pairs.
         """
         tok2vec = self.model.get_ref("tok2vec")
@@ -134,7 +134,10 @@ class BertPairHead(BertHead):
         """Run the model with a graph on the annotated pairs. Returns its output and the callback
         that takes a gradient of the same structure; None if every second text is too long."""
         pairs = self.pack_annotated(examples)
-        return None if pairs is None else self.model.begin_update(pairs)
+        if pairs is None:
+            return None
+        batch = pairs.batch.sample(self.model.attrs.get("max_windows"))
+        return self.model.begin_update(pairs._replace(batch=batch))
 
     def pack_annotated(self, examples: list[Example]) -> PackedPairs | None:
         """Pack the annotated pairs. A text that is too long is left out with a warning, so that it

@@ -24,6 +24,7 @@ from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
 from .answers import best_spans, best_threshold, score_qa
 from .declared import HFClasses, Score, score_weights
+from .free_text import read_text
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
@@ -61,7 +62,7 @@ def make_bert_qa(
     nlp: Language,
     name: str,
     model: Model[PackedPairs, SpanLogits],
-    questions: list[str],
+    questions: list[str] | str,
     max_answer_length: int,
     alignment: str,
     alternatives: int,
@@ -72,7 +73,8 @@ def make_bert_qa(
     """Create a component that finds answers in the Doc, their context.
 
     `questions` are what to ask of Docs that bring no questions of their own, in `doc._.questions`
-    or in a context of `as_tuples`. `max_answer_length` is the length of the longest answer in
+    or in a context of `as_tuples`; in a config file they are JSON in a string if there is a "$" in
+    them, see `as_setting`. `max_answer_length` is the length of the longest answer in
     wordpieces; windows of a long Doc overlap by as much as it needs, up to three quarters of a
     window. `alignment` "token" widens answers to the borders of spaCy's tokens; "char" leaves them
     where the wordpieces begin and end, which can be inside a word. `alternatives` is how many more
@@ -81,6 +83,7 @@ def make_bert_qa(
     group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
     its spans where they were.
     """
+    (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
         nlp.vocab,
         model,
@@ -264,7 +267,6 @@ class BertQA(BertPairHead):
     update.__doc__ = BertPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
-        """See `span_loss`."""
         return span_loss(output)
 
     # --- windows

@@ -14,6 +14,7 @@ from spacy.vocab import Vocab
 from thinc.api import Model
 
 from .declared import HFClasses, Score, score_weights
+from .free_text import read_text
 from .gold import is_negated
 from .head import BertHead
 from .negations import Negation, check_label_smoothing, tag_loss
@@ -45,7 +46,7 @@ def make_bert_tagger(
     model: Model[list[Doc], TokenLogits],
     attr: str,
     overwrite: bool,
-    class_weights: dict[str, float] | None,
+    class_weights: dict[str, float] | str | None,
     label_smoothing: float,
     scorer: Callable | None,
 ) -> "BertTagger":
@@ -60,13 +61,14 @@ def make_bert_tagger(
     label_smoothing (float): As in torch's cross-entropy, 0 to 1.
     scorer (Optional[Callable]): The scorer.
     """
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
     return BertTagger(
         nlp.vocab,
         model,
         name,
         attr=attr,
         overwrite=overwrite,
-        class_weights=class_weights,
+        class_weights=weights,
         label_smoothing=label_smoothing,
         scorer=scorer,
     )

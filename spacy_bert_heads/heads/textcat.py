@@ -1,6 +1,6 @@
 """Categories of a whole text: one of them, or any number."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,21 +8,25 @@ import torch
 import torch.nn.functional as F
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.training import Example
+from spacy.training import Example, validate_get_examples
 from spacy.vocab import Vocab
 from thinc.api import Model
 
 from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
+from .categories import PipelineRef, check_apart, check_values, classifiers, merge_scores, nowhere
 from .declared import HFClasses, Score, check_softmax, score_weights
+from .free_text import parse_labels, read_text
 from .head import BertHead
+from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
     "pooling": "pooler",
     "dropout": None,
+    "max_windows": MAX_WINDOWS,
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
@@ -48,6 +52,7 @@ SCORES = {
     default_config={
         "model": DEFAULT_MODEL,
         "class_weights": None,
+        "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy.textcat_scorer.v2"},
     },
     default_score_weights=score_weights(SCORES),
@@ -56,18 +61,36 @@ def make_bert_textcat(
     nlp: Language,
     name: str,
     model: Model[list[Doc], torch.Tensor],
-    class_weights: dict[str, float] | None,
+    class_weights: dict[str, float] | str | None,
+    label_smoothing: float,
     scorer: Callable | None,
 ) -> "BertTextCat":
     """Create a text classifier for categories of which exactly one holds.
 
+    [initialize.components] takes `positive_label`, one of two labels, as spaCy's `textcat` does:
+    `cats_score` is then the F score of that label.
+
     nlp (Language): The pipeline.
     name (str): The component's name.
     model (Model[List[Doc], Tensor]): The sequence head.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named. In a
+        config file a dict whose keys have other characters than letters, digits, spaces, "_" and
+        "-" stands as JSON in a string, see `as_setting`.
+    label_smoothing (float): The part of the truth that is given to all categories alike, as by
+        torch's cross_entropy; 0 for none.
     scorer (Optional[Callable]): The scorer.
     """
-    return BertTextCat(nlp.vocab, model, name, class_weights=class_weights, scorer=scorer)
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    textcat = BertTextCat(
+        nlp.vocab,
+        model,
+        name,
+        class_weights=weights,
+        label_smoothing=label_smoothing,
+        scorer=scorer,
+    )
+    textcat.nlp = PipelineRef(nlp)
+    return textcat
 
 
 @Language.factory(
@@ -85,7 +108,7 @@ def make_bert_textcat_multilabel(
     nlp: Language,
     name: str,
     model: Model[list[Doc], torch.Tensor],
-    class_weights: dict[str, float] | None,
+    class_weights: dict[str, float] | str | None,
     threshold: float,
     scorer: Callable | None,
 ) -> "BertTextCatMultilabel":
@@ -98,9 +121,12 @@ def make_bert_textcat_multilabel(
     threshold (float): From this probability on, scoring takes a category as given.
     scorer (Optional[Callable]): The scorer.
     """
-    return BertTextCatMultilabel(
-        nlp.vocab, model, name, class_weights=class_weights, threshold=threshold, scorer=scorer
+    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    textcat = BertTextCatMultilabel(
+        nlp.vocab, model, name, class_weights=weights, threshold=threshold, scorer=scorer
     )
+    textcat.nlp = PipelineRef(nlp)
+    return textcat
 
 
 class BertTextCat(BertHead):
@@ -112,8 +138,9 @@ class BertTextCat(BertHead):
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label.
     threshold (float): From this probability on, scoring takes a category as given; 0 takes the
         most probable one.
+    label_smoothing (float): The part of the truth that is given to all categories alike.
     scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If a weight or the threshold makes no sense.
+    RAISES (ValueError): If a weight, the threshold or the smoothing makes no sense.
     """
 
     multi_label = False
@@ -131,13 +158,34 @@ class BertTextCat(BertHead):
         *,
         class_weights: dict[str, float] | None = None,
         threshold: float = 0.0,
+        label_smoothing: float = 0.0,
         scorer: Callable | None = None,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1."
+            )
         super().__init__(
-            vocab, model, name, scorer=scorer, class_weights=class_weights, threshold=threshold
+            vocab,
+            model,
+            name,
+            scorer=scorer,
+            class_weights=class_weights,
+            threshold=threshold,
+            label_smoothing=label_smoothing,
         )
+        self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
+
+    def has_gold(self, example: Example) -> bool:
+        """Whether one of this head's categories is annotated. Categories that no text classifier of
+        the pipeline has are warned of."""
+        cats = example.reference.cats
+        known = not cats.keys().isdisjoint(self.labels)
+        for label in () if known else cats:
+            self.warn_unknown(label)
+        return known
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
@@ -171,8 +219,55 @@ class BertTextCat(BertHead):
             check_softmax(names, checkpoint)
         return super().read_hf(config, names, checkpoint)
 
+    def _check_values(self, example: Example, labels: Collection[str] | None) -> None:
+        check_values(example.reference, labels, self.name, exclusive=not self.multi_label)
+
+    def warn_unknown(self, label: str) -> None:
+        others = classifiers(self, active=False).values()
+        if not any(label in pipe.labels for pipe in others):
+            super().warn_unknown(label)
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: Sequence[str] | str | None = None,
+        positive_label: str | None = None,
+    ) -> None:
+        """Collect the labels and make the weights.
+
+        get_examples (Callable): Returns examples; all are looked at.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
+        positive_label (Optional[str]): Of two categories of which one holds, the one whose F score
+            is `cats_score`; None for the macro F.
+        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not 0
+            or 1, or if another text classifier has the same label.
+        """
+        validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
+        labels = parse_labels(nlp, self.name, labels)
+        known = None if labels is None else {*labels, *self.labels}
+        for example in get_examples():
+            self._check_values(example, known)
+        super().initialize(get_examples, nlp=nlp, labels=labels)
+        if positive_label is not None and (
+            self.multi_label or len(self.labels) != 2 or positive_label not in self.labels
+        ):
+            raise ValueError(
+                f"positive_label of {self.name} is '{positive_label}', but must be one of two "
+                "categories of which one holds. Its labels are "
+                f"{', '.join(self.labels)}{' (any number holds)' if self.multi_label else ''}."
+            )
+        self.cfg["positive_label"] = positive_label
+        check_apart(self, classifiers(self))
+
     def scorer_settings(self) -> dict[str, Any]:
-        return {"labels": self.labels, "threshold": self.cfg["threshold"]}
+        return {
+            "labels": self.labels,
+            "threshold": self.cfg["threshold"],
+            "positive_label": self.cfg.get("positive_label"),
+        }
 
     def check_labels(self) -> None:
         super().check_labels()
@@ -182,25 +277,54 @@ class BertTextCat(BertHead):
                 f"'{self.labels[0]}'. Name two at least, or use bert_textcat_multilabel."
             )
 
+    def _gold(self, examples: Sequence[Example]) -> np.ndarray:
+        """The gold values (n_docs, n_labels), NaN where not annotated. Raises ValueError if one is
+        not 0 or 1."""
+        for example in examples:
+            self._check_values(example, self.labels)
+        return self.label_rows(eg.reference.cats for eg in examples)
+
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the Docs that have a category, weighted as
         torch does. `output` has the logits (n_docs, n_labels)."""
-        gold = np.nan_to_num(self.label_rows(eg.reference.cats for eg in examples), nan=0.0)
-        if ((gold > 0.5).sum(axis=1) > 1).any():
-            raise ValueError(
-                f"{self.name} chooses one category, but a training Doc has several. Fix the data, "
-                "or use bert_textcat_multilabel."
-            )
+        gold = np.nan_to_num(self._gold(examples), nan=0.0)
         classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
-        return cross_entropy(output, classes, weights=self._weights(output))
+        smoothing = self.cfg["label_smoothing"]
+        weights = self._weights(output)
+        return cross_entropy(output, classes, weights=weights, label_smoothing=smoothing)
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(-1)
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
         """Write the probabilities. `output` has the logits (n_docs, n_labels)."""
+        check_apart(self, classifiers(self, docs[0].vocab if docs else None))
         for doc, row in zip(docs, self._probabilities(output).tolist(), strict=True):
             doc.cats.update(zip(self.labels, row, strict=True))
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Score the examples that are annotated for this head.
+
+        With several text classifiers in the pipeline, `cats_…` are the means of theirs, and
+        `<component>_cats_…` those of this one. Raises ValueError if a value is not 0 or 1.
+        """
+        examples = list(examples)
+        for example in examples:
+            self._check_values(example, self.labels)
+        own = super().score(examples, **kwargs)
+        beside = classifiers(self, examples[0].predicted.vocab if examples else None)
+        if len(beside) < 2 or not own:
+            return own
+        scores = {}
+        for name, pipe in beside.items():
+            if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
+                is_ours = isinstance(pipe, BertTextCat)
+                found = BertHead.score(pipe, examples) if is_ours else pipe.score(examples)
+                scores[name] = own if pipe is self else found
+        if self.name not in scores:
+            return merge_scores(scores) or own
+        by_name = {f"{self.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
+        return {**merge_scores(scores), **by_name}
 
 
 class BertTextCatMultilabel(BertTextCat):
@@ -225,8 +349,7 @@ class BertTextCatMultilabel(BertTextCat):
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy in nats, a mean over the annotated values. `output` has the logits
         (n_docs, n_labels)."""
-        rows = self.label_rows(eg.reference.cats for eg in examples)
-        gold = torch.from_numpy(rows).to(output.device)
+        gold = torch.from_numpy(self._gold(examples)).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")
         return mean_over((losses * known * self._weights(output)).sum(), known.sum())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import Bools1d, Ints1d, select, sums
+from .arrays import Bools1d, Ints1d, ranges, select, sums
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,29 @@ class PackedBatch:
             positions=tokens.positions[wordpieces] + moves,
         )
         return replace(taken, tokens=moved), positions
+
+    def sample(self, max_windows: int | None) -> PackedBatch:
+        """Select at most this many windows of each text, at random, in their order; None for all.
+        A token outside of them has no wordpieces. Gives the batch itself if no text has more."""
+        counts = self.num_windows
+        if max_windows is None or (counts <= max_windows).all():
+            return self
+        text_of = np.repeat(np.arange(len(counts)), counts)
+        # numpy's own generator, because it is the one that spaCy seeds.
+        order = np.lexsort((np.random.random(len(text_of)), text_of))
+        rank = ranges(np.zeros_like(counts), counts)  # of each window in the order of its text
+        chosen = np.sort(order[rank < max_windows])
+        taken, positions = self.take_windows(chosen, np.minimum(counts, max_windows))
+        if self.tokens is None:
+            return taken
+        moved = np.full(len(self.input_ids), -1, dtype=np.int64)
+        moved[positions] = np.arange(len(positions))
+        places = moved[self.tokens.positions]
+        present = places >= 0
+        num_wordpieces = sums(present, self.tokens.num_wordpieces)
+        return replace(
+            taken, tokens=TokenMap(self.tokens.num_tokens, num_wordpieces, places[present])
+        )
 
     def take_windows(self, windows: Ints1d, num_windows: Ints1d) -> tuple[PackedBatch, Ints1d]:
         """Select sequences by their indices, in the order given, `num_windows` for each text.

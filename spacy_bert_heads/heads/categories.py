@@ -1,0 +1,109 @@
+"""What is annotated in `doc.cats`, and several text classifiers in one pipeline."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.vocab import Vocab
+
+from .pair_head import start_of
+
+if TYPE_CHECKING:
+    from .textcat import BertTextCat
+
+
+class PipelineRef(weakref.ref):
+    """A weak reference to the pipeline that a component was made for. A copy or pickle of the
+    component has none."""
+
+    def __reduce__(self) -> tuple:
+        return nowhere, ()
+
+
+def nowhere() -> type[None]:
+    """Give what takes the place of the reference: called, it gives None."""
+    return type(None)
+
+
+def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusive: bool) -> None:
+    """Raise ValueError if a category of a Doc is neither 0 nor 1, or several hold where one must.
+
+    Only `labels` are looked at, None for all of the Doc's; `name` is the component that learns
+    them.
+    """
+    cats = {key: value for key, value in doc.cats.items() if labels is None or key in labels}
+    for label, value in cats.items():
+        if value not in (0, 1):
+            raise ValueError(
+                f"{name} needs 1 for a category that holds and 0 for one that does not, but "
+                f"'{label}' is {value!r} in {start_of(doc)}. Fix doc.cats there, and leave out "
+                "categories that are not annotated."
+            )
+    held = [label for label, value in cats.items() if value]
+    if exclusive and len(held) > 1:
+        raise ValueError(
+            f"{name} chooses one category, but several hold in {start_of(doc)}: {', '.join(held)}. "
+            "Fix doc.cats there, or use bert_textcat_multilabel."
+        )
+
+
+def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:
+    """The pipelines with a head in them, of Docs of a vocabulary (None for any): the one that it
+    was made for, and those whose encoders it reads."""
+    refs = [head.nlp, *(one.nlp for node in head._listeners() for one in node.upstreams)]
+    found = {id(nlp): nlp for ref in refs if (nlp := ref()) is not None}
+    return [
+        nlp
+        for nlp in found.values()
+        if vocab in (None, nlp.vocab) and any(pipe is head for _, pipe in nlp.components)
+    ]
+
+
+def classifiers(
+    head: BertTextCat, vocab: Vocab | None = None, *, active: bool = True
+) -> dict[str, Any]:
+    """The text classifiers of a head's pipelines by name, itself and spaCy's own among them; with
+    `active` without those that are disabled."""
+    return {
+        name: pipe
+        for nlp in pipelines_of(head, vocab)
+        for name, pipe in (nlp.pipeline if active else nlp.components)
+        if "doc.cats" in nlp.get_pipe_meta(name).assigns
+        and hasattr(pipe, "labels")
+        and not hasattr(pipe, "categories")  # bert_nli, whose labels are no categories
+    }
+
+
+def check_apart(head: BertTextCat, beside: Mapping[str, Any]) -> None:
+    """Raise ValueError if another text classifier of the pipeline has one of a head's labels: of
+    two probabilities for a category only the later would be in doc.cats."""
+    for name, pipe in beside.items():
+        shared = sorted(set(head.labels) & set(pipe.labels)) if pipe is not head else []
+        if shared:
+            raise ValueError(
+                f"{head.name} and {name} both have the category '{shared[0]}', and doc.cats has "
+                "room for one probability of it. Name different labels for them, under "
+                f"[initialize.components.{head.name}.labels] and [initialize.components.{name}"
+                ".labels], and train anew; or take one of the two out of the pipeline."
+            )
+
+
+def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum up the scores of several text classifiers, given by component: the mean of each figure,
+    and all labels of what is scored by label."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for own in scores.values() for key in own):
+        values = {name: own[key] for name, own in scores.items() if own.get(key) is not None}
+        if not values:
+            merged[key] = None
+        elif all(isinstance(value, dict) for value in values.values()):
+            merged[key] = {k: v for by_label in values.values() for k, v in by_label.items()}
+        elif all(isinstance(value, str) for value in values.values()):
+            merged[key] = "mean of " + ", ".join(f"{v} of {name}" for name, v in values.items())
+        else:
+            merged[key] = sum(values.values()) / len(values)
+    return merged

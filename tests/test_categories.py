@@ -1,0 +1,284 @@
+"""What may be in `doc.cats`, and several text classifiers in one pipeline."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import spacy
+import torch
+from arrays import floats
+from head_cases import doc_of, make_head, random_logits
+from hypothesis import example, given
+from hypothesis import strategies as st
+from losses import assert_same_loss, get_loss, in_torch
+from pair_examples import LANG
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.training import Example
+from thinc.api import Adam
+from torch.nn import functional as F
+
+KINDS = ["textcat", "textcat_multilabel"]
+TEXT = "Anna left Hull"
+TEXTS = [TEXT, "The boat burned", "Skagen on Tuesday", "Grete", "in Hull Hull Hull"]
+VALUES = st.one_of(
+    st.floats(), st.integers(), st.text(max_size=3), st.none(), st.lists(st.integers(), max_size=2)
+)
+
+
+def with_cats(cats: dict) -> Example:
+    """An example whose annotation nobody has looked at, as of a file."""
+    predicted = set_cats(doc_of(TEXT), {"A": 0.25, "B": 0.75})
+    return Example(predicted, set_cats(doc_of(TEXT), cats))
+
+
+def set_cats(doc, cats: dict):
+    doc.cats = cats
+    return doc
+
+
+def build(checkpoint: str, data: list[dict], *heads: tuple, initialize: bool = True) -> Language:
+    """A pipeline of text classifiers: (factory, name, labels)."""
+    nlp = spacy.blank(LANG)
+    nlp.add_pipe("bert_encoder", config={"model": {"name": checkpoint, "window": 64, "stride": 48}})
+    for factory, name, labels in heads:
+        nlp.add_pipe(factory, name=name)
+        if labels:
+            named = nlp.config["initialize"]["components"] | {name: {"labels": list(labels)}}
+            nlp.config["initialize"]["components"] = named
+    if initialize:
+        torch.manual_seed(0)
+        nlp.initialize(lambda: examples(nlp, data))
+    return nlp
+
+
+def examples(nlp: Language, data: list[dict]) -> list[Example]:
+    made = []
+    for text, cats in zip(TEXTS, data, strict=False):
+        made.append(Example(nlp.make_doc(text), set_cats(nlp.make_doc(text), cats)))
+    return made
+
+
+# --- values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(value=VALUES)
+@example(100)
+@example(-1)
+@example(float("nan"))
+@example(None)
+@example("1")
+@example(0.4)
+def test_a_value_is_0_or_1_or_an_error_that_names_the_doc(kind, value):
+    head = make_head(kind, "AB")
+    eg = with_cats({"A": value, "B": 0.0})
+    if isinstance(value, (int, float)) and value in (0, 1):
+        loss, _ = get_loss(head, [eg], random_logits(1, 2))
+        assert loss >= 0
+        head.score([eg])
+        return
+    message = rf"(?s)bert_{kind} needs 1 .* but 'A' is .* in 'Anna left Hull …'. Fix doc.cats"
+    with pytest.raises(ValueError, match=message):
+        head.initialize(lambda: [with_cats({"A": 1.0, "B": 0.0}), eg])
+    with pytest.raises(ValueError, match=message):
+        get_loss(head, [eg], random_logits(1, 2))
+    with pytest.raises(ValueError, match=message):
+        head.score([eg])
+
+
+@pytest.mark.parametrize("value", [True, False, np.float32(1), np.int64(0), np.bool_(True), -0.0])
+def test_numbers_of_other_types_are_values(value):
+    head = make_head("textcat", "AB")
+    found = get_loss(head, [with_cats({"A": value, "B": 0.0})], floats([0.5, -1]))
+    expected = get_loss(head, [with_cats({"A": float(value), "B": 0.0})], floats([0.5, -1]))
+    assert_same_loss(found, expected)
+
+
+def test_of_exclusive_categories_one_holds():
+    head = make_head("textcat", "AB")
+    message = r"one category, but several hold in 'Anna left Hull …': A, B. .* bert_textcat_multi"
+    with pytest.raises(ValueError, match=message):
+        head.initialize(lambda: [with_cats({"A": 1, "B": 1})])
+    with pytest.raises(ValueError, match=message):
+        head.score([with_cats({"A": 1, "B": 1})])
+    head.score([with_cats({"A": 1, "B": 0, "other": 1})])
+
+
+def test_values_of_categories_of_others_are_not_looked_at(checkpoint):
+    data = [{"A": 1.0, "B": 0.0, "price": 350.0}]
+    nlp = build(checkpoint, data, ("bert_textcat", "topic", "AB"))
+    with pytest.warns(UserWarning, match="has no label 'price'"):
+        nlp.update(examples(nlp, data), sgd=False)
+    with pytest.raises(ValueError, match="'price' is 350.0"):
+        build(checkpoint, data, ("bert_textcat", "topic", ""))
+
+
+# --- several text classifiers
+
+KIND = ({"sea": 1.0, "fire": 0.0}, {"sea": 0.0, "fire": 1.0})
+MOOD = ({"glad": 1.0, "sad": 0.0}, {"glad": 0.0, "sad": 1.0})
+HURT = ({"hurt": 1.0, "lost": 0.0}, {"hurt": 1.0, "lost": 1.0})
+TWO = (("bert_textcat", "kind", ["sea", "fire"]), ("bert_textcat", "mood", ["glad", "sad"]))
+
+
+def trained(checkpoint: str, data: list[dict], *heads: tuple) -> Language:
+    nlp = build(checkpoint, data, *heads)
+    optimizer = Adam(3e-3, use_averages=False)
+    for _ in range(40):
+        nlp.update(examples(nlp, data), sgd=optimizer)
+    return nlp
+
+
+@pytest.mark.parametrize("own_encoders", [False, True])
+def test_two_text_classifiers_leave_each_other_alone(checkpoint, own_encoders):
+    data = [*KIND, *MOOD, {**KIND[0], **MOOD[1]}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="A learning rate")
+        nlp = trained(checkpoint, data, *TWO)
+        if own_encoders:
+            for _, name, _ in TWO:
+                nlp.replace_listeners("bert_encoder", name, ["model.tok2vec"])
+            nlp.remove_pipe("bert_encoder")
+        scores = nlp.evaluate(examples(nlp, data))
+    assert scores["cats_score"] == scores["kind_cats_score"] == scores["mood_cats_score"] == 1.0
+    assert scores["kind_cats_score_desc"] == "macro F"
+    assert scores["cats_score_desc"] == "mean of macro F of kind, macro F of mood"
+    assert scores["cats_f_per_type"].keys() == {"sea", "fire", "glad", "sad"}
+
+
+def test_scores_are_those_of_each_and_their_mean(checkpoint):
+    heads = (TWO[0], ("bert_textcat_multilabel", "harm", ["hurt", "lost"]))
+    nlp = build(checkpoint, [*KIND, *HURT], *heads)
+    data = [{**KIND[0], **HURT[1]}, KIND[1], {"hurt": 0.0}, {"lost": 1.0}, {}]
+    scores = nlp.evaluate(examples(nlp, data))
+    alone = {}
+    for _, name, labels in heads:
+        with nlp.select_pipes(enable=["bert_encoder", name]):
+            own = [{k: v for k, v in cats.items() if k in labels} for cats in data]
+            alone[name] = nlp.evaluate(examples(nlp, own))
+    for key in ("cats_score", "cats_micro_f", "cats_macro_p", "cats_macro_auc"):
+        for name, expected in alone.items():
+            assert scores[f"{name}_{key}"] == pytest.approx(expected[key])
+        assert scores[key] == pytest.approx((alone["kind"][key] + alone["harm"][key]) / 2)
+    for key in ("cats_f_per_type", "cats_auc_per_type"):
+        assert scores[key] == {**alone["kind"][key], **alone["harm"][key]}
+    only_kind = nlp.evaluate(examples(nlp, [KIND[0], {}]))
+    assert only_kind["cats_score"] == only_kind["kind_cats_score"]
+    assert "harm_cats_score" not in only_kind
+
+
+def test_one_text_classifier_is_scored_as_ever(checkpoint):
+    nlp = build(checkpoint, list(KIND), TWO[0])
+    made = examples(nlp, list(KIND))
+    scores = nlp.evaluate(made)
+    assert not any("kind" in key for key in scores)
+    made = [Example(nlp(eg.x), eg.y) for eg in made]
+    expected = Scorer.score_cats(made, "cats", labels=["sea", "fire"], multi_label=False)
+    assert {key: scores[key] for key in expected} == expected
+
+
+def test_weights_of_the_config_fit_what_is_reported(checkpoint):
+    nlp = build(checkpoint, [*KIND, *MOOD], *TWO)
+    weights = nlp.config["training"]["score_weights"]
+    scores = nlp.evaluate(examples(nlp, [*KIND, *MOOD]))
+    assert weights["cats_score"] == 1.0
+    assert all(key in scores for key, weight in weights.items() if weight)
+
+
+@pytest.mark.parametrize("other", ["bert_textcat_multilabel", "textcat", "textcat_multilabel"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_clashing_labels_are_rejected(checkpoint, other, is_first):
+    heads = [("bert_textcat", "kind", ["sea", "fire"]), (other, "other", ["fire", "sad"])]
+    data = [{**KIND[0], "sad": 0.0}, {**KIND[1], "sad": 0.0}]
+    message = r"both have the category 'fire'.*\[initialize.components.kind.labels\]"
+    with pytest.raises(ValueError, match=message):
+        nlp = build(checkpoint, data, *heads[:: 1 if is_first else -1])
+        nlp(TEXT)  # where spaCy's comes last, it has labels only after ours was initialised
+
+
+def test_sourced_classifiers_that_clash_are_rejected_when_they_are_used(checkpoint, tmp_path):
+    nlp = build(checkpoint, list(KIND), TWO[0])
+    own = build(checkpoint, list(KIND), ("bert_textcat_multilabel", "other", ["fire"]))
+    own.replace_listeners("bert_encoder", "other", ["model.tok2vec"])
+    nlp.add_pipe("other", source=own)
+    with pytest.raises(ValueError, match="kind and other both have the category 'fire'"):
+        nlp(TEXT)
+    nlp.to_disk(tmp_path / "nlp")
+    with pytest.raises(ValueError, match="kind and other both have the category 'fire'"):
+        spacy.load(tmp_path / "nlp")(TEXT)
+    one = spacy.load(tmp_path / "nlp", disable=["other"])
+    assert one(TEXT).cats.keys() == {"sea", "fire"}
+    with pytest.raises(ValueError, match="kind and other both have the category 'fire'"):
+        one.enable_pipe("other")
+        one(TEXT)
+
+
+def test_a_frozen_classifier_s_labels_are_known(checkpoint):
+    nlp = build(checkpoint, [*KIND, *MOOD], *TWO)
+    with nlp.select_pipes(disable="mood"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="A learning rate")
+        nlp.update(examples(nlp, [*KIND, *MOOD]), sgd=Adam(1e-5, use_averages=False))
+        with pytest.raises(UserWarning, match="kind has no label 'X'"):
+            nlp.update(examples(nlp, [{"X": 1.0}]), sgd=False)
+
+
+def test_a_pickled_pipeline_goes_on(checkpoint):
+    nlp = build(checkpoint, [*KIND, *MOOD], *TWO)
+    assert pickle.loads(pickle.dumps(nlp))(TEXT).cats == nlp(TEXT).cats
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_label_smoothing_is_torchs(weights, smoothing):
+    head = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
+    made = [with_cats(cats) for cats in ({"A": 1, "B": 0}, {}, {"C": 1}, {"A": 0}, {"B": 1})]
+    classes = torch.tensor([0, -1, 2, -1, 1])
+    by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
+    logits = random_logits(5, 3)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x, classes, by_class, ignore_index=-1, label_smoothing=smoothing)
+
+    assert_same_loss(get_loss(head, made, logits), in_torch(loss, logits))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2.0])
+def test_label_smoothing_is_a_part(smoothing):
+    with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}; it must be at least 0"):
+        make_head("textcat", label_smoothing=smoothing)
+
+
+def test_a_positive_label_s_f_is_the_score(checkpoint, tmp_path):
+    nlp = build(checkpoint, list(KIND), TWO[0], initialize=False)
+    settings = {"labels": ["sea", "fire"], "positive_label": "fire"}
+    nlp.config["initialize"]["components"] = {"kind": settings}
+    nlp.initialize(lambda: examples(nlp, list(KIND)))
+    nlp.to_disk(tmp_path / "nlp")
+    for pipeline in (nlp, spacy.load(tmp_path / "nlp")):
+        scores = pipeline.evaluate(examples(pipeline, [*KIND, KIND[0]]))
+        assert scores["cats_score_desc"] == "F (fire)"
+        assert scores["cats_score"] == scores["cats_f_per_type"]["fire"]["f"]
+        assert scores["cats_score"] != scores["cats_macro_f"]
+
+
+@pytest.mark.parametrize(
+    "factory, labels, positive",
+    [
+        ("bert_textcat", ["sea", "fire"], "X"),
+        ("bert_textcat", ["sea", "fire", "hurt"], "fire"),
+        ("bert_textcat_multilabel", ["sea", "fire"], "fire"),
+    ],
+)
+def test_a_positive_label_is_one_of_two(checkpoint, factory, labels, positive):
+    nlp = build(checkpoint, list(KIND), (factory, "kind", labels), initialize=False)
+    settings = {"labels": labels, "positive_label": positive}
+    nlp.config["initialize"]["components"] = {"kind": settings}
+    with pytest.raises(ValueError, match=f"positive_label of kind is '{positive}'"):
+        nlp.initialize(lambda: examples(nlp, list(KIND)))
