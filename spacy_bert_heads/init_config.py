@@ -177,7 +177,7 @@ def count_examples(path: Path, *, max_pairs: int = 0) -> int:
 
 def _count_pairs(user_data: bytes | None) -> int:
     """The second texts in a Doc's user data, as a DocBin has them, so that no Doc is built."""
-    data = {} if user_data is None else srsly.msgpack_loads(user_data, use_list=False)
+    data = {} if user_data is None else srsly.msgpack_loads(user_data, use_list=False) or {}
     return sum(len(data.get(("._.", name, None, None), ())) for name in pair_names())
 
 

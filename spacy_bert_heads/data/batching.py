@@ -28,9 +28,9 @@ def make_batch_by_pieces(
     """Create a batcher that counts the wordpieces the encoder will read.
 
     `size` is the maximum number of wordpieces in a batch; a sequence or schedule has one for each
-    batch. `name` is the checkpoint whose tokenizer counts, a hub name or a folder; it is loaded
-    with the first batch. spaCy resolves [training] without [components], so a config that names the
-    checkpoint only once does so under [paths].
+    batch, and its last stays in force. `name` is the checkpoint whose tokenizer counts, a hub name
+    or a folder; it is loaded with the first batch. spaCy resolves [training] without [components],
+    so a config that names the checkpoint only once does so under [paths].
     """
     return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpiece_tokenizer, name)))
 
@@ -40,16 +40,20 @@ def batch_by_pieces(
 ) -> Iterator[list[Item]]:
     """Fill batches of at most `size` wordpieces in the order of the items. An item that exceeds the
     budget is a batch of its own. Raises ValueError if the tokenizer can't be loaded, or a second
-    text is not a string."""
+    text is not a string, or `size` is empty."""
     sizes = repeat(size) if isinstance(size, int) else iter(size)
+    budget = next(sizes, None)
+    if budget is None:
+        raise ValueError("size is an empty sequence. Name the wordpieces of a batch: size = 4096.")
     batch: list[Item] = []
-    room = next(sizes)
+    room = budget
     for chunk in minibatch(items, CHUNK):
         docs = [item.reference if isinstance(item, Example) else item for item in chunk]
         for item, count in zip(chunk, count_pieces(docs, load()).tolist(), strict=True):
             if batch and count > room:
                 yield batch
-                batch, room = [], next(sizes)
+                budget = next(sizes, budget)
+                batch, room = [], budget
             batch.append(item)
             room -= count
     if batch:

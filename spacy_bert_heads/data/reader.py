@@ -1,12 +1,16 @@
 """The reader of training data: `.spacy` files to examples."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import srsly
 from spacy.language import Language
-from spacy.tokens import Doc
+from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus, Example
+from spacy.training.corpus import walk_corpus
 from spacy.vocab import Vocab
 
 from ..heads.find import copy_inputs, pair_names, register_extensions
@@ -23,7 +27,8 @@ class BertCorpus(Corpus):
     number of Docs per file, and `max_pairs` that of second texts per example (see `split_pairs`).
     A Doc of `max_length` tokens or more is skipped, or read sentence by sentence and without its
     pairs if it has sentences. With `gold_preproc`, the predicted Docs have the sentences and tokens
-    of the reference.
+    of the reference. `augmenter` is one of spaCy's, or another function that yields examples for
+    `nlp` and an example (see `augment`).
     """
 
     def __init__(
@@ -34,23 +39,43 @@ class BertCorpus(Corpus):
         limit: int = 0,
         gold_preproc: bool = False,
         max_pairs: int = 0,
+        augmenter: Callable | None = None,
     ) -> None:
         register_extensions()
-        super().__init__(path, max_length=max_length, limit=limit, gold_preproc=gold_preproc)
+        super().__init__(
+            path,
+            max_length=max_length,
+            limit=limit,
+            gold_preproc=gold_preproc,
+            augmenter=None if augmenter is None else partial(augment, augmenter),
+        )
         self.max_pairs = max_pairs
 
     def __call__(self, nlp: Language) -> Iterator[Example]:
-        """Yield the examples. Raises ValueError if there is no such file or folder, or a file is
-        damaged; the message names it and the command that makes it again."""
+        """Yield the examples. Raises ValueError if there is no such file or folder, if a file is
+        damaged, with the command that makes it again, or if all Docs are too long."""
         check_exists(self.path)
-        yield from super().__call__(nlp)
+        has_any = False
+        for example in super().__call__(nlp):
+            has_any = True
+            yield example
+        if not has_any and self.max_length:
+            num_docs = sum(1 for _ in self.read_docbin(nlp.vocab, walk_corpus(self.path, ".spacy")))
+            if num_docs:
+                raise ValueError(
+                    f"'{self.path}' gives no example: all of its {num_docs} Docs have max_length = "
+                    f"{self.max_length} tokens or more, and none has a shorter sentence. Raise "
+                    "max_length of the reader, or set it to 0 for no limit: the encoder reads long "
+                    "Docs in windows."
+                )
 
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
         """Yield the Docs that have tokens, split by `split_pairs`. Raises ValueError if a file is
         damaged."""
         for file in locs:
             try:
-                docs = list(super().read_docbin(vocab, [file]))
+                with_tokens = (doc for doc in read_docs(Path(file), vocab) if len(doc))
+                docs = list(islice(with_tokens, self.limit or None))
             except DAMAGE as error:
                 raise damaged(file, error) from error
             for doc in docs:
@@ -92,6 +117,28 @@ def damaged(file: str | Path, error: Exception) -> ValueError:
     )
 
 
+def read_docs(file: Path, vocab: Vocab) -> Iterator[Doc]:
+    """Read a DocBin. A Doc whose `user_data` was None when it was stored has none: spaCy itself
+    can't read such a file."""
+    docs = DocBin().from_disk(file)
+    nothing = srsly.msgpack_dumps(None)
+    docs.user_data = [None if data == nothing else data for data in docs.user_data]
+    return docs.get_docs(vocab)
+
+
+def augment(augmenter: Callable, nlp: Language, example: Example) -> Iterator[Example]:
+    """Yield what an augmenter makes of an example. spaCy's augmenters drop what is in `doc._`, such
+    as pairs and their gold entries: what has lost some of it is left out, and the example itself
+    stays where nothing else does."""
+    made = list(augmenter(nlp, example))
+    values = example.reference.user_data.items()
+    kept = {key for key, value in values if not (isinstance(value, Sized) and not len(value))}
+    whole = [one for one in made if kept <= one.reference.user_data.keys()]
+    for one in whole or made[:1] and [example]:
+        copy_inputs(one.reference, one.predicted)
+        yield one
+
+
 def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
     """Split a Doc with many second texts into several Docs of the same text. Otherwise one text
     would fill a batch.
@@ -130,6 +177,7 @@ def make_corpus(
     limit: int = 0,
     gold_preproc: bool = False,
     max_pairs: int = 0,
+    augmenter: Callable | None = None,
 ) -> BertCorpus:
     """Create the reader of `[corpora]`, `spacy_bert_heads.Corpus.v1`. The settings are those of
     `BertCorpus`. Raises ValueError if no path is given."""
@@ -141,4 +189,5 @@ def make_corpus(
         limit=limit,
         gold_preproc=gold_preproc,
         max_pairs=max_pairs,
+        augmenter=augmenter,
     )

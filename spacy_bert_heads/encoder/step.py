@@ -30,8 +30,8 @@ from .optimization import AdamSettings
 class MeanLoss(float):
     """A running mean that spaCy's training loop and loggers take for the usual float.
 
-    spaCy adds a component's losses up between two reports, which makes a figure that nobody
-    can read; this shows their mean per update instead.
+    Components add up their losses between two of spaCy's reports, which makes a figure that nobody
+    can read; this shows their mean per update instead. Sums of it are those of floats.
     """
 
     count: int
@@ -41,11 +41,19 @@ class MeanLoss(float):
         self.count = count
         return self
 
-    def __add__(self, loss: float) -> "MeanLoss":
-        return MeanLoss(float(self) + (loss - float(self)) / (self.count + 1), self.count + 1)
-
     def __reduce__(self) -> tuple:
         return MeanLoss, (float(self), self.count)
+
+
+def note_loss(losses: dict[str, float], name: str, loss: float) -> None:
+    """Take the loss of an update into a component's entry, a mean over updates; a plain number that
+    the caller has put there is added to."""
+    before = losses.setdefault(name, MeanLoss())
+    if isinstance(before, MeanLoss):
+        count = before.count + 1
+        losses[name] = MeanLoss(before + (loss - before) / count, count)
+    else:
+        losses[name] = before + loss
 
 
 class TrainingStep:
@@ -153,7 +161,7 @@ class TrainingStep:
             read = self.reads.pop()
             if read.gradients:
                 read.backprop(read.sum(weights))
-                self.losses[self.encoder_name] += float(read.sum().norm())
+                note_loss(self.losses, self.encoder_name, float(read.sum().norm()))
 
 
 class Read:

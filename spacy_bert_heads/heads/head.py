@@ -18,7 +18,7 @@ from thinc.api import Model, Optimizer
 from ..encoder.accumulation import has_gradients, scale_gradients
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
-from ..encoder.step import MeanLoss
+from ..encoder.step import MeanLoss, note_loss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import DeclaredHead
 from .free_text import parse_labels
@@ -215,7 +215,7 @@ class BertHead(DeclaredHead, TrainablePipe):
             output, backprop = step
             loss, gradient, num_items = self._differentiate(annotated, output)
             self._backprop(gradient, backprop, num_items)
-            losses[self.name] += loss
+            note_loss(losses, self.name, loss)
             self.note_encoder([eg.predicted for eg in annotated])
         if sgd not in (None, False):
             self.finish_update(sgd)

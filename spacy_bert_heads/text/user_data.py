@@ -51,6 +51,8 @@ def set_value(name: str, doc: Doc, value: Any) -> None:
 
 
 def values_of(doc: Doc) -> dict[Any, Any]:
+    if doc.user_data is None:  # as a user may have set it
+        doc.user_data = {}
     return doc.user_data
 
 
