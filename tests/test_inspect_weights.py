@@ -20,7 +20,7 @@ def test_weights_of_heads(checkpoint, tmp_path, replaced):
     listener = {"@architectures": "spacy_bert_heads.BertListener.v1", "combine": "weighted"}
     listeners = {
         "bert_tagger": {**listener, "layers": [2, 0, -2]},
-        "bert_textcat": {**listener, "layers": "all", "combine": "sum"},
+        "bert_ner": {**listener, "layers": "all", "combine": "sum"},
         "bert_textcat_multilabel": {**listener, "layers": "all"},
     }
     for name, tok2vec in listeners.items():

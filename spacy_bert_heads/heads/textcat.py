@@ -179,9 +179,11 @@ class BertTextCat(BertHead):
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
     def has_gold(self, example: Example) -> bool:
-        """Whether one of this head's categories is annotated. Categories that no text classifier of
-        the pipeline has are warned of."""
+        """Whether one of this head's categories is annotated; any, before it has some. Categories
+        that no text classifier of the pipeline has are warned of."""
         cats = example.reference.cats
+        if not self.labels:
+            return bool(cats)
         known = not cats.keys().isdisjoint(self.labels)
         for label in () if known else cats:
             self.warn_unknown(label)
