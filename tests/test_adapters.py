@@ -149,8 +149,14 @@ def test_frozen_layers_get_none(checkpoint):
     assert all(".layer.1." in name for name in learning)
 
 
-@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, share",
+    [
+        *((kind, False) for kind in KINDS),
+        ("lora", True),
+        *(pytest.param(kind, True, marks=pytest.mark.long) for kind in KINDS if kind != "lora"),
+    ],
+)
 def test_overfit_and_reload(kind, share, checkpoint, tmp_path):
     size = 32 if kind == "lora" else 16
     options = {"adapter": kind, "adapter_size": size, "share_checkpoint": share}

@@ -158,8 +158,9 @@ def test_unknown_label(make_nlp, head, unknown, masked):
         warnings.simplefilter("error")
         expected = nlp.update(make_examples(nlp, [(TEXT, masked)]), sgd=False, losses={})
     nlp.get_pipe("bert_encoder").to_bytes()  # closes the step
-    assert losses[0][name] == losses[1][name] == expected[name]
-    assert losses[0]["bert_encoder"] == expected["bert_encoder"]
+    assert losses[0][name] == losses[1][name]
+    assert losses[0][name] == pytest.approx(expected[name], rel=1e-6)
+    assert losses[0]["bert_encoder"] == pytest.approx(expected["bert_encoder"], rel=1e-5)
     assert (expected[name] == 0) == (head == "textcat")
 
 

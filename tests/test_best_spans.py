@@ -17,16 +17,17 @@ from spacy_bert_heads.text.batch import PackedBatch
 def every_span(logits, batch: PackedBatch, max_length: int):
     """Of each pair the logit of no answer, and all spans (logit, start, end) in order."""
     found, slot, n = [], 0, 0
+    starts, ends = batch.offsets.starts.tolist(), batch.offsets.ends.tolist()
     for n_windows in batch.num_windows.tolist():
         null, places = np.inf, {}  # of each span its context in each window, and its logit there
         for length in batch.seqlens[n : n + n_windows].tolist():
-            own = [i for i in range(slot, slot + length) if batch.offsets.starts[i] >= 0]
+            own = [i for i in range(slot, slot + length) if starts[i] >= 0]
             null = min(null, float(logits[slot][0]) + float(logits[slot][1]))
             for a, first in enumerate(own):
                 for b, last in enumerate(own[a : a + max_length], a):
-                    if (batch.offsets.ends > batch.offsets.starts)[[first, last]].all():
+                    if ends[first] > starts[first] and ends[last] > starts[last]:
                         logit = float(logits[first][0] + logits[last][1])
-                        span = int(batch.offsets.starts[first]), int(batch.offsets.ends[last])
+                        span = starts[first], ends[last]
                         context = min(a, len(own) - 1 - b)
                         places.setdefault(span, []).append((context, logit, first))
             slot += length

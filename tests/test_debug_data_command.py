@@ -83,7 +83,6 @@ def test_data_that_cannot_be_read(clean, tmp_path, monkeypatch, reader, path, me
     config = clean.read_text().replace("spacy_bert_heads.Corpus.v1", reader)
     if reader == "spacy.Corpus.v1":
         config = "\n".join(line for line in config.splitlines() if "max_pairs" not in line)
-        config = config.replace("gold_preproc = false", "gold_preproc = false\naugmenter = null")
     clean.write_text(config)
     result = run("debug-data", clean, "--paths.dev", path)
     assert result.exit_code == 1

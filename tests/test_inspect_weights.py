@@ -20,12 +20,11 @@ def test_weights_of_heads(checkpoint, tmp_path, replaced):
     listener = {"@architectures": "spacy_bert_heads.BertListener.v1", "combine": "weighted"}
     listeners = {
         "bert_tagger": {**listener, "layers": [2, 0, -2]},
-        "bert_textcat": {**listener, "layers": "all", "combine": "sum"},
+        "bert_ner": {**listener, "layers": "all", "combine": "sum"},
         "bert_textcat_multilabel": {**listener, "layers": "all"},
     }
     for name, tok2vec in listeners.items():
         nlp.add_pipe(name, config={"model": {"tok2vec": tok2vec}})
-    nlp.config["initialize"]["components"] = {"bert_textcat_multilabel": {"labels": ["flood"]}}
     nlp.initialize(lambda: make_examples(nlp))
     weighted = [node for node in nlp.get_pipe("bert_tagger").model.walk() if node.shims]
     mix = next(mix_of(node) for node in weighted if node.name == "layer_features")

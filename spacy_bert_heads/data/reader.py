@@ -102,6 +102,21 @@ class BertCorpus(Corpus):
         return example
 
 
+def check_exists(path: str | Path) -> None:
+    """Raise ValueError, with the command that makes it, if a file or folder of data is missing."""
+    if not Path(path).exists():
+        make_it = f"python -m spacy bert convert SOURCE {path}"
+        raise ValueError(f"There is no '{path}'. Make it: {make_it}")
+
+
+def damaged(file: str | Path, error: Exception) -> ValueError:
+    """Make the error for a file that a DocBin can't be read from."""
+    return ValueError(
+        f"{file} is damaged, or no .spacy file ({error}). Make it again: "
+        f"python -m spacy bert convert SOURCE {file}"
+    )
+
+
 def read_docs(file: Path, vocab: Vocab) -> Iterator[Doc]:
     """Read a DocBin. A Doc whose `user_data` was None when it was stored has none: spaCy itself
     can't read such a file."""
@@ -122,21 +137,6 @@ def augment(augmenter: Callable, nlp: Language, example: Example) -> Iterator[Ex
     for one in whole or made[:1] and [example]:
         copy_inputs(one.reference, one.predicted)
         yield one
-
-
-def check_exists(path: str | Path) -> None:
-    """Raise ValueError, with the command that makes it, if a file or folder of data is missing."""
-    if not Path(path).exists():
-        make_it = f"python -m spacy bert convert SOURCE {path}"
-        raise ValueError(f"There is no '{path}'. Make it: {make_it}")
-
-
-def damaged(file: str | Path, error: Exception) -> ValueError:
-    """Make the error for a file that a DocBin can't be read from."""
-    return ValueError(
-        f"{file} is damaged, or no .spacy file ({error}). Make it again: "
-        f"python -m spacy bert convert SOURCE {file}"
-    )
 
 
 def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:

@@ -1,9 +1,16 @@
-"""What heads say of themselves: their scores, and what becomes of a checkpoint's classes."""
+"""By what heads are known: their scores, inputs, data, and what becomes of a checkpoint's
+classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from spacy.tokens import Doc
+
+if TYPE_CHECKING:
+    from ..checks.findings import Check
+    from ..data.records import Settings
 
 
 class Score(NamedTuple):
@@ -42,3 +49,67 @@ class HFClasses(NamedTuple):
         """Take all classes, in their order, for labels."""
         n = len(names)
         return HFClasses(settings, list(names), list(range(n)), [False] * n)
+
+
+class DeclaredHead:
+    """By what the rest of the package knows a head. No other module lists heads:
+    `find.head_classes` finds the classes with a `factory`."""
+
+    # The name in `nlp.add_pipe`, for `from_hf` and `init-config` without "bert_". A class without
+    # one of its own is a base of heads.
+    factory: ClassVar[str]
+    scores: ClassVar[dict[str, Score]] = {}
+    # Second texts and the results for them, in `doc._`; for heads that read pairs.
+    input_name: ClassVar[str] = ""
+    output_name: ClassVar[str] = ""
+    # Where `convert` finds the annotation in a record of JSONL; the first is the usual key.
+    json_keys: ClassVar[tuple[str, ...]] = ()
+    # What `init-config` sets in the encoder's model.
+    encoder_settings: ClassVar[dict[str, Any]] = {}
+    # The task of Hugging Face's pipelines, "" if they have none, and the `problem_type` of an
+    # exported configuration, None to leave it alone.
+    hf_task: ClassVar[str] = ""
+    hf_problem_type: ClassVar[str | None] = None
+
+    @property
+    def writes(self) -> set[str]:
+        """The places of a Doc that this head overwrites, such as "doc._.nli"."""
+        return set()
+
+    @classmethod
+    def set_extensions(cls) -> None:
+        """Register the extensions of Doc and Span that this head reads and writes, by
+        `doc_data.register_extension`."""
+
+    # --- data
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        """Set the annotation that a record of JSONL has under one of `json_keys`. Raises ValueError
+        with the reason if the value is malformed."""
+        raise NotImplementedError
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        """Count the labels that a Doc is annotated with, for the report of `convert`."""
+        return {}
+
+    def data_checks(self) -> list[tuple[Check, str]]:
+        """List what `debug-data` looks for in a corpus, and what is so where nothing is found."""
+        from ..checks.heads import check_annotated
+
+        return [(check_annotated, "train and dev have annotated Docs")]
+
+    # --- exchange with Hugging Face
+
+    @classmethod
+    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        """Tell whether a checkpoint for `hf_task` is one for this head: 0 if it isn't, 1 if it may
+        be, 2 if its settings or the names of its classes say so."""
+        return 0
+
+    @classmethod
+    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
+        """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
+        head's; `checkpoint` is the name for the message."""
+        return HFClasses.as_they_are(names)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,41 +20,20 @@ from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss, note_loss
 from ..files import AGAIN, check_digests, in_component, write_digests
-from .declared import HFClasses, Score
+from .declared import DeclaredHead
 from .free_text import parse_labels
 from .losses import num_items_of
 from .outputs import map_tensors
 from .stream import group_docs
 
-if TYPE_CHECKING:
-    from ..checks.findings import Check
-    from ..data.records import Settings
 
-
-class BertHead(TrainablePipe):
+class BertHead(DeclaredHead, TrainablePipe):
     """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
-    it writes (`set_annotations`), and by what the rest of the package knows it: no other module
-    lists heads (`find.head_classes` finds them).
+    it writes (`set_annotations`), and by what the rest of the package knows it (`DeclaredHead`).
 
     `class_weights` are weights in the loss by label, 1 if not named. `settings` are those of the
     config; they are kept in `cfg`, with the labels. Raises ValueError if a weight is negative.
     """
-
-    # The name in `nlp.add_pipe`, for `from_hf` and `init-config` without "bert_". A class without
-    # one of its own is a base of heads.
-    factory: ClassVar[str]
-    scores: ClassVar[dict[str, Score]] = {}
-    # Second texts and the results for them, in `doc._`; for heads that read pairs.
-    input_name: ClassVar[str] = ""
-    output_name: ClassVar[str] = ""
-    # Where `convert` finds the annotation in a record of JSONL; the first is the usual key.
-    json_keys: ClassVar[tuple[str, ...]] = ()
-    # What `init-config` sets in the encoder's model.
-    encoder_settings: ClassVar[dict[str, Any]] = {}
-    # The task of Hugging Face's pipelines, "" if they have none, and the `problem_type` of an
-    # exported configuration, None to leave it alone.
-    hf_task: ClassVar[str] = ""
-    hf_problem_type: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -92,49 +71,6 @@ class BertHead(TrainablePipe):
     def has_gold(self, example: Example) -> bool:
         """Whether the reference teaches this head anything: by default, whether it has a label."""
         return any(True for _ in self.labels_of(example))
-
-    @property
-    def writes(self) -> set[str]:
-        """The places of a Doc that this head overwrites, such as "doc._.nli"."""
-        return set()
-
-    @classmethod
-    def set_extensions(cls) -> None:
-        """Register the extensions of Doc and Span that this head reads and writes, by
-        `doc_data.register_extension`."""
-
-    # --- data
-
-    @classmethod
-    def read_json(cls, doc: Doc, value: Any, settings: "Settings") -> None:
-        """Set the annotation that a record of JSONL has under one of `json_keys`. Raises ValueError
-        with the reason if the value is malformed."""
-        raise NotImplementedError
-
-    @classmethod
-    def count_labels(cls, doc: Doc) -> dict[str, int]:
-        """Count the labels that a Doc is annotated with, for the report of `convert`."""
-        return {}
-
-    def data_checks(self) -> "list[tuple[Check, str]]":
-        """List what `debug-data` looks for in a corpus, and what is so where nothing is found."""
-        from ..checks.heads import check_annotated
-
-        return [(check_annotated, "train and dev have annotated Docs")]
-
-    # --- exchange with Hugging Face
-
-    @classmethod
-    def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
-        """Tell whether a checkpoint for `hf_task` is one for this head: 0 if it isn't, 1 if it may
-        be, 2 if its settings or the names of its classes say so."""
-        return 0
-
-    @classmethod
-    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
-        """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
-        head's; `checkpoint` is the name for the message."""
-        return HFClasses.as_they_are(names)
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
         """Take over what `read_hf` has found, before there are weights."""

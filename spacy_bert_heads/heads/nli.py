@@ -72,13 +72,14 @@ def make_bert_nli(
     hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
         `doc._.hypotheses` or in a context of `as_tuples`.
     categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
-        entails it is written to `doc.cats`. In a config file these settings stand as JSON in a
-        string if they have characters that mean something there, see `as_setting`.
+        entails it is written to `doc.cats`.
     category_softmax (str): What that probability is among. "labels": entailment among all labels.
         "contradiction": entailment against contradiction, each category by itself, as with
         Hugging Face's `multi_label=True`. "categories": the logits of entailment of all categories,
         so that they add up to 1, as with `multi_label=False`; of one category alone that would
         always be 1, so it is weighed against contradiction.
+        In a config file these settings stand as JSON in a string if they have characters that mean
+        something there, see `as_setting`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     scorer (Optional[Callable]): The scorer.
     """

@@ -73,14 +73,15 @@ def make_bert_qa(
     """Create a component that finds answers in the Doc, their context.
 
     `questions` are what to ask of Docs that bring no questions of their own, in `doc._.questions`
-    or in a context of `as_tuples`; in a config file with a "$" they are JSON, see `as_setting`.
-    `max_answer_length` is the length of the longest answer in wordpieces; windows of a long Doc
-    overlap by as much as it needs, up to three quarters of a window. `alignment` "token" widens
-    answers to the borders of spaCy's tokens; "char" leaves them where the wordpieces begin and end,
-    which can be inside a word. `alternatives` is how many more answers to give, none of which
-    overlaps a better one. No answer is given where `no_answer_score` is above
-    `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span group
-    for the answers, None for none; a group does not survive spaCy's retokenizer.
+    or in a context of `as_tuples`; in a config file they are JSON in a string if there is a "$" in
+    them, see `as_setting`. `max_answer_length` is the length of the longest answer in
+    wordpieces; windows of a long Doc overlap by as much as it needs, up to three quarters of a
+    window. `alignment` "token" widens answers to the borders of spaCy's tokens; "char" leaves them
+    where the wordpieces begin and end, which can be inside a word. `alternatives` is how many more
+    answers to give, none of which overlaps a better one. No answer is given where `no_answer_score`
+    is above `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span
+    group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
+    its spans where they were.
     """
     (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
@@ -266,7 +267,6 @@ class BertQA(BertPairHead):
     update.__doc__ = BertPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
-        """See `span_loss`."""
         return span_loss(output)
 
     # --- windows
