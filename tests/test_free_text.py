@@ -98,6 +98,15 @@ def test_hypotheses_categories_and_weights_stay_as_they_are(folder, texts, categ
     assert_stays(nlp, folder, get, (texts, categories, weights))
 
 
+@pytest.mark.parametrize(
+    "factory", ["bert_ner", "bert_tagger", "bert_textcat", "bert_textcat_multilabel"]
+)
+def test_weights_of_every_head_stay_as_they_are(folder, factory):
+    weights = dict.fromkeys([*NASTY, "type: fire", "a=b", "#tag", "[z]"], 2.0)
+    nlp = build(factory, class_weights=weights)
+    assert_stays(nlp, folder, lambda nlp: nlp.get_pipe(factory).cfg["class_weights"], weights)
+
+
 @fast
 @given(st.lists(SAID), st.dictionaries(TEXTS, SAID))
 @example(NASTY, {"@a": "b", "a.b": "c"})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.vocab import Vocab
@@ -30,20 +32,21 @@ def nowhere() -> type[None]:
 
 
 def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusive: bool) -> None:
-    """Raise ValueError if a category of a Doc is neither 0 nor 1, or several hold where one must.
+    """Raise ValueError if a category of a Doc is no number from 0 to 1, or several hold where one
+    must. 1 says that a category holds, 0 that it doesn't; a loss can be made of values in between.
 
     Only `labels` are looked at, None for all of the Doc's; `name` is the component that learns
     them.
     """
     cats = {key: value for key, value in doc.cats.items() if labels is None or key in labels}
     for label, value in cats.items():
-        if value not in (0, 1):
+        if not (isinstance(value, (Real, np.bool_)) and 0 <= value <= 1):
             raise ValueError(
                 f"{name} needs 1 for a category that holds and 0 for one that does not, but "
                 f"'{label}' is {value!r} in {start_of(doc)}. Fix doc.cats there, and leave out "
                 "categories that are not annotated."
             )
-    held = [label for label, value in cats.items() if value]
+    held = [label for label, value in cats.items() if value > 0.5]
     if exclusive and len(held) > 1:
         raise ValueError(
             f"{name} chooses one category, but several hold in {start_of(doc)}: {', '.join(held)}. "

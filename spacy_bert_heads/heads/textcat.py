@@ -21,6 +21,7 @@ from .free_text import parse_labels, read_text
 from .head import BertHead
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
+from .negations import check_label_smoothing
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -163,10 +164,6 @@ class BertTextCat(BertHead):
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 1."
-            )
         super().__init__(
             vocab,
             model,
@@ -174,7 +171,7 @@ class BertTextCat(BertHead):
             scorer=scorer,
             class_weights=class_weights,
             threshold=threshold,
-            label_smoothing=label_smoothing,
+            label_smoothing=check_label_smoothing(label_smoothing),
         )
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
@@ -244,8 +241,8 @@ class BertTextCat(BertHead):
         labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
         positive_label (Optional[str]): Of two categories of which one holds, the one whose F score
             is `cats_score`; None for the macro F.
-        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not 0
-            or 1, or if another text classifier has the same label.
+        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not
+            from 0 to 1, or if another text classifier has the same label.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         labels = parse_labels(nlp, self.name, labels)
@@ -281,7 +278,7 @@ class BertTextCat(BertHead):
 
     def _gold(self, examples: Sequence[Example]) -> np.ndarray:
         """The gold values (n_docs, n_labels), NaN where not annotated. Raises ValueError if one is
-        not 0 or 1."""
+        not from 0 to 1."""
         for example in examples:
             self._check_values(example, self.labels)
         return self.label_rows(eg.reference.cats for eg in examples)
@@ -308,7 +305,7 @@ class BertTextCat(BertHead):
         """Score the examples that are annotated for this head.
 
         With several text classifiers in the pipeline, `cats_…` are the means of theirs, and
-        `<component>_cats_…` those of this one. Raises ValueError if a value is not 0 or 1.
+        `<component>_cats_…` those of this one. Raises ValueError if a value is not from 0 to 1.
         """
         examples = list(examples)
         for example in examples:
