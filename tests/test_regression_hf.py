@@ -1,5 +1,7 @@
 """Numbers for texts, from Hugging Face and back with equal values."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -63,9 +65,14 @@ def test_a_single_logit_is_never_a_category_by_softmax(tmp_path):
             from_hf(folder, task=task)
     assert from_hf(folder, labels=["rating"]).get_pipe("bert_regression").labels == ("rating",)
     assert "bert_textcat_multilabel" in from_hf(folder, task="textcat_multilabel").pipe_names
-    odd = save(tmp_path / "odd", SEQUENCES, ["LABEL_0"], problem_type="single_label_classification")
-    with pytest.raises(ValueError, match="fits no head. Name the task: nli or regression or"):
-        from_hf(odd)
+    file = tmp_path / "hf" / "config.json"
+    odd = json.loads(file.read_text()) | {"problem_type": "single_label_classification"}
+    file.write_text(json.dumps(odd))
+    # transformers 5 refuses it, with a reason of its own.
+    with pytest.raises(
+        ValueError, match="fits no head. Name the task: nli or regression or|num_labels"
+    ):
+        from_hf(folder)
 
 
 def test_two_checkpoints_with_one_label(tmp_path):

@@ -50,6 +50,11 @@ class Encoder(nn.Module):
             if type(module) is nn.Dropout:
                 replace_module(self.model, name, Dropout(module.p).train(module.training))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.interface == "registered":  # in a process that has built no encoder
+            register()
+
     @property
     def config(self) -> Any:
         """The configuration of the model; `find_layers` looks for one."""

@@ -160,6 +160,11 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
     from transformers import AutoTokenizer
 
     files = {name: content for name in TOKENIZER if (content := source.read(name)) is not None}
+    if files.keys() <= {*TOKENIZER_SETTINGS, "added_tokens.json"}:
+        raise ValueError(
+            f"it has no tokenizer, none of {', '.join(TOKENIZER)}. Put in the one that it was "
+            f"trained with: AutoTokenizer.from_pretrained(…).save_pretrained('{source.name}')."
+        )
     if "tokenizer.json" in files:
         _check_tokenizer(files["tokenizer.json"])
     for name in TOKENIZER_SETTINGS:
@@ -176,12 +181,6 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
                 folder, config=config, use_fast=True, trust_remote_code=False
             )
         except Exception as error:  # nothing less: the tokenizers library raises Exception itself
-            if files.keys() <= {*TOKENIZER_SETTINGS, "added_tokens.json"}:
-                raise ValueError(
-                    f"it has no tokenizer, none of {', '.join(TOKENIZER)}. Put in the one that "
-                    "it was trained with: AutoTokenizer.from_pretrained(…).save_pretrained("
-                    f"'{source.name}')."
-                ) from error
             raise ValueError(str(error).replace(folder, source.name)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError("The tokenizer has no vocabulary.")  # transformers 5 makes it up
