@@ -160,13 +160,14 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
     from transformers import AutoTokenizer
 
     files = {name: content for name in TOKENIZER if (content := source.read(name)) is not None}
-    if files.keys() <= {*TOKENIZER_SETTINGS, "added_tokens.json"}:
-        raise ValueError(
+    if "tokenizer.json" in files:
+        _check_tokenizer(files["tokenizer.json"])
+    missing = ""
+    if files.keys() <= {*TOKENIZER_SETTINGS, "added_tokens.json"}:  # CANINE needs no others
+        missing = (
             f"it has no tokenizer, none of {', '.join(TOKENIZER)}. Put in the one that it was "
             f"trained with: AutoTokenizer.from_pretrained(…).save_pretrained('{source.name}')."
         )
-    if "tokenizer.json" in files:
-        _check_tokenizer(files["tokenizer.json"])
     for name in TOKENIZER_SETTINGS:
         settings = read_tokenizer_settings(source, name)
         if config is None and "tokenizer.json" in files:
@@ -181,9 +182,10 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
                 folder, config=config, use_fast=True, trust_remote_code=False
             )
         except Exception as error:  # nothing less: the tokenizers library raises Exception itself
-            raise ValueError(str(error).replace(folder, source.name)) from error
+            raise ValueError(missing or str(error).replace(folder, source.name)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError("The tokenizer has no vocabulary.")  # transformers 5 makes it up
+        # transformers 5 makes one up.
+        raise ValueError(missing or "The tokenizer has no vocabulary.")
     if not tokenizer.is_fast:
         raise NotBert(
             f"The tokenizer of '{source.name}' has no fast version, so it gives no character "
