@@ -68,7 +68,7 @@ def test_a_single_logit_is_never_a_category_by_softmax(tmp_path):
     file = tmp_path / "hf" / "config.json"
     odd = json.loads(file.read_text()) | {"problem_type": "single_label_classification"}
     file.write_text(json.dumps(odd))
-    # transformers 5 refuses it, with a reason of its own.
+    # transformers 5 rejects it, with a reason of its own.
     with pytest.raises(
         ValueError, match="fits no head. Name the task: nli or regression or|num_labels"
     ):
