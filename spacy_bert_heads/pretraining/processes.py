@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -67,6 +68,7 @@ class Processes:
             self._group = dist.group.WORLD
         try:
             yield
+            self.wait()  # the first process writes longest
         except RuntimeError as error:
             # Neither backend has an error class for this in all of torch's versions.
             if "gloo" in str(error).lower() or "nccl" in str(error).lower():
@@ -76,6 +78,10 @@ class Processes:
                 ) from error
             raise
         finally:
+            # Destroying a group joins gloo's threads while it has Python's lock, and a thread that
+            # is about to free the tensor of the last call waits for that lock. Without a pause one
+            # run in five hung here (torch 2.13).
+            time.sleep(0.1)
             dist.destroy_process_group()
 
     def wait(self) -> None:
