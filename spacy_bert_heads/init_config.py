@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import spacy
-import srsly
 from spacy.language import CONFIG_SECTION_ORDER, Language
-from spacy.tokens import DocBin
+from spacy.tokens import Doc
 from spacy.util import load_model_from_config
 from thinc.api import Config
 
-from .heads.find import head_classes, pair_names
+from .data.reader import BertCorpus
+from .encoder.component import BertEncoder
+from .heads.find import annotations_of, head_classes, pair_names
 from .heads.head import BertHead
+from .text.user_data import get_list
 
 # A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
 # is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
@@ -24,7 +26,10 @@ HEAD = {"model": {"rate_factor": 10.0}}
 ADAPTED = {"rate_factor": 10.0}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
+BATCH_TOKENS = 1024  # about as many as 32 sentences have
+WORDPIECES_PER_WORD = 1.3
 EPOCHS = 5
+MAX_EPOCHS = 20
 MIN_STEPS = 200
 DEFAULT_STEPS = 2000
 
@@ -55,6 +60,7 @@ def init_config(
         encoder["adapter"] = adapter
         nlp = _make_pipeline(heads, encoder, lang=lang or "en", gpu=gpu)
         sourced = {}
+        tokenizer = encoder["name"]
     elif heads or name or lang or adapter:
         raise ValueError(
             "A source brings its heads, its checkpoint, its language and its adapter. Name none "
@@ -63,17 +69,42 @@ def init_config(
     else:
         nlp = spacy.load(source)
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
-    reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for _, pipe in nlp.components)
+        tokenizer = _saved_tokenizer(nlp)
+    pipes = [pipe for _, pipe in nlp.components]
+    reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for pipe in pipes)
 
-    steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
     # A batch of Docs would be a few contexts with many questions each, which are no independent
-    # samples. With one pair an example it is a batch of pairs, in which every head finds as many
-    # examples. The dev set is not split: scores don't depend on it, and Docs are read once.
+    # samples, so training examples have one pair each. The dev set is not split: scores don't
+    # depend on it, and Docs are read once.
     max_pairs = {"train": int(reads_pairs), "dev": 0}
+    trained = [pipe.factory.removeprefix("bert_") for pipe in pipes if isinstance(pipe, BertHead)]
+    is_joint = len(trained) > 1
+    # Each batch of a joint training is for one head and as large as it would be alone. Mixed
+    # batches have a few examples for each (benchmarks/RESULTS.md).
+    steps, batch_size = DEFAULT_STEPS, BATCH_SIZE
+    batcher: dict[str, Any]
     if train is not None:
-        steps, batch_size = fit_steps(count_examples(train, max_pairs=max_pairs["train"]))
+        docs = BertCorpus(train, max_pairs=max_pairs["train"]).references(nlp)
+        if is_joint:
+            steps = fit_joint_steps(docs, trained)
+        else:
+            steps, batch_size = fit_steps(sum(1 for _ in docs))
+    if is_joint:
+        batcher = {
+            "@batchers": "spacy_bert_heads.batch_by_pieces.v1",
+            "size": BATCH_TOKENS,
+            "name": "${paths.encoder}",
+            "by_task": True,
+        }
+    else:
+        batcher = {
+            "@batchers": "spacy.batch_by_sequence.v1",
+            "size": batch_size,
+            "get_length": None,
+        }
     recipe = {
-        "paths": {"train": _str(train), "dev": _str(dev)},
+        "paths": {"train": _str(train), "dev": _str(dev)}
+        | ({"encoder": tokenizer} if is_joint else {}),
         "system": {"gpu_allocator": "pytorch" if gpu else None},
         "nlp": {"batch_size": 128},
         "corpora": {
@@ -91,11 +122,7 @@ def init_config(
             "max_steps": steps,
             "patience": 0,
             "eval_frequency": max(10, min(200, steps // 10)),
-            "batcher": {
-                "@batchers": "spacy.batch_by_sequence.v1",
-                "size": batch_size,
-                "get_length": None,
-            },
+            "batcher": batcher,
             "optimizer": {
                 "@optimizers": "Adam.v1",
                 "learn_rate": {
@@ -119,7 +146,19 @@ def init_config(
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
     filled = load_model_from_config(config, auto_fill=True).config
     filled["components"].update(sourced)
+    if is_joint and source is None:
+        filled["components"]["bert_encoder"]["model"]["name"] = "${paths.encoder}"
     return filled
+
+
+def _saved_tokenizer(nlp: Language) -> str | None:
+    """Find what has the tokenizer of a saved pipeline's encoder."""
+    for name, pipe in nlp.components:
+        if isinstance(pipe, BertEncoder):
+            folder = nlp.path / name / "model"
+            has_own = (folder / "tokenizer.json").exists()
+            return str(folder) if has_own else pipe.model.attrs["name"]
+    return None
 
 
 def _make_pipeline(
@@ -142,12 +181,9 @@ def _make_pipeline(
 
 
 def fit_steps(n_examples: int) -> tuple[int, int]:
-    """Choose how long to train: five epochs, or with little data longer and in small batches, for
-    no fewer than 200 steps.
-
-    n_examples (int): The number of training examples: Docs, or pairs.
-    RETURNS (Tuple[int, int]): Steps, and examples in a batch.
-    """
+    """Choose how long to train one head: five epochs, or with little data longer and in small
+    batches, for no fewer than 200 steps. Gives the steps, and the examples of a batch: Docs, or
+    pairs."""
     for size in (BATCH_SIZE, SMALL_BATCH_SIZE):
         steps = EPOCHS * math.ceil(n_examples / size)
         if steps >= MIN_STEPS:
@@ -155,30 +191,24 @@ def fit_steps(n_examples: int) -> tuple[int, int]:
     return MIN_STEPS, SMALL_BATCH_SIZE
 
 
-def count_examples(path: Path, *, max_pairs: int = 0) -> int:
-    """Count what the reader makes of files.
+def fit_joint_steps(docs: Iterable[Doc], heads: Collection[str]) -> int:
+    """Choose how long to train several heads in batches of `BATCH_TOKENS` wordpieces: five epochs,
+    or more until the head with the fewest examples has seen as many as it would alone.
 
-    path (Path): A `.spacy` file, or a folder of them.
-    max_pairs (int): The most second texts of an example, 0 for no limit.
-    RETURNS (int): The number of examples.
-    RAISES (ValueError): If there is no such path.
+    `docs` are those of the reader. Wordpieces are estimated by words, so that the checkpoint need
+    not be at hand.
     """
-    if not path.exists():
-        raise ValueError(
-            f"There is no '{path}'. Make it first: python -m spacy bert convert SOURCE {path}"
-        )
-    files = sorted(path.glob("**/*.spacy")) if path.is_dir() else [path]
-    bins = [DocBin().from_disk(file) for file in files]
-    if not max_pairs:
-        return sum(map(len, bins))
-    pairs = [_count_pairs(user_data) for docs in bins for user_data in docs.user_data]
-    return sum(max(1, math.ceil(count / max_pairs)) for count in pairs)
-
-
-def _count_pairs(user_data: bytes | None) -> int:
-    """The second texts in a Doc's user data, as a DocBin has them, so that no Doc is built."""
-    data = {} if user_data is None else srsly.msgpack_loads(user_data, use_list=False) or {}
-    return sum(len(data.get(("._.", name, None, None), ())) for name in pair_names())
+    examples = dict.fromkeys(heads, 0)
+    num_words = 0
+    for doc in docs:
+        texts = [text for name in pair_names() for text in get_list(name, doc)]
+        for head in annotations_of(doc) & examples.keys():
+            examples[head] += max(1, len(texts))
+        num_words += len(doc) * max(1, len(texts)) + sum(len(text.split()) for text in texts)
+    fewest = min((n for n in examples.values() if n), default=0)
+    epochs = EPOCHS if not fewest else max(EPOCHS, MIN_STEPS * SMALL_BATCH_SIZE // fewest)
+    steps = min(epochs, MAX_EPOCHS) * WORDPIECES_PER_WORD * num_words / BATCH_TOKENS
+    return max(math.ceil(steps), MIN_STEPS)
 
 
 def _str(path: Path | None) -> str | None:

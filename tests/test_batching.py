@@ -81,10 +81,11 @@ def test_limits_count_the_docs_of_the_file(tmp_path):
         examples = make_corpus(file, max_pairs=1, **options)(NLP)
         return [(eg.predicted._.hypotheses, eg.predicted[0].text) for eg in examples]
 
-    assert asked(limit=2) == [(["H1"], "Anna"), (["H2"], "Anna"), (["H3"], "Anna")]
+    text = ([], "Anna")
+    first = [text, (["H1"], "Anna"), (["H2"], "Anna"), text, (["H3"], "Anna")]
+    assert asked(limit=2) == first
     # As in spaCy, of a Doc that is too long its sentences are read.
-    sentences = [([], "Anna"), ([], "She")]
-    assert asked(max_length=len(long)) == [*asked(limit=2), *sentences]
+    assert asked(max_length=len(long)) == [*first, text, ([], "She")]
 
 
 # --- splitting
@@ -94,30 +95,27 @@ def test_split_by_hand():
     doc = make_doc(["A", "B", "C"], ["D", "E"])
     parts = list(split_pairs(doc, 2))
     assert [(p._.hypotheses, p._.questions) for p in parts] == [
+        ([], []),
         (["A", "B"], []),
-        (["C"], ["D"]),
-        ([], ["E"]),
+        (["C"], []),
+        ([], ["D", "E"]),
     ]
-    assert [p._.nli for p in parts] == [doc._.nli[:2], doc._.nli[2:], []]
-    assert [p._.answers for p in parts] == [[], doc._.answers[:1], doc._.answers[1:]]
-    assert [[token.text for token in p] for p in parts] == [[token.text for token in doc]] * 3
-    assert [p.text for p in parts] == [TEXT] * 3
-    # Every head finds as many examples.
+    assert [p._.nli for p in parts] == [[], doc._.nli[:2], doc._.nli[2:], []]
+    assert [p._.answers for p in parts] == [[], [], [], doc._.answers]
+    assert [[token.text for token in p] for p in parts] == [[token.text for token in doc]] * 4
+    assert [p.text for p in parts] == [TEXT] * 4
+    # What is learned from the text alone is learned once.
     for attr in ("TAG", "ENT_IOB", "SENT_START"):
-        assert [p.has_annotation(attr) for p in parts] == [True] * 3, attr
-    assert [p.cats for p in parts] == [{"fire": 1.0}] * 3
-    assert [[ent.text for ent in p.ents] for p in parts] == [["Anna Grete"]] * 3
+        assert [p.has_annotation(attr) for p in parts] == [True, False, False, False], attr
+    assert [p.cats for p in parts] == [{"fire": 1.0}, {}, {}, {}]
+    assert [[ent.text for ent in p.ents] for p in parts] == [["Anna Grete"], [], [], []]
     assert doc._.hypotheses == ["A", "B", "C"]  # as before
 
 
 @pytest.mark.parametrize(
     "doc, max_pairs",
-    [
-        (make_doc(), 1),
-        (make_doc(["A", "B"], ["C"]), 0),
-        (make_doc(["A", "B"], ["C"]), 3),
-    ],
-    ids=["no pairs", "no limit", "few enough"],
+    [(make_doc(), 1), (make_doc(["A", "B"], ["C"]), 0)],
+    ids=["no pairs", "no limit"],
 )
 def test_nothing_to_split(doc, max_pairs):
     assert list(split_pairs(doc, max_pairs)) == [doc]
@@ -136,6 +134,36 @@ def test_unknown_spaces_stay_unknown():
     assert [(p.has_unknown_spaces, p.text) for p in split_pairs(doc, 1)] == [(True, doc.text)] * 2
 
 
+def test_a_doc_that_teaches_pairs_alone_has_no_part_without_them():
+    doc = NLP.make_doc(TEXT)
+    doc._.questions, doc._.answers = ["A", "B"], [make_answer(doc, 0, 4)] * 2
+    assert [p._.questions for p in split_pairs(doc, 1)] == [["A"], ["B"]]
+    doc.cats = {"fire": 0.0}
+    assert [p._.questions for p in split_pairs(doc, 1)] == [[], ["A"], ["B"]]
+
+
+@pytest.mark.parametrize(
+    "heads, expected",
+    [
+        ([], [[], ["H1"], ["H2"], ["Q"]]),
+        (["bert_ner"], [[]]),
+        (["bert_qa"], [["Q"]]),
+        (["bert_nli"], [["H1"], ["H2"]]),
+        (["bert_qa", "bert_textcat"], [[], ["Q"]]),
+        (["bert_qa", "parser"], [[], ["Q"]]),
+    ],
+)
+def test_the_parts_are_those_that_the_pipeline_learns_from(tmp_path, heads, expected):
+    file = save(tmp_path / "a.spacy", make_doc(["H1", "H2"], ["Q"]))
+    nlp = spacy.blank("en")
+    for head in ["bert_encoder", *heads] if heads else []:
+        nlp.add_pipe(head)
+    found = [eg.y._.hypotheses + eg.y._.questions for eg in make_corpus(file, max_pairs=1)(nlp)]
+    assert found == expected
+    (whole,) = make_corpus(file)(nlp)
+    assert (whole.y._.hypotheses, whole.y._.questions) == (["H1", "H2"], ["Q"])
+
+
 @settings(deadline=None)
 @given(
     n_hypotheses=st.integers(0, 7),
@@ -150,10 +178,12 @@ def test_no_pair_is_lost_or_doubled(n_hypotheses, n_questions, max_pairs, gold):
     parts = list(split_pairs(doc, max_pairs))
     for name, entries in pairs_of(doc).items():
         assert [entry for part in parts for entry in part._.get(name)] == entries
-    sizes = [len(part._.hypotheses) + len(part._.questions) for part in parts]
-    if max_pairs:
-        assert max(sizes) <= max_pairs
-        assert all(size == max_pairs for size in sizes[:-1])
+    if max_pairs and n_hypotheses + n_questions:
+        assert [(len(part._.hypotheses), len(part._.questions)) for part in parts] == [
+            (0, 0),
+            *((min(n_hypotheses - i, max_pairs), 0) for i in range(0, n_hypotheses, max_pairs)),
+            *((0, min(n_questions - i, max_pairs)) for i in range(0, n_questions, max_pairs)),
+        ]
     for part in parts:
         assert [entry["label"] for entry in part._.nli] == (part._.hypotheses if gold else [])
         answered = [entry["alternatives"][0]["text"] for entry in part._.answers]
@@ -229,6 +259,50 @@ def test_every_item_comes_once_and_the_budget_holds(shapes, size, chunk):
     # No batch ends while there is room for the next item.
     for count, following in zip(filled, batches[1:], strict=False):
         assert count + counts[id(following[0])] > size
+
+
+def test_of_what_teaches_pairs_alone_the_text_is_not_counted(checkpoint):
+    tokenizer = load_wordpiece_tokenizer(checkpoint)
+    doc = NLP.make_doc("fire " * 3)
+    doc._.questions = ["why"]
+    assert count_pieces([doc], tokenizer).tolist() == [3 + 2 + 3 + 4]
+    doc._.answers = [make_answer(doc, 0, 4)]
+    assert count_pieces([doc], tokenizer).tolist() == [3 + 4]
+    doc[0].dep_ = "ROOT"
+    assert count_pieces([doc], tokenizer).tolist() == [3 + 2 + 3 + 4]
+
+
+@settings(deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["ents", "cats", "pairs", "both", "none"]), max_size=40),
+    size=st.integers(1, 60),
+    chunk=st.integers(1, 5),
+)
+def test_batches_of_one_task(kinds, size, chunk):
+    docs = []
+    for kind in kinds:
+        doc = Doc(NLP.vocab, words=["fire"] * 6)
+        if kind in ("ents", "both"):
+            doc.set_ents([], default="outside")
+        if kind in ("cats", "both"):
+            doc.cats = {"fire": 1.0}
+        if kind == "pairs":
+            doc._.hypotheses, doc._.nli = ["why"], [make_verdict("entailment")]
+        docs.append(doc)
+    kind_of = dict(zip(map(id, docs), kinds, strict=True))
+    with mock.patch.object(batching, "CHUNK", chunk):
+        batches = list(
+            batching.batch_by_pieces(docs, size=size, load=lambda: WORDPIECES, by_task=True)
+        )
+    found = {kind: [] for kind in kinds}
+    for batch in batches:
+        (kind,) = {kind_of[id(doc)] for doc in batch}
+        found[kind].append(batch)
+    for kind, own in found.items():
+        # As if there were no other tasks.
+        alone = [doc for doc in docs if kind_of[id(doc)] == kind]
+        expected = batching.batch_by_pieces(alone, size=size, load=lambda: WORDPIECES)
+        assert own == list(expected)
 
 
 def test_a_config_can_name_the_batcher(checkpoint):

@@ -14,7 +14,7 @@ import typer
 from checkpoints import make_checkpoint
 from commands import run
 from spacy.schemas import ConfigSchemaTraining
-from spacy.tokens import DocBin
+from spacy.tokens import Doc, DocBin
 from spacy.util import load_model_from_config, registry
 from spacy.vocab import Vocab
 from thinc.api import Config
@@ -23,8 +23,9 @@ from typer.main import get_command
 
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.cli.common import exits_on_error
-from spacy_bert_heads.data.reader import make_corpus
-from spacy_bert_heads.init_config import count_examples, fit_steps, init_config
+from spacy_bert_heads.data.reader import split_pairs
+from spacy_bert_heads.init_config import fit_joint_steps, fit_steps, init_config
+from spacy_bert_heads.pairs import make_verdict
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
 
@@ -58,7 +59,7 @@ def test_convert_says_what_it_kept_and_what_not(conll, tmp_path):
     [
         (("convert", "nowhere.conll", "a.spacy"), "nowhere.conll does not exist"),
         (("init-config", "a.cfg", "--heads", "nre"), "Unknown head 'nre'. Choose from: ner,"),
-        (("init-config", "a.cfg", "--train", "no.spacy"), "There is no 'no.spacy'. Make it first"),
+        (("init-config", "a.cfg", "--train", "no.spacy"), "There is no 'no.spacy'. Make it: python -m spacy bert"),
     ],
 )
 def test_errors_are_one_sentence_and_no_traceback(args, message):
@@ -87,26 +88,32 @@ def test_steps_for_a_number_of_examples(n_examples, expected):
     assert fit_steps(n_examples) == expected
 
 
-@pytest.fixture
-def pairs(tmp_path):
-    """A folder of files, one of them without user data: 4 Docs, 7 pairs."""
-    nlp = spacy.blank("en")
-    docs = [nlp.make_doc(text) for text in ("Anna left", "Hull burned", "Skagen")]
-    docs[0]._.questions = ["A", "B", "C"]
-    docs[0]._.hypotheses = ["D"]
-    docs[1]._.hypotheses = ["E", "F", "G"]
-    docs[2].user_data = {"title": "not ours", 3: "nor this"}
-    (tmp_path / "pairs").mkdir()
-    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "pairs" / "a.spacy")
-    DocBin(docs=[nlp.make_doc("Anna")]).to_disk(tmp_path / "pairs" / "b.spacy")
-    return tmp_path / "pairs"
+def make_joint_docs(nlp, words: int, hypotheses: int, num_docs: int):
+    """Docs with entities and hypotheses, each of `words` words."""
+    for _ in range(num_docs):
+        doc = Doc(nlp.vocab, words=["fire"] * words)
+        doc.set_ents([], default="outside")
+        doc._.hypotheses = ["It burned"] * hypotheses
+        doc._.nli = [make_verdict("entailment")] * hypotheses
+        yield doc
 
 
-@pytest.mark.parametrize("max_pairs, expected", [(0, 4), (1, 9), (2, 6), (3, 5), (4, 4)])
-def test_examples_are_counted_as_the_reader_makes_them(pairs, max_pairs, expected):
-    assert count_examples(pairs, max_pairs=max_pairs) == expected
-    corpus = make_corpus(pairs, max_pairs=max_pairs)
-    assert len(list(corpus(spacy.blank("en")))) == expected
+@pytest.mark.parametrize(
+    "words, hypotheses, num_docs, expected",
+    [
+        # Five epochs: 1.3 * (100 + 2 * 102) * 1000 wordpieces are 386 batches.
+        (100, 2, 1000, 1930),
+        # Entities alone would be seen 1,600 times, so 16 epochs of 1.3 * 304 * 100 wordpieces.
+        (100, 2, 100, 618),
+        # 20 epochs at most; 200 steps at least.
+        (100, 20, 10, 544),
+        (10, 2, 10, 200),
+    ],
+)
+def test_steps_of_a_joint_training(words, hypotheses, num_docs, expected):
+    docs = make_joint_docs(spacy.blank("en"), words, hypotheses, num_docs)
+    parts = (part for doc in docs for part in split_pairs(doc, 1))
+    assert fit_joint_steps(parts, ["ner", "nli"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,13 @@ def test_init_config_for_pairs(heads, max_pairs, window, checkpoint):
     encoder = config["components"]["bert_encoder"]["model"]
     expected = (window, 256) if window else (256, 192)
     assert (encoder["window"], encoder["stride"]) == expected
-    assert config["training"]["batcher"]["size"] == 32
+    batcher = config["training"]["batcher"]
+    if "," in heads:
+        assert (batcher["size"], batcher["by_task"]) == (1024, True)
+        assert config.interpolate()["training"]["batcher"]["name"] == checkpoint
+        assert config.interpolate()["components"]["bert_encoder"]["model"]["name"] == checkpoint
+    else:
+        assert batcher["size"] == 32
     pipeline = ["bert_encoder", *(f"bert_{head}" for head in heads.split(","))]
     rates = [config["components"][name]["model"]["rate_factor"] for name in pipeline]
     assert rates == [1.0] + [10.0] * (len(pipeline) - 1)

@@ -14,7 +14,6 @@ from spacy.util import registry
 
 from spacy_bert_heads.data.batching import batch_by_pieces
 from spacy_bert_heads.data.reader import make_corpus
-from spacy_bert_heads.init_config import count_examples
 
 NLP = spacy.blank(LANG)
 LOWER = registry.augmenters.get("spacy.lower_case.v1")
@@ -132,7 +131,6 @@ def test_a_doc_without_user_data_has_none(save, max_pairs):
     first, *rest = make_corpus(path, max_pairs=max_pairs)(NLP)
     assert first.y.text == make_doc().text and not first.y._.questions
     assert [eg.y._.questions for eg in rest if eg.y._.questions] == [["Why?"]]
-    assert count_examples(path, max_pairs=max_pairs) == 1 + len(rest)
 
 
 def test_a_pipeline_reads_a_doc_whose_user_data_was_taken_away(make_nlp):

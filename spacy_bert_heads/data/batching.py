@@ -1,4 +1,4 @@
-"""Batches with a budget of wordpieces, second texts included."""
+"""Batches with a budget of wordpieces, second texts included, and batches of one task."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -12,7 +12,7 @@ from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
 from ..encoder.loading import load_wordpiece_tokenizer
-from ..heads.find import pair_names
+from ..heads.find import annotations_of, pair_names, teaches_pairs, teaches_text
 from ..text.arrays import Ints1d, sums
 from ..text.doc_data import inputs_of
 from ..text.wordpieces import WordpieceTokenizer
@@ -23,47 +23,58 @@ CHUNK = 256  # items that are tokenized at once
 
 
 def make_batch_by_pieces(
-    size: Sizing, name: str
+    size: Sizing, name: str, by_task: bool = False
 ) -> Callable[[Iterable[Item]], Iterator[list[Item]]]:
     """Create a batcher that counts the wordpieces the encoder will read.
 
     `size` is the maximum number of wordpieces in a batch; a sequence or schedule has one for each
     batch, and its last stays in force. `name` is the checkpoint whose tokenizer counts, a hub name
     or a folder; it is loaded with the first batch. spaCy resolves [training] without [components],
-    so a config that names the checkpoint only once does so under [paths].
+    so a config that names the checkpoint only once does so under [paths]. With `by_task` all items
+    of a batch are annotated for the same heads, so a head of a joint pipeline learns from whole
+    batches, as it does alone, and not from a few items of each.
     """
-    return partial(batch_by_pieces, size=size, load=cache(partial(load_wordpiece_tokenizer, name)))
+    load = cache(partial(load_wordpiece_tokenizer, name))
+    return partial(batch_by_pieces, size=size, load=load, by_task=by_task)
 
 
 def batch_by_pieces(
-    items: Iterable[Item], *, size: Sizing, load: Callable[[], WordpieceTokenizer]
+    items: Iterable[Item],
+    *,
+    size: Sizing,
+    load: Callable[[], WordpieceTokenizer],
+    by_task: bool = False,
 ) -> Iterator[list[Item]]:
     """Fill batches of at most `size` wordpieces in the order of the items. An item that exceeds the
-    budget is a batch of its own. Raises ValueError if the tokenizer can't be loaded, or a second
-    text is not a string, or `size` is empty."""
+    budget is a batch of its own. With `by_task` one batch is filled for each set of heads that
+    items are annotated for, and comes when it is full. Raises ValueError if the tokenizer can't be
+    loaded, or a second text is not a string, or `size` is empty."""
     sizes = repeat(size) if isinstance(size, int) else iter(size)
     budget = next(sizes, None)
     if budget is None:
         raise ValueError("size is an empty sequence. Name the wordpieces of a batch: size = 4096.")
-    batch: list[Item] = []
-    room = budget
+    batches: dict[frozenset[str], list[Item]] = {}  # that are not full yet
+    room: dict[frozenset[str], int] = {}
     for chunk in minibatch(items, CHUNK):
         docs = [item.reference if isinstance(item, Example) else item for item in chunk]
-        for item, count in zip(chunk, count_pieces(docs, load()).tolist(), strict=True):
-            if batch and count > room:
-                yield batch
+        counts = count_pieces(docs, load()).tolist()
+        for item, doc, count in zip(chunk, docs, counts, strict=True):
+            task = annotations_of(doc) if by_task else frozenset()
+            if task in batches and count > room[task]:
+                yield batches.pop(task)
                 budget = next(sizes, budget)
-                batch, room = [], budget
-            batch.append(item)
-            room -= count
-    if batch:
-        yield batch
+            if task not in batches:
+                batches[task], room[task] = [], budget
+            batches[task].append(item)
+            room[task] -= count
+    yield from batches.values()
 
 
 def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
     """Count the wordpieces that the encoder reads for each Doc (n_docs,): those of its text once,
-    and again with each of its second texts, special tokens included. Overlaps of windows are not
-    counted. Raises ValueError if a second text is not a string."""
+    unless it is annotated for pairs alone, and again with each of its second texts, special tokens
+    included. Overlaps of windows are not counted. Raises ValueError if a second text is not a
+    string."""
     names = pair_names()
     texts = [[text for name in names for text in inputs_of(doc, name, [])] for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
@@ -72,4 +83,6 @@ def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
     own, second = pieces.lengths[: len(docs)], pieces.lengths[len(docs) :]
     special = tokenizer.pair
     n_special = len(special.prefix) + len(special.middle) + len(special.suffix)
-    return own + tokenizer.num_special + pairs * (own + n_special) + sums(second, pairs)
+    alone = [teaches_text(doc) or not teaches_pairs(doc) for doc in docs]
+    single = np.asarray(alone, dtype=np.int64) * (own + tokenizer.num_special)
+    return single + pairs * (own + n_special) + sums(second, pairs)

@@ -1,7 +1,7 @@
 """The reader of training data: `.spacy` files to examples."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,10 @@ from spacy.training import Corpus, Example
 from spacy.training.corpus import walk_corpus
 from spacy.vocab import Vocab
 
-from ..heads.find import copy_inputs, pair_names, register_extensions
+from ..encoder.component import BertEncoder
+from ..heads.find import copy_inputs, pair_names, register_extensions, teaches_text
+from ..heads.head import BertHead
+from ..heads.pair_head import BertPairHead
 from ..text.user_data import get_list, set_value
 
 # What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
@@ -70,26 +73,47 @@ class BertCorpus(Corpus):
                 )
 
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
-        """Yield the Docs that have tokens, split by `split_pairs`. Raises ValueError if a file is
-        damaged."""
+        """Yield the Docs that have tokens. Raises ValueError if a file is damaged."""
         for file in locs:
             try:
                 with_tokens = (doc for doc in read_docs(Path(file), vocab) if len(doc))
                 docs = list(islice(with_tokens, self.limit or None))
             except DAMAGE as error:
                 raise damaged(file, error) from error
-            for doc in docs:
-                # A Doc that is too long is read as sentences without pairs: splitting it would
-                # repeat every sentence.
-                too_long = 0 < self.max_length <= len(doc)
-                yield from split_pairs(doc, 0 if too_long else self.max_pairs)
+            yield from docs
+
+    def references(self, nlp: Language) -> Iterator[Doc]:
+        """Yield the gold Docs that the examples are made of, parts of one that is split one by
+        one."""
+        check_exists(self.path)
+        return self._split(nlp, self.read_docbin(nlp.vocab, walk_corpus(self.path, ".spacy")))
+
+    def make_examples(self, nlp: Language, reference_docs: Iterable[Doc]) -> Iterator[Example]:
+        """Yield an example for each Doc, or for each part of one that is split."""
+        return super().make_examples(nlp, self._split(nlp, reference_docs))
+
+    def _split(self, nlp: Language, docs: Iterable[Doc]) -> Iterator[Doc]:
+        # What nothing in the pipeline learns from would only fill batches.
+        heads = [pipe for _, pipe in nlp.components if not isinstance(pipe, BertEncoder)]
+        inputs = {pipe.input_name for pipe in heads if isinstance(pipe, BertHead)}
+        text = not heads or not all(isinstance(pipe, BertPairHead) for pipe in heads)
+        for doc in docs:
+            # A Doc that is too long is read as sentences without pairs: splitting it would repeat
+            # every sentence.
+            too_long = 0 < self.max_length <= len(doc)
+            yield from split_pairs(
+                doc,
+                0 if too_long else self.max_pairs,
+                inputs=inputs if heads else None,
+                text=text,
+            )
 
     def make_examples_gold_preproc(
         self, nlp: Language, reference_docs: Iterable[Doc]
     ) -> Iterator[Example]:
         """Yield an example for each sentence. Hypotheses and questions are about the whole text, so
         a Doc that has any stays whole."""
-        for reference in reference_docs:
+        for reference in self._split(nlp, reference_docs):
             if any(get_list(name, reference) for name in pair_names()):
                 yield self._make_example(nlp, reference, True)
             else:
@@ -139,36 +163,47 @@ def augment(augmenter: Callable, nlp: Language, example: Example) -> Iterator[Ex
         yield one
 
 
-def split_pairs(doc: Doc, max_pairs: int) -> Iterator[Doc]:
-    """Split a Doc with many second texts into several Docs of the same text. Otherwise one text
-    would fill a batch.
+def split_pairs(
+    doc: Doc, max_pairs: int, *, inputs: Container[str] | None = None, text: bool = True
+) -> Iterator[Doc]:
+    """Split a Doc with second texts into several Docs of the same text, each for one task.
+    Otherwise one text would fill a batch.
 
-    max_pairs 2     first part        second part       third part
-    hypotheses      A  B              C                 -
-    questions       -                 D                 E
-    all else        unchanged         unchanged         unchanged
+    max_pairs 2     first part        second part       third part        fourth part
+    annotation      unchanged         -                 -                 -
+    hypotheses      -                 A  B              C                 -
+    questions       -                 -                 -                 D  E
 
-    Yields the Doc itself if there is nothing to split, if `max_pairs` is 0, or if its gold entries
-    don't match its second texts: the head that reads them reports that.
+    The first part is left out without `text`, or if the Doc has no annotation but that of pairs;
+    pairs are left out that are not among the `inputs`. Yields the Doc itself if it has no second
+    texts, if `max_pairs` is 0, or if its gold entries don't match its second texts: the head that
+    reads them reports that.
     """
     names = pair_names()
     texts = {name: get_list(name, doc) for name in names}
     gold = {name: get_list(output, doc) for name, output in names.items()}
-    asked = [(name, i) for name in names for i in range(len(texts[name]))]
     if (
-        not 0 < max_pairs < len(asked)
+        not (max_pairs and any(texts.values()))
         or any(isinstance(texts[name], str) for name in names)
         or any(gold[name] and len(gold[name]) != len(texts[name]) for name in names)
     ):
         yield doc
         return
-    for start in range(0, len(asked), max_pairs):
+    if text and teaches_text(doc):
         part = doc.copy()
         for name, output in names.items():
-            chosen = [i for of, i in asked[start : start + max_pairs] if of == name]
-            set_value(name, part, [texts[name][i] for i in chosen])
-            set_value(output, part, [gold[name][i] for i in chosen] if gold[name] else [])
+            set_value(name, part, [])
+            set_value(output, part, [])
         yield part
+    words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
+    for name, output in names.items():
+        for start in range(
+            0, len(texts[name]) if inputs is None or name in inputs else 0, max_pairs
+        ):
+            part = Doc(doc.vocab, words, None if doc.has_unknown_spaces else spaces)
+            set_value(name, part, texts[name][start : start + max_pairs])
+            set_value(output, part, gold[name][start : start + max_pairs])
+            yield part
 
 
 def make_corpus(

@@ -94,6 +94,12 @@ class DeclaredHead:
         """Count the labels that a Doc is annotated with, for the report of `convert`."""
         return {}
 
+    @classmethod
+    def is_annotated(cls, doc: Doc) -> bool:
+        """Tell whether a Doc has gold annotation for a head of this kind, whatever its labels and
+        settings are."""
+        return bool(cls.count_labels(doc))
+
     def data_checks(self) -> list[tuple[Check, str]]:
         """List what `debug-data` looks for in a corpus, and what is so where nothing is found."""
         from ..checks.heads import check_annotated

@@ -10,6 +10,9 @@ from ..text.user_data import copy_of_list, set_value
 from .declared import Score
 from .head import BertHead
 
+# What spaCy's own components learn from, beside entities, categories and spans.
+OF_SPACY = ("TAG", "POS", "MORPH", "LEMMA", "DEP", "SENT_START", "ENT_KB_ID")
+
 
 @cache
 def _load_factories() -> None:
@@ -41,6 +44,26 @@ def label_counters() -> list[Callable[[Doc], dict[str, int]]]:
     """Find the `count_labels` of all heads; one that several heads inherit counts once."""
     counters = [cls.count_labels for cls in head_classes().values()]
     return list({getattr(counter, "__func__", counter): counter for counter in counters}.values())
+
+
+def annotations_of(doc: Doc) -> frozenset[str]:
+    """Name the heads, by their factories without "bert_", for which a Doc has gold annotation."""
+    return frozenset(name for name, cls in head_classes().items() if cls.is_annotated(doc))
+
+
+def teaches_text(doc: Doc) -> bool:
+    """Tell whether a Doc has gold annotation for a component that reads its text alone."""
+    heads = head_classes().values()
+    return (
+        any(cls.is_annotated(doc) for cls in heads if not cls.input_name)
+        or any(map(doc.has_annotation, OF_SPACY))
+        or bool(doc.spans)
+    )
+
+
+def teaches_pairs(doc: Doc) -> bool:
+    """Tell whether a Doc has gold annotation for its second texts."""
+    return any(cls.is_annotated(doc) for cls in head_classes().values() if cls.input_name)
 
 
 def known_scores() -> dict[str, Score]:

@@ -218,6 +218,10 @@ class BertNER(BertHead):
     def count_labels(cls, doc: Doc) -> dict[str, int]:
         return Counter(ent.label_ for ent in doc.ents)
 
+    @classmethod
+    def is_annotated(cls, doc: Doc) -> bool:
+        return doc.has_annotation("ENT_IOB")
+
     def data_checks(self) -> list:
         from ..checks.heads import check_entity_borders, check_entity_tokens
 

@@ -16,7 +16,7 @@ from ..encoder.listener import checkpoint_behind, pack_for
 from ..encoder.model import PackedPairs
 from ..text.doc_data import check_texts, inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
-from ..text.user_data import get_list, set_value
+from ..text.user_data import copy_of_list, get_list, set_value
 from .find import register_extensions
 from .head import BertHead
 
@@ -91,6 +91,10 @@ class BertPairHead(BertHead):
         super().initialize(get_examples, nlp=nlp, labels=labels)
 
     # --- gold data
+
+    @classmethod
+    def is_annotated(cls, doc: Doc) -> bool:
+        return any(entry is not None for entry in copy_of_list(cls.output_name, doc))
 
     def gold_pairs(self, example: Example) -> Iterator[tuple[str, dict[str, Any]]]:
         """Find what a reference teaches.

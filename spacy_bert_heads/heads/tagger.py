@@ -140,6 +140,10 @@ class BertTagger(BertHead):
         tags = (getattr(token, attr) for token in example.reference)
         return (tag for tag in tags if tag and not is_negated(tag, self.labels))
 
+    @classmethod
+    def is_annotated(cls, doc: Doc) -> bool:
+        return doc.has_annotation("TAG") or doc.has_annotation("POS")
+
     @property
     def writes(self) -> set[str]:
         return {f"token.{self.cfg['attr']}"}
