@@ -55,6 +55,8 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         # new one.
         self.trained_on: str | None = None
         self.trained_at: int | None = None
+        # The most updates of the encoder from one of the head's to the next, in a joint training.
+        self.longest_gap = 1
         # Of the gradient that comes next: over how many items the loss is a mean (None if it is a
         # sum), and by what the head has multiplied it, as a part of a batch.
         self.num_items: float | None = None
@@ -138,10 +140,11 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
 
     def _check_age(self, upstream: "BertEncoder") -> None:
         """Warn if the encoder has learned without this head: by more than a tenth of its updates,
-        as the last batches of a training on several data sets may have had nothing for a head."""
+        and more than ever between two batches for this head, as in a joint training the last
+        batches may have had nothing for it."""
         assert self.trained_at is not None
         missed = upstream.num_updates - self.trained_at
-        if 10 * missed > upstream.num_updates and missed > 1:
+        if 10 * missed > upstream.num_updates and missed > 2 * self.longest_gap:
             warnings.warn(
                 f"{self.component_name} last learned at update {self.trained_at} of "
                 f"'{upstream.name}', which has been updated {missed} times since, so it reads "
@@ -179,7 +182,7 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         return BertListener, (self.upstream_name, self.grad_factor, self.reads), self._state()
 
     def _state(self) -> dict[str, Any]:
-        names = ("component_name", "trained_on", "trained_at")
+        names = ("component_name", "trained_on", "trained_at", "longest_gap")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -284,8 +284,15 @@ class BertHead(DeclaredHead, TrainablePipe):
             encoder = listener.encoder_for(docs, is_train=True)
             # The encoder's update comes when all heads of its step have answered.
             at = encoder.num_updates + (bool(docs) and encoder.is_learning(docs))
+            if docs and listener.trained_on == encoder.id and listener.trained_at is not None:
+                gap = at - listener.trained_at
+                listener.longest_gap = max(listener.longest_gap, gap)
             listener.trained_on, listener.trained_at = encoder.id, at
-            self.cfg |= {"encoder": encoder.id, "encoder_updates": at}
+            self.cfg |= {
+                "encoder": encoder.id,
+                "encoder_updates": at,
+                "longest_gap": listener.longest_gap,
+            }
 
     # --- files
 
@@ -325,6 +332,7 @@ class BertHead(DeclaredHead, TrainablePipe):
         for listener in self._listeners():
             listener.trained_on = self.cfg.get("encoder")
             listener.trained_at = self.cfg.get("encoder_updates")
+            listener.longest_gap = self.cfg.get("longest_gap", 1)
         for node in self.model.walk():
             if node.name == "bert_encoder" and shim_of(node).has_module:
                 prepare(node)
