@@ -1,4 +1,4 @@
-"""Intervals of differences beside exact ones and scipy's; McNemar's test beside published values."""
+"""Intervals beside exact ones and scipy's; McNemar's test beside published values."""
 
 from itertools import product
 
@@ -58,7 +58,9 @@ def test_the_interval_of_all_resamples():
     )
     found = paired_bootstrap(one, two, f_score, n_resamples=40_000)
     for bound, level in ((found.low, 0.025), (found.high, 0.975)):
-        assert np.mean(exact < bound - 1e-9) - 0.004 <= level <= np.mean(exact <= bound + 1e-9) + 0.004
+        assert (
+            np.mean(exact < bound - 1e-9) - 0.004 <= level <= np.mean(exact <= bound + 1e-9) + 0.004
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1])

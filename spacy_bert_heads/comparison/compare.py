@@ -117,6 +117,8 @@ def share(key: str, found: Sequence[Figure | None], draw: Draw) -> tuple[list[Fi
     title = f"{figures[0].shown.title} ({key})"
     if len(figures) < len(found):
         return [], f"Not compared: {title}, which not all pipelines have."
+    if np.isnan([figure.resampled for figure in figures]).any(axis=0).all():
+        return [], f"Not compared: {title}, which resamples of so few annotations don't have."
     sets = [set(figure.counted.labels) for figure in figures]
     common = [label for label in figures[0].counted.labels if all(label in one for one in sets)]
     others = ", ".join(sorted(set.union(*sets).difference(common)))

@@ -57,7 +57,7 @@ def test_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
             "" if i else test["component"],
             row["pipeline"],
             *(f"{row[key]:,}" for key in ("decisions", "only_first_right", "only_this_right")),
-            f"{row['p']:.4f}",
+            f"{row['p']:.4f}" if row["p"] >= 0.0001 else "< 0.0001",
         )
         for i, row in enumerate(test["pipelines"])
     ]

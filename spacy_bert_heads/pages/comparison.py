@@ -19,7 +19,7 @@ SIDE_BY_SIDE = """
 .pipeline { min-width: 0; } .pipeline h3 { overflow-wrap: anywhere; font-size: 1rem; }
 .pipeline .sides, .pipeline .cards { grid-template-columns: minmax(0, 1fr); }
 h4 { font-size: .9rem; margin: 1rem 0 .3rem; }
-.scores td { overflow-wrap: anywhere; }
+.scores th { overflow-wrap: anywhere; } [colspan] { font-weight: bold; }
 """
 
 
@@ -61,12 +61,11 @@ def render_comparison(found: Comparison, *, limit: int) -> str:
         )
     }
     links = "".join(f'<a href="#doc-{i + 1}">{i + 1}</a>' for i in shown)
-    which = f"The first {limit:,} of the" if len(shown) < len(numbers) else "The"
     body = [
         f'<p class="made">Data: {escape(found.report["data"])}</p>',
-        f"<p>{which} {len(numbers):,} of {len(found.differing):,} Docs in which the pipelines "
-        "predict different things. Where a pipeline was trained with several seeds, the first is "
-        "shown. Intervals are of 95 %.</p>",
+        f"<p>The predictions differ in {len(numbers):,} of {len(found.differing):,} Docs; "
+        f"{'the first' if len(shown) < len(numbers) else 'all'} {len(shown):,} are shown. Of "
+        "several seeds these are predictions of the first. Intervals are of 95 %.</p>",
         render_scores(found),
         render_filter(groups, len(shown)),
         f'<nav aria-label="Docs">{links}</nav>',
@@ -88,12 +87,12 @@ def render_scores(found: Comparison) -> str:
     """Make the table of scores, with intervals below them."""
     rows = []
     for score in found.report["scores"].values():
-        for title, name, value, low_high, difference, bounds in score_rows(score):
-            cells = [
-                f"<td>{escape(name)}</td>",
-                f"<td>{value}<br><small>{low_high}</small></td>",
-                f"<td>{difference}<br><small>{bounds}</small></td>",
-            ]
-            rows.append(f'<tr><th scope="row">{escape(title)}</th>{"".join(cells)}</tr>')
-    header = "".join(f'<th scope="col">{n}</th>' for n in ("", "Pipeline", "Score", "Difference"))
+        rows.append(f'<tr><th colspan="3" scope="colgroup">{escape(score["title"])}</th></tr>')
+        for _, name, value, low_high, difference, bounds in score_rows(score):
+            cells = (
+                f"<td>{first}<br><small>{second}</small></td>"
+                for first, second in ((value, low_high), (difference, bounds))
+            )
+            rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    header = "".join(f'<th scope="col">{name}</th>' for name in ("Pipeline", "Score", "Difference"))
     return f'<table class="scores"><thead><tr>{header}</tr></thead>{"".join(rows)}</table>'
