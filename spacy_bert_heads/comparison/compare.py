@@ -157,9 +157,9 @@ def contrast(contestants: dict[str, list[Figure]], seed: int) -> dict[str, Any]:
 def mcnemar_tests(contestants: dict[str, list[Figure]]) -> dict[str, Any]:
     """Test the decisions of the first contestant against those of each other one. Left out are
     contestants of several seeds, and decisions on what only one of the two has a label for."""
-    first, *others = contestants.values()
+    (_, first), *others = contestants.items()
     rows = []
-    for name, group in list(contestants.items())[1:]:
+    for name, group in others:
         pairs = [
             (one == true, two == true)
             for mine, theirs in zip(

@@ -102,17 +102,15 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
         by_counts, by_score = counted.scorer(), partial(score_anew, component, examples)
         # Counts are believed where they give what the scorer gives, which may be the user's own.
         found, true = by_counts(probe), by_score(probe)
-        counts = [
-            key
+        same = {
+            key: key in found and np.allclose(found[key], true[key], 0, 1e-9, equal_nan=True)
             for key in keys
-            if key in found and np.allclose(found[key], true[key], atol=1e-9, equal_nan=True)
-        ]
-        resampled = draw(by_counts, n_docs) if counts else {}
-        resampled = (draw(by_score, n_docs) if len(counts) < len(keys) else {}) | {
-            key: resampled[key] for key in counts
         }
+        drawn = draw(by_counts, n_docs) if any(same.values()) else {}
+        anew = drawn if all(same.values()) else draw(by_score, n_docs)
         for key in keys:
-            figures[key] = Figure(shown[key], scores[key], resampled[key], counted, key in counts)
+            resampled = drawn[key] if same[key] else anew[key]
+            figures[key] = Figure(shown[key], scores[key], resampled, counted, same[key])
     tasks = tasks_of(nlp)
     results = [make_result(nlp, example, tasks) for example in examples]
     return Run(nlp.lang or "xx", figures, tasks, results)
