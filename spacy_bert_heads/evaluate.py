@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import spacy
@@ -73,6 +73,42 @@ def evaluate(
     """
     if pages is not None:
         check_folder(pages, "evaluate", force=force)
+    nlp, examples, scores, seconds = predict(
+        model, data, gpu_id=gpu_id, lang=lang, precision=precision
+    )
+    if pages is not None:
+        write_pages(nlp, examples, pages, model=model, data=data, limit=pages_limit)
+    docs = [example.predicted for example in examples]
+    pairs = sum(len(get_list(output, doc)) for doc in docs for output in pair_names().values())
+    return {
+        **scores,
+        "docs": len(docs),
+        "pairs": pairs,
+        "seconds": seconds,
+        "speed": sum(map(len, docs)) / seconds,
+        "pairs_speed": pairs / seconds if pairs else None,
+    }
+
+
+class Predicted(NamedTuple):
+    """What a pipeline predicts on a data set."""
+
+    nlp: Language
+    examples: list[Example]
+    scores: dict[str, Any]
+    seconds: float  # that tokenizer and `nlp.pipe` took
+
+
+def predict(
+    model: str,
+    data: Path,
+    *,
+    gpu_id: int = -1,
+    lang: str | None = None,
+    precision: str | None = None,
+) -> Predicted:
+    """Load a pipeline, and predict and score a data set. Arguments and errors are those of
+    `evaluate`."""
     if not is_pipeline(model):
         raise ValueError(
             f"There is no pipeline '{model}', neither a folder with a config.cfg nor an installed "
@@ -100,17 +136,7 @@ def evaluate(
             f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
-    if pages is not None:
-        write_pages(nlp, examples, pages, model=model, data=data, limit=pages_limit)
-    pairs = sum(len(get_list(output, doc)) for doc in docs for output in pair_names().values())
-    return {
-        **scores,
-        "docs": len(docs),
-        "pairs": pairs,
-        "seconds": seconds,
-        "speed": sum(map(len, docs)) / seconds,
-        "pairs_speed": pairs / seconds if pairs else None,
-    }
+    return Predicted(nlp, examples, scores, seconds)
 
 
 def is_pipeline(name: str) -> bool:
@@ -175,20 +201,8 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
     Scores that no head knows come last, under their own names; those that a head gives no title are
     left out. With `per_type`, add a table for each score by label."""
     known = SPACY_SCORES | known_scores()
-    rows, others = [], []
-    for key, value in report.items():
-        score = known.get(key, Score(key))
-        if key in SPEEDS or not isinstance(value, (int, float)) or not score.title:
-            continue
-        if key in known:
-            desc = report.get(f"{key}_desc")
-            title = f"{score.title} ({desc})" if desc else score.title
-            rows.append((title, _format(value, score)))
-        elif key.startswith(SUMMED_UP) or ("_cats_" in key and not key.endswith("_score")):
-            continue  # the scores of one of several text classifiers among them
-        else:
-            others.append((key, _format(value, score)))
-    rows += others
+    shown = shown_scores(report)
+    rows = [(score.title, format_score(report[key], score)) for key, score in shown.items()]
     rows.append(("words per second", f"{report['speed']:,.0f}"))
     if report["pairs"]:
         rows.append(("pairs per second", f"{report['pairs_speed']:,.1f}"))
@@ -199,6 +213,25 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
     return "\n\n".join(part.strip("\n") for part in tables)
 
 
+def shown_scores(report: dict[str, Any]) -> dict[str, Score]:
+    """Choose the scores that are shown, those that no head knows last, each with its title."""
+    known = SPACY_SCORES | known_scores()
+    shown, others = {}, {}
+    for key, value in report.items():
+        score = known.get(key, Score(key))
+        if key in SPEEDS or not isinstance(value, (int, float)) or not score.title:
+            continue
+        if key in known:
+            desc = report.get(f"{key}_desc")
+            title = f"{score.title} ({desc})" if desc else score.title
+            shown[key] = score._replace(title=title)
+        elif key.startswith(SUMMED_UP) or ("_cats_" in key and not key.endswith("_score")):
+            continue  # the scores of one of several text classifiers among them
+        else:
+            others[key] = score
+    return shown | others
+
+
 def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
     # Scores by label, or one score a label.
     named = {
@@ -207,7 +240,7 @@ def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
     }
     columns = list(next(iter(named.values())))
     rows = [
-        (label, *(_format(values[column], score) for column in columns))
+        (label, *(format_score(values[column], score) for column in columns))
         for label, values in named.items()
     ]
     header = (score.title, *(column.upper() if len(column) == 1 else column for column in columns))
@@ -215,7 +248,7 @@ def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
     return table(rows, header=header, divider=True, aligns=aligns)
 
 
-def _format(value: Any, score: Score) -> str:
+def format_score(value: Any, score: Score) -> str:
     """A count stays as it is; what can't be computed is a dash."""
     if value is None:
         return "–"

@@ -12,6 +12,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 
 from spacy_bert_heads import from_hf, pairs, to_hf
+from spacy_bert_heads.comparison.compare import compare
 from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.data.reader import BertCorpus, split_pairs
 from spacy_bert_heads.evaluate import evaluate, format_report
@@ -176,6 +177,12 @@ def test_evaluate(installed, checkpoint, tmp_path):
     ]
     assert lines[-1].split() == ["TOY", "bear", "1.5000"]
     assert not any("toy_" in line for line in lines)
+    # Its scores are not those of the counts that it inherits, so they are computed anew.
+    nlp.to_disk(tmp_path / "other")
+    names = [str(tmp_path / "nlp"), str(tmp_path / "other")]
+    scores = compare(names, tmp_path / "gold.spacy", n_resamples=5).report["scores"]
+    assert list(scores) == ["toy_right", "toy_distance"]
+    assert scores["toy_distance"]["pipelines"][1]["interval"] == (12.5, 12.5)
 
 
 def test_second_texts_of_another_head(installed, tmp_path):

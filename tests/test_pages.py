@@ -50,7 +50,7 @@ class Page(HTMLParser):
         assert not [name for name in found if name.startswith("on")]
         self.addresses += [found[key] for key in ("src", "href", "action") if key in found]
         if tag == "section":
-            self.sections[found["id"]] = found["data-errors"]
+            self.sections[found["id"]] = found["data-kinds"]
 
     def handle_data(self, data):
         self.words += data

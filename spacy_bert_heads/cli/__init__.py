@@ -11,6 +11,7 @@ import sys
 import typer
 from spacy.cli._util import app
 
+from .compare import compare_command
 from .data import convert_command, init_config_command, prepare_command
 from .debug_data import debug_data_command
 from .evaluate import evaluate_command
@@ -36,6 +37,7 @@ bert_app.command("prepare")(prepare_command)
 bert_app.command("init-config")(init_config_command)
 bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("evaluate")(evaluate_command)
+bert_app.command("compare")(compare_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)
 bert_app.command("from-hf")(from_hf_command)

@@ -17,6 +17,7 @@ from ..text.arrays import Ints1d, Ints2d
 from ..text.batch import PackedBatch
 from .pair_head import match_predictions
 from .qa_windows import DocWindows
+from .tallies import Tally
 
 Floats1d = NDArray[np.float64]
 # The most spans that are looked at side by side: 8 MB for an array of float64.
@@ -191,30 +192,43 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     questions with and without an answer; None without any question. Raises ValueError if a
     reference has questions that were not asked of the prediction.
     """
-    figures: dict[str, list[tuple[float, float]]] = {"answer": [], "no answer": []}
+    kinds: dict[str, list[dict[str, float]]] = {"answer": [], "no answer": []}
     for example in examples:
-        lang = example.reference.lang_
-        for gold, predicted in match_predictions(example, "questions", "answers"):
-            right = (0.0, 0.0)
-            if predicted:
-                right = compare_answers(predicted["text"], accepted(gold), lang)
-            figures["answer" if gold["text"] else "no answer"].append(right)
-    rows = [*figures["answer"], *figures["no answer"]]
-    if not rows:
+        for kind, row in tally_answers(example).items():
+            kinds[kind].append(row)
+    if not any(kinds.values()):
         return {"qa_exact": None, "qa_f1": None, "qa_per_type": None}
+    total = _sum_up([*kinds["answer"], *kinds["no answer"]])
     return {
-        "qa_exact": sum(exact for exact, _ in rows) / len(rows),
-        "qa_f1": sum(f1 for _, f1 in rows) / len(rows),
-        "qa_per_type": {
-            kind: {
-                "exact": sum(exact for exact, _ in some) / len(some),
-                "f1": sum(f1 for _, f1 in some) / len(some),
-                "count": len(some),
-            }
-            for kind, some in figures.items()
-            if some
-        },
+        "qa_exact": total["exact"],
+        "qa_f1": total["f1"],
+        "qa_per_type": {kind: _sum_up(rows) for kind, rows in kinds.items() if rows},
     }
+
+
+def _sum_up(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Give the means of both figures, and the number of questions."""
+    count = sum(row["count"] for row in rows)
+    return {name: sum(row[name] for row in rows) / count for name in ("exact", "f1")} | {
+        "count": count
+    }
+
+
+def tally_answers(example: Example) -> Tally:
+    """Sum up both figures of an example's answers, and count them: those to questions with and
+    without an answer."""
+    tally: Tally = {}
+    lang = example.reference.lang_
+    for gold, predicted in match_predictions(example, "questions", "answers"):
+        exact, f1 = 0.0, 0.0
+        if predicted:
+            exact, f1 = compare_answers(predicted["text"], accepted(gold), lang)
+        kind = "answer" if gold["text"] else "no answer"
+        row = tally.setdefault(kind, {"exact": 0.0, "f1": 0.0, "count": 0})
+        row["exact"] += exact
+        row["f1"] += f1
+        row["count"] += 1
+    return tally
 
 
 def accepted(gold: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""By what heads are known: their scores, inputs, data, and what becomes of a checkpoint's
+"""By what heads are known: their scores, inputs, data, counts, and what becomes of a checkpoint's
 classes."""
 
 from __future__ import annotations
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from spacy.tokens import Doc
+from spacy.training import Example
+
+from .tallies import Counts, Floats, Tally, count_decisions
 
 if TYPE_CHECKING:
     from ..checks.findings import Check
@@ -105,6 +108,24 @@ class DeclaredHead:
         from ..checks.heads import check_annotated
 
         return [(check_annotated, "train and dev have annotated Docs")]
+
+    # --- comparison with other pipelines
+
+    def decisions(self, example: Example) -> list[tuple[str, str]]:
+        """Give the true and the predicted label ("" for none) of each decision on an annotated
+        example, where each is one of several labels: McNemar's test is for these."""
+        return []
+
+    def tally(self, example: Example) -> Tally:
+        """Count what an annotated example adds to the scores, by label: by default "tp", "fp" and
+        "fn" of its decisions. A head that counts nothing is scored anew for each resample."""
+        return count_decisions(self.decisions(example))
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        """Compute scores from sums of tallies (..., n_labels) by their names. A score that is not
+        here, or is not what `score` gives for the same Docs, is left to `score`."""
+        return {}
 
     # --- exchange with Hugging Face
 

@@ -31,6 +31,7 @@ from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
 from .outputs import TokenLogits
 from .tags import SCHEMES, STRICT_SCHEMES, read_tags
+from .tallies import Counts, Floats, Tally, count_decisions, match_entities, micro
 from .units import ALIGNMENT_MODES, Units, to_tokens
 
 DEFAULT_MODEL = {
@@ -85,9 +86,6 @@ def make_bert_ner(
     found with them. A gold entity whose label is `!PERSON` says that these tokens are no PERSON,
     and says nothing else about them.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[List[Doc], TokenLogits]): The token head.
     scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense
         are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
         and end with any of them, and "IO", without a mark of its beginning.
@@ -300,6 +298,13 @@ class BertNER(BertHead):
         """Score the examples that are annotated. What is annotated as no entity of a label counts
         as not annotated."""
         return super().score((without_negated(eg, self.labels) for eg in examples), **kwargs)
+
+    def tally(self, example: Example) -> Tally:
+        return count_decisions(match_entities(without_negated(example, self.labels)))
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        return dict(zip(("ents_p", "ents_r", "ents_f"), micro(counts), strict=True))
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the entities."""

@@ -24,6 +24,7 @@ from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 from .pair_head import BertPairHead, match_predictions
+from .tallies import Counts, Floats, precision_recall_f, ratio
 
 SOFTMAXES = ("labels", "contradiction", "categories")
 DEFAULT_MODEL = {
@@ -226,6 +227,19 @@ class BertNLI(BertPairHead):
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         check_softmax(names, checkpoint)
         return super().read_hf(config, names, checkpoint)
+
+    def decisions(self, example: Example) -> list[tuple[str, str]]:
+        matched = match_predictions(example, self.input_name, self.output_name)
+        return [(gold["label"], guess["label"] if guess else "") for gold, guess in matched]
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        tp, fp, fn = counts["tp"], counts["fp"], counts["fn"]
+        f = precision_recall_f(tp, fp, fn)[2]
+        return {
+            "nli_acc": ratio(tp.sum(axis=-1), (tp + fn).sum(axis=-1)),
+            "nli_macro_f": ratio(np.nansum(f, axis=-1), (~np.isnan(f)).sum(axis=-1)),
+        }
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.

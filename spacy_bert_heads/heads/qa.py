@@ -22,13 +22,14 @@ from ..encoder.model import EncoderModel, PackedPairs, checkpoint_of, shim_of
 from ..text.doc_data import drop_results, get_answers, make_answer, register_extension
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
-from .answers import best_spans, best_threshold, score_qa
+from .answers import best_spans, best_threshold, score_qa, tally_answers
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import BertPairHead
 from .qa_windows import check_room, choose_windows, longest_everywhere, widen_to_tokens
+from .tallies import Counts, Floats, Tally, ratio
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
@@ -99,7 +100,6 @@ def make_bert_qa(
 
 
 def make_qa_scorer() -> Callable:
-    """Give the scorer."""
     return score_qa
 
 
@@ -167,11 +167,10 @@ class BertQA(BertPairHead):
 
     @property
     def label_data(self) -> None:  # type: ignore[override]
-        """RETURNS (None): There are no labels."""
         return None
 
     def add_label(self, label: str) -> int:
-        """RAISES (ValueError): There are no labels."""
+        """Raise ValueError: there are no labels."""
         raise ValueError(f"{self.name} answers questions; it has no labels.")
 
     def check_labels(self) -> None:
@@ -269,6 +268,14 @@ class BertQA(BertPairHead):
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
         return span_loss(output)
 
+    def tally(self, example: Example) -> Tally:
+        return tally_answers(example)
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        sums = {name: counts[name].sum(axis=-1) for name in ("exact", "f1", "count")}
+        return {f"qa_{name}": ratio(sums[name], sums["count"]) for name in ("exact", "f1")}
+
     # --- windows
 
     def _settle(self) -> "BertQA":
@@ -326,11 +333,7 @@ class BertQA(BertPairHead):
             yield [(*place, p) for place, p in found if place[1] > place[0]], no_answer
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the answers.
-
-        docs (Sequence[Doc]): The Docs.
-        results (list): What `predict` gave.
-        """
+        """Write the answers; `results` is what `predict` gave."""
         for doc, (texts, rows) in zip(docs, results, strict=True):
             if not texts:
                 if drop_results(doc, self.output_name) and self.spans_key is not None:
@@ -386,11 +389,7 @@ class BertQA(BertPairHead):
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head; after an update, then set the
-        threshold to what would have been best for them.
-
-        examples (Iterable[Example]): The examples.
-        RETURNS (Dict[str, Any]): The scores, with the threshold that was in force.
-        """
+        threshold to what would have been best for them."""
         examples = list(examples)
         scores = super().score(examples, **kwargs)
         tuned = best_threshold(examples) if self._tunes else None

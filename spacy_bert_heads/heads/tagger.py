@@ -1,6 +1,7 @@
 """One class for each token: fine-grained tags or coarse parts of speech."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .head import BertHead
 from .negations import Negation, check_label_smoothing, tag_loss
 from .ner import DEFAULT_MODEL
 from .outputs import TokenLogits
+from .tallies import Counts, Floats, Tally, count_decisions, match_tags, micro
 
 ATTRS = ("tag", "pos")
 SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
@@ -86,10 +88,16 @@ def tagger_score(
     """
     labels = kwargs.pop("labels", ())
 
-    def get(token: Token, attr: str) -> int:
-        return 0 if is_negated(getattr(token, f"{attr}_"), labels) else getattr(token, attr)
+    def get(token: Token, attr: str) -> str:
+        return known_tag(token, attr, labels)
 
     return Scorer.score_token_attr(examples, attr, getter=get, **kwargs)
+
+
+def known_tag(token: Token, attr: str, labels: Collection[str]) -> str:
+    """Give a token's tag, "" where it has none or is only known to be wrong."""
+    tag = getattr(token, f"{attr}_")
+    return "" if is_negated(tag, labels) else tag
 
 
 def make_tagger_scorer() -> Callable:
@@ -159,6 +167,14 @@ class BertTagger(BertHead):
 
     def scorer_settings(self) -> dict[str, Any]:
         return {"attr": self.cfg["attr"], "labels": self.labels}
+
+    def tally(self, example: Example) -> Tally:
+        get = partial(known_tag, attr=self.cfg["attr"], labels=self.labels)
+        return count_decisions(match_tags(example, get))
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        return dict.fromkeys(cls.scores, micro(counts)[2])
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Cross-entropy in nats, and −log(1 − p) of tags that are known to be wrong: a weighted

@@ -22,6 +22,7 @@ from .head import BertHead
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
 from .negations import check_label_smoothing
+from .tallies import Counts, Floats, precision_recall_f
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -267,6 +268,18 @@ class BertTextCat(BertHead):
             "threshold": self.cfg["threshold"],
             "positive_label": self.cfg.get("positive_label"),
         }
+
+    def decisions(self, example: Example) -> list[tuple[str, str]]:
+        docs = (example.reference, example.predicted)
+        gold, guess = ({k: v for k, v in doc.cats.items() if k in self.labels} for doc in docs)
+        if self.multi_label or not gold:
+            return []
+        return [(max(gold, key=gold.__getitem__), max(guess, key=guess.__getitem__, default=""))]
+
+    @classmethod
+    def scores_of(cls, counts: Counts) -> dict[str, Floats]:
+        by_label = precision_recall_f(counts["tp"], counts["fp"], counts["fn"])
+        return {"cats_score": np.nan_to_num(by_label[2]).mean(axis=-1)}
 
     def check_labels(self) -> None:
         super().check_labels()

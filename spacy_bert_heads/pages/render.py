@@ -27,22 +27,28 @@ def render_doc(
     counts = {task: result.count_errors(task) for task in tasks}
     errors = " ".join(task for task, count in counts.items() if count)
     badges = "".join(badge(task, count) for task, count in counts.items())
-    parts = [
-        f'<section class="doc" id="doc-{number}" data-errors="{errors}">'
-        f'<div class="head"><h2>Doc {number}</h2>{badges}</div>'
-    ]
+    return (
+        f'<section class="doc" id="doc-{number}" data-kinds="{errors}">'
+        f'<div class="head"><h2>Doc {number}</h2>{badges}</div>\n'
+        f"{render_result(result, colours, lang)}\n</section>"
+    )
+
+
+def render_result(result: Result, colours: dict[str, str], lang: str, heading: str = "h3") -> str:
+    """Show what is gold and what is predicted; the text, where entities are not marked in it."""
     if result.entities is None:
-        parts.append(text_block(escape(result.text), len(result.text), lang, "Text"))
+        parts = [text_block(escape(result.text), len(result.text), lang, "Text")]
     else:
-        parts.append(render_entities(result, result.entities, colours, lang))
-    if result.categories:
-        parts.append("<h3>Categories</h3>" + cards(map(render_judged, result.categories)))
-    if result.verdicts:
-        parts.append("<h3>Verdicts on hypotheses</h3>" + cards(map(render_judged, result.verdicts)))
-    if result.answers:
-        answers = (render_answer(answer, result.text, lang) for answer in result.answers)
-        parts.append("<h3>Answers to questions</h3>" + cards(answers))
-    return "\n".join([*parts, "</section>"])
+        parts = [render_entities(result, result.entities, colours, lang, heading)]
+    answers = (render_answer(answer, result.text, lang) for answer in result.answers)
+    for title, contents in (
+        ("Categories", [*map(render_judged, result.categories)]),
+        ("Verdicts on hypotheses", [*map(render_judged, result.verdicts)]),
+        ("Answers to questions", [*answers]),
+    ):
+        if contents:
+            parts.append(f"<{heading}>{title}</{heading}>{cards(contents)}")
+    return "\n".join(parts)
 
 
 def badge(task: str, errors: int | None) -> str:
@@ -76,7 +82,11 @@ def lang_of(lang: str) -> str:
 
 
 def render_entities(
-    result: Result, entities: Sequence[Entity], colours: dict[str, str], lang: str
+    result: Result,
+    entities: Sequence[Entity],
+    colours: dict[str, str],
+    lang: str,
+    heading: str = "h3",
 ) -> str:
     """Put the text with gold entities beside that with predicted ones."""
     sides = {"Predicted entities": mark_entities(result.text, entities, colours, "wrong")}
@@ -84,7 +94,8 @@ def render_entities(
         gold = mark_entities(result.text, result.gold_entities, colours, "missed")
         sides = {"Gold entities": gold, **sides}
     blocks = [
-        f"<div><h3>{title}</h3>{text_block(html, len(result.text), lang, title)}</div>"
+        f"<div><{heading}>{title}</{heading}>"
+        f"{text_block(html, len(result.text), lang, title)}</div>"
         for title, html in sides.items()
     ]
     return f'<div class="sides">{"".join(blocks)}</div>'

@@ -74,6 +74,18 @@ class Result:
     verdicts: list[Judged] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
+    def given(self, task: str) -> list[Any]:
+        """List what is predicted in a task, by which results are told apart: no probabilities."""
+        if task == "entities":
+            return [(entity.start, entity.end, entity.label) for entity in self.entities or ()]
+        if task == "answers":
+            return [(answer.question, answer.text) for answer in self.answers]
+        judged = self.categories if task == "categories" else self.verdicts
+        labels = [[one.label for one in group.categories if one.is_given] for group in judged]
+        if task == "categories":  # whichever component gives them
+            return sorted(label for group in labels for label in group)
+        return [(group.title, given) for group, given in zip(judged, labels, strict=True)]
+
     def count_errors(self, task: str) -> int | None:
         """Count the errors of a task: entities that are wrong or missed, or whatever else is not
         right. None where nothing of it is annotated."""

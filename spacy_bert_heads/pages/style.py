@@ -72,21 +72,21 @@ dl.answer {{ display: grid; grid-template-columns: max-content 1fr; gap: .1rem .
 }}
 @media print {{ fieldset, nav {{ display: none; }} .card, mark {{ break-inside: avoid; }} }}
 """
-# Without scripts all Docs are shown.
+# Docs of any kind that is chosen, in each group of kinds. Without scripts all Docs are shown.
 SCRIPT = """
-const boxes = [...document.querySelectorAll("#filter input")];
+const groups = [...document.querySelectorAll("#filter fieldset")];
 const docs = [...document.querySelectorAll(".doc")];
 function filter() {
-  const wanted = boxes.filter(box => box.checked).map(box => box.value);
+  const wanted = groups.map(group => [...group.querySelectorAll(":checked")].map(box => box.value));
   let shown = 0;
   for (const doc of docs) {
-    const errors = doc.dataset.errors.split(" ");
-    doc.hidden = wanted.length > 0 && !wanted.some(task => errors.includes(task));
+    const kinds = doc.dataset.kinds.split(" ");
+    doc.hidden = wanted.some(some => some.length && !some.some(kind => kinds.includes(kind)));
     document.querySelector(`nav a[href="#${doc.id}"]`).hidden = doc.hidden;
     shown += !doc.hidden;
   }
   document.getElementById("shown").textContent = `${shown} of ${docs.length} Docs shown`;
 }
-boxes.forEach(box => box.addEventListener("change", filter));
+document.getElementById("filter").addEventListener("change", filter);
 filter();
 """

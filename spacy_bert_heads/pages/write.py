@@ -50,6 +50,7 @@ def render_page(
         f"All {total:,}" if len(results) == total else f"The first {len(results):,} of {total:,}"
     )
     links = [render_link(i + 1, one, tasks) for i, one in enumerate(results)]
+    boxes = [(task, task, count_docs(results, task)) for task in tasks]
     body = [
         f'<p class="made">{escape(made)}</p>',
         f"<p>{shown} evaluated Docs. Beside an entity, a category or an answer is its probability. "
@@ -57,7 +58,7 @@ def render_page(
         'answers, the <mark class="gold">gold answer</mark> is underlined, the <mark '
         'class="found">predicted one</mark> is coloured.</p>',
         render_scores(results, tasks),
-        render_filter(results, tasks),
+        render_filter({"Errors only: Docs with errors in": boxes}, len(results)),
         f'<nav aria-label="Docs">{"".join(links)}</nav>',
         *docs,
         f"<script>{SCRIPT}</script>",
@@ -100,16 +101,20 @@ def count_docs(results: Sequence[Result], task: str) -> int:
     return sum(bool(result.count_errors(task)) for result in results)
 
 
-def render_filter(results: Sequence[Result], tasks: Sequence[str]) -> str:
-    """Make the filter: a box for each task."""
-    boxes = "".join(
-        f'<label><input type="checkbox" value="{task}"> {task} '
-        f"<small>({count_docs(results, task):,})</small></label>"
-        for task in tasks
-    )
+def render_filter(groups: dict[str, list[tuple[str, str, int]]], num_docs: int) -> str:
+    """Make the filter: for each group of boxes its title, and value, name and number of Docs of
+    each box."""
+    fieldsets = []
+    for title, boxes in groups.items():
+        labels = "".join(
+            f'<label><input type="checkbox" value="{value}"> {escape(name)} '
+            f"<small>({num:,})</small></label>"
+            for value, name, num in boxes
+        )
+        fieldsets.append(f"<fieldset><legend>{title}</legend>{labels}</fieldset>")
     return (
-        f'<fieldset id="filter"><legend>Errors only: Docs with errors in</legend>{boxes}</fieldset>'
-        f'<p role="status" class="muted" id="shown">{len(results)} Docs</p>'
+        f'<div id="filter">{"".join(fieldsets)}</div>'
+        f'<p role="status" class="muted" id="shown">{num_docs} Docs</p>'
     )
 
 

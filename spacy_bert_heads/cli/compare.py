@@ -1,0 +1,66 @@
+"""The command `compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from spacy.cli._util import import_code
+
+from .common import exits_on_error
+
+
+@exits_on_error
+def compare_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Pipelines, the first to compare the others with: folders or packages; or folders "
+            "and quoted patterns ('runs/base-*') of one contestant's seeds",
+        ),
+    ],
+    data: Annotated[Path, typer.Argument(help="A .spacy file, or a folder of files")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A JSON file for the report")
+    ] = None,
+    docs: Annotated[
+        Path | None, typer.Option("--docs", help="A JSONL file: each Doc's errors and counts")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="An HTML file that shows the Docs in which pipelines differ"),
+    ] = None,
+    page_limit: Annotated[
+        int, typer.Option("--page-limit", min=1, help="How many Docs the page shows")
+    ] = 100,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown")] = False,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=1, help="Of the bootstrap, for intervals of 95 %")
+    ] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap")] = 0,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[
+        Path | None, typer.Option("--code", "-c", help="A Python file to import first")
+    ] = None,
+) -> None:
+    """Compare pipelines on the same data, with intervals and significance."""
+    import srsly
+
+    from ..comparison.compare import compare
+    from ..comparison.tables import format_comparison
+
+    import_code(code)
+    found = compare(models, data, n_resamples=resamples, seed=seed, gpu_id=gpu_id)
+    typer.echo(format_comparison(found.report, markdown=markdown))
+    for file in (output, docs, page):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    if output is not None:
+        srsly.write_json(output, found.report)
+    if docs is not None:
+        srsly.write_jsonl(docs, found.documents())
+    if page is not None:
+        from ..pages.comparison import write_comparison
+
+        write_comparison(found, page, limit=page_limit)
+        typer.echo(f"{page}: open it in a browser")

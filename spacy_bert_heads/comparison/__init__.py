@@ -1,0 +1,1 @@
+"""Pipelines on the same data: how they differ, and how certain that is."""

@@ -1,0 +1,177 @@
+"""Scores of several pipelines on the same data, with intervals and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .bootstrap import N_RESAMPLES, interval, mcnemar, mean_over_seeds, resample
+from .runs import Draw, Figure, Run, find_pipelines, read_run
+
+FEW = 30  # Docs, below which percentile intervals are too narrow
+
+
+class Comparison(NamedTuple):
+    """A report that can be written as JSON, the runs of each contestant, and the tasks in which
+    their first runs differ, for each Doc."""
+
+    report: dict[str, Any]
+    runs: dict[str, list[Run]]
+    differing: list[list[str]]
+
+    def documents(self) -> list[dict[str, Any]]:
+        """List the Docs, with the errors of each pipeline and what its scores count of them."""
+        texts = [result.text for result in next(iter(self.runs.values()))[0].results]
+        return [
+            {
+                "number": i + 1,
+                "text": text,
+                "differ_in": self.differing[i],
+                "pipelines": {
+                    name: [_document(run, i) for run in runs] for name, runs in self.runs.items()
+                },
+            }
+            for i, text in enumerate(texts)
+        ]
+
+
+def _document(run: Run, i: int) -> dict[str, Any]:
+    counted = {figure.counted.name: figure.counted.tallies[i] for figure in run.figures.values()}
+    errors = {task: run.results[i].count_errors(task) for task in run.tasks}
+    return {"errors": errors, "counts": {name: tally for name, tally in counted.items() if tally}}
+
+
+def compare(
+    models: Sequence[str],
+    data: Path,
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+    gpu_id: int = -1,
+) -> Comparison:
+    """Compare pipelines, or groups of them that differ in their seeds (see `find_pipelines`), on a
+    `.spacy` file or a folder of them.
+
+    Intervals are of 95 %, by a bootstrap over Docs, which is paired: in each resample all have the
+    same Docs; and over the seeds of a contestant that has several. Differences are to the first.
+    Single pipelines that classify are also compared by McNemar's exact test, which takes all
+    decisions for independent. Raises ValueError if there is nothing to compare, and whatever
+    `evaluate` raises.
+    """
+    if len(models) < 2 or len(set(models)) < len(models):
+        raise ValueError(
+            "Name two different pipelines or more, and the data last; these are "
+            f"{', '.join(models)}. `python -m spacy bert evaluate` scores a single one."
+        )
+    paths = {name: find_pipelines(name) for name in models}
+    draw = partial(resample, n_resamples=n_resamples, seed=seed)
+    runs = {name: [read_run(path, data, gpu_id, draw) for path in paths[name]] for name in models}
+    every = [run for group in runs.values() for run in group]
+    notes: list[str] = []
+    scores: dict[str, Any] = {}
+    tests: dict[str, Any] = {}  # by component, because all its scores are of the same decisions
+    for key in dict.fromkeys(key for run in every for key in run.figures):
+        figures, note = share(key, [run.figures.get(key) for run in every], draw)
+        notes += [note] if note else []
+        if figures:
+            rest = iter(figures)
+            contestants = {name: [next(rest) for _ in runs[name]] for name in runs}
+            scores[key] = contrast(contestants, seed)
+            tests.setdefault(figures[0].counted.name, mcnemar_tests(contestants))
+    if not scores:
+        raise ValueError(f"The pipelines have no score in common on '{data}'. {' '.join(notes)}")
+    n_docs = len(every[0].results)
+    if n_docs < FEW:
+        notes.append(f"Intervals from so few documents ({n_docs}) are too narrow.")
+    tasks = [task for task in every[0].tasks if all(task in run.tasks for run in every)]
+    differing = [
+        [
+            task
+            for task in tasks
+            if any(one.given(task) != results[0].given(task) for one in results)
+        ]
+        for results in zip(*(group[0].results for group in runs.values()), strict=True)
+    ]
+    report = {
+        "data": str(data),
+        "documents": n_docs,
+        "differing": {task: sum(task in some for some in differing) for task in tasks},
+        "resamples": n_resamples,
+        "seed": seed,
+        "pipelines": paths,
+        "scores": scores,
+        "mcnemar": [test for test in tests.values() if test["pipelines"]],
+        "notes": notes,
+    }
+    return Comparison(report, runs, differing)
+
+
+def share(key: str, found: Sequence[Figure | None], draw: Draw) -> tuple[list[Figure], str]:
+    """Make a score of several pipelines comparable. Gives their figures, in which only the labels
+    count that all have, or none if they can't be compared; and what there is to say about it."""
+    figures = [figure for figure in found if figure is not None]
+    title = f"{figures[0].shown.title} ({key})"
+    if len(figures) < len(found):
+        return [], f"Not compared: {title}, which not all pipelines have."
+    if np.isnan([figure.resampled for figure in figures]).any(axis=0).all():
+        return [], f"Not compared: {title}, which resamples of so few annotations don't have."
+    sets = [set(figure.counted.labels) for figure in figures]
+    common = [label for label in figures[0].counted.labels if all(label in one for one in sets)]
+    others = ", ".join(sorted(set.union(*sets).difference(common)))
+    if not others:
+        return figures, ""
+    if not common or not all(figure.is_counted for figure in figures):
+        return [], f"Not compared: {title}, because not all pipelines have the labels {others}."
+    n_docs = len(figures[0].counted.tallies)
+    for i, figure in enumerate(figures):
+        scorer = figure.counted.scorer(common)
+        value = float(scorer(np.ones((1, n_docs), dtype=int))[key][0])
+        figures[i] = figure._replace(value=value, resampled=draw(scorer, n_docs)[key])
+    return figures, f"{title}: without {others}, which not all pipelines have as labels."
+
+
+def contrast(contestants: dict[str, list[Figure]], seed: int) -> dict[str, Any]:
+    """Report a score of all contestants, and the differences to the first."""
+    first = next(iter(contestants.values()))
+    drawn = [
+        mean_over_seeds(np.stack([figure.resampled for figure in group]), seed, i)
+        for i, group in enumerate(contestants.values())
+    ]
+    rows: list[dict[str, Any]] = []
+    for (name, group), values in zip(contestants.items(), drawn, strict=True):
+        seeds = [figure.value for figure in group]
+        row = {"pipeline": name, "score": float(np.mean(seeds)), "seeds": seeds}
+        row["interval"] = interval(values)
+        if group is not first:
+            row["difference"] = row["score"] - rows[0]["score"]
+            row["difference_interval"] = interval(values - drawn[0])
+        rows.append(row)
+    shown = first[0].shown
+    return {"title": shown.title, "is_fraction": shown.is_fraction, "pipelines": rows}
+
+
+def mcnemar_tests(contestants: dict[str, list[Figure]]) -> dict[str, Any]:
+    """Test the decisions of the first contestant against those of each other one. Left out are
+    contestants of several seeds, and decisions on what only one of the two has a label for."""
+    (_, first), *others = contestants.items()
+    rows = []
+    for name, group in others:
+        pairs = [
+            (one == true, two == true)
+            for mine, theirs in zip(
+                first[0].counted.decisions, group[0].counted.decisions, strict=True
+            )
+            for (true, one), (also_true, two) in zip(mine, theirs, strict=False)
+            if true == also_true
+        ]
+        if len(first) > 1 or len(group) > 1 or not pairs:
+            continue
+        split = pairs.count((True, False)), pairs.count((False, True))
+        row = {"pipeline": name, "decisions": len(pairs)}
+        row |= {"only_first_right": split[0], "only_this_right": split[1], "p": mcnemar(*split)}
+        rows.append(row)
+    return {"component": first[0].counted.name, "pipelines": rows}

@@ -1,0 +1,142 @@
+"""What is kept of a pipeline that was run on the data: scores, counts of Docs, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from glob import glob
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from spacy.training import Example
+from tqdm import tqdm
+
+from ..evaluate import is_pipeline, predict, shown_scores
+from ..heads.declared import Score
+from ..heads.head import BertHead
+from ..heads.tallies import Counts, Tally
+from ..pages.results import Result, make_result, tasks_of
+from ..text.arrays import Ints2d
+from .bootstrap import Floats1d, Scorer, draw_weights
+
+# Resamples so many Docs and scores them by a scorer.
+Draw = Callable[[Scorer, int], dict[str, Floats1d]]
+
+
+class Counted(NamedTuple):
+    """What a component's scores are computed from."""
+
+    name: str
+    labels: Collection[str]
+    tallies: list[Tally]  # of each Doc; all empty if the component counts nothing
+    decisions: list[list[tuple[str, str]]]  # of each Doc
+    scores_of: Callable[[Counts], dict[str, Any]]
+
+    def scorer(self, labels: Collection[str] = ()) -> Scorer:
+        """Make the function that scores samples of the Docs by their counts: of all labels, or of
+        some."""
+        own = [*self.labels, *(label for tally in self.tallies for label in tally)]
+        columns = list(dict.fromkeys(labels or own))
+        kinds = {kind for tally in self.tallies for row in tally.values() for kind in row}
+        counts = {
+            kind: np.asarray([[t.get(c, {}).get(kind, 0) for c in columns] for t in self.tallies])
+            for kind in kinds
+        }
+        if not counts:
+            return lambda weights: {}
+        return lambda weights: self.scores_of({kind: weights @ n for kind, n in counts.items()})
+
+
+class Figure(NamedTuple):
+    """A score of a pipeline."""
+
+    shown: Score
+    value: float  # as `bert evaluate` gives it
+    resampled: Floats1d
+    counted: Counted
+    is_counted: bool  # else its component scored each resample
+
+
+class Run(NamedTuple):
+    """What a pipeline predicted, and how that is scored. Its weights are gone."""
+
+    lang: str
+    figures: dict[str, Figure]
+    tasks: list[str]
+    results: list[Result]
+
+
+def find_pipelines(name: str) -> list[str]:
+    """Find what an argument of `bert compare` names: a pipeline, or several trained with different
+    seeds, which are in a folder or match a pattern. Of an output of `spacy train`, model-best
+    counts. Raises ValueError if there is none."""
+
+    def resolve(path: str) -> list[str]:
+        return [one for one in (path, str(Path(path, "model-best"))) if is_pipeline(one)][:1]
+
+    folder = Path(name)
+    paths = [str(path) for path in folder.iterdir()] if folder.is_dir() else glob(name)
+    found = resolve(name) or [one for path in sorted(paths) for one in resolve(path)]
+    if not found:
+        raise ValueError(
+            f"There is no pipeline '{name}': no folder with a config.cfg, no output of `spacy "
+            "train`, no folder and no quoted pattern ('runs/base-*') of several of these, and no "
+            "installed package."
+        )
+    return found
+
+
+def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
+    """Let a pipeline predict a data set, and score it and its resamples."""
+    nlp, examples, scores, _ = predict(path, data, gpu_id=gpu_id)
+    shown, n_docs = shown_scores(scores), len(examples)
+    probe = np.vstack([np.ones((1, n_docs), dtype=int), *draw_weights(n_docs, 2, seed=0)])
+    figures: dict[str, Figure] = {}
+    for _, component in nlp.pipeline:
+        score = getattr(component, "score", None)
+        keys = [key for key in score(examples) if key in shown] if score else []
+        if not keys:
+            continue
+        counted = count(component, examples)
+        by_counts, by_score = counted.scorer(), partial(score_anew, component, examples)
+        # Counts are believed where they give what the scorer gives, which may be the user's own.
+        found, true = by_counts(probe), by_score(probe)
+        same = {
+            key: key in found and np.allclose(found[key], true[key], 0, 1e-9, equal_nan=True)
+            for key in keys
+        }
+        drawn = draw(by_counts, n_docs) if any(same.values()) else {}
+        anew = drawn if all(same.values()) else draw(by_score, n_docs)
+        for key in keys:
+            resampled = drawn[key] if same[key] else anew[key]
+            figures[key] = Figure(shown[key], scores[key], resampled, counted, same[key])
+    tasks = tasks_of(nlp)
+    results = [make_result(nlp, example, tasks) for example in examples]
+    return Run(nlp.lang or "xx", figures, tasks, results)
+
+
+def count(component: Any, examples: Sequence[Example]) -> Counted:
+    """Count what is in the examples that are annotated for a component, if it is a head."""
+    tallies: list[Tally] = [{} for _ in examples]
+    decisions: list[list[tuple[str, str]]] = [[] for _ in examples]
+    scores_of: Callable[[Counts], dict[str, Any]] = BertHead.scores_of
+    if isinstance(component, BertHead):
+        scores_of = component.scores_of  # of the class: it keeps no weights
+        for i, example in enumerate(examples):
+            if component.has_gold(example):
+                tallies[i], decisions[i] = component.tally(example), component.decisions(example)
+    labels = getattr(component, "labels", None) or ()
+    return Counted(component.name, labels, tallies, decisions, scores_of)
+
+
+def score_anew(component: Any, examples: Sequence[Example], weights: Ints2d) -> dict[str, Floats1d]:
+    """Score resamples by the component itself: right for every score, and as slow as scoring the
+    data set so often."""
+    rows = [
+        component.score([eg for eg, n in zip(examples, row, strict=True) for _ in range(n)])
+        for row in tqdm(weights.tolist(), f"{component.name}, resamples", leave=False, disable=None)
+    ]
+    numbers = (key for key, value in rows[0].items() if not isinstance(value, (dict, str)))
+    values = {key: [row.get(key) for row in rows] for key in numbers}
+    return {key: np.asarray(row, dtype=np.float64) for key, row in values.items()}  # NaN for None
