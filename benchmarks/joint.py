@@ -28,6 +28,7 @@ from spacy.util import fix_random_seed
 from thinc.api import Adam
 from thinc.schedules import warmup_linear
 
+from spacy_bert_heads.comparison.bootstrap import interval, mean_over_seeds, resample
 from spacy_bert_heads.data.batching import batch_by_pieces
 from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.encoder import step
@@ -39,7 +40,7 @@ TASKS = ("wnut17", "sst2", "sick", "xquad")
 # window has.
 NUM_CLASSES = {"wnut17": 13, "sst2": 2, "sick": 3, "xquad": 256}
 RATE = 1e-4
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 WINDOW, STRIDE = 384, 256
 RESAMPLES = 10_000
 
@@ -284,44 +285,53 @@ def table(out: Path) -> None:
     single = runs.pop("single")
     print(f"| | seeds | {' | '.join(TASKS)} | mean |")
     print("|---" * (len(TASKS) + 3) + "|")
-    means = [np.mean([total(own[task]) for own in single.values()]) for task in TASKS]
+    means = [np.mean([score(own[task]) for own in single.values()]) for task in TASKS]
     cells = [f"{mean:.3f}" for mean in means]
     print(f"| a pipeline for each | {len(single)} | {' | '.join(cells)} | {np.mean(means):.3f} |")
     for method, own in runs.items():
         seeds = sorted(own.keys() & single.keys())
-        differences = np.stack([compare(single, own, seeds, task) for task in TASKS])
+        drawn = {task: differences(single, own, seeds, task) for task in TASKS}
         cells = [
-            f"{np.mean([total(own[seed][task]) for seed in seeds]):.3f} ({show(some)})"
-            for task, some in zip(TASKS, differences, strict=True)
+            f"{np.mean([score(own[seed][task]) for seed in seeds]):.3f} ({show(*drawn[task])})"
+            for task in TASKS
         ]
-        print(f"| {method} | {len(seeds)} | {' | '.join(cells)} | {show(differences.mean(0))} |")
+        mean = [np.mean(parts, axis=0) for parts in zip(*drawn.values(), strict=True)]
+        print(f"| {method} | {len(seeds)} | {' | '.join(cells)} | {show(*mean)} |")
 
 
-def total(items: list | np.ndarray) -> np.ndarray:
-    """F of counts, or the mean (…, num_items, 3 or 1)."""
-    items = np.asarray(items, dtype=np.float64)
-    if items.shape[-1] == 1:
-        return items.mean((-1, -2))
-    right, wrong, missed = np.moveaxis(items.sum(-2), -1, 0)
+def score(counts: Any) -> Any:
+    """F of true positives, false positives and misses (…, num_items, 3); of anything else the mean
+    of the items (…, num_items, 1)."""
+    counts = np.asarray(counts, dtype=np.float64)
+    return metric(np.concatenate([counts, np.ones_like(counts[..., :1])], axis=-1).sum(-2))
+
+
+def metric(sums: Any) -> Any:
+    """The score, of sums (…, 4 or 2) of which the last is the number of items."""
+    if sums.shape[-1] == 2:
+        return sums[..., 0] / sums[..., 1]
+    right, wrong, missed, _ = np.moveaxis(sums, -1, 0)
     return 2 * right / np.maximum(2 * right + wrong + missed, 1)
 
 
-def compare(single: dict, joint: dict, seeds: list[int], task: str) -> np.ndarray:
-    """Differences in points: the observed one, then those of bootstrap samples."""
-    pairs = np.stack([[runs[seed][task] for seed in seeds] for runs in (single, joint)])
-    random_ = np.random.default_rng(0)
-    num_seeds, num_items = pairs.shape[1:3]
-    found = [np.diff(total(pairs).mean(1))[0]]
-    for _ in range(RESAMPLES):
-        sample = pairs[:, random_.integers(num_seeds, size=num_seeds)]
-        sample = sample[:, :, random_.integers(num_items, size=num_items)]
-        found.append(np.diff(total(sample).mean(1))[0])
-    return 100 * np.asarray(found)
+def differences(single: dict, joint: dict, seeds: list[int], task: str) -> tuple[float, Any]:
+    """The difference in points, and those of bootstrap samples of test items and seeds."""
+    both = np.asarray([[runs[seed][task] for seed in seeds] for runs in (single, joint)], float)
+    counts = np.concatenate([both, np.ones_like(both[..., :1])], axis=-1)
+    by_side = resample(
+        lambda weights: {i: metric(weights @ side) for i, side in enumerate(counts)},
+        counts.shape[2],
+        n_resamples=RESAMPLES,
+        seed=0,
+    )
+    first, second = (mean_over_seeds(by_side[i], 0, i) for i in range(2))
+    alone, together = score(both).mean(1)
+    return 100 * (together - alone), 100 * (second - first)
 
 
-def show(differences: np.ndarray) -> str:
-    low, high = np.quantile(differences[1:], (0.025, 0.975))
-    return f"{differences[0]:+.1f}, {low:+.1f} to {high:+.1f}"
+def show(difference: float, drawn: Any) -> str:
+    low, high = interval(drawn)
+    return f"{difference:+.1f}, {low:+.1f} to {high:+.1f}"
 
 
 if __name__ == "__main__":

@@ -105,7 +105,6 @@ def make_bert_ner(
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label, "O" for tokens of no
         entity; 1 if not named.
     label_smoothing (float): As in torch's cross-entropy, 0 to 1.
-    scorer (Optional[Callable]): The scorer.
     """
     (weights,) = read_text(nlp, name, class_weights=class_weights)
     return BertNER(
@@ -128,8 +127,7 @@ class BertNER(BertHead):
     """Recognize named entities. They are written to `doc.ents` beside those that are there
     already, which win where they overlap, and their probabilities to `doc._.ent_scores`, where
     `ent._.ent_score` finds them. The settings are those of `make_bert_ner`; ValueError if one has
-    no such value.
-    """
+    no such value."""
 
     factory = "bert_ner"
     scores = SCORES
@@ -194,13 +192,12 @@ class BertNER(BertHead):
         return ("O", *self.labels)
 
     def has_gold(self, example: Example) -> bool:
-        reference = example.reference
-        wrong = reference.spans.get(self.cfg["incorrect_spans_key"], ())
-        return reference.has_annotation("ENT_IOB") or len(wrong) > 0
+        wrong = example.reference.spans.get(self.cfg["incorrect_spans_key"], ())
+        return self.is_annotated(example.reference) or len(wrong) > 0
 
     def labels_of(self, example: Example) -> Iterable[str]:
-        labels = (ent.label_ for ent in example.reference.ents)
-        return (label for label in labels if not is_negated(label, self.labels))
+        ents = example.reference.ents
+        return (ent.label_ for ent in ents if not is_negated(ent.label_, self.labels))
 
     @classmethod
     def set_extensions(cls) -> None:
@@ -231,14 +228,13 @@ class BertNER(BertHead):
 
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
-        return 2 if "O" in names else 0  # else every token is of some class
+        return 2 if "O" in names else 0
 
     @classmethod
     def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
         tags = read_tags(names)
         lacking = [number < 0 for number in tags.classes]
-        settings = {"scheme": tags.scheme}
-        return HFClasses(settings, tags.labels, tags.nearest_classes(), lacking)
+        return HFClasses({"scheme": tags.scheme}, tags.labels, tags.nearest_classes(), lacking)
 
     def hf_names(self) -> list[str]:
         if self.cfg["scheme"] == "IO":
