@@ -202,7 +202,7 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
         text=Text(held_out=0.0),
         objective=Objective(sentences=job.contender),
         training=Training(
-            batch_pieces=job.pieces,
+            batch_tokens=job.pieces,
             max_batch_tokens=job.pieces,
             precision=job.precision,
             phases=[Phase(job.length)],

@@ -129,7 +129,7 @@ def begin(
     start, plans, log = output / "start", output / "plans", output / "log.jsonl"
     if processes.is_first:
         mark_folder(output, "pretrain")
-        remove_leftovers(output)
+        remove_leftovers(output, processes.size)
         if state is None:
             # Left by a run that was stopped before its first state; with force, by any run.
             names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
