@@ -170,7 +170,7 @@ def begin(
     else:
         epochs = data.count_epochs()
         read = f"{epochs:.2g} of the corpus" if epochs < 1 else f"the corpus {epochs:.1f} times"
-        say(f"The run reads {read} in {data.num_steps:,} steps.")
+        say(f"Steps: {data.num_steps:,}. The run reads {read}.")
     data.forget_before(run.position)
     too_short = data.plan(run.position.phase, run.position.epoch).skipped
     if too_short:
