@@ -151,5 +151,6 @@ def test_leftovers_of_killed_runs(whole, tmp_path):
     pretrain(settings, out, resume=True, say=quiet)
     assert [name for name in left if (tmp_path / name).exists()] == []
     assert alive.exists() and others.exists()
-    plans = sorted(path.name for path in (out / "plans" / "0").iterdir())
-    assert plans == ["held-out-1-0", "train-1-0"]
+    for folder in (out, whole / "whole"):
+        plans = sorted(path.name for path in (folder / "plans" / "0").iterdir())
+        assert plans == ["held-out-1-0", "train-1-0"]

@@ -114,8 +114,8 @@ def list_raw(settings: Settings) -> list[str | Reader]:
         inspect.signature(reader).bind()
     except TypeError as error:
         raise ValueError(
-            f"The reader of [corpora.raw] returns {reader!r:.80}. It must return a callable without "
-            "arguments that yields texts."
+            f"The reader of [corpora.raw] returns {reader!r:.80}. It must return a callable "
+            "without arguments that yields texts."
         ) from error
     return [reader]
 
