@@ -210,9 +210,7 @@ def test_texts_of_a_reader(tmp_path):
     settings.corpora = Corpora({**block, "n": 3})
     assert prepare_alone(settings, say=quiet).report.documents == 3
     texts[1] = 5
-    with pytest.raises(
-        ValueError, match=r"\[corpora.raw\] yields 5 as item 1. It must yie"
-    ):
+    with pytest.raises(ValueError, match=r"\[corpora.raw\] yields 5 as item 1. It must yie"):
         prepare_alone(settings, say=quiet)
     settings.corpora = Corpora({"@readers": "spacy_bert_heads.Corpus.v1", "path": "a"})
     with pytest.raises(ValueError, match="raw. returns .* must return a callable without argum"):
