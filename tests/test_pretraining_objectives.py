@@ -1,6 +1,5 @@
 """Losses and gradients next to Hugging Face's."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -112,38 +111,6 @@ def test_all_that_learns_takes_part_in_every_part(tmp_path, family, objective):
         is_frozen = objective == "full-sentences" and ("pooler" in key or "seq_rel" in key)
         assert parameter.requires_grad != is_frozen, key
         assert is_frozen or not parameter.grad.any(), key  # there is one, and it is zero
-
-
-def test_a_wrapped_step_exchanges_gradients_after_the_last_row(settings, encoder, tmp_path):
-    pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
-    corpus = prepare(
-        settings.paths.raw, tmp_path, wordpieces=pretrainer.encoder.checkpoint.tokenizer, workers=1
-    )
-    data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
-    batch = data.held_out_batches(0)[0]
-    calls = []
-
-    class Wrapped(torch.nn.Module):
-        alone = False
-
-        def forward(self, *inputs):
-            calls.append(self.alone)
-            return pretrainer(*inputs)
-
-        @contextmanager
-        def no_sync(self):
-            self.alone = True
-            yield
-            self.alone = False
-
-    options = {"max_batch_tokens": 64, "autocast": torch.autocast("cpu", enabled=False)}
-    sums = pretrainer.run(batch, scales=(1.0, 1.0), **options)
-    gradients = [parameter.grad.clone() for parameter in pretrainer.parameters()]
-    pretrainer.zero_grad()
-    assert torch.equal(pretrainer.run(batch, scales=(1.0, 1.0), step=Wrapped(), **options), sums)
-    assert len(calls) > 2 and calls == [True] * (len(calls) - 1) + [False]
-    for parameter, expected in zip(pretrainer.parameters(), gradients, strict=True):
-        assert torch.equal(parameter.grad, expected)
 
 
 def test_an_objective_that_the_family_has_no_head_for(tmp_path):

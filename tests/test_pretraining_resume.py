@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from pretraining_runs import log, make_settings, weights
+from pretraining_runs import log, make_settings, run_until, weights
 
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.loop import check_same, pretrain
-from spacy_bert_heads.pretraining.settings import Settings
+from spacy_bert_heads.pretraining.settings import Settings, adam
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,6 @@ def whole(settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "out"
     pretrain(settings, folder)
     return folder
-
-
-class Stop(Exception):
-    pass
-
-
-def run_until(settings, folder: Path, step: int, **options) -> list[str]:
-    said: list[str] = []
-
-    def stop(now: int) -> None:
-        if now == step:
-            raise Stop
-
-    with pytest.raises(Stop):
-        pretrain(settings, folder, on_step=stop, say=said.append, **options)
-    return said
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -93,8 +77,9 @@ def test_a_damaged_state_is_passed_over(settings, whole, tmp_path):
 
 def test_another_config_is_refused(settings, tmp_path):
     run_until(settings, tmp_path / "out", 4)
-    other = replace(settings, training=replace(settings.training, learn_rate=0.5))
-    with pytest.raises(ValueError, match="training.learn_rate = 0.001; now it is 0.5"):
+    optimizer = adam(0.5, warmup_steps=2)
+    other = replace(settings, training=replace(settings.training, optimizer=optimizer))
+    with pytest.raises(ValueError, match="learn_rate.initial_rate = 0.001; now it is 0.5"):
         pretrain(other, tmp_path / "out", resume=True)
     with pytest.raises(ValueError, match="--resume"):
         pretrain(settings, tmp_path / "out")
@@ -110,8 +95,8 @@ def test_a_full_disk(settings, tmp_path, monkeypatch):
     states = tmp_path / "out" / "states"
     before = [path.name for path in states.iterdir()]
 
-    def full(path, content):
-        path.write_bytes(bytes(content[: len(content) // 2]))
+    def full(path, state):
+        path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "_write", full)

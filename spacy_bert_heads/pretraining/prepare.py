@@ -22,7 +22,6 @@ from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -34,10 +33,11 @@ from spacy.util import load_model_from_config
 from thinc.api import Config
 from tqdm import tqdm
 
+from ..files import temporary_folder
 from ..text.arrays import Bools1d, Ints1d
 from ..text.wordpieces import WordpieceTokenizer
 from .boundaries import begin_words, cut_pieces
-from .sources import CHUNK, Record, Source, cut, list_sources, read_source, read_text
+from .sources import CHUNK, Reader, Record, Source, cut, list_sources, read_source, read_text
 from .store import FORMAT, Corpus, Part, PreparationReport, open_corpus, write_corpus
 
 MAX_LEXEMES = 1_000_000
@@ -55,7 +55,7 @@ class Setup(NamedTuple):
 
 
 def prepare(
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path | Reader],
     cache: Path,
     *,
     wordpieces: WordpieceTokenizer,
@@ -95,11 +95,11 @@ def prepare(
         )
     cache.mkdir(parents=True, exist_ok=True)
     # In the cache, because a rename is atomic only within one file system.
-    with TemporaryDirectory(prefix=".prepare-", dir=cache) as made:
-        found = list_sources(sources, Path(made))
+    with temporary_folder(cache) as made:
+        found = list_sources(sources, made)
         target = cache / make_fingerprint(found, nlp, wordpieces)
         if not target.exists():
-            folder = Path(made) / "corpus"
+            folder = made / "corpus"
             folder.mkdir()
             setup = Setup(nlp.config.to_str(), nlp.to_bytes(), nlp.max_length, wordpieces)
             size = sum(source.path.stat().st_size for source in found)
@@ -132,10 +132,10 @@ def count_cores() -> int:
 
 
 def make_fingerprint(sources: list[Source], nlp: Language, wordpieces: WordpieceTokenizer) -> str:
-    """Return the folder name of a corpus, by everything its content depends on. The source files
-    are not read: size and modification time stand for their content."""
+    """Return the folder name of a corpus, by everything its content depends on: the content of the
+    sources, wherever they are, the pipeline and the tokenizer."""
     digest = blake2b(digest_size=12)
-    settings = [FORMAT, [source.key for source in sources], nlp.config.to_str(), nlp.max_length]
+    settings = [FORMAT, [source.key() for source in sources], nlp.config.to_str(), nlp.max_length]
     digest.update(json.dumps(settings).encode("utf8"))
     digest.update(wordpieces.tokenizer.to_str().encode("utf8"))
     # Not `nlp.to_bytes()`: some components serialize sets, whose order changes from run to run.

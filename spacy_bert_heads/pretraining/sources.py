@@ -9,10 +9,11 @@ import codecs
 import gzip
 import io
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob
-from hashlib import blake2b
+from hashlib import file_digest
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,12 +36,25 @@ CHUNK = 2**18  # bytes or characters: some tenths of a second for a worker
 MAX_BYTES = 2**26  # of one record
 
 
+# Yields raw texts, as strings or as {"text": …}: what an entry of spaCy's `@readers` returns.
+Reader = Callable[[], Iterable[str | dict[str, Any]]]
+
+
 class Source(NamedTuple):
     """A file to read."""
 
     name: str  # as the user knows it
     path: Path
-    key: tuple[str | int, ...]  # changes if the content may have changed
+
+    def key(self) -> list[str | None]:
+        """What its texts depend on: the kind and compression by its name, and the content."""
+        kind = find_kind(self.path)
+        with self.path.open("rb") as file_:
+            return [
+                kind,
+                self.path.suffix if kind else None,
+                file_digest(file_, "sha256").hexdigest(),
+            ]
 
 
 class Record(NamedTuple):
@@ -51,7 +65,7 @@ class Record(NamedTuple):
     content: bytes
 
 
-def read_texts(sources: Sequence[str | Path], *, progress: bool = False) -> Iterator[str]:
+def read_texts(sources: Sequence[str | Path | Reader], *, progress: bool = False) -> Iterator[str]:
     """Yield the texts of `sources`, in the order and by the rules of `prepare`, but untokenized.
 
     Texts longer than `CHUNK` characters come in parts. Records that `prepare` would report as
@@ -75,23 +89,24 @@ def read_texts(sources: Sequence[str | Path], *, progress: bool = False) -> Iter
 # --- finding files
 
 
-def list_sources(sources: Sequence[str | Path], spool: Path) -> list[Source]:
+def list_sources(sources: Sequence[str | Path | Reader], spool: Path) -> list[Source]:
     """List the files to read, in order. Streams that can be read only once (standard input, pipes)
-    are first copied into the folder `spool`.
+    and what readers yield are first copied into the folder `spool`.
 
     Raises FileNotFoundError if a source doesn't exist, and ImportError if a file needs zstandard,
     which is not installed.
     """
     found = []
     for number, source in enumerate(sources):
+        if callable(source):
+            found.append(copy_texts(source, spool / f"{number}.jsonl"))
+            continue
         if str(source) == "-":
             found.append(copy_stream(sys.stdin.buffer, "standard input", spool / str(number)))
             continue
         for path in list_files(source):
             if path.is_file():
-                stat = path.stat()
-                key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-                found.append(Source(str(path), path, key))
+                found.append(Source(str(path), path))
             else:  # a pipe, as the shell makes it of <(command)
                 with path.open("rb") as stream:
                     found.append(copy_stream(stream, str(path), spool / str(number)))
@@ -140,13 +155,25 @@ def find_kind(path: Path) -> str | None:
 
 
 def copy_stream(stream: BinaryIO, name: str, path: Path) -> Source:
-    """Copy a stream to a file. The key of this source is a digest of its content."""
-    digest = blake2b(digest_size=12)
+    """Copy a stream to a file."""
     with path.open("wb") as file_:
-        while block := stream.read(2**20):
-            digest.update(block)
-            file_.write(block)
-    return Source(name, path, (digest.hexdigest(),))
+        shutil.copyfileobj(stream, file_, 2**20)
+    return Source(name, path)
+
+
+def copy_texts(reader: Reader, path: Path) -> Source:
+    """Copy what a reader yields to JSON Lines. Raises ValueError if it yields anything else than
+    texts."""
+    with path.open("w", encoding="utf8") as file_:
+        for number, text in enumerate(reader()):
+            record = {"text": text} if isinstance(text, str) else text
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+                raise ValueError(
+                    f"[corpora.raw] yields {record!r:.80} as item {number}. It must yield texts, "
+                    'as strings or as {"text": "…"}.'
+                )
+            file_.write(json.dumps({"text": record["text"]}) + "\n")
+    return Source("corpora.raw", path)
 
 
 # --- files to records

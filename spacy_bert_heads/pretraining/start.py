@@ -10,19 +10,27 @@ see none of their text.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import spacy
 import torch
+from spacy.util import registry
 from tokenizers import Tokenizer
 
+from ..encoder.loading import load_wordpiece_tokenizer
 from ..encoder.saved import save_model, write_files
 from ..encoder.untrusted import tokenizer_to_files
+from ..files import find_damage, temporary_folder, write_digests
+from ..text.wordpieces import WordpieceTokenizer
 from .objectives import check_objective, load_pretrainer
+from .prepare import prepare
 from .settings import SIZES, Encoder, Settings
-from .sources import list_files, read_texts
+from .sources import Reader, list_files, read_texts
+from .store import Corpus
 from .vocabulary import MAX_LENGTH, Say, add_words, count_ids, make_tokenizer
 
 if TYPE_CHECKING:
@@ -33,8 +41,9 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
     """Return the hub name or folder of the checkpoint that a run starts from, and make it in
     `folder` unless the settings name one that is used unchanged.
 
-    `folder` appears only when it is complete. If it exists already, it is used as it is, so that a
-    resumed run starts from the same weights. `say` gets messages for the user.
+    `folder` appears only when it is complete. If it exists already and is whole, it is used as it
+    is, so that a resumed run starts from the same weights; if not, it is made anew, with the same
+    result. `say` gets messages for the user.
 
     Raises ValueError if a setting doesn't fit the raw text, the tokenizer or the family, and
     FileNotFoundError if the raw text doesn't exist.
@@ -44,7 +53,8 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
         check_objective(settings.encoder.family, settings.objective.sentences)
     elif not settings.encoder.add_words:
         return name
-    if not folder.exists():
+    if find_damage(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         making = folder.with_name(f".new-{folder.name}")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
@@ -55,6 +65,7 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
                 make_encoder(settings, making, say=say)
             else:
                 extend_encoder(name, settings, making, say=say)
+        write_digests(making, (path.name for path in making.iterdir()))
         making.rename(folder)
     return str(folder)
 
@@ -93,17 +104,55 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     save_model(model, folder, state)
 
 
+def list_raw(settings: Settings) -> list[str | Reader]:
+    """List what the raw text is read from: `paths.raw`, or the reader of [corpora.raw]."""
+    block = settings.corpora.raw
+    if block is None:
+        return list(settings.paths.raw)
+    reader = registry.resolve({"reader": block})["reader"]
+    try:
+        inspect.signature(reader).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"The reader of [corpora.raw] returns {reader!r:.80}. It must return a callable "
+            "without arguments that yields texts."
+        ) from error
+    return [reader]
+
+
+def prepare_corpus(settings: Settings, wordpieces: WordpieceTokenizer) -> Corpus:
+    """Tokenize the raw text of a config, or open what was tokenized before."""
+    text = settings.text
+    return prepare(
+        list_raw(settings),
+        Path(settings.paths.cache),
+        wordpieces=wordpieces,
+        lang=text.lang,
+        sentences=spacy.load(text.sentences) if text.sentences else None,
+        workers=text.workers,
+        progress=True,
+    )
+
+
+def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
+    """Tokenize the raw text as a run with these settings will want it, but without a run."""
+    cache = Path(settings.paths.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
+        encoder = make_start(settings, made / "start", say=say)
+        return prepare_corpus(settings, load_wordpiece_tokenizer(encoder))
+
+
 def read_raw(settings: Settings) -> Iterator[str]:
-    """Yield the texts of `paths.raw`. Raises ValueError if they can be read only once (standard
-    input, a pipe), because they are read again when they are tokenized."""
-    sources = settings.paths.raw
-    for source in sources:
+    """Yield the raw texts. Raises ValueError if they can be read only once (standard input, a
+    pipe), because they are read again when they are tokenized."""
+    for source in settings.paths.raw:
         if source == "-" or not all(path.is_file() for path in list_files(source)):
             raise ValueError(
                 f"paths.raw has '{source}', which can be read only once, but the vocabulary is "
                 "made of the text before it is tokenized. Save it to a file, and name that."
             )
-    return read_texts(sources, progress=True)
+    return read_texts(list_raw(settings), progress=True)
 
 
 def make_config(
