@@ -10,6 +10,7 @@ from .style import COLOURS
 
 LONG_TEXT = 3000  # characters above which a text gets a box of its own to scroll in
 CONTEXT = 90  # characters of the text on each side of an answer
+MANY_CARDS = 4
 MAX_CATEGORIES = 8  # that are shown; and those that are given or right
 
 
@@ -29,7 +30,7 @@ def render_doc(
     badges = "".join(badge(task, count) for task, count in counts.items())
     parts = [
         f'<section class="doc" id="doc-{number}" data-errors="{errors}">'
-        f'<div class="head"><h2>Doc {number}</h2>{badges}</div>'
+        f'<div class="head"><h2>{render_name(number, result)}</h2>{badges}</div>'
     ]
     if result.entities is None:
         parts.append(text_block(escape(result.text), len(result.text), lang, "Text"))
@@ -38,11 +39,30 @@ def render_doc(
     if result.categories:
         parts.append("<h3>Categories</h3>" + cards(map(render_judged, result.categories)))
     if result.verdicts:
-        parts.append("<h3>Verdicts on hypotheses</h3>" + cards(map(render_judged, result.verdicts)))
+        verdicts = map(render_judged, result.verdicts)
+        parts.append(fold("Verdicts on hypotheses", "verdicts", result, verdicts))
     if result.answers:
         answers = (render_answer(answer, result.text, lang) for answer in result.answers)
-        parts.append("<h3>Answers to questions</h3>" + cards(answers))
+        parts.append(fold("Answers to questions", "answers", result, answers))
     return "\n".join([*parts, "</section>"])
+
+
+def render_name(number: int, result: Result) -> str:
+    """Make the link of a Doc to itself, by which it can be passed on."""
+    name = f"{number} · {escape(result.name)}" if result.name else f"Doc {number}"
+    return f'<a class="anchor" href="#doc-{number}">{name}</a>'
+
+
+def fold(title: str, task: str, result: Result, contents: Iterable[str]) -> str:
+    """Put cards behind a line that opens, if there are many; the filter opens those of a task."""
+    shown = [*contents]
+    judged = [one.is_right for one in getattr(result, task) if one.is_right is not None]
+    note = f"{judged.count(True)} of {len(judged)} right" if judged else f"{len(shown)}"
+    is_open = " open" if len(shown) <= MANY_CARDS else ""
+    return (
+        f'<details data-task="{task}"{is_open}><summary><h3>{title}</h3> '
+        f'<span class="muted">{note}</span></summary>{cards(shown)}</details>'
+    )
 
 
 def badge(task: str, errors: int | None) -> str:
