@@ -1,10 +1,15 @@
 """What comes first on the demo's page: scores beside their baselines, and how they were learned."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spacy_bert_heads.pages.style import MUTED
+
+if TYPE_CHECKING:
+    from report import Row
 
 BAR, TRACK, MARK = "#2f6db3", "#e3e8ee", "#1d2733"
 # The score of each task in spaCy's log.
@@ -35,7 +40,12 @@ STYLE = f"""<style>
 
 
 def render_overview(
-    rows: Sequence[Any], log: Sequence[Any], measures: Mapping[str, tuple[str, str]]
+    rows: Sequence[Row],
+    log: Sequence[dict[str, Any]],
+    measures: Mapping[str, tuple[str, str]],
+    *,
+    num_train: int,
+    num_test: int,
 ) -> str:
     """Make it of the rows of the table, the joint pipeline's first; of spaCy's log of its training;
     and of each task's measure and baseline in words."""
@@ -44,16 +54,17 @@ def render_overview(
     better = sum(row.is_better for row in joint)
     parts = [
         STYLE,
-        '<p class="lead">One encoder with a head for each task, trained jointly on 120 reports of '
-        "incidents at sea. This page shows what it finds in 40 reports that it has not seen: "
-        "names, the kind of incident, verdicts on hypotheses, and answers to questions. It does "
-        f"better than a trivial baseline in {better} of {len(joint)} tasks.</p>",
+        '<p class="lead">One encoder with a head for each task, trained jointly on '
+        f"{num_train} reports of incidents at sea. This page shows what it finds in {num_test} "
+        "reports that it has not seen: names, the kind of incident, verdicts on hypotheses, and "
+        "answers to questions. It does better than a trivial baseline in "
+        f"{better} of {len(joint)} tasks.</p>",
         "<h2>How well it works</h2>",
         f'<div class="scored">{"".join(render_score(row, *measures[row.task]) for row in joint)}'
         "</div>",
         '<p class="muted">The bar is the score, the black line what a trivial baseline scores. The '
         "interval is a paired bootstrap over reports: where it lies above 0, the gain is no "
-        "accident of these 40.</p>",
+        f"accident of these {num_test}.</p>",
     ]
     if others:
         parts += ["<h3>Pipelines of one task</h3>", render_others(others)]
@@ -66,7 +77,7 @@ def render_overview(
     return "\n".join(parts)
 
 
-def render_score(row: Any, measure: str, baseline: str) -> str:
+def render_score(row: Row, measure: str, baseline: str) -> str:
     """Make a bar of a score, with a mark where the baseline is."""
     gain, second = row.gain, 100 * row.gain.second
     first = 100 * gain.first
@@ -80,12 +91,17 @@ def render_score(row: Any, measure: str, baseline: str) -> str:
         f'<div class="track" aria-hidden="true"><span style="width:{second:.1f}%"></span>'
         f'<i style="left:{first:.1f}%"></i></div>'
         f'<p class="note">{verdict} {escape(baseline)}: {first:.1f} %. '
-        f"Gain {100 * gain.difference:+.1f}, 95 % interval {100 * gain.low:+.1f} to "
-        f"{100 * gain.high:+.1f}.</p></div>"
+        f"Gain {signed(gain.difference)}, 95 % interval {signed(gain.low)} to "
+        f"{signed(gain.high)}.</p></div>"
     )
 
 
-def render_others(rows: Sequence[Any]) -> str:
+def signed(share: float) -> str:
+    """Write a share in percent, with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def render_others(rows: Sequence[Row]) -> str:
     """Make a table of the other pipelines."""
     cells = "".join(
         f'<tr><th scope="row">{row.task.capitalize()}</th><td>{100 * row.gain.second:.1f} %</td>'
@@ -98,7 +114,7 @@ def render_others(rows: Sequence[Any]) -> str:
     )
 
 
-def render_curve(task: str, log: Sequence[Any]) -> str:
+def render_curve(task: str, log: Sequence[dict[str, Any]]) -> str:
     """Draw the scores of a task, as SVG."""
     key = SCORES[task]
     points = [(entry["step"], entry["scores"][key] / 100) for entry in log]

@@ -70,26 +70,27 @@ def main(
         nlp = spacy.load(training / name / "model-best")
         examples, speed = predict(nlp, test)
         results = compare(nlp, examples)
-        guesses = compare(nlp, guess(BertCorpus(train)(nlp), BertCorpus(test)(nlp)))
+        known = list(BertCorpus(train)(nlp))
+        guesses = compare(nlp, guess(known, BertCorpus(test)(nlp)))
         for task in tasks_of(nlp):
             counts = [[count(result, task) for result in some] for some in (guesses, results)]
             rows.append(Row(name, task, paired_bootstrap(*counts, metric=share), speed))
         if name == JOINT:
-            page = results, tasks_of(nlp)
+            shown, tasks, num_train = results, tasks_of(nlp), len(known)
     print(format_table(rows))
     log = list(srsly.read_jsonl(training / f"{JOINT}.jsonl"))
-    results, tasks = page
+    overview = render_overview(rows, log, MEASURES, num_train=num_train, num_test=len(shown))
     html = render_page(
-        results,
+        shown,
         tasks,
         made=f"Pipeline: {training / JOINT / 'model-best'} · Data: {test}",
-        total=len(results),
+        total=len(shown),
         lang="en",
         title="Maritime incident reports",
-        overview=render_overview(rows, log, MEASURES),
+        overview=overview,
     )
     output.write_text(html, encoding="utf8")
-    msg.good(f"{output}: {len(results)} reports with what the joint pipeline found in them")
+    msg.good(f"{output}: {len(shown)} reports with what the joint pipeline found in them")
 
 
 def predict(nlp: Language, data: Path) -> tuple[list[Example], float]:
