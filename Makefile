@@ -1,4 +1,4 @@
-# make demo   the whole project on its own data: convert, train, evaluate, predict, report
+# make demo   the whole project on its own data: convert, train, score, report
 # make test   lint, types, tests
 # Both make .venv first. PYTHON=python3.12 takes another interpreter, TORCH=… another torch.
 
@@ -34,4 +34,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv assets/encoder corpus training metrics predictions.spacy report.html
+	rm -rf .venv assets/encoder corpus training metrics report.html

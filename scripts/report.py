@@ -1,130 +1,171 @@
-"""The end of the demo: a table of scores and speed, and a page of what the joint pipeline found."""
+"""The end of the demo: how each pipeline does beside a trivial baseline, and a page of what the
+joint one finds."""
 
-import json
-from html import escape
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from time import perf_counter
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import spacy
+import srsly
 import typer
-from spacy import displacy
-from spacy.tokens import Doc, DocBin
+from overview import render_overview
+from spacy.language import Language
+from spacy.pipeline import EntityRuler
+from spacy.training import Example
 from wasabi import msg, table
 
-import spacy_bert_heads.pairs  # noqa: F401  registers doc._.questions and so on
+from spacy_bert_heads.comparison.bootstrap import Difference, paired_bootstrap
+from spacy_bert_heads.data.reader import BertCorpus
+from spacy_bert_heads.pages.results import Result, make_result, tasks_of
+from spacy_bert_heads.pages.write import render_page
+from spacy_bert_heads.pairs import make_answer, make_verdict
 
-COLORS = {
-    "VESSEL": "#9fd3f6",
-    "PLACE": "#ffd28f",
-    "ORG": "#c9b6f2",
-    "EQUIPMENT": "#b6e3b0",
-    "DATE": "#f6b8c1",
+# Each task's score, and what its baseline always says.
+MEASURES = {
+    "entities": ("F1", "names of the training reports"),
+    "categories": ("accuracy", "the most frequent category"),
+    "verdicts": ("accuracy", "the most frequent verdict"),
+    "answers": ("F1", "no answer"),
 }
-SCORES = {
-    "entities F": "ents_f",
-    "categories acc.": "cats_micro_f",
-    "verdicts acc.": "nli_acc",
-    "answers F": "qa_f1",
-    "exact": "qa_exact",
-}
-STYLE = """
-body { font: 16px/1.6 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1d2733; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1rem; margin: 3rem 0 .5rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: right; }
-th { border-bottom: 1px solid #b8c2cc; } td:first-child, th:first-child { text-align: left; }
-.asked { margin-top: 1rem; } .asked td { text-align: left; vertical-align: top; }
-.asked td:first-child { color: #66727f; } .none { color: #98a4b0; }
-.pill { border-radius: 1rem; padding: .1rem .7rem; background: #e6eaee; white-space: nowrap; }
-.right, .entailment { background: #dff0e2; } .wrong, .contradiction { background: #f9dcd8; }
-.entities { line-height: 2.2 !important; } .score { color: #98a4b0; font-size: .85rem; }
-footer { margin: 3rem 0; color: #66727f; }
-"""
+JOINT = "joint"
+PIPELINES = (JOINT, "ner", "textcat")
+
+
+class Row(NamedTuple):
+    """A task of a pipeline, beside its baseline."""
+
+    pipeline: str
+    task: str
+    gain: Difference
+    speed: float  # words a second
+
+    @property
+    def is_better(self) -> bool:
+        return self.gain.low > 0
 
 
 def main(
-    metrics: Annotated[Path, typer.Argument(help="The folder that `bert evaluate` wrote to")],
-    predictions: Annotated[Path, typer.Argument(help="Docs annotated by the joint pipeline")],
-    gold: Annotated[Path, typer.Argument(help="The same Docs with their true annotations")],
-    output: Annotated[Path, typer.Argument(help="The page to write")],
+    training: Annotated[Path, typer.Argument(help="A folder with a folder for each pipeline")],
+    train: Annotated[Path, typer.Argument(help="What they were trained on")],
+    test: Annotated[Path, typer.Argument(help="What they are scored on")],
+    output: Annotated[Path, typer.Argument(help="The page to write, of the joint pipeline")],
 ) -> None:
     """Print a table, write a page."""
-    rows = []
-    for file in sorted(metrics.glob("*.json"), key=lambda file: file.stat().st_mtime):
-        scores = json.loads(file.read_text(encoding="utf8"))
-        row = [percent(scores.get(key)) for key in SCORES.values()]
-        rows.append([file.stem.replace("-", ", "), *row, f"{scores['speed']:,.0f}"])
-    header = ["pipeline", *SCORES, "words/s"]
-    print(table(rows, header=header, divider=True, aligns=["l"] + ["r"] * (len(header) - 1)))
-
-    vocab = spacy.blank("en").vocab
-    predicted = list(DocBin().from_disk(predictions).get_docs(vocab))
-    truth = {doc.text: doc for doc in DocBin().from_disk(gold).get_docs(vocab)}
-    body = "\n".join(render(doc, truth[doc.text]) for doc in predicted)
-    output.write_text(page(header, rows, body), encoding="utf8")
-    msg.good(f"{output}: {len(predicted)} reports with what the joint pipeline found in them")
-
-
-def percent(score: float | None) -> str:
-    return "–" if score is None else f"{100 * score:.1f}"
-
-
-def render(doc: Doc, gold: Doc) -> str:
-    """One report: its category, its entities, what was asked of it; each with its probability."""
-    best = max(doc.cats, key=doc.cats.__getitem__)
-    true = max(gold.cats, key=gold.cats.__getitem__)
-    note = "" if best == true else f" — the annotators say <b>{escape(true)}</b>"
-    category = pill(f"{best} {doc.cats[best]:.2f}", "right" if best == true else "wrong")
-    ents = [
-        {
-            "start": ent["start_char"],
-            "end": ent["end_char"],
-            "label": f"{ent['label']} {ent['score']:.2f}",
-        }
-        for ent in doc._.ent_scores
-    ]
-    colors = {ent["label"]: COLORS[ent["label"].split()[0]] for ent in ents}
-    html = displacy.render(
-        {"text": doc.text, "ents": ents}, style="ent", manual=True, options={"colors": colors}
+    rows: list[Row] = []
+    for name in PIPELINES:
+        nlp = spacy.load(training / name / "model-best")
+        examples, speed = predict(nlp, test)
+        results = compare(nlp, examples)
+        known = list(BertCorpus(train)(nlp))
+        guesses = compare(nlp, guess(known, BertCorpus(test)(nlp)))
+        for task in tasks_of(nlp):
+            counts = [[count(result, task) for result in some] for some in (guesses, results)]
+            rows.append(Row(name, task, paired_bootstrap(*counts, metric=share), speed))
+        if name == JOINT:
+            shown, tasks, num_train = results, tasks_of(nlp), len(known)
+    print(format_table(rows))
+    log = list(srsly.read_jsonl(training / f"{JOINT}.jsonl"))
+    overview = render_overview(rows, log, MEASURES, num_train=num_train, num_test=len(shown))
+    html = render_page(
+        shown,
+        tasks,
+        made=f"Pipeline: {training / JOINT / 'model-best'} · Data: {test}",
+        total=len(shown),
+        lang="en",
+        title="Maritime incident reports",
+        overview=overview,
     )
-    asked = [
-        (question, show_answer(answer))
-        for question, answer in zip(doc._.questions, doc._.answers, strict=True)
-    ]
-    for hypothesis, verdict in zip(doc._.hypotheses, doc._.nli, strict=True):
-        label = verdict["label"]
-        asked.append((hypothesis, pill(f"{label} {verdict['scores'][label]:.2f}", label)))
-    rows = "".join(f"<tr><td>{escape(text)}</td><td>{found}</td></tr>" for text, found in asked)
-    return f'<h2>{category}{note}</h2>\n{html}\n<table class="asked">{rows}</table>'
+    output.write_text(html, encoding="utf8")
+    msg.good(f"{output}: {len(shown)} reports with what the joint pipeline found in them")
 
 
-def show_answer(answer: dict[str, Any]) -> str:
-    text = escape(answer["text"]) or '<span class="none">no answer</span>'
-    return f'{text} <span class="score">{answer["score"]:.2f}</span>'
+def predict(nlp: Language, data: Path) -> tuple[list[Example], float]:
+    """Give the examples with predictions, and the speed in words a second."""
+    examples = list(BertCorpus(data)(nlp))
+    start = perf_counter()
+    docs = list(nlp.pipe([example.predicted for example in examples]))
+    seconds = perf_counter() - start
+    for example, doc in zip(examples, docs, strict=True):
+        example.predicted = doc
+    return examples, sum(map(len, docs)) / seconds
 
 
-def pill(text: str, kind: str) -> str:
-    return f'<span class="pill {escape(kind)}">{escape(text)}</span>'
-
-
-def page(header: list[str], rows: list[list[str]], body: str) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+def guess(train: Iterable[Example], examples: Iterable[Example]) -> list[Example]:
+    """Predict what is most frequent in training, whatever the text. As entities take the names that
+    are annotated there, wherever they stand."""
+    names: dict[str, Counter[str]] = {}
+    categories: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    for example in train:
+        doc = example.reference
+        for ent in doc.ents:
+            names.setdefault(ent.text.lower(), Counter())[ent.label_] += 1
+        categories.update(label for label, value in doc.cats.items() if value)
+        verdicts.update(verdict["label"] for verdict in doc._.nli)
+    ruler = EntityRuler(spacy.blank("en"), phrase_matcher_attr="LOWER")
+    ruler.add_patterns(
+        [{"pattern": name, "label": most_common(labels)} for name, labels in names.items()]
     )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Maritime incident reports</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style>
-<h1>Maritime incident reports</h1>
-<p>The test reports as the jointly trained pipeline reads them: a category, entities, answers to
-four questions and verdicts on three hypotheses that are asked of every report, each with its
-probability. None of the reports was seen in training. A hundred-odd reports teach names and
-categories; they are too few to teach answering and judging well. In the table, <i>adapted</i> and
-<i>joint</i> start from the encoder after its pretraining on 110 texts without labels.</p>
-<table><tr>{head}</tr>{cells}</table>
-{body}
-<footer>Made by spacy_bert_heads.</footer></html>
-"""
+    guessed = list(examples)
+    for example in guessed:
+        doc = ruler(example.predicted)
+        doc.cats = {label: float(label == most_common(categories)) for label in categories}
+        doc._.nli = [make_verdict(most_common(verdicts)) for _ in doc._.hypotheses]
+        doc._.answers = [make_answer(doc) for _ in doc._.questions]
+    return guessed
+
+
+def most_common(labels: Counter[str]) -> str:
+    """Choose the most frequent label, and the first of several by name."""
+    return min(labels, key=lambda label: (-labels[label], label))
+
+
+def compare(nlp: Language, examples: Iterable[Example]) -> list[Result]:
+    """Compare predictions with gold, report by report. A report is known by its first vessel."""
+    results = []
+    for example in examples:
+        results.append(make_result(nlp, example, tasks_of(nlp)))
+        vessels = (ent.text for ent in example.reference.ents if ent.label_ == "VESSEL")
+        results[-1].name = next(vessels, "")
+    return results
+
+
+def count(result: Result, task: str) -> tuple[float, int]:
+    """Count what is right in a report, and what it is a share of: their sums make the score."""
+    if task == "entities":  # F1 is 2 tp / (predicted + gold)
+        gold, found = result.gold_entities or [], result.entities or []
+        return 2 * sum(bool(one.is_right) for one in found), len(gold) + len(found)
+    if task == "answers":
+        return sum(one.f1 for one in result.answers), len(result.answers)
+    judged = [one.is_right for one in getattr(result, task) if one.is_right is not None]
+    return judged.count(True), len(judged)
+
+
+def share(counts: Any) -> Any:
+    """Make scores of sums (..., 2) of `count`."""
+    return counts[..., 0] / np.maximum(counts[..., 1], 1)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Make the table, in percent."""
+    header = ("pipeline", "task", "score", "baseline", "gain", "95 % interval", "", "words/s")
+    cells = [
+        (
+            row.pipeline,
+            f"{row.task}, {MEASURES[row.task][0]}",
+            f"{100 * row.gain.second:.1f}",
+            f"{100 * row.gain.first:.1f}",
+            f"{100 * row.gain.difference:+.1f}",
+            f"{100 * row.gain.low:+.1f} to {100 * row.gain.high:+.1f}",
+            "better" if row.is_better else "no better",
+            f"{row.speed:,.0f}",
+        )
+        for row in rows
+    ]
+    return table(cells, header=header, divider=True, aligns=list("llrrrrlr"))
 
 
 if __name__ == "__main__":

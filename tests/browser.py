@@ -18,6 +18,7 @@ window.onload = () => setTimeout(() => {
     const page = frame.contentDocument, root = page.documentElement;
     const shown = () => [...page.querySelectorAll(".doc")].filter(doc => doc.offsetHeight).length;
     const boxes = [...page.querySelectorAll("#filter input")];
+    page.querySelectorAll("details").forEach(fold => { fold.open = true; });
     const wide = [...page.querySelectorAll("body *")].filter(
       one => one.getBoundingClientRect().right > root.clientWidth + 1);
     const filtered = {};

@@ -10,6 +10,7 @@ from .style import COLOURS
 
 LONG_TEXT = 3000  # characters above which a text gets a box of its own to scroll in
 CONTEXT = 90  # characters of the text on each side of an answer
+MANY_CARDS = 4
 MAX_CATEGORIES = 8  # that are shown; and those that are given or right
 
 
@@ -29,7 +30,7 @@ def render_doc(
     badges = "".join(badge(task, count) for task, count in counts.items())
     return (
         f'<section class="doc" id="doc-{number}" data-kinds="{errors}">'
-        f'<div class="head"><h2>Doc {number}</h2>{badges}</div>\n'
+        f'<div class="head"><h2>{render_name(number, result)}</h2>{badges}</div>\n'
         f"{render_result(result, colours, lang)}\n</section>"
     )
 
@@ -40,15 +41,36 @@ def render_result(result: Result, colours: dict[str, str], lang: str, heading: s
         parts = [text_block(escape(result.text), len(result.text), lang, "Text")]
     else:
         parts = [render_entities(result, result.entities, colours, lang, heading)]
-    answers = (render_answer(answer, result.text, lang) for answer in result.answers)
-    for title, contents in (
-        ("Categories", [*map(render_judged, result.categories)]),
-        ("Verdicts on hypotheses", [*map(render_judged, result.verdicts)]),
-        ("Answers to questions", [*answers]),
-    ):
-        if contents:
-            parts.append(f"<{heading}>{title}</{heading}>{cards(contents)}")
+    if result.categories:
+        categories = cards(map(render_judged, result.categories))
+        parts.append(f"<{heading}>Categories</{heading}>{categories}")
+    if result.verdicts:
+        verdicts = map(render_judged, result.verdicts)
+        parts.append(fold("Verdicts on hypotheses", "verdicts", result, verdicts, heading))
+    if result.answers:
+        answers = (render_answer(answer, result.text, lang) for answer in result.answers)
+        parts.append(fold("Answers to questions", "answers", result, answers, heading))
     return "\n".join(parts)
+
+
+def render_name(number: int, result: Result) -> str:
+    """Make the link of a Doc to itself, by which it can be passed on."""
+    name = f"{number} · {escape(result.name)}" if result.name else f"Doc {number}"
+    return f'<a class="anchor" href="#doc-{number}">{name}</a>'
+
+
+def fold(
+    title: str, task: str, result: Result, contents: Iterable[str], heading: str = "h3"
+) -> str:
+    """Put cards behind a line that opens, if there are many; the filter opens those of a task."""
+    shown = [*contents]
+    judged = [one.is_right for one in getattr(result, task) if one.is_right is not None]
+    note = f"{judged.count(True)} of {len(judged)} right" if judged else f"{len(shown)}"
+    is_open = " open" if len(shown) <= MANY_CARDS else ""
+    return (
+        f'<details data-task="{task}"{is_open}><summary><{heading}>{title}</{heading}> '
+        f'<span class="muted">{note}</span></summary>{cards(shown)}</details>'
+    )
 
 
 def badge(task: str, errors: int | None) -> str:

@@ -68,6 +68,7 @@ class Result:
     """All of one Doc. A task that the pipeline doesn't have is not in it."""
 
     text: str
+    name: str = ""  # by which readers know the Doc; its number stands beside it
     gold_entities: list[Entity] | None = None  # None where they are not annotated
     entities: list[Entity] | None = None
     categories: list[Judged] = field(default_factory=list)

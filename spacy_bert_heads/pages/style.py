@@ -15,11 +15,14 @@ COLOURS = [
 ]
 MUTED, RIGHT, WRONG = "#55616d", "#1b6b3a", "#a11b1b"
 RIGHT_GROUND, WRONG_GROUND, PLAIN_GROUND = "#e3f3e8", "#fbe9e7", "#f3f5f7"
+# Behind counts, from none of a row to all of it.
+SHADES = ["#ffffff", "#e8f0fa", "#cfe0f5", "#b3cdee", "#96b9e6"]
 STYLE = f"""
 .made {{ color: {MUTED}; overflow-wrap: anywhere; }}
 body {{ max-width: 76rem; margin: 1.5rem auto 4rem; overflow-wrap: break-word; }}
 h1 {{ line-height: 1.25; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.1rem; margin: 0; }} h3 {{ font-size: .9rem; margin: 1rem 0 .3rem; }}
+h2 {{ font-size: 1.1rem; margin: 0; }} main > h2 {{ font-size: 1.25rem; margin: 2.2rem 0 .4rem; }}
+h3 {{ font-size: .9rem; margin: 1rem 0 .3rem; }}
 .muted, small {{ color: {MUTED}; }} small {{ font-size: .85em; }}
 .scores {{ width: 100%; max-width: 50rem; font-size: 1rem; }}
 .scores th, .scores td {{ text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top; }}
@@ -32,8 +35,19 @@ nav {{ display: flex; flex-wrap: wrap; gap: .3rem; margin: .8rem 0; }}
 nav a {{ min-width: 2.2rem; padding: .15rem .3rem; border: 1px solid {LINE}; border-radius: .3rem;
   text-align: center; text-decoration: none; color: inherit; font-size: .85rem; }}
 nav a.has-errors {{ background: {WRONG_GROUND}; }}
-a:focus-visible, input:focus-visible, .text:focus-visible {{ outline: 3px solid #1f5fa8;
-  outline-offset: 2px; }}
+a:focus-visible, input:focus-visible, .text:focus-visible, summary:focus-visible {{
+  outline: 3px solid #1f5fa8; outline-offset: 2px; }}
+.matrices {{ display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: start; }}
+.matrix {{ border-collapse: separate; border-spacing: 2px; }}
+.matrix caption {{ text-align: left; font-weight: bold; padding-bottom: .3rem; }}
+.matrix th {{ padding: .2rem .4rem; font-size: .85rem; }}
+.matrix thead th {{ border: none; vertical-align: bottom; text-align: center; }}
+.matrix td {{ text-align: center; min-width: 1.6rem; padding: .35rem .3rem; border-radius: .2rem; }}
+.matrix .diagonal {{ font-weight: bold; outline: 1px solid #5b7fae; outline-offset: -1px; }}
+details {{ margin-top: .8rem; }} summary {{ cursor: pointer; padding: .3rem 0; }}
+summary h3, summary h4 {{ display: inline; }}
+.anchor {{ color: inherit; text-decoration: none; }}
+.anchor:hover {{ text-decoration: underline; }}
 .doc {{ border-top: 1px solid {LINE}; margin-top: 2rem; padding-top: 1.2rem; }}
 .head {{ display: flex; flex-wrap: wrap; gap: .3rem .6rem; align-items: center; }}
 .badge {{ border-radius: 1rem; padding: .05rem .7rem; font-size: .85rem; background: {PLAIN_GROUND};
@@ -66,6 +80,9 @@ mark.gold.found {{ background: {COLOURS[1]}; }}
 dl.answer {{ display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem;
   margin: 0 0 .3rem; }} .answer dt {{ color: {MUTED}; }} .answer dd {{ margin: 0; min-width: 0; }}
 [hidden] {{ display: none !important; }}
+@media (max-width: 35rem) {{
+  .matrix thead span {{ writing-mode: vertical-rl; }}
+}}
 @media (min-width: 52rem) {{
   .sides {{ grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }}
   .cards {{ grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); }}
@@ -84,6 +101,8 @@ function filter() {
     doc.hidden = wanted.some(some => some.length && !some.some(kind => kinds.includes(kind)));
     document.querySelector(`nav a[href="#${doc.id}"]`).hidden = doc.hidden;
     shown += !doc.hidden;
+    for (const fold of doc.querySelectorAll("details"))
+      fold.open ||= wanted.flat().includes(fold.dataset.task);
   }
   document.getElementById("shown").textContent = `${shown} of ${docs.length} Docs shown`;
 }

@@ -12,6 +12,7 @@ from spacy.training import Example
 
 from ..files import mark_folder, replace_file
 from ..html import make_page
+from .confusion import render_confusions
 from .render import colour_labels, render_doc
 from .results import Result, make_result, tasks_of
 from .style import SCRIPT, STYLE
@@ -41,9 +42,17 @@ def write_pages(
 
 
 def render_page(
-    results: Sequence[Result], tasks: Sequence[str], *, made: str, total: int, lang: str
+    results: Sequence[Result],
+    tasks: Sequence[str],
+    *,
+    made: str,
+    total: int,
+    lang: str,
+    title: str = "Gold and predicted",
+    overview: str = "",
 ) -> str:
-    """Make the page of `results`, the first of `total` Docs. `made` says where they are from."""
+    """Make the page of `results`, the first of `total` Docs. `made` says where they are from.
+    `overview` is HTML that comes first."""
     colours = colour_labels(results)
     docs = [render_doc(i + 1, one, tasks, colours, lang) for i, one in enumerate(results)]
     shown = (
@@ -53,17 +62,20 @@ def render_page(
     boxes = [(task, task, count_docs(results, task)) for task in tasks]
     body = [
         f'<p class="made">{escape(made)}</p>',
+        overview,
         f"<p>{shown} evaluated Docs. Beside an entity, a category or an answer is its probability. "
         "An entity is wrong if its borders or its label are not those of a gold one. In texts of "
         'answers, the <mark class="gold">gold answer</mark> is underlined, the <mark '
         'class="found">predicted one</mark> is coloured.</p>',
         render_scores(results, tasks),
+        render_confusions(results, tasks),
+        "<h2>Doc by Doc</h2>",
         render_filter({"Errors only: Docs with errors in": boxes}, len(results)),
         f'<nav aria-label="Docs">{"".join(links)}</nav>',
         *docs,
         f"<script>{SCRIPT}</script>",
     ]
-    return make_page("Gold and predicted", "<main>" + "\n".join(body) + "</main>", style=STYLE)
+    return make_page(title, "<main>" + "\n".join(body) + "</main>", style=STYLE)
 
 
 def render_scores(results: Sequence[Result], tasks: Sequence[str]) -> str:
@@ -125,5 +137,6 @@ def render_link(number: int, result: Result, tasks: Sequence[str]) -> str:
         kind, sign, word = ' class="has-errors"', "✗", "errors"
     else:
         kind, sign, word = ("", "✓", "right") if counts else ("", "–", "no gold annotation")
-    label = f"Doc {number}, {word}"
-    return f'<a href="#doc-{number}"{kind} aria-label="{label}">{number} {sign}</a>'
+    name = f"{number} {escape(result.name, quote=True)}" if result.name else f"Doc {number}"
+    shown = name if result.name else number
+    return f'<a href="#doc-{number}"{kind} aria-label="{name}, {word}">{shown} {sign}</a>'

@@ -1,0 +1,64 @@
+"""Which labels are taken for which others: a matrix for categories, and one for verdicts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+
+from .results import Judged, Result
+from .style import SHADES
+
+MAX_LABELS = 8  # more have no room on a phone
+TITLES = {"categories": "Categories", "verdicts": "Verdicts on hypotheses"}
+
+
+def render_confusions(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """Make a matrix for each task in which one of a few labels is right; "" if there is none."""
+    matrices = []
+    for task, title in TITLES.items():
+        if task in tasks:
+            judged = [one for result in results for one in getattr(result, task)]
+            matrices.append(render_confusion(title, count_confusions(judged)))
+    if not any(matrices):
+        return ""
+    return (
+        "<h2>What is taken for what</h2><p>Rows are gold labels, columns predicted ones: on the "
+        "diagonal is what is right. The darker, the larger its share of the row.</p>"
+        f'<div class="matrices">{"".join(matrices)}</div>'
+    )
+
+
+def count_confusions(judged: Sequence[Judged]) -> Counter[tuple[str, str]]:
+    """Count gold and predicted labels, where there is one of each."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for one in judged:
+        gold = [category.label for category in one.categories if category.is_gold]
+        given = [category.label for category in one.categories if category.is_given]
+        if len(gold) == len(given) == 1:
+            counts[gold[0], given[0]] += 1
+    return counts
+
+
+def render_confusion(title: str, counts: Counter[tuple[str, str]]) -> str:
+    """Make a matrix, if it has few labels."""
+    labels = sorted({label for pair in counts for label in pair})
+    if not 1 < len(labels) <= MAX_LABELS:
+        return ""
+    head = "".join(f'<th scope="col"><span>{escape(label)}</span></th>' for label in labels)
+    rows = []
+    for gold in labels:
+        total = sum(counts[gold, given] for given in labels)
+        cells = "".join(render_cell(counts[gold, given], total, gold == given) for given in labels)
+        rows.append(f'<tr><th scope="row">{escape(gold)}</th>{cells}</tr>')
+    return (
+        f'<table class="matrix"><caption>{title}</caption><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def render_cell(count: int, total: int, is_right: bool) -> str:
+    """Make a cell. Its shade is the share of the row."""
+    shade = SHADES[round((len(SHADES) - 1) * count / total)] if total else SHADES[0]
+    kind = ' class="diagonal"' if is_right else ""
+    return f'<td{kind} style="background:{shade}">{count:,}</td>'
