@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from . import __version__
@@ -42,6 +45,30 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for as long as the block lasts. Those that were left in the same parent by
+    processes of this machine that were killed are deleted first."""
+    prefix = f".temporary~{socket.gethostname()}~"
+    for left in parent.glob(f"{prefix}*"):
+        if not _is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"{prefix}{os.getpid()}~", dir=parent) as made:
+        yield Path(made)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # where os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+@contextmanager
 def in_component(component: str, path: Path | None = None) -> Iterator[None]:
     """Have whatever is raised while a component is loaded say which, and from where."""
     try:
@@ -61,6 +88,27 @@ def write_digests(folder: Path, files: Iterable[str]) -> None:
     replace_file(folder / DIGESTS, json.dumps(digests, indent=1).encode("utf8"))
 
 
+def find_damage(folder: Path, *, exclude: Iterable[str] = ()) -> tuple[Path, str] | None:
+    """Compare the files of a folder with the digests stored beside them. Returns the first file
+    that is "missing" or "damaged", and which of both; None if there is no such file. `exclude`
+    names files that are not going to be read."""
+    path = folder / DIGESTS
+    try:
+        digests = dict(json.loads(path.read_bytes()).items())
+    except OSError:
+        return path, "missing"
+    except (ValueError, AttributeError):
+        return path, "damaged"
+    excluded = set(exclude)
+    for name in (name for name in digests if name not in excluded):
+        file = folder / name
+        if not file.is_file():
+            return file, "missing"
+        if _digest(file) != digests[name]:
+            return file, "damaged"
+    return None
+
+
 def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) -> None:
     """Compare the files of a saved component with the digests stored beside them. There are none
     where version 0.1 saved it; then nothing is checked.
@@ -68,25 +116,19 @@ def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) 
     `exclude` names files that are not going to be loaded. Raises ValueError with the
     file and the component if a file is missing or has changed.
     """
-    path = folder / DIGESTS
-    if not path.exists():
+    if not (folder / DIGESTS).exists():
         return
-    try:
-        digests = dict(json.loads(path.read_bytes()).items())
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"'{path}' of component '{component}' is damaged. {AGAIN}") from error
-    excluded = set(exclude)
-    for name, digest in digests.items():
-        if name in excluded:
-            continue
-        file = folder / name
-        if not file.is_file():
-            raise ValueError(f"'{file}' of component '{component}' is missing. {AGAIN}")
-        if _digest(file) != digest:
-            raise ValueError(
-                f"'{file}' of component '{component}' is damaged: it is not the file that was "
-                f"saved. {AGAIN} If you changed it on purpose, delete {DIGESTS} beside it."
-            )
+    damage = find_damage(folder, exclude=exclude)
+    if damage is None:
+        return
+    file, state = damage
+    message = f"'{file}' of component '{component}' is {state}"
+    if state == "missing" or file.name == DIGESTS:
+        raise ValueError(f"{message}. {AGAIN}")
+    raise ValueError(
+        f"{message}: it is not the file that was saved. {AGAIN} If you changed it on purpose, "
+        f"delete {DIGESTS} beside it."
+    )
 
 
 def _digest(path: Path) -> str:

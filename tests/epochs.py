@@ -2,6 +2,7 @@
 of them."""
 
 import tempfile
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,9 +90,12 @@ class Epoch:
 def batch_of(
     corpus: Corpus, plan: Plan, *numbers: int, kind: str = "wordpiece", **options
 ) -> Batch:
-    options = {"masking": Masking(), "seed": 0, "epoch": 0, **options}
+    """A batch of these examples or of all, at any seed and epoch, by default those of the plan."""
     numbers = numbers or range(len(plan))
-    return make_batch(corpus, plan, ints(*numbers), vocabulary=vocabulary(kind), **options)
+    masks = copy(plan)
+    masks.seed, masks.epoch = options.pop("seed", plan.seed), options.pop("epoch", plan.epoch)
+    options = {"masking": Masking(), **options}
+    return make_batch(corpus, masks, ints(*numbers), vocabulary=vocabulary(kind), **options)
 
 
 def restored(batch: Batch) -> list[list[int]]:

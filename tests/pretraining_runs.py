@@ -39,14 +39,18 @@ workers = 1
 
 [training]
 max_steps = 12
-batch_pieces = 256
+batch_tokens = 256
 max_batch_tokens = 128
-learn_rate = 0.001
-warmup_steps = 2
 eval_frequency = 4
-eval_pieces = 512
+eval_tokens = 512
 checkpoint_frequency = 3
 phases = [{{"max_length": 32, "share": 0.75}}, {{"max_length": 64, "share": 0.25}}]
+
+[training.optimizer]
+
+[training.optimizer.learn_rate]
+initial_rate = 0.001
+warmup_steps = 2
 """
     )
     return path

@@ -10,8 +10,14 @@ from spacy_bert_heads.pretraining.draws import Purpose, below, generator, shuffl
 
 def test_draws_are_what_they_were():
     # A change here would change the text that a run sees after it is resumed.
-    assert generator(1, Purpose.MASKS, 2, 3).bit_generator.random_raw(2).tolist() == [5189031997826820109, 28804322810939519]
-    assert generator(1, Purpose.PAIRS, 2, 3).random(2).tolist() == [0.6645942726611466, 0.2537292395720714]
+    assert generator(1, Purpose.MASKS, 2, 3).bit_generator.random_raw(2).tolist() == [
+        5189031997826820109,
+        28804322810939519,
+    ]
+    assert generator(1, Purpose.PAIRS, 2, 3).random(2).tolist() == [
+        0.6645942726611466,
+        0.2537292395720714,
+    ]
     assert shuffle(10, seed=1, epoch=2).tolist() == [1, 2, 5, 3, 7, 4, 8, 9, 6, 0]
 
 

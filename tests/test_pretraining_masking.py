@@ -66,8 +66,6 @@ def test_random_pieces_are_uniform_over_the_vocabulary():
         np.arange(len(plan)),
         vocabulary=small,
         masking=Masking(rate=0.5, mask=0.0, random=1.0),
-        seed=0,
-        epoch=0,
     )
     n = len(batch.masked)
     shares = np.bincount(batch.packed.input_ids[batch.masked], minlength=25) / n

@@ -115,9 +115,7 @@ def test_curves_of_a_log(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: (drawn.append(self), path.touch())
-    )
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: drawn.append(self))
     log = tmp_path / "log.jsonl"
     first = replace(REPORT, step=0, loss=None, mlm_loss=None, nsp_loss=None)
     log.write_text("".join(json.dumps(asdict(one)) + "\n" for one in (first, REPORT)))

@@ -16,7 +16,7 @@ from pretraining_runs import log, make_settings, weights
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
 from spacy_bert_heads.pretraining.loop import check_same, pretrain
-from spacy_bert_heads.pretraining.settings import Settings
+from spacy_bert_heads.pretraining.settings import Settings, adam
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,9 @@ def test_a_damaged_state_is_passed_over(settings, whole, tmp_path):
 
 def test_another_config_is_refused(settings, tmp_path):
     run_until(settings, tmp_path / "out", 4)
-    other = replace(settings, training=replace(settings.training, learn_rate=0.5))
-    with pytest.raises(ValueError, match="training.learn_rate = 0.001; now it is 0.5"):
+    optimizer = adam(0.5, warmup_steps=2)
+    other = replace(settings, training=replace(settings.training, optimizer=optimizer))
+    with pytest.raises(ValueError, match="learn_rate.initial_rate = 0.001; now it is 0.5"):
         pretrain(other, tmp_path / "out", resume=True)
     with pytest.raises(ValueError, match="--resume"):
         pretrain(settings, tmp_path / "out")
@@ -110,8 +111,8 @@ def test_a_full_disk(settings, tmp_path, monkeypatch):
     states = tmp_path / "out" / "states"
     before = [path.name for path in states.iterdir()]
 
-    def full(path, content):
-        path.write_bytes(bytes(content[: len(content) // 2]))
+    def full(path, state):
+        path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "_write", full)

@@ -14,7 +14,7 @@ from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.run import Run, make_optimizer
-from spacy_bert_heads.pretraining.settings import Phase, Settings
+from spacy_bert_heads.pretraining.settings import Phase, Settings, adam
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_run_learns(settings, tmp_path):
     training = replace(
         settings.training,
         max_steps=120,
-        learn_rate=0.003,
+        optimizer=adam(0.003, warmup_steps=2),
         eval_frequency=60,
         checkpoint_frequency=120,
         phases=[Phase(32)],
@@ -65,11 +65,10 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
     pretrainer = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
     assert "cls.predictions.transform.dense.weight" in pretrainer.made
     assert not any(name.startswith("bert.") for name in pretrainer.made)
-    training = replace(settings.training, learn_rate=1e-3, rate_factor=7.0, weight_decay=0.0)
-    optimizer = make_optimizer(pretrainer, training)
+    optimizer = make_optimizer(pretrainer, 7.0)
     before = {n: p.detach().clone() for n, p in pretrainer.model.named_parameters()}
     for group in optimizer.param_groups:
-        group["lr"] *= group["rate"]  # as `Run.learn` does
+        group["lr"], group["weight_decay"] = 1e-3 * group["rate"], 0.0  # as `Run.learn` does
     for parameter in pretrainer.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -81,7 +80,7 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
 
 
 def test_a_run_without_warm_up(settings, tmp_path):
-    training = replace(settings.training, warmup_steps=0, max_steps=4)
+    training = replace(settings.training, optimizer=adam(0.001, warmup_steps=0), max_steps=4)
     pretrain(replace(settings, training=training), tmp_path / "out")
     assert [line["lr"] for line in log(tmp_path / "out")] == [0.001, 0.0]
 
@@ -91,7 +90,7 @@ def test_what_is_left_out_is_said(settings, tmp_path):
     lines = write_raw(path).read_text().splitlines()
     path.write_text("\n".join([*lines, '{"text": "One sentence."}', '{"body": "No text."}', "{"]))
     said: list[str] = []
-    training = replace(settings.training, max_steps=1)
+    training = replace(settings.training, optimizer=adam(warmup_steps=0), max_steps=1)
     paths = replace(settings.paths, raw=[str(path)])
     text = replace(settings.text, held_out=0.0)
     settings = replace(settings, training=training, paths=paths, text=text)
@@ -106,7 +105,7 @@ def test_the_best_checkpoint_is_of_the_last_phase(settings, tmp_path, monkeypatc
     saved = []
     monkeypatch.setattr(Run, "save", lambda run, name: saved.append((name, run.step)))
     phases = [Phase(16, 0.5), Phase(64, 0.5)]
-    training = replace(settings.training, learn_rate=0.0, phases=phases)
+    training = replace(settings.training, optimizer=adam(0.0, warmup_steps=0), phases=phases)
     pretrain(replace(settings, training=training), tmp_path / "out")
     losses = [line["held_out_mlm_loss"] for line in log(tmp_path / "out")]
     assert losses[0] == losses[1] < losses[2] == losses[3]

@@ -27,7 +27,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpiece_tokenizer
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
-from spacy_bert_heads.pretraining.sources import read_texts
+from spacy_bert_heads.pretraining.records import read_texts
 from spacy_bert_heads.pretraining.start import make_start
 
 

@@ -7,16 +7,17 @@ when it runs.
 
 import io
 import sys
+import warnings
 
 import typer
 from spacy.cli._util import app
 
-from .data import convert_command, init_config_command, prepare_command
+from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
 from .evaluate import evaluate_command
 from .hugging_face import from_hf_command, to_hf_command
 from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
-from .pretrain import fill_mask_command, pretrain_command
+from .pretrain import fill_mask_command, prepare_command, pretrain_command
 
 bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
 inspect_app = typer.Typer(name="inspect", help="Look inside an encoder: PNG and HTML.")
@@ -27,12 +28,14 @@ def main() -> None:
     """Convert data, make configs and score BERT pipelines (spacy_bert_heads)."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks "│", among others
         sys.stdout.reconfigure(errors="replace")
+    # Python shows these to those who write code, but here they are for those who write configs.
+    warnings.filterwarnings("default", category=DeprecationWarning, module="spacy_bert_heads")
 
 
 # In the order of `bert --help`. Overrides like `--training.max_steps 100` are extra arguments.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 bert_app.command("convert")(convert_command)
-bert_app.command("prepare")(prepare_command)
+bert_app.command("prepare", context_settings=OVERRIDES)(prepare_command)
 bert_app.command("init-config")(init_config_command)
 bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("evaluate")(evaluate_command)

@@ -1,4 +1,4 @@
-"""The commands that make data and configs: `convert`, `prepare`, `init-config`."""
+"""The commands that make data and configs: `convert`, `init-config`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -63,48 +63,6 @@ def convert_command(
 
 
 @exits_on_error
-def prepare_command(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Raw text: .jsonl, .txt or .spacy files, also .gz or .zst; folders of them, "
-            "patterns in quotes; - for standard input",
-        ),
-    ],
-    encoder: Annotated[
-        str, typer.Option("--encoder", "-e", help="Whose tokenizer: a hub name or a folder")
-    ],
-    cache: Annotated[
-        Path, typer.Option("--cache", "-c", help="The folder for all that is prepared")
-    ],
-    lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the text")] = "en",
-    sentences: Annotated[
-        str | None, typer.Option(help="A pipeline that finds sentences, not full stops alone")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", "-w", min=0, help="Processes; 0 for one on each core")
-    ] = 0,
-) -> None:
-    """Tokenize raw text for pretraining. What is prepared already is not made again."""
-    import spacy
-
-    from ..encoder.loading import load_wordpiece_tokenizer
-    from ..pretraining.prepare import prepare
-
-    report = prepare(
-        sources,
-        cache,
-        wordpieces=load_wordpiece_tokenizer(encoder),
-        lang=lang,
-        sentences=None if sentences is None else spacy.load(sentences),
-        workers=workers,
-        progress=True,
-    ).report
-    typer.echo(f"{cache}: " + "\n".join(report.lines()))
-
-
-@exits_on_error
 def init_config_command(
     output: Annotated[Path, typer.Argument(help="The config file; - prints it", allow_dash=True)],
     heads: Annotated[
@@ -139,32 +97,48 @@ def init_config_command(
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="Data to evaluate on while training")] = None,
+    pretrain: Annotated[
+        bool, typer.Option("--pretrain", help="A config for `bert pretrain` instead")
+    ] = False,
+    raw: Annotated[
+        str | None, typer.Option(help="With --pretrain: raw text, a file, folder or pattern")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", "-F", help="Replace a config that is there already")
     ] = False,
 ) -> None:
     """Make a complete config for `spacy train`: one encoder and the heads you name, or the
-    components of a trained pipeline."""
+    components of a trained pipeline; or one for `bert pretrain`."""
     from ..init_config import init_config
+    from ..pretraining.settings import make_config
 
-    if heads is None and source is None:
-        heads = "ner"
     if output.exists() and str(output) != "-" and not force:
         raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
-    config = init_config(
-        [head.strip() for head in (heads or "").split(",") if head.strip()],
-        name=name,
-        source=source,
-        lang=lang,
-        gpu=gpu,
-        adapter=adapter,
-        train=train,
-        dev=dev,
-    )
+    if pretrain:
+        if heads or source or adapter or train or dev:
+            raise ValueError("--pretrain goes with --raw, --name and --lang alone.")
+        config = make_config(raw=raw, encoder=name, lang=lang or "en")
+        missing = "" if raw else " --paths.raw TEXTS"
+        command = f"bert pretrain {output} training/pretrained{missing}"
+    elif raw:
+        raise ValueError("--raw goes with --pretrain.")
+    else:
+        heads = "ner" if heads is None and source is None else heads
+        config = init_config(
+            [head.strip() for head in (heads or "").split(",") if head.strip()],
+            name=name,
+            source=source,
+            lang=lang,
+            gpu=gpu,
+            adapter=adapter,
+            train=train,
+            dev=dev,
+        )
+        data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
+        command = f"train {output} --output training{data}"
     if str(output) == "-":
         typer.echo(config.to_str())
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     config.to_disk(output)
-    data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
-    typer.echo(f"{output}: now type\npython -m spacy train {output} --output training{data}")
+    typer.echo(f"{output}: now type\npython -m spacy {command}")

@@ -1,6 +1,7 @@
-"""The commands for encoders and raw text: `pretrain`, `fill-mask`."""
+"""The commands for encoders and raw text: `prepare`, `pretrain`, `fill-mask`."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -8,32 +9,76 @@ import typer
 
 from .common import FORCE, exits_on_error
 
+CODE = "A Python file to import, with the functions that the config names"
+
+
+@exits_on_error
+def prepare_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG", help="The config of `bert pretrain`"),
+    ],
+    code: Annotated[Path | None, typer.Option("--code", help=CODE)] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", "-e", hidden=True)] = None,
+    cache: Annotated[str | None, typer.Option("--cache", "-c", hidden=True)] = None,
+    lang: Annotated[str, typer.Option("--lang", "-l", hidden=True)] = "en",
+    sentences: Annotated[str | None, typer.Option(hidden=True)] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, hidden=True)] = 0,
+) -> None:
+    """Tokenize raw text for pretraining. What is prepared already is not made again. Settings are
+    overridden by --section.key value."""
+    from spacy.cli._util import import_code, parse_config_overrides
+
+    from ..pretraining.settings import Paths, Settings, Text, read_settings
+    from ..pretraining.start import prepare_alone
+
+    import_code(code)
+    if encoder is None:
+        settings = read_settings(Path(arguments[0]), parse_config_overrides(arguments[1:]))
+    else:
+        # The command of version 0.1, which works until 0.3.
+        warnings.warn(
+            "`bert prepare SOURCE --encoder … --cache …` is deprecated. Use "
+            "`bert prepare CONFIG --paths.raw SOURCE --paths.encoder … --paths.cache …`.",
+            DeprecationWarning,
+            stacklevel=1,
+        )
+        if cache is None:
+            raise ValueError("--encoder needs --cache, the folder for all that is prepared.")
+        text = Text(lang, sentences, workers=workers)
+        settings = Settings(Paths(arguments, encoder, cache), text=text)
+    prepare_alone(settings, say=typer.echo)
+
 
 @exits_on_error
 def pretrain_command(
     ctx: typer.Context,
-    config: Annotated[Path, typer.Argument(help="The config, as configs/pretrain.cfg")],
+    config: Annotated[
+        Path, typer.Argument(help="The config; `bert init-config --pretrain` makes one")
+    ],
     output: Annotated[Path, typer.Argument(help="A folder for checkpoints, log and states")],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest state in the output")
     ] = False,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
     """Adapt an encoder to raw text. Settings are overridden by --section.key value."""
-    from spacy.cli._util import parse_config_overrides
+    from spacy.cli._util import import_code, parse_config_overrides
     from tqdm import tqdm
 
     from ..pretraining.loop import pretrain
     from ..pretraining.reports import COLUMNS, format_row
     from ..pretraining.settings import read_settings
 
+    import_code(code)
     settings = read_settings(config, parse_config_overrides(ctx.args))
     # Of several processes that torchrun started, the first one speaks.
     first = os.environ.get("RANK", "0") == "0"
     if first:
         typer.echo(COLUMNS)
-    total = settings.training.max_steps
+    total = settings.training.max_steps  # None if epochs are counted
     with tqdm(total=total, unit="step", disable=None if first else True) as bar:
 
         def move(step: int) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import re
 import shutil
@@ -13,31 +10,28 @@ from typing import Any
 
 import torch
 
+from ..files import DIGESTS, find_damage, write_digests
+
 NAME = re.compile(r"step-(\d+)")
+STATE = "state.pt"
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
-    """Save a state. It appears under its name in one step when all of it is on the disk; only then
-    are older ones deleted.
+    """Save the state after a step, of tensors, numbers, strings, and lists and dicts of them, and
+    keep the newest `keep` ones.
 
-    folder (Path): Where the run's states are.
-    step (int): The step after which this is the state.
-    state (Dict[str, Any]): Tensors, numbers, strings, and lists and dicts of them.
-    keep (int): How many states to keep.
-    RAISES (OSError): If the disk is full; the states before are then as they were.
+    It is written tensor by tensor, so it takes no memory beside them. It appears under its name in
+    one step when all of it is on the disk; only then are older ones deleted. Raises OSError if the
+    disk is full; the states before are then as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".writing-*"):
-        shutil.rmtree(stale)
     writing = folder / f".writing-{step}"
+    shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir()
     try:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        _write(writing / "state.pt", content)
-        digest = hashlib.blake2b(content).hexdigest()
-        _write(writing / "digest.json", json.dumps({"blake2b": digest}).encode("utf8"))
+        _write(writing / STATE, state)
+        write_digests(writing, [STATE])
+        _sync(writing / DIGESTS)
         _sync(writing)
         final = folder / f"step-{step}"
         if final.exists():  # of the same run, resumed from an older state
@@ -52,31 +46,25 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> 
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Load the newest state that is whole.
+    """Load the newest state that is whole, and say what is wrong with newer ones. The state is None
+    if there is none.
 
-    folder (Path): Where the run's states are.
-    RETURNS (Tuple[Optional[Dict[str, Any]], List[str]]): The state, None if there is none, and what
-        was wrong with newer ones.
+    Its tensors are mapped: they are read from the disk where they are copied from, and take no
+    memory until then.
     """
-    faults = []
+    faults: list[str] = []
     for path in list_states(folder):
-        try:
-            content = (path / "state.pt").read_bytes()
-            wanted = json.loads((path / "digest.json").read_bytes())["blake2b"]
-        except (OSError, ValueError, KeyError) as error:
-            faults.append(f"{path} is damaged ({error}).")
-            continue
-        if hashlib.blake2b(content).hexdigest() != wanted:
-            faults.append(f"{path} is damaged: its content is not what was written.")
-            continue
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), faults
+        damage = find_damage(path)
+        if damage is None:
+            return torch.load(
+                path / STATE, weights_only=True, mmap=True, map_location="cpu"
+            ), faults
+        faults.append(f"{damage[0]} is {damage[1]}.")
     return None, faults
 
 
 def list_states(folder: Path) -> list[Path]:
-    """folder (Path): Where the run's states are.
-    RETURNS (List[Path]): They, newest first.
-    """
+    """List the states in a run's folder for them, newest first."""
     steps = {
         path: int(match.group(1))
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -86,11 +74,8 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a folder in the place of another. If that is interrupted, `mend_folder` ends it.
-
-    new (Path): The folder, complete, on the same disk.
-    target (Path): Where it goes.
-    """
+    """Put a folder, which is complete and on the same disk, in the place of another. If that is
+    interrupted, `mend_folder` ends it."""
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -100,24 +85,34 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def mend_folder(target: Path) -> None:
-    """target (Path): A folder that `replace_folder` may have been interrupted at."""
+    """End what `replace_folder` may have been interrupted at."""
     old = target.with_name(f".old-{target.name}")
     if old.exists() and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open("wb") as file_:
-        file_.write(content)
-        file_.flush()
-        os.fsync(file_.fileno())
+def remove_leftovers(output: Path) -> None:
+    """Delete what a run that was killed was writing in its folder."""
+    for name in ("model-best", "model-last"):
+        mend_folder(output / name)
+    for pattern in (".new-*", ".*.new", "states/.writing-*"):
+        for path in output.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
-def _sync(folder: Path) -> None:
-    """Have the folder's entries on the disk too, where the system can do that."""
+def _write(path: Path, state: dict[str, Any]) -> None:
+    torch.save(state, path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the entries of a folder, on the disk, where the system can do that."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -7,13 +7,16 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
+from ..files import find_damage, write_digests
 from ..text.arrays import Ints1d
-from .draws import shuffled
+from .documents import Side, hold_out
 from .examples import Batch, Plan, make_batch, plan_epoch
 from .masking import Vocabulary
+from .schedule import divide_steps
 from .settings import Settings
 from .store import Corpus
 
@@ -28,10 +31,14 @@ class Position:
 
 
 class Data:
-    """Batches by position, in any order. The only state is open files.
+    """Batches by position, in any order and from any thread. The only state is open files.
 
-    `folder` holds the plans of the epochs. Each of `n_parts` processes reads one part of every
-    batch, which is `rank`.
+    `folder` holds the plans of the epochs, which are not shared by processes. A batch is the same
+    for any number of processes: each of `n_parts` reads one part of it, which is `rank`. A run to
+    resume has `num_steps`; that of a new one follows from the settings.
+
+    `held_out` is text of the user's own to evaluate on; without it, documents of the corpus are
+    held out.
     """
 
     def __init__(
@@ -41,66 +48,110 @@ class Data:
         settings: Settings,
         folder: Path,
         *,
+        held_out: Corpus | None = None,
         rank: int = 0,
         n_parts: int = 1,
+        num_steps: int | None = None,
     ) -> None:
-        self.corpus, self.vocabulary, self.settings = corpus, vocabulary, settings
+        self.vocabulary, self.settings = vocabulary, settings
+        n_documents, seed = len(corpus.documents) - 1, settings.training.seed
+        share = settings.text.held_out if held_out is None else 0.0
+        # A random next segment is of another document, so each side needs two.
+        least = 2 if settings.objective.sentences == "nsp" else 1
+        chosen = hold_out(n_documents, share, seed=seed, least=least)
+        self.train = Side(corpus, ~chosen)
+        self.held_out = Side(corpus, chosen)
+        if held_out is not None:
+            self.held_out = Side(held_out, np.ones(len(held_out.documents) - 1, dtype=np.bool_))
         self.folder, self.rank, self.n_parts = folder, rank, n_parts
-        self.plans: dict[tuple[int, int, bool], Plan] = {}
+        self._plans: dict[tuple[str, int, int], Plan] = {}
+        self._lock = Lock()
+        self.num_steps = num_steps or settings.training.max_steps or self._count_steps()
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these texts from others."""
+        return f"{self.train.corpus.fingerprint}-{self.held_out.corpus.fingerprint}"
+
+    # --- how long the run is
+
+    def _count_steps(self) -> int:
+        """Count the steps of `max_epochs`. Phases divide them by their shares, because batches of
+        all phases have about as many wordpieces."""
+        t = self.settings.training
+        assert t.max_epochs is not None
+        total = sum(phase.share for phase in t.phases)
+        per_epoch = (self._batches(i) * phase.share / total for i, phase in enumerate(t.phases))
+        return max(round(t.max_epochs * sum(per_epoch)), 1)
+
+    def count_epochs(self) -> float:
+        """Count how often the run reads the training documents; below 1 it doesn't reach them
+        all."""
+        steps = divide_steps(self.settings.training.phases, self.num_steps)
+        return sum(n / self._batches(phase) for phase, n in enumerate(steps))
+
+    def _batches(self, phase: int) -> int:
+        return max(len(self.plan(phase, 0)) // self.batch_size(phase), 1)
+
+    # --- plans
 
     def plan(self, phase: int, epoch: int, *, evaluation: bool = False) -> Plan:
-        """Open or write the plan of an epoch, of the held-out documents if `evaluation`. The plan
-        that was open before on the same side is deleted."""
-        key = (phase, epoch, evaluation)
-        if key in self.plans:
-            return self.plans[key]
-        side = "held-out" if evaluation else "train"
+        """Open the plan of an epoch, of the held-out documents if `evaluation`. It is written
+        first if there is none, or if the one on the disk is damaged."""
+        key = ("held-out" if evaluation else "train", phase, epoch)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = self._open(*key)
+            return self._plans[key]
+
+    def _open(self, side: str, phase: int, epoch: int) -> Plan:
         path = self.folder / f"{side}-{phase}-{epoch}"
+        if not find_damage(path):  # of this run, before it was resumed
+            return Plan(path)
+        shutil.rmtree(path, ignore_errors=True)
         s = self.settings
-        if (path / "plan.json").exists():  # of this run, before it was resumed
-            plan = Plan(path)
-        else:
-            plan = plan_epoch(
-                self.corpus,
-                path,
-                objective=s.objective.sentences,
-                max_length=s.training.phases[phase].max_length,
-                short_seq_prob=s.objective.short_seq_prob,
-                vocabulary=self.vocabulary,
-                seed=s.training.seed,
-                epoch=epoch,
-                held_out=s.text.held_out,
-                evaluation=evaluation,
-            )
-        for old in [one for one in self.plans if one[2] == evaluation]:
-            del self.plans[old]
-            remove_plan(self.folder / f"{side}-{old[0]}-{old[1]}")
-        self.plans[key] = plan
+        plan = plan_epoch(
+            *(self.held_out if side == "held-out" else self.train),
+            path,
+            objective=s.objective.sentences,
+            max_length=s.training.phases[phase].max_length,
+            short_seq_prob=s.objective.short_seq_prob,
+            vocabulary=self.vocabulary,
+            seed=s.training.seed,
+            epoch=epoch,
+        )
+        write_digests(path, (file.name for file in path.iterdir()))
         return plan
 
-    def train_batch(self, position: Position) -> tuple[Batch, Position]:
-        """Read this process's part of the batch at a position. Returns it with the position of the
-        next batch.
+    def forget_before(self, position: Position) -> None:
+        """Delete plans that the run needs no longer, also those that an earlier start left."""
+        for path in self.folder.glob("*-*-*"):
+            side, phase, epoch = path.name.rsplit("-", 2)
+            key = (int(phase), 0 if side == "held-out" else int(epoch))
+            now = (position.phase, 0 if side == "held-out" else position.epoch)
+            if key < now:
+                with self._lock:
+                    self._plans.pop((side, int(phase), int(epoch)), None)
+                shutil.rmtree(path, ignore_errors=True)
 
-        Raises ValueError if the text is too short for one example per process.
+    # --- batches
+
+    def train_batch(self, position: Position, step: int) -> tuple[Batch, Position]:
+        """Read this process's part of the batch at a position, for a step counted from 1, which
+        decides how much is masked. Returns it with the position of the next batch.
+
+        Raises ValueError if the text is too short for an example.
         """
-        size = self.batch_size(position.phase) * self.n_parts
         plan = self.plan(position.phase, position.epoch)
         if not len(plan):
             raise ValueError(
                 "The text has no example to train on: every document is too short for a pair of "
                 'segments. Add text, or set [objective] sentences = "doc-sentences".'
             )
-        if len(plan) < self.n_parts:
-            raise ValueError(
-                f"The text has {len(plan)} examples, too few for {self.n_parts} processes. "
-                "Add text, or start fewer."
-            )
+        size = self.batch_size(position.phase)
         begin, end = position.done, min(position.done + size, len(plan))
-        seed = self.settings.training.seed
-        places = np.array_split(np.arange(begin, end), self.n_parts)[self.rank]
-        numbers = shuffled(places, len(plan), seed=seed, epoch=position.epoch)
-        batch = self._make(plan, numbers, position.epoch)
+        numbers = np.array_split(plan.order[begin:end], self.n_parts)[self.rank]
+        batch = self._make(self.train.corpus, plan, numbers, step)
         if end + size <= len(plan):
             return batch, dataclasses.replace(position, done=end)
         # The rest of the epoch would make a smaller batch, whose examples weigh more.
@@ -108,34 +159,28 @@ class Data:
 
     def held_out_batches(self, phase: int) -> list[Batch]:
         """Read this process's held-out batches, with the sequence length of the phase. They are the
-        same at every call, masked in the same way."""
+        same at every call, masked in the same way, as at the end of the run."""
+        t = self.settings.training
+        length = t.phases[phase].max_length
         plan = self.plan(phase, 0, evaluation=True)
-        length = self.settings.training.phases[phase].max_length
-        n = min(len(plan), max(self.settings.training.eval_pieces // length, 1))
-        numbers = shuffled(np.arange(n), len(plan), seed=0, epoch=0)
-        size = self.batch_size(phase)
+        n = min(len(plan), max(t.eval_tokens // length, 1))
+        numbers = plan.order[:n]
+        size = max(t.max_batch_tokens // length, 1)
         starts = range(0, n, size)[self.rank :: self.n_parts]
-        return [self._make(plan, numbers[i : i + size], 0) for i in starts]
+        corpus = self.held_out.corpus
+        return [self._make(corpus, plan, numbers[i : i + size], self.num_steps) for i in starts]
 
     def batch_size(self, phase: int) -> int:
-        """Return the number of examples in a batch of one process."""
+        """Return the number of examples in a batch, of all processes together."""
         t = self.settings.training
-        return max(t.batch_pieces // t.phases[phase].max_length, 1)
+        return max(t.batch_tokens // t.phases[phase].max_length, 1)
 
-    def _make(self, plan: Plan, numbers: Ints1d, epoch: int) -> Batch:
+    def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:
+        masking = self.settings.masking
         return make_batch(
-            self.corpus,
+            corpus,
             plan,
             numbers,
             vocabulary=self.vocabulary,
-            masking=self.settings.masking,
-            seed=self.settings.training.seed,
-            epoch=epoch,
+            masking=dataclasses.replace(masking, rate=masking.rate_at(step, self.num_steps)),
         )
-
-
-def remove_plan(folder: Path) -> None:
-    """Delete a plan that is no longer needed."""
-    # plan.json first, which marks the plan as complete: if this is interrupted, it is made again.
-    (folder / "plan.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 MAX_SENTENCES = 1 << 16
 
 
+class Side(NamedTuple):
+    """The documents to train on, or those that are held out."""
+
+    corpus: Corpus
+    chosen: Bools1d  # (n_documents,) of the corpus
+
+
 class Document(NamedTuple):
     """A document, cut into units: its sentences, or parts of those that don't fit."""
 

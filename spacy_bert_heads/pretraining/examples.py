@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..text.arrays import Bools1d, Ints1d, Ints2d
 from ..text.batch import PackedBatch, cumulate
 from .documents import Document, read_documents
-from .draws import Purpose, generator
+from .draws import Purpose, generator, shuffle
 from .masking import Masking, Vocabulary, choose, corrupt
 from .segment_pairs import Segment, other_document, pair_segments
 
@@ -52,6 +52,7 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         about = json.loads((path / "plan.json").read_text(encoding="utf8"))
+        self.seed, self.epoch = int(about["seed"]), int(about["epoch"])
         self.skipped: int = about["skipped"]  # documents too short for a pair
         # First segment, number of segments, label or -1 (n_examples, 3).
         self.examples = _open_rows(path / "examples.bin", (about["examples"], 3))
@@ -60,6 +61,11 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @cached_property
+    def order(self) -> Ints1d:
+        """The order in which the examples are read (n_examples,), see `shuffle`."""
+        return shuffle(len(self), seed=self.seed, epoch=self.epoch)
 
 
 def _open_rows(path: Path, shape: tuple[int, int]) -> Ints2d:
@@ -136,7 +142,7 @@ def plan_epoch(
         across = objective == "full-sentences"
         packed = pack_segments(documents, capacity, len(tokenizer.suffix), across=across)
         per_document = ([(segments, -1)] for segments in packed)
-    _write(path, per_document)
+    _write(path, per_document, seed=seed, epoch=epoch)
     return Plan(path)
 
 
@@ -168,7 +174,9 @@ def pack_segments(
         yield current
 
 
-def _write(path: Path, per_document: Iterable[list[tuple[list[Segment], int]]]) -> None:
+def _write(
+    path: Path, per_document: Iterable[list[tuple[list[Segment], int]]], **keys: int
+) -> None:
     """Write the examples of one document after the other. Each is its segments and its label."""
     path.mkdir(parents=True, exist_ok=True)
     # Written last and atomically: where it exists, the plan is complete.
@@ -183,7 +191,7 @@ def _write(path: Path, per_document: Iterable[list[tuple[list[Segment], int]]]) 
                 rows.write(array("q", chain.from_iterable(segments)))
                 n_segments += len(segments)
             n_examples += len(found)
-    counts = {"examples": n_examples, "segments": n_segments, "skipped": skipped}
+    counts = {"examples": n_examples, "segments": n_segments, "skipped": skipped} | keys
     unfinished.write_text(json.dumps(counts), encoding="utf8")
     os.replace(unfinished, about)
 
@@ -208,15 +216,13 @@ def make_batch(
     *,
     vocabulary: Vocabulary,
     masking: Masking,
-    seed: int,
-    epoch: int,
 ) -> Batch:
     """Read the examples with these numbers and mask them, differently in each epoch (RoBERTa,
     section 4.1). An example is the same in any batch. It takes 70 µs (128 wordpieces)."""
     examples = [
         make_example(corpus, plan, number, vocabulary, masking, random)
         for number in numbers.tolist()
-        for random in [generator(seed, Purpose.MASKS, epoch, number)]
+        for random in [generator(plan.seed, Purpose.MASKS, plan.epoch, number)]
     ]
     none = np.empty(0, dtype=np.int64)
     ids, type_ids, masked, targets = (

@@ -6,27 +6,31 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import spacy
 import torch
 
 from ..files import check_folder, mark_folder
-from .checkpoint import list_states, load_state, mend_folder
+from .checkpoint import list_states, load_state, remove_leftovers
 from .data import Data
+from .guard import Signals, lock_folder
 from .objectives import load_pretrainer
-from .prepare import prepare
 from .processes import Processes
-from .reports import Report, open_logger
-from .run import Run
+from .reports import Report, mend_log, open_logger
+from .run import FORMAT, Run
 from .settings import Settings
-from .start import make_start
+from .start import make_start, prepare_texts
 
-# What may differ between a run and its continuation: where and how often, but not what.
+# What may differ between a run and its continuation: where and how often, but not what. The text
+# may have moved: its content is compared.
 FREE = (
+    "paths.raw",
     "paths.cache",
+    "corpora",
     "text.workers",
+    "training.max_batch_tokens",
     "training.keep",
     "training.checkpoint_frequency",
     "training.logger",  # and its settings
@@ -52,16 +56,26 @@ def pretrain(
     replaces what a run writes there. `gpu_id` -1 is the CPU. `say` gets messages for the user,
     `on_report` every report, `on_step` the number of every finished step.
 
-    Raises ValueError if a setting is invalid, or the run to resume has other settings.
+    At SIGTERM or Ctrl-C the run finishes its step, saves a training state and raises
+    `SystemExit(143)` or KeyboardInterrupt; a second Ctrl-C doesn't wait.
+
+    Raises ValueError if a setting is invalid, or the run to resume has other settings;
+    BlockingIOError if another run has the folder; FloatingPointError if a loss is not finite.
     """
     processes = Processes(gpu_id)
     if not processes.is_first:
         say, on_report = (lambda text: None), None
     t = settings.training
-    with processes.joined(), ThreadPoolExecutor(max_workers=1) as loader:
+    with ExitStack() as stack:
+        stack.enter_context(processes.joined())
+        if processes.is_first:
+            check_folder(output, "pretrain", force=force or bool(list_states(output / "states")))
+            stack.enter_context(lock_folder(output))
         run = begin(settings, output, processes, resume=resume, force=force, say=say)
         # Only in the first process: each logger would begin a file or a run of its own.
         log = open_logger(settings) if processes.is_first else None
+        signals = stack.enter_context(Signals(alone=processes.size == 1))
+        loader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
 
         def report() -> None:
             found = run.report()
@@ -72,20 +86,24 @@ def pretrain(
 
         if run.last is None:
             report()
-        coming = loader.submit(run.data.train_batch, run.position)
-        while run.step < t.max_steps:
+        coming = loader.submit(run.data.train_batch, run.position, run.step + 1)
+        while not run.is_done:
             batch, after = coming.result()
             run.advance(after)
-            if run.step < t.max_steps:
+            if not run.is_done:
                 # The next batch is made in the background during this step.
-                coming = loader.submit(run.data.train_batch, run.position)
-            run.learn(batch)
+                coming = loader.submit(run.data.train_batch, run.position, run.step + 1)
+            stop = run.learn(batch, stop=signals.received is not None)
             if on_step:
                 on_step(run.step)
-            if run.step % t.eval_frequency == 0 or run.step == t.max_steps:
+            if run.step % t.eval_frequency == 0 or run.is_done:
                 report()
-            if run.step % t.checkpoint_frequency == 0 or run.step == t.max_steps:
+            if run.step % t.checkpoint_frequency == 0 or run.is_done or stop:
                 run.save_state(say)
+            if stop and not run.is_done:
+                say(f"Stopped after step {run.step}, which is saved. Go on by --resume.")
+                processes.wait()  # torchrun ends the others as soon as one has ended
+                signals.end()
         run.save("model-last")
         if log:
             log(None)
@@ -104,81 +122,60 @@ def begin(
     """Set up a run, from its newest training state if it is resumed. The arguments are those of
     `pretrain`.
 
-    Raises ValueError if a setting is invalid, or the run to resume has other settings, another
-    text or another number of processes.
+    Raises ValueError if a setting is invalid, or the run to resume has other settings or another
+    text.
     """
-    t = settings.training
-    states = output / "states"
-    state = None
-    if resume:
-        if processes.is_first:
-            mend_folder(output / "model-best")
-        processes.wait()
-        state, faults = load_state(states)
-        for fault in faults:
-            say(f"{fault} Going back to the state before.")
-        if state is None:
-            say(f"There is nothing to resume in {output}: starting anew.")
-        else:
-            check_same(state["settings"], settings)
-            check_processes(state["processes"], processes)
-    elif not force and (list_states(states) or (output / "log.jsonl").exists()):
-        raise ValueError(
-            f"{output} holds a run already. Go on with it by --resume, name another folder, or "
-            "give --force to start anew there."
-        )
-    check_folder(output, "pretrain", force=force or state is not None)
-    processes.wait()  # no process writes before all have checked
-
-    start, plans = output / "start", output / "plans"
+    state = find_state(settings, output, processes, resume=resume, force=force, say=say)
+    start, plans, log = output / "start", output / "plans", output / "log.jsonl"
     if processes.is_first:
         mark_folder(output, "pretrain")
+        remove_leftovers(output)
         if state is None:
             # Left by a run that was stopped before its first state; with force, by any run.
             names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
             for name in names:
                 shutil.rmtree(output / name, ignore_errors=True)
-            (output / "log.jsonl").unlink(missing_ok=True)
+            log.unlink(missing_ok=True)
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
-    torch.manual_seed(t.seed)
+    torch.manual_seed(settings.training.seed)
     pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
     if pretrainer.new_heads:
         say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: made anew.")
-    max_length = max(phase.max_length for phase in t.phases)
+    max_length = max(phase.max_length for phase in settings.training.phases)
     if max_length > pretrainer.encoder.checkpoint.max_window:
         raise ValueError(
             f"max_length is {max_length}, but the encoder has positions for "
             f"{pretrainer.encoder.checkpoint.max_window}. Shorten it in training.phases."
         )
     pretrainer.to(processes.device).eval()
-    corpus = processes.in_turn(
-        lambda: prepare(
-            settings.paths.raw,
-            Path(settings.paths.cache),
-            wordpieces=pretrainer.encoder.checkpoint.tokenizer,
-            lang=settings.text.lang,
-            sentences=spacy.load(settings.text.sentences) if settings.text.sentences else None,
-            workers=settings.text.workers,
-            progress=True,
-        )
-    )
-    for line in corpus.report.lines():
-        say(line)
-    output.mkdir(parents=True, exist_ok=True)
+    wordpieces = pretrainer.encoder.checkpoint.tokenizer
+    corpus, held_out = processes.in_turn(lambda: prepare_texts(settings, wordpieces, say=say))
     data = Data(
         corpus,
         pretrainer.vocabulary(),
         settings,
         plans / str(processes.rank),
+        held_out=held_out,
         rank=processes.rank,
         n_parts=processes.size,
+        num_steps=None if state is None else state["num_steps"],
     )
     run = Run(pretrainer, data, output, processes)
-    if processes.size > 1:
-        torch.manual_seed(t.seed + processes.rank)  # other dropout in each process
     if state is not None:
         run.restore(state)
-        say(f"Going on after step {run.step} of {t.max_steps}.")
+        if processes.is_first:
+            mend_log(log, run.step, say)
+        say(f"Going on after step {run.step:,} of {data.num_steps:,}.")
+    else:
+        epochs = data.count_epochs()
+        read = f"{epochs:.2g} of the corpus" if epochs < 1 else f"the corpus {epochs:.1f} times"
+        say(f"The run reads {read} in {data.num_steps:,} steps.")
+    if not data.held_out.chosen.any() and settings.text.held_out:
+        say(
+            "Warning: there are too few documents to hold one out, so nothing says what the "
+            "encoder makes of other text. Name some in paths.held_out."
+        )
+    data.forget_before(run.position)
     too_short = data.plan(run.position.phase, run.position.epoch).skipped
     if too_short:
         say(
@@ -187,6 +184,47 @@ def begin(
             '"full-sentences" reads them.'
         )
     return run
+
+
+def find_state(
+    settings: Settings,
+    output: Path,
+    processes: Processes,
+    *,
+    resume: bool,
+    force: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Load the training state to go on from; None to start anew. Raises ValueError if there is a
+    run that is neither resumed nor replaced, or it can't be resumed with these settings."""
+    states = output / "states"
+    if not resume:
+        if not force and (list_states(states) or (output / "log.jsonl").exists()):
+            raise ValueError(
+                f"{output} holds a run already. Go on with it by --resume, name another folder, or "
+                "give --force to start anew there."
+            )
+        processes.wait()  # no process writes before all have checked
+        return None
+    state, faults = load_state(states)
+    processes.wait()
+    if state is None and faults:
+        raise ValueError(
+            f"No training state in {states} can be read. {' '.join(faults)} Copy them again, or "
+            "give --force, without --resume, to start anew."
+        )
+    for fault in faults:
+        say(f"{fault} Going back to the state before.")
+    if state is None:
+        say(f"There is nothing to resume in {output}: starting anew.")
+    elif state.get("format") != FORMAT:
+        raise ValueError(
+            f"The run in {output} was begun by another version of this package. End it with that "
+            "one, or start a new run in another folder, with its model-best as paths.encoder."
+        )
+    else:
+        check_same(state["settings"], settings)
+    return state
 
 
 def check_same(before: dict[str, Any], settings: Settings) -> None:
@@ -199,16 +237,6 @@ def check_same(before: dict[str, Any], settings: Settings) -> None:
                 f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
                 "it back to resume, or start a new run in another folder."
             )
-
-
-def check_processes(before: int, processes: Processes) -> None:
-    """Check that a run is resumed by as many processes as it began with. Raises ValueError if not,
-    because each step would read another batch."""
-    if before != processes.size:
-        raise ValueError(
-            f"The run began with {before} processes; now there are {processes.size}. Each brings "
-            "its part of a batch, so start as many, or start a new run in another folder."
-        )
 
 
 def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

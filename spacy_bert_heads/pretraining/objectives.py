@@ -7,9 +7,8 @@ what is saved loads there again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,12 +102,14 @@ class Pretrainer(nn.Module):
         if mask_id is None:
             raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
         added = tokenizer.get_added_tokens_decoder()
+        wordpieces = checkpoint.tokenizer
+        around = [wordpieces.prefix, wordpieces.suffix, *wordpieces.pair[:3]]
         special = [number for number, token in added.items() if token.special]
         return Vocabulary(
-            checkpoint.tokenizer,
+            wordpieces,
             mask_id,
-            tokenizer.get_vocab_size(),
-            np.asarray(special, dtype=np.int64),
+            max(tokenizer.get_vocab().values()) + 1,  # ids can have gaps
+            np.unique(np.concatenate([*around, np.asarray(special, dtype=np.int64)])),
         )
 
     def mlm_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -167,8 +168,7 @@ class Pretrainer(nn.Module):
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run some buckets. All that learns takes part in it, even where nothing is masked or
-        paired (nothing gives gradients of zero), because processes that learn together wait for
-        each other's gradients.
+        paired: then its gradients are zero.
 
         layout (BucketedBatch): The sequences.
         masked (Tensor): Where the masked pieces stand, padding counted (n_masked,).
@@ -206,7 +206,6 @@ class Pretrainer(nn.Module):
         max_batch_tokens: int,
         autocast: torch.autocast,
         scales: tuple[float, float] | None,
-        step: nn.Module | None = None,
     ) -> torch.Tensor:
         """Run a batch part by part, and in training each part's backward pass, so that no more than
         the graph of one part is alive.
@@ -216,32 +215,25 @@ class Pretrainer(nn.Module):
         autocast (torch.autocast): The precision.
         scales (Optional[Tuple[float, float]]): What the summed losses of masked pieces and of pairs
             are multiplied with before the backward pass; None to evaluate.
-        step (Optional[Module]): What to call in place of this module, if it is wrapped to learn
-            with other processes. They exchange gradients after the last part.
         RETURNS (Tensor): The sums over the batch in the order of `Totals`, float64 (6,). They stay
             on the device, lest every step wait for it.
         """
-        called = self if step is None else step
         device = next(self.parameters()).device
         packed = batch.packed
         target = np.full(len(packed.input_ids), -1, dtype=np.int64)
         target[batch.masked] = batch.targets
         totals = no_totals(device)
-        parts = self.encoder.lay_out(packed, max_batch_tokens)
-        for number, part in enumerate(parts, start=1):
+        for part in self.encoder.lay_out(packed, max_batch_tokens):
             masked = np.flatnonzero(target[part.positions] >= 0)
             lengths, labels = packed.seqlens[part.members], batch.labels[part.members]
             paired = (np.cumsum(lengths) - lengths)[labels >= 0]
             gold = target[part.positions[masked]], labels[labels >= 0]
             arrays = (part.places[masked], gold[0], part.places[paired], gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
-            is_last = number == len(parts)
-            alone = step is not None and hasattr(step, "no_sync") and not is_last
-            with cast(Any, step).no_sync() if alone else nullcontext():
-                with torch.set_grad_enabled(scales is not None), autocast:
-                    mlm_loss, mlm_right, sentence_loss, sentence_right = called(part.layout, *rest)
-                if scales:
-                    (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
+            with torch.set_grad_enabled(scales is not None), autocast:
+                mlm_loss, mlm_right, sentence_loss, sentence_right = self(part.layout, *rest)
+            if scales:
+                (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
             counts = [mlm_loss.new_full((), len(one)) for one in gold]
             sums = (mlm_loss, mlm_right, counts[0], sentence_loss, sentence_right, counts[1])
             totals += torch.stack([one.detach().double() for one in sums])

@@ -22,7 +22,6 @@ from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from spacy.util import filter_spans, load_model_from_config
 from thinc.api import Config
 from tokenizers import Tokenizer
 
+from ..files import temporary_folder
 from ..text.arrays import Bools1d, Ints1d, Ints2d
 from ..text.wordpieces import WordpieceTokenizer
 from .boundaries import NO_SPANS, begin_units, begin_words, cut_pieces
@@ -119,11 +119,11 @@ def prepare(
         )
     cache.mkdir(parents=True, exist_ok=True)
     # In the cache, because a rename is atomic only within one file system.
-    with TemporaryDirectory(prefix=".prepare-", dir=cache) as made:
-        found = list_sources(sources, Path(made))
+    with temporary_folder(cache) as made:
+        found = list_sources(sources, made)
         target = cache / make_fingerprint(found, format, nlp, wordpieces)
         if not target.exists():
-            folder = Path(made) / "corpus"
+            folder = made / "corpus"
             folder.mkdir()
             has_own = pipeline is not None
             setup = Setup(

@@ -1,9 +1,8 @@
-"""Several processes as one run, each with its part of the data, as torchrun starts them."""
+"""Several processes as one run, each with its part of every batch, as torchrun starts them."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -24,9 +22,8 @@ PATIENCE = timedelta(days=7)
 class Processes:
     """The processes of a run; a run of one process is the case without any of torchrun's.
 
-    gpu_id (int): The GPU, -1 for the CPU. Under torchrun each process takes the GPU of its own
-        number on the machine.
-    RAISES (ValueError): If there is no such GPU.
+    `gpu_id` is the GPU, -1 for the CPU. Under torchrun each process takes the GPU of its own number
+    on the machine. Raises ValueError if there is no such GPU.
     """
 
     def __init__(self, gpu_id: int) -> None:
@@ -44,15 +41,13 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """RETURNS (bool): Whether this process writes what all share."""
+        """Whether this process writes what all share."""
         return self.rank == 0
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Hold the connection to the other processes.
-
-        RAISES (ConnectionError): If one of them ends before the run does.
-        """
+        """Hold the connection to the other processes. Raises ConnectionError if one of them ends
+        before the run does."""
         if self.size == 1:
             yield
             return
@@ -78,10 +73,6 @@ class Processes:
                 ) from error
             raise
         finally:
-            # Destroying a group joins gloo's threads while it has Python's lock, and a thread that
-            # is about to free the tensor of the last call waits for that lock. Without a pause one
-            # run in five hung here (torch 2.13).
-            time.sleep(0.1)
             dist.destroy_process_group()
 
     def wait(self) -> None:
@@ -90,45 +81,41 @@ class Processes:
             dist.barrier(self._group)
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """Have the first process make something on the disk, before the others open it.
-
-        make (Callable[[], T]): Makes or opens it.
-        RETURNS (T): What it returns in this process.
-        """
+        """Have the first process make something on the disk, before the others open it by the same
+        call."""
         made = [make()] if self.is_first else []
         self.wait()
         return made[0] if made else make()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """values (Sequence[float]): Numbers of this process.
-        RETURNS (List[float]): Their sums over all processes.
-        """
+        """Sum numbers over all processes, place by place."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return total.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        """value (Any): Plain data or tensors on the CPU.
-        RETURNS (List[Any]): Those of all processes, by rank.
+    def begin_alike(self, module: nn.Module) -> None:
+        """Give a module the weights that it has in the first process."""
+        if self.size > 1:
+            for parameter in module.parameters():
+                dist.broadcast(parameter.data, 0)
+
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Sum the gradients of a module over all processes, in one call after the backward pass.
+
+        Unlike torch's DistributedDataParallel this doesn't overlap with the backward pass, but all
+        but the last part of a batch couldn't either. It takes memory for one more set of gradients,
+        at a time when the graph's is free.
         """
         if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def share(self, module: nn.Module) -> nn.Module:
-        """Have the gradients of a module averaged over the processes, and its weights begin alike.
-
-        module (nn.Module): The module. All that learns of it takes part in every forward pass.
-        RETURNS (nn.Module): What to call instead of it.
-        """
-        if self.size == 1:
-            return module
-        return DistributedDataParallel(
-            module,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-        )
+            return
+        learning = [one for one in module.parameters() if one.requires_grad]
+        for one in learning:
+            if one.grad is None:  # this process has no example of the batch
+                one.grad = torch.zeros_like(one)
+        flat = torch.cat([one.grad.flatten() for one in learning if one.grad is not None])
+        dist.all_reduce(flat)
+        parts = flat.split([one.numel() for one in learning])
+        for one, part in zip(learning, parts, strict=True):
+            one.grad = part.view_as(one)

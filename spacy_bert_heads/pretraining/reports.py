@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import spacy
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from spacy.util import registry
 from thinc.api import Config
 
+from ..files import replace_file
 from ..text.arrays import Ints1d
-from .blocks import Side
+from .documents import Side
 from .masking import Vocabulary
 from .settings import Settings
 from .store import Corpus
@@ -48,7 +52,7 @@ PANELS = {
 }
 
 
-@dataclass
+@dataclass(config=ConfigDict(allow_inf_nan=False))
 class Report:
     """One line of the log. The first is of the encoder as it came."""
 
@@ -67,6 +71,8 @@ class Report:
     tokens_per_second: float | None
     samples: list[dict[str, Any]]  # text, the word that was masked, guesses with probabilities
 
+
+READER = TypeAdapter(Report)
 
 COLUMNS = (
     f"{'step':>8} {'loss':>7} {'MLM':>7} {'pairs':>7} │ {'MLM':>7} {'perpl.':>9} {'acc.':>6} "
@@ -109,23 +115,12 @@ class Sample(NamedTuple):
     masked: Ints1d  # (1,) where
 
 
-def pick_samples(
-    corpus: Corpus, vocabulary: Vocabulary, *, seed: int, held_out: float, n: int
-) -> list[Sample]:
-    """Pick sentences of different documents, held-out ones if there are any, and mask the longest
-    word that is one piece: long words carry the content.
-
-    corpus (Corpus): The documents.
-    vocabulary (Vocabulary): The tokenizer's side.
-    seed (int): The run's seed, by which documents are held out.
-    held_out (float): The share of documents held out.
-    n (int): How many at the most.
-    RETURNS (List[Sample]): The samples, the same at every call.
-    """
-    numbers = np.arange(min(len(corpus.documents) - 1, MAX_DOCUMENTS))
-    side = Side(seed, 0, held_out, held_out > 0)
+def pick_samples(side: Side, vocabulary: Vocabulary, *, n: int) -> list[Sample]:
+    """Pick at most `n` sentences of different documents, and mask the longest word that is one
+    wordpiece: long words carry the content. They are the same at every call."""
+    corpus = side.corpus
     samples: list[Sample] = []
-    for document in numbers[side.has(numbers)]:
+    for document in np.flatnonzero(side.chosen[:MAX_DOCUMENTS]):
         first, behind = corpus.documents[document : document + 2]
         bounds = corpus.sentences[first : behind + 1].tolist()
         found = (_mask_longest(corpus, vocabulary, *ends) for ends in pairwise(bounds))
@@ -158,6 +153,42 @@ def _mask_longest(corpus: Corpus, vocabulary: Vocabulary, start: int, end: int) 
     )
 
 
+# --- the log
+
+
+def log_report(log: Path, report: Report) -> None:
+    """Append a report to the log in one piece: it has whole lines of valid JSON at any time.
+    Raises OSError if the disk is full."""
+    line = json.dumps(dataclasses.asdict(report), allow_nan=False).encode("utf8") + b"\n"
+    with log.open("ab", buffering=0) as file_:
+        size = file_.tell()
+        if file_.write(line) != len(line):
+            file_.truncate(size)
+            raise OSError(errno.ENOSPC, "The disk is full", str(log))
+
+
+def mend_log(log: Path, step: int, say: Callable[[str], None]) -> None:
+    """Remove the reports of the steps after `step`, which will be taken again. A log with anything
+    else in it than reports is put aside first, with a message by `say`; so is said that there is
+    none."""
+    if not log.exists():
+        say(f"{log} is missing: it begins anew, after step {step}.")
+        return
+    kept, faults = [], 0
+    for line in log.read_bytes().splitlines(keepends=True):
+        try:
+            report = READER.validate_json(line)
+        except ValidationError:
+            faults += 1
+        else:
+            kept += [line] if report.step <= step and line.endswith(b"\n") else []
+    if faults:
+        aside = log.with_name(f"{log.stem}-damaged{log.suffix}")
+        replace_file(aside, log.read_bytes())
+        say(f"{log} has {faults} damaged lines: put aside as {aside.name}, the others are kept.")
+    replace_file(log, b"".join(kept))
+
+
 # --- pictures and loggers
 
 
@@ -184,9 +215,9 @@ def draw_curves(log: Path, picture: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
             axes.legend(frameon=False)
-    writing = picture.with_name(f".{picture.name}")
-    figure.savefig(writing, dpi=120, format="png")
-    writing.replace(picture)  # one who looks at it meanwhile sees the old one or the new one
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    replace_file(picture, drawn.getvalue())  # one who looks at it sees the old one or the new one
 
 
 def open_logger(settings: Settings) -> Callable[[Report | None], None]:

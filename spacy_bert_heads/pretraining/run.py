@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..encoder.parameters import group_parameters
 from ..encoder.shim import autocast_for
-from .checkpoint import replace_folder, save_state
+from .checkpoint import list_states, replace_folder, save_state
 from .data import Data, Position
 from .examples import Batch
 from .objectives import Guess, Pretrainer, Totals, guess_masked, no_totals, save_pretrainer
 from .processes import Processes
-from .reports import Report, Sample, draw_curves, pick_samples
-from .schedule import learning_rate, phase_at
-from .settings import Training
+from .reports import Report, Sample, draw_curves, log_report, pick_samples
+from .schedule import AdamValues, phase_at
 
 N_SAMPLES, N_GUESSES = 3, 5
+FORMAT = 2  # of the training state
 
 
 class Run:
@@ -36,12 +36,12 @@ class Run:
     ) -> None:
         self.pretrainer, self.data, self.output = pretrainer, data, output
         self.processes, self.settings = processes, data.settings
-        s, t = data.settings, data.settings.training
-        self.shared = processes.share(pretrainer)
-        self.samples = pick_samples(
-            data.corpus, data.vocabulary, seed=t.seed, held_out=s.text.held_out, n=N_SAMPLES
-        )
-        self.optimizer = make_optimizer(pretrainer, t)
+        t = data.settings.training
+        processes.begin_alike(pretrainer)
+        side = data.held_out if data.held_out.chosen.any() else data.train
+        self.samples = pick_samples(side, data.vocabulary, n=N_SAMPLES)
+        self.adam_values = AdamValues(t.optimizer, data.num_steps)
+        self.optimizer = make_optimizer(pretrainer, t.new_head_lr_multiplier)
         self.step = 0
         self.position = Position()
         self.sums = no_totals(processes.device)  # since the last report
@@ -54,76 +54,116 @@ class Run:
 
     # --- steps
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self.data.num_steps
+
     def advance(self, after: Position) -> None:
         """Count a step. `after` is the position behind the batch of this step."""
         self.step += 1
-        t = self.settings.training
-        phase = phase_at(t.phases, self.step, t.max_steps)
+        phase = phase_at(self.settings.training.phases, self.step, self.data.num_steps)
         self.position = after if after.phase == phase else Position(phase)
         if after.phase != phase:
             # Held-out examples have another length now, so losses can't be compared with earlier
             # ones.
             self.best = math.inf
 
-    def learn(self, batch: Batch) -> None:
-        """Take one optimizer step."""
+    def learn(self, batch: Batch, *, stop: bool = False) -> bool:
+        """Take one optimizer step. Returns whether any process was told to `stop` after it.
+
+        Raises FloatingPointError, before the weights change, if the gradient is not finite.
+        """
         s = self.settings
-        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.packed.input_ids))
-        n_masked, n_pairs, n_tokens = map(int, self.processes.sum(counts))
-        # Gradients are averaged over the processes, but each loss is a mean over all of them.
+        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.packed.input_ids), stop)
+        n_masked, n_pairs, n_tokens, n_stops = map(int, self.processes.sum(counts))
+        # Each loss is a mean over all processes, whose gradients are summed.
         scales = (
-            s.objective.mlm_weight / max(n_masked, 1) * self.processes.size,
-            s.objective.sentence_weight / max(n_pairs, 1) * self.processes.size,
+            s.objective.mlm_weight / max(n_masked, 1),
+            s.objective.sentence_weight / max(n_pairs, 1),
         )
-        rate = learning_rate(s.training, self.step)
+        values = self.adam_values.at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+            group["lr"] = values.learn_rate * group["rate"]
+            group["betas"], group["eps"] = values.betas, values.eps
+            group["weight_decay"] = values.weight_decay if group["decays"] else 0.0
+        # Dropout is drawn anew for each step and process, so no state of a generator is saved.
+        seeds = np.random.SeedSequence([s.training.seed, self.step, self.processes.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         self.pretrainer.train()
-        self.sums += self._run(batch, scales)
+        sums = self._run(batch, scales)
         self.pretrainer.eval()
-        if s.training.grad_clip:
-            nn.utils.clip_grad_norm_(self.pretrainer.parameters(), s.training.grad_clip)
+        self.processes.sum_gradients(self.pretrainer)
+        parameters = self.pretrainer.parameters()
+        norm = nn.utils.clip_grad_norm_(parameters, values.grad_clip or math.inf).item()
+        if not math.isfinite(norm):
+            self._fail("gradient", norm, self._summed(sums))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.sums += sums
         self.tokens += n_tokens
+        return n_stops > 0
+
+    def _fail(self, what: str, value: float, totals: Totals) -> None:
+        """Stop because a number is not finite. It is the same one in all processes."""
+        states = list_states(self.output / "states")
+        raise FloatingPointError(
+            f"The {what} of step {self.step} is {value}: the run has diverged. The loss is "
+            f"{self._loss(totals)}, the learning rate "
+            f"{self.adam_values.at(self.step).learn_rate:.3g}. Nothing of this step is saved; the "
+            f"last good state is {states[0] if states else 'none'}. Start a new run with a lower "
+            "training.optimizer.learn_rate, a longer warm-up or a lower grad_clip."
+        )
+
+    def _loss(self, totals: Totals) -> float:
+        """The loss of summed losses: a mean over masked wordpieces, and one over pairs."""
+        o = self.settings.objective
+        mlm = totals.mlm_loss / max(totals.n_masked, 1)
+        return o.mlm_weight * mlm + o.sentence_weight * totals.sentence_loss / max(
+            totals.n_pairs, 1
+        )
 
     def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
+        if not len(batch.labels):  # more processes than examples
+            return no_totals(self.processes.device)
         t = self.settings.training
         return self.pretrainer.run(
             batch,
             max_batch_tokens=t.max_batch_tokens,
             autocast=autocast_for(t.precision, self.processes.device),
             scales=scales,
-            step=None if scales is None else self.shared,
         )
 
     # --- reports
 
     def report(self) -> Report:
         """Report the losses since the last report and those on the held-out documents, append the
-        report to the log, and save the checkpoint if it is the best one of the phase so far."""
-        o = self.settings.objective
+        report to the log, and save the checkpoint if it is the best one of the phase so far.
+
+        Raises FloatingPointError, before anything is saved, if a loss is not finite.
+        """
         now = self._summed(self.sums)
         seconds = time.perf_counter() - self._timer[0]
         held_out = no_totals(self.processes.device)
         for batch in self.data.held_out_batches(self.position.phase):
             held_out += self._run(batch, None)
         then = self._summed(held_out)
+        for what, totals in (("training loss", now), ("held-out loss", then)):
+            if not math.isfinite(self._loss(totals)):
+                self._fail(what, self._loss(totals), now)
         mlm = _share(now.mlm_loss, now.n_masked)
-        sentence = _share(now.sentence_loss, now.n_pairs)
-        loss = o.mlm_weight * (mlm or 0.0) + o.sentence_weight * (sentence or 0.0)
         held_out_mlm = _share(then.mlm_loss, then.n_masked)
         self.last = Report(
             step=self.step,
-            loss=loss if self.step else None,
+            loss=self._loss(now) if self.step else None,
             mlm_loss=mlm,
-            nsp_loss=sentence,
+            nsp_loss=_share(now.sentence_loss, now.n_pairs),
             held_out_mlm_loss=held_out_mlm,
             held_out_perplexity=None if held_out_mlm is None else math.exp(min(held_out_mlm, 700)),
             held_out_mlm_accuracy=_share(then.mlm_right, then.n_masked),
             held_out_nsp_loss=_share(then.sentence_loss, then.n_pairs),
             held_out_nsp_accuracy=_share(then.sentence_right, then.n_pairs),
-            lr=learning_rate(self.settings.training, self.step),
+            lr=self.adam_values.at(self.step).learn_rate,
             epoch=self.position.epoch,
             tokens=self.tokens,
             tokens_per_second=(self.tokens - self._timer[1]) / seconds if self.step else None,
@@ -138,8 +178,7 @@ class Run:
         )
         self.sums = no_totals(self.processes.device)
         if self.processes.is_first:
-            with (self.output / "log.jsonl").open("a", encoding="utf8") as file_:
-                file_.write(json.dumps(dataclasses.asdict(self.last)) + "\n")
+            log_report(self.output / "log.jsonl", self.last)
         score = mlm if held_out_mlm is None else held_out_mlm
         if score is not None and score < self.best:
             self.best = score
@@ -156,16 +195,25 @@ class Run:
 
     def save(self, name: str) -> None:
         """Save a Hugging Face checkpoint to the subfolder `name` of the output."""
+        self._check_weights()
         if self.processes.is_first:
             new = self.output / f".new-{name}"
             save_pretrainer(self.pretrainer, new)
             replace_folder(new, self.output / name)
+
+    def _check_weights(self) -> None:
+        """An update can make weights infinite whose gradients were not."""
+        for name, weights in self.pretrainer.model.named_parameters():
+            largest = weights.detach().abs().max().item()
+            if not math.isfinite(largest):
+                self._fail(f"weight {name}", largest, self._summed(self.sums))
 
     # --- training state
 
     def save_state(self, say: Callable[[str], None]) -> None:
         """Save the training state, and draw the curves so far. `say` gets a message if matplotlib
         is missing."""
+        self._check_weights()
         state = self.state()
         if self.processes.is_first:
             save_state(self.output / "states", self.step, state, keep=self.settings.training.keep)
@@ -180,12 +228,12 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Return everything that the coming steps depend on."""
         return {
+            "format": FORMAT,
             "settings": dataclasses.asdict(self.settings),
-            "corpus": self.data.corpus.fingerprint,
+            "num_steps": self.data.num_steps,
+            "corpus": self.data.fingerprint,
             "model": self.pretrainer.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": self.processes.gather(_random_state(self.processes.device)),
-            "processes": self.processes.size,
             "step": self.step,
             "position": dataclasses.asdict(self.position),
             "sums": list(self._summed(self.sums)),
@@ -195,60 +243,32 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state that `state` returned, and remove later reports from the log.
-
-        Raises ValueError if the text or its tokenizer has changed since.
-        """
-        if state["corpus"] != self.data.corpus.fingerprint:
+        """Go back to a state that `state` returned. Its tensors are copied, so that its file may be
+        deleted. Raises ValueError if the text or its tokenizer has changed since."""
+        if state["corpus"] != self.data.fingerprint:
             raise ValueError(
                 "The raw text or its tokenizer has changed since the run began. Put it back, or "
                 "start a new run in another folder."
             )
         self.pretrainer.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for moments in self.optimizer.state.values():
+            moments.update({name: moment.clone() for name, moment in moments.items()})
         self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
         self.position = Position(**state["position"])
         sums = torch.tensor(state["sums"], dtype=torch.float64)
         self.sums = (sums if self.processes.is_first else 0 * sums).to(self.processes.device)
         self.last = None if state["last"] is None else Report(**state["last"])
         self._timer = (time.perf_counter(), self.tokens)
-        random = state["random"][self.processes.rank]
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], self.processes.device)
-        if self.processes.is_first:
-            self._cut_log()
-
-    def _cut_log(self) -> None:
-        """Remove the reports of steps that will be taken again."""
-        log = self.output / "log.jsonl"
-        if log.exists():
-            kept = []
-            for line in log.read_text(encoding="utf8").splitlines():
-                try:
-                    done = json.loads(line)["step"] <= self.step
-                except ValueError:  # cut off when the run was
-                    continue
-                kept += [line + "\n"] if done else []
-            log.write_text("".join(kept), encoding="utf8")
 
 
-def make_optimizer(pretrainer: Pretrainer, training: Training) -> torch.optim.AdamW:
-    """Make the optimizer. "rate" in its parameter groups is their learning-rate multiplier."""
+def make_optimizer(pretrainer: Pretrainer, new_head_lr_multiplier: float) -> torch.optim.AdamW:
+    """Make the optimizer, whose values are set at every step. "rate" in its parameter groups is
+    their learning-rate multiplier."""
     names = (name for name, _ in pretrainer.model.named_parameters())
-    rates = {name: training.rate_factor if name in pretrainer.made else 1.0 for name in names}
-    groups = group_parameters(pretrainer.model, rates)
-    for group in groups:
-        group["weight_decay"] = training.weight_decay if group["decays"] else 0.0
-    return torch.optim.AdamW(groups, lr=training.learn_rate, eps=1e-6, fused=True)
+    rates = {name: new_head_lr_multiplier if name in pretrainer.made else 1.0 for name in names}
+    return torch.optim.AdamW(group_parameters(pretrainer.model, rates), fused=True)
 
 
 def _share(total: float, n: float) -> float | None:
     return total / n if n else None
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state

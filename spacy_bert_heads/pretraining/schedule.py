@@ -1,25 +1,117 @@
-"""What depends on the step alone: the learning rate, and the phase with its sequence length."""
+"""What depends on the step alone: the values of the optimizer, and the phase with its sequence
+length."""
 
 from __future__ import annotations
 
-from .settings import Phase, Training
+import math
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import Any
+
+from spacy.util import registry
+from thinc.api import Optimizer
+
+from ..encoder.optimization import AdamSettings, adam_settings
+from .settings import Phase
 
 
-def learning_rate(training: Training, step: int) -> float:
-    """Return the learning rate of a step, counted from 1: linear warm-up, then linear decay to 0 at
-    `max_steps` (BERT, section A.2)."""
-    if training.warmup_steps and step <= training.warmup_steps:
-        return training.learn_rate * step / training.warmup_steps
-    decay_steps = max(training.max_steps - training.warmup_steps, 1)
-    return training.learn_rate * (training.max_steps - step) / decay_steps
+@registry.schedules("spacy_bert_heads.warmup_cosine.v1")
+def warmup_cosine(
+    initial_rate: float, warmup_steps: int, total_steps: int, final_rate: float = 0.0
+) -> Iterator[float]:
+    """Yield linear warm-up to `initial_rate`, then half a cosine down to `final_rate` (Loshchilov &
+    Hutter 2017, section 3, without restarts), then `final_rate`."""
+    step = 0
+    while True:
+        if step < warmup_steps:
+            yield initial_rate * step / warmup_steps
+        else:
+            done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
+            height = (1 + math.cos(math.pi * done)) / 2
+            yield final_rate + (initial_rate - final_rate) * height
+        step += 1
 
 
-def phase_at(phases: list[Phase], step: int, max_steps: int) -> int:
-    """Return the index of the phase that a step, counted from 0, belongs to. Phases divide
-    `max_steps` in proportion to their shares."""
-    total, done = sum(phase.share for phase in phases), 0.0
-    for i, phase in enumerate(phases[:-1]):
-        done += phase.share
-        if step < round(max_steps * done / total):
-            return i
-    return len(phases) - 1
+@registry.schedules("spacy_bert_heads.warmup_stable_decay.v1")
+def warmup_stable_decay(
+    initial_rate: float, warmup_steps: int, decay_steps: int, total_steps: int
+) -> Iterator[float]:
+    """Yield linear warm-up to `initial_rate`, that rate, and over the last `decay_steps` linear
+    decay to 0 (Hägele et al. 2024, section 3). The state before the decay can be continued for
+    longer. With `decay_steps` 0 it is a constant rate with warm-up.
+
+    Raises ValueError if warm-up and decay together are longer than the run.
+    """
+    if warmup_steps + decay_steps > total_steps:
+        raise ValueError(
+            f"warmup_steps ({warmup_steps}) and decay_steps ({decay_steps}) together are more than "
+            f"the {total_steps} steps of the run. Shorten one of them."
+        )
+    step = 0
+    while True:
+        up = step / warmup_steps if step < warmup_steps else 1.0
+        down = (total_steps - step) / decay_steps if step > total_steps - decay_steps else 1.0
+        yield initial_rate * min(up, max(down, 0.0))
+        step += 1
+
+
+class AdamValues:
+    """What the optimizer's settings are at each step, of a run of so many.
+
+    Raises ValueError if the block is no thinc Adam.v1 with decoupled weight decay, or a warm-up
+    is longer than the run.
+    """
+
+    def __init__(self, block: dict[str, Any], num_steps: int) -> None:
+        _check_warm_up(block, "training.optimizer", num_steps)
+        filled = _fill(block, num_steps)
+        self._optimizer: Optimizer = registry.resolve({"optimizer": filled})["optimizer"]
+        if self._optimizer.averages is not None or adam_settings(self._optimizer) is None:
+            raise ValueError(
+                "[training.optimizer] must be Adam.v1 with use_averages = false and "
+                "L2_is_weight_decay = true. Torch's AdamW runs by its values."
+            )
+        self.step = 0
+
+    def at(self, step: int) -> AdamSettings:
+        """Return the settings of a step, counted from 1; no earlier one than at the last call."""
+        # Schedules are generators, whose first value belongs to what is before the first step.
+        for _ in range(step - self.step):
+            self._optimizer.step_schedules()
+        self.step = step
+        settings = adam_settings(self._optimizer)
+        assert settings is not None  # checked above, and no schedule changes it
+        return settings
+
+
+def _check_warm_up(block: dict[str, Any], name: str, num_steps: int) -> None:
+    warm_up = block.get("warmup_steps")
+    if isinstance(warm_up, int) and warm_up > num_steps:
+        raise ValueError(
+            f"{name}.warmup_steps is {warm_up}, but the run has {num_steps} steps. Set it to a "
+            "tenth of the steps or so."
+        )
+    for key, value in block.items():
+        if isinstance(value, dict):
+            _check_warm_up(value, f"{name}.{key}", num_steps)
+
+
+def _fill(block: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """Have every null total_steps be the length of the run."""
+    filled = {k: _fill(v, num_steps) if isinstance(v, dict) else v for k, v in block.items()}
+    if filled.get("total_steps", 0) is None:
+        filled["total_steps"] = num_steps
+    return filled
+
+
+def phase_at(phases: list[Phase], step: int, num_steps: int) -> int:
+    """Return the index of the phase that a step, counted from 0, belongs to."""
+    ends = accumulate(divide_steps(phases, num_steps))
+    return next((i for i, end in enumerate(ends) if step < end), len(phases) - 1)
+
+
+def divide_steps(phases: list[Phase], num_steps: int) -> list[int]:
+    """Divide the steps of a run among its phases, in proportion to their shares."""
+    shares = [phase.share for phase in phases]
+    ends = [round(num_steps * end / sum(shares)) for end in accumulate(shares)]
+    return [end - begin for begin, end in pairwise([0, *ends])]

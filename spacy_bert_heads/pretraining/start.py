@@ -11,19 +11,29 @@ see none of their text.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import spacy
 import torch
+from spacy.util import registry
 from tokenizers import Tokenizer
 
+from ..encoder.loading import load_wordpiece_tokenizer
 from ..encoder.saved import save_model, write_files
 from ..encoder.untrusted import tokenizer_to_files
+from ..files import find_damage, temporary_folder, write_digests
+from ..text.wordpieces import WordpieceTokenizer
 from .objectives import check_objective, load_pretrainer
+from .prepare import prepare
+from .records import Format, read_texts
 from .settings import SIZES, Encoder, Settings
-from .sources import list_files, read_texts
-from .vocabulary import MAX_LENGTH, Say, add_words, count_ids, make_tokenizer
+from .sources import Reader, list_files
+from .store import Corpus
+from .tables import find_dataset
+from .train_vocabulary import Say
+from .vocabulary import MAX_LENGTH, add_words, count_ids, make_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,8 +43,9 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
     """Return the hub name or folder of the checkpoint that a run starts from, and make it in
     `folder` unless the settings name one that is used unchanged.
 
-    `folder` appears only when it is complete. If it exists already, it is used as it is, so that a
-    resumed run starts from the same weights. `say` gets messages for the user.
+    `folder` appears only when it is complete. If it exists already and is whole, it is used as it
+    is, so that a resumed run starts from the same weights; if not, it is made anew, with the same
+    result. `say` gets messages for the user.
 
     Raises ValueError if a setting doesn't fit the raw text, the tokenizer or the family, and
     FileNotFoundError if the raw text doesn't exist.
@@ -44,7 +55,8 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
         check_objective(settings.encoder.family, settings.objective.sentences)
     elif not settings.encoder.add_words:
         return name
-    if not folder.exists():
+    if find_damage(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         making = folder.with_name(f".new-{folder.name}")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
@@ -55,6 +67,7 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
                 make_encoder(settings, making, say=say)
             else:
                 extend_encoder(name, settings, making, say=say)
+        write_digests(making, (path.name for path in making.iterdir()))
         making.rename(folder)
     return str(folder)
 
@@ -93,17 +106,78 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     save_model(model, folder, state)
 
 
+def list_raw(settings: Settings) -> list[str | Reader]:
+    """List what the raw text is read from: `paths.raw`, or the reader of [corpora.raw]."""
+    block = settings.corpora.raw
+    if block is None:
+        return list(settings.paths.raw)
+    reader = registry.resolve({"reader": block})["reader"]
+    if not callable(reader):
+        raise ValueError(
+            f"[corpora.raw] has a reader that returns {reader!r:.80}. It must return a callable "
+            "without arguments that yields texts."
+        )
+    return [reader]
+
+
+def prepare_texts(
+    settings: Settings, wordpieces: WordpieceTokenizer, *, say: Say
+) -> tuple[Corpus, Corpus | None]:
+    """Tokenize the raw text of a config, and the text to evaluate on if it names any; or open what
+    was tokenized before."""
+    text = settings.text
+    pipeline = spacy.load(text.pipeline) if text.pipeline else None
+
+    def prepare_one(sources: Sequence[str | Reader]) -> Corpus:
+        corpus = prepare(
+            sources,
+            Path(settings.paths.cache),
+            wordpieces=wordpieces,
+            lang=text.lang,
+            pipeline=pipeline,
+            format=Format(text.format, text.key),
+            workers=text.workers,
+            progress=True,
+        )
+        if settings.masking.units == "spans" and not corpus.report.spans:
+            raise ValueError(
+                f"The pipeline '{text.pipeline}' finds no entities and no noun chunks in the text. "
+                'Name another one in text.pipeline, or set masking.units = "words".'
+            )
+        return corpus
+
+    corpus = prepare_one(list_raw(settings))
+    for line in corpus.report.lines():
+        say(line)
+    if not settings.paths.held_out:
+        return corpus, None
+    held_out = prepare_one(settings.paths.held_out)
+    say(f"Held out: {held_out.report.lines()[0]}")
+    return corpus, held_out
+
+
+def prepare_alone(settings: Settings, *, say: Say) -> None:
+    """Tokenize the raw text as a run with these settings will want it, but without a run."""
+    cache = Path(settings.paths.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
+        encoder = make_start(settings, made / "start", say=say)
+        prepare_texts(settings, load_wordpiece_tokenizer(encoder), say=say)
+
+
 def read_raw(settings: Settings) -> Iterator[str]:
-    """Yield the texts of `paths.raw`. Raises ValueError if they can be read only once (standard
-    input, a pipe), because they are read again when they are tokenized."""
-    sources = settings.paths.raw
-    for source in sources:
-        if source == "-" or not all(path.is_file() for path in list_files(source)):
+    """Yield the raw texts. Raises ValueError if they can be read only once (standard input, a
+    pipe), because they are read again when they are tokenized."""
+    for source in settings.paths.raw:
+        if source == "-" or not (
+            find_dataset(Path(source)) or all(path.is_file() for path in list_files(source))
+        ):
             raise ValueError(
                 f"paths.raw has '{source}', which can be read only once, but the vocabulary is "
                 "made of the text before it is tokenized. Save it to a file, and name that."
             )
-    return read_texts(sources, progress=True)
+    format = Format(settings.text.format, settings.text.key)
+    return read_texts(list_raw(settings), format, progress=True)
 
 
 def make_config(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import list_reasons
+from ..files import find_damage, write_digests
 from ..text.arrays import Bools1d, Ints1d
 from .layouts import LAYOUTS
 
@@ -137,15 +138,16 @@ def open_corpus(folder: Path) -> Corpus:
     """Open a prepared corpus by its folder in the cache.
 
     Raises ValueError if there is none, or its files are damaged; delete the folder and prepare
-    again.
+    again. All of it is read for that, at the speed of the disk.
     """
+    damage = find_damage(folder)
     try:
+        if damage is not None:
+            raise ValueError(f"{damage[0].name} is {damage[1]}")
         info = json.loads((folder / "info.json").read_bytes())
         arrays: dict[str, Any] = {}
         for name, dtype in ARRAYS.items():
             array = np.memmap(folder / name, dtype=dtype, mode="r")
-            if len(array) != info["sizes"][name]:
-                raise ValueError(f"{name} has another size than was written")
             # Every slice of a memmap is a new object of its class, which is slower than an ndarray.
             arrays[name] = array.view(np.ndarray)
         report = PreparationReport(**info["report"])
@@ -158,7 +160,7 @@ def open_corpus(folder: Path) -> Corpus:
 
 
 def write_corpus(parts: Iterable[Part], folder: Path) -> None:
-    """Append parts to the arrays in `folder`, which must be empty. `info.json` is written last.
+    """Append parts to the arrays in `folder`, which must be empty. Digests are written last.
 
     Raises ValueError if nothing was kept.
     """
@@ -181,12 +183,6 @@ def write_corpus(parts: Iterable[Part], folder: Path) -> None:
     if not report.pieces:
         faults = "\n".join(report.samples) or "There are no documents."
         raise ValueError(f"Nothing in the sources could be kept.\n{faults}")
-    sizes = {
-        "pieces": report.pieces,
-        "words": report.pieces,
-        "spans": report.pieces,
-        "sentences": report.sentences + 1,
-        "documents": report.documents + 1,
-    }
-    info = {"format": FORMAT, "sizes": sizes, "report": vars(report)}
+    info = {"format": FORMAT, "report": vars(report)}
     (folder / "info.json").write_text(json.dumps(info, indent=2), encoding="utf8")
+    write_digests(folder, [*ARRAYS, "info.json"])
