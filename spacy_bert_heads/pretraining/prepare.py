@@ -29,8 +29,7 @@ import spacy
 from spacy.attrs import IDX, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.util import filter_spans, load_model_from_config
-from thinc.api import Config
+from spacy.util import filter_spans
 from tokenizers import Tokenizer
 
 from ..files import temporary_folder
@@ -50,8 +49,7 @@ T = TypeVar("T")
 class Setup(NamedTuple):
     """What a worker needs, in a form that can be sent to another process."""
 
-    config: str
-    pipeline: bytes
+    pipeline: Path
     max_length: int
     finds_spans: bool
     key: str  # see `Format`
@@ -126,9 +124,9 @@ def prepare(
             folder = made / "corpus"
             folder.mkdir()
             has_own = pipeline is not None
-            setup = Setup(
-                nlp.config.to_str(), nlp.to_bytes(), nlp.max_length, has_own, format.key, wordpieces
-            )
+            # On disk, because spaCy's entity ruler loses phrases in `to_bytes` and `from_bytes`.
+            nlp.to_disk(made / "pipeline")
+            setup = Setup(made / "pipeline", nlp.max_length, has_own, format.key, wordpieces)
             records = read_records(found, format, progress=progress)
             chunks = group(records, lambda record: len(record.content) + len(record.where))
             write_corpus(tokenize_chunks(chunks, setup, workers or count_cores()), folder)
@@ -173,6 +171,8 @@ def make_fingerprint(
     for _, component in nlp.pipeline:
         if hasattr(component, "model") and hasattr(component.model, "to_bytes"):
             digest.update(component.model.to_bytes())
+        if hasattr(component, "patterns"):  # of rulers
+            digest.update(json.dumps(component.patterns, default=str).encode("utf8"))
     return digest.hexdigest()
 
 
@@ -203,8 +203,7 @@ class Worker:
 
     def _load(self) -> Language:
         # A copy of the user's pipeline even in this process, so that all workers are equal.
-        config = Config().from_str(self.setup.config, interpolate=False)
-        nlp = load_model_from_config(config).from_bytes(self.setup.pipeline)
+        nlp = spacy.load(self.setup.pipeline)
         nlp.max_length = self.setup.max_length
         return nlp
 

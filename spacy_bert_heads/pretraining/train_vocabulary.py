@@ -135,11 +135,17 @@ def _train_unigrams(encoder: Encoder, special: list[str], read: Read) -> Tokeniz
         unk_token="<unk>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(read(), trainer)
+    try:
+        tokenizer.train_from_iterator(read(), trainer)
+    except Exception as error:  # the only class that tokenizers has
+        raise ValueError(
+            f"encoder.vocab_size is {encoder.vocab_size:,}: {error}. Raise it, or clean the text "
+            "of scripts that don't belong to it."
+        ) from error
     # The trainer leaves wordpieces of about the same probability in the order of a hash table.
     content = json.loads(tokenizer.to_str())
     vocab = content["model"]["vocab"][len(special) :]
-    _check_size(encoder, vocab, len(special) + len(vocab))
+    _check_text(len(vocab))
     rounded = [[piece, round(score, 4)] for piece, score in vocab]
     rounded.sort(key=lambda one: (-one[1], one[0]))
     content["model"]["vocab"][len(special) :] = rounded
