@@ -62,15 +62,15 @@ from thinc.api import Config
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining import loop
 from spacy_bert_heads.pretraining.data import Data
-from spacy_bert_heads.pretraining.draws import Choice, uniform
+from spacy_bert_heads.pretraining.documents import hold_out
 from spacy_bert_heads.pretraining.objectives import Pretrainer, Totals, load_pretrainer, no_totals
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.reports import COLUMNS, format_row
-from spacy_bert_heads.pretraining.settings import Settings, read_settings
+from spacy_bert_heads.pretraining.settings import Settings, adam, read_settings
 from spacy_bert_heads.pretraining.store import Corpus
 
 # Scratch: updates count for more than large batches as long as the model knows next to nothing.
-SCRATCH = {"max_steps": 10_000, "batch_pieces": 2048, "learn_rate": 2e-3}
+SCRATCH = {"max_steps": 10_000, "batch_tokens": 2048, "learn_rate": 2e-3}
 SCRATCH_ENCODER = {"family": "bert", "size": "tiny", "tokenizer": None, "vocab_size": 8000}
 ADAPT_PIECES = 2048  # of a step
 MAX_LENGTH = 128
@@ -119,7 +119,7 @@ def main(
 
 def list_jobs(steps: int, rate: float) -> list[Job]:
     """All jobs, those first that others need."""
-    pieces = SCRATCH["max_steps"] * SCRATCH["batch_pieces"]
+    pieces = SCRATCH["max_steps"] * SCRATCH["batch_tokens"]
     jobs = [
         Job(
             f"scratch-{objective}",
@@ -186,6 +186,7 @@ def read_wikitext(data: Path) -> Iterator[str]:
 def settings_of(bench: Bench, text: str | Path, objective: str, **training: Any) -> dict[str, Any]:
     """The config of a run on a text, with a tenth of the documents held out."""
     steps = bench.scaled(training["max_steps"], least=4)
+    optimizer = adam(training.pop("learn_rate"), warmup_steps=steps // 10)
     every = max(steps // N_POINTS, 1)
     return {
         "paths": {
@@ -198,11 +199,11 @@ def settings_of(bench: Bench, text: str | Path, objective: str, **training: Any)
         "training": {
             "max_batch_tokens": 4096,
             "precision": bench.precision,
-            "eval_pieces": bench.scaled(32_768, least=2048),
+            "eval_tokens": bench.scaled(32_768, least=2048),
             "phases": [{"max_length": MAX_LENGTH, "share": 1.0}],
             **training,
             "max_steps": steps,
-            "warmup_steps": steps // 10,
+            "optimizer": optimizer,
             "eval_frequency": every,
             "checkpoint_frequency": every,
             "keep": 1,
@@ -241,7 +242,7 @@ def adapt(kind: str, steps: int, rate: float, bench: Bench) -> dict[str, Any]:
     text = "wikitext" if kind == "wikitext" else "covid"
     training = {
         "max_steps": steps,
-        "batch_pieces": ADAPT_PIECES,
+        "batch_tokens": ADAPT_PIECES,
         "learn_rate": rate if kind != "frozen" else 1e-4,  # and heads ten times as fast
     }
     objective = "nsp" if kind in ("nsp", "frozen") else "full-sentences"
@@ -292,7 +293,7 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
     cache = Path(settings.paths.cache)
     vocabulary = pretrainer.vocabulary()
     corpus = prepare([raw_text(bench, text)], cache, wordpieces=vocabulary.wordpieces, workers=1)
-    training = dataclasses.replace(settings.training, eval_pieces=bench.scaled(131_072, least=2048))
+    training = dataclasses.replace(settings.training, eval_tokens=bench.scaled(131_072, least=2048))
     settings = dataclasses.replace(settings, training=training)
     autocast = autocast_for(bench.precision, torch.device("cpu"))
     nats = unigram(corpus, settings, vocabulary.size)
@@ -315,9 +316,9 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
 
 def unigram(corpus: Corpus, settings: Settings, n_pieces: int) -> np.ndarray:
     """-log p of each piece, from the counts in the documents that are not held out, plus one."""
-    documents = np.arange(len(corpus.documents) - 1)
-    seed, share = settings.training.seed, settings.text.held_out
-    held_out = uniform(Choice.HELD_OUT, seed, documents) < share  # as in `plan_epoch`
+    least = 2 if settings.objective.sentences == "nsp" else 1  # as in `Data`
+    n_documents, seed = len(corpus.documents) - 1, settings.training.seed
+    held_out = hold_out(n_documents, settings.text.held_out, seed=seed, least=least)
     sizes = np.diff(corpus.sentences[corpus.documents])
     learned = corpus.pieces[np.repeat(~held_out, sizes)]
     counts = np.bincount(learned, minlength=n_pieces) + 1

@@ -86,7 +86,7 @@ SHAPE = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.05,  # 0.02 suits encoders ten times as wide
 }
-TRAINING = {"max_steps": 30_000, "batch_pieces": 2048, "learn_rate": 2e-3}
+TRAINING = {"max_steps": 30_000, "batch_tokens": 2048, "learn_rate": 2e-3}
 MAX_LENGTH = 64
 WINDOWS = {"window": MAX_LENGTH, "stride": 48}  # no position that it has not learned
 TASKS = {"wnut17": 3394, "sst2": 6920}

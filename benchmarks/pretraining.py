@@ -40,7 +40,15 @@ from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.processes import Processes
 from spacy_bert_heads.pretraining.run import Run
-from spacy_bert_heads.pretraining.settings import Objective, Paths, Phase, Settings, Text, Training
+from spacy_bert_heads.pretraining.settings import (
+    Objective,
+    Paths,
+    Phase,
+    Settings,
+    Text,
+    Training,
+    adam,
+)
 from spacy_bert_heads.pretraining.store import Corpus
 
 # What others are compared with, in fp32.
@@ -202,10 +210,11 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
         text=Text(held_out=0.0),
         objective=Objective(sentences=job.contender),
         training=Training(
-            batch_pieces=job.pieces,
+            batch_tokens=job.pieces,
             max_batch_tokens=job.pieces,
             precision=job.precision,
             phases=[Phase(job.length)],
+            optimizer=adam() | {"learn_rate": 1e-4},  # the full rate, whichever step it is
         ),
     )
     pretrainer = load_pretrainer(job.encoder, sentence_objective=job.contender)
@@ -213,14 +222,14 @@ def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
     plans = job.work / f"{job.task}-{job.contender}-{job.precision}-{job.length}"
     data = Data(corpus, pretrainer.vocabulary(), settings, plans)
     run = Run(pretrainer, data, plans, Processes(0 if job.device == "cuda" else -1))
-    run.step = settings.training.warmup_steps  # the full rate
+    run.step = 1
     loader = ThreadPoolExecutor(max_workers=1)
-    coming = loader.submit(data.train_batch, Position())
+    coming = loader.submit(data.train_batch, Position(), run.step)
 
     def take_step() -> int:
         nonlocal coming
         batch, after = coming.result()
-        coming = loader.submit(data.train_batch, after)
+        coming = loader.submit(data.train_batch, after, run.step)
         run.learn(batch)
         return len(batch.packed.input_ids)
 

@@ -4,9 +4,11 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
 
 TEXT = "the boat left harbour at night and a fire broke out near Hull on Tuesday"
@@ -69,3 +71,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def log(folder: Path) -> list[dict]:
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k != "tokens_per_second"} for x in lines]
+
+
+class Stop(Exception):
+    pass
+
+
+def run_until(settings: Settings, folder: Path, step: int, **options) -> list[str]:
+    """Run until a step is done, and return what was said."""
+    said: list[str] = []
+
+    def stop(now: int) -> None:
+        if now == step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pretrain(settings, folder, on_step=stop, say=said.append, **options)
+    return said

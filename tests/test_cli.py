@@ -25,6 +25,7 @@ from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.cli.common import exits_on_error
 from spacy_bert_heads.data.reader import make_corpus
 from spacy_bert_heads.init_config import count_examples, fit_steps, init_config
+from spacy_bert_heads.pretraining.settings import Paths, Settings, Text, read_settings
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
 
@@ -78,6 +79,18 @@ def test_init_config_fits_the_steps_to_the_data(tmp_path):
     # 321 Docs are 41 batches of 8, and five epochs of them 205 steps.
     assert (settings["max_steps"], settings["total_steps"]) == ("205", "205")
     assert (settings["warmup_steps"], settings["size"]) == ("20", "8")
+
+
+def test_a_config_for_pretraining(tmp_path):
+    path = tmp_path / "new" / "a.cfg"
+    result = run("init-config", path, "--pretrain", "--raw", "a.jsonl", "--name", "b", "-l", "de")
+    assert result.output.endswith(f"python -m spacy bert pretrain {path} training/pretrained\n")
+    assert read_settings(path) == Settings(Paths(["a.jsonl"], "b"), text=Text("de"))
+    result = run("init-config", "-", "--pretrain")
+    assert result.output.startswith("[paths]\nraw = null\nencoder = null\n")
+    for args in (("--pretrain", "--heads", "ner"), ("--raw", "a.jsonl")):
+        result = run("init-config", "-", *args)
+        assert result.exit_code == 1 and "--pretrain" in result.output
 
 
 @pytest.mark.parametrize(

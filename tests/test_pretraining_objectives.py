@@ -1,6 +1,5 @@
 """Losses and gradients next to Hugging Face's."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreT
 
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.pretraining.data import Data
-from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
+from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer, save_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.settings import Settings
 
@@ -114,39 +113,26 @@ def test_all_that_learns_takes_part_in_every_part(tmp_path, family, objective):
         assert is_frozen or not parameter.grad.any(), key  # there is one, and it is zero
 
 
-def test_a_wrapped_step_exchanges_gradients_after_the_last_row(settings, encoder, tmp_path):
-    pretrainer = load_pretrainer(encoder, sentence_objective="nsp")
-    corpus = prepare(
-        settings.paths.raw, tmp_path, wordpieces=pretrainer.encoder.checkpoint.tokenizer, workers=1
-    )
-    data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
-    batch = data.held_out_batches(0)[0]
-    calls = []
-
-    class Wrapped(torch.nn.Module):
-        alone = False
-
-        def forward(self, *inputs):
-            calls.append(self.alone)
-            return pretrainer(*inputs)
-
-        @contextmanager
-        def no_sync(self):
-            self.alone = True
-            yield
-            self.alone = False
-
-    options = {"max_batch_tokens": 64, "autocast": torch.autocast("cpu", enabled=False)}
-    sums = pretrainer.run(batch, scales=(1.0, 1.0), **options)
-    gradients = [parameter.grad.clone() for parameter in pretrainer.parameters()]
-    pretrainer.zero_grad()
-    assert torch.equal(pretrainer.run(batch, scales=(1.0, 1.0), step=Wrapped(), **options), sums)
-    assert len(calls) > 2 and calls == [True] * (len(calls) - 1) + [False]
-    for parameter, expected in zip(pretrainer.parameters(), gradients, strict=True):
-        assert torch.equal(parameter.grad, expected)
-
-
 def test_an_objective_that_the_family_has_no_head_for(tmp_path):
     name = make_checkpoint(tmp_path / "roberta", family="roberta")
     with pytest.raises(ValueError, match="full-sentences"):
         load_pretrainer(name, sentence_objective="nsp")
+
+
+@pytest.mark.parametrize(("family", "objective"), [("bert", "nsp"), ("albert", "sop")])
+def test_a_pooler_without_its_head_is_made_anew(tmp_path, family, objective):
+    name = make_checkpoint(tmp_path / family, family=family)
+    kept = load_pretrainer(name, sentence_objective=None)
+    renewed = load_pretrainer(name, sentence_objective=objective)
+    assert "pooler" not in kept.new_heads and "pooler" in renewed.new_heads
+    (weight, bias), (old, _) = (
+        list(one.sentence_head()[0].parameters()) for one in (renewed, kept)
+    )
+    assert not torch.equal(weight, old)
+    assert abs(weight.std().item() - 0.02) < 0.002
+    assert not bias.any()
+    # A checkpoint with the whole head keeps its pooler.
+    save_pretrainer(renewed, tmp_path / "saved")
+    again = load_pretrainer(str(tmp_path / "saved"), sentence_objective=objective)
+    assert not again.made
+    assert torch.equal(again.sentence_head()[0].state_dict().popitem(last=False)[1], weight)

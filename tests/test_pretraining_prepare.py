@@ -126,13 +126,14 @@ def count(tmp_path: Path) -> int:
     return len(os.listdir(tmp_path / "cache"))
 
 
-def test_the_same_is_opened_and_not_read_again(tmp_path):
+def test_the_same_text_is_not_tokenized_again(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", b"anna")
     run(tmp_path, file)
-    # By its content, wherever the file is and whenever it was written.
-    os.utime(file, ns=(1, 1))
-    run(tmp_path, file)
-    run(tmp_path, write(tmp_path / "elsewhere" / "b.text", b"anna"), workers=2, lang="en")
+    monkeypatch.setattr(prepare_module, "write_corpus", None)
+    os.utime(file, (1, 1))
+    assert read(run(tmp_path, file)) == [["anna"]]
+    file = file.rename(tmp_path / "b.txt")
+    assert read(run(tmp_path, file, workers=2, lang="en")) == [["anna"]]
     (folder,) = (tmp_path / "cache").iterdir()
     file.unlink()
     assert read(open_corpus(folder)) == [["anna"]]
@@ -298,17 +299,37 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
 
 def test_prepare_command(tmp_path, checkpoint):
     write(tmp_path / "a.jsonl", jsonl(*TWO) + b"no\n")
-    arguments = ["prepare", str(tmp_path / "a.jsonl"), "--encoder", checkpoint]
-    arguments += ["--cache", str(tmp_path / "cache"), "--workers", "1"]
-    result = CliRunner().invoke(bert_app, arguments)
+    config, code = tmp_path / "a.cfg", tmp_path / "code.py"
+    config.write_text("[paths]\nencoder = null\n\n[encoder]\nvocab_size = 40\n")
+    code.write_text("print('imported')")
+    arguments = ["prepare", str(config), "--paths.raw", str(tmp_path / "a.jsonl")]
+    arguments += ["--paths.cache", str(tmp_path / "cache"), "--text.workers", "1"]
+    arguments += ["--code", str(code), "--paths.encoder"]
+    result = CliRunner().invoke(bert_app, [*arguments, checkpoint])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines() == [
-        f"{tmp_path / 'cache'}: 2 documents, 3 sentences, 17 wordpieces of 51 bytes",
+    imported, *lines = result.output.splitlines()
+    assert imported == "imported"
+    assert lines == [
+        "2 documents, 3 sentences, 17 wordpieces of 51 bytes",
         "Read as documents: 2 objects of JSON Lines",
         "Skipped: 1",
         "       1  not JSON",
         f"  {tmp_path / 'a.jsonl'}:3: not JSON: Expecting value: line 1 column 1 (char 0)",
     ]
-    result = CliRunner().invoke(bert_app, [*arguments, "nowhere.txt"])
-    assert result.exit_code == 1
-    assert "nowhere.txt does not exist" in result.output
+    # Twice the same vocabulary, which is trained on the text.
+    for _ in range(2):
+        assert CliRunner().invoke(bert_app, [*arguments, "null"]).exit_code == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    result = CliRunner().invoke(bert_app, [*arguments, checkpoint, "--text.worker", "2"])
+    assert result.exit_code == 1 and "'worker' in [text]" in result.output
+
+
+def test_the_prepare_command_of_version_0_1(tmp_path, checkpoint):
+    write(tmp_path / "a.jsonl", jsonl(*TWO))
+    arguments = ["prepare", str(tmp_path / "a.jsonl"), "--encoder", checkpoint, "-w", "1"]
+    with pytest.warns(DeprecationWarning, match="Use `bert prepare CONFIG --paths.raw SOURCE"):
+        result = CliRunner().invoke(bert_app, [*arguments, "--cache", str(tmp_path / "cache")])
+    assert f"{tmp_path / 'cache'}: 2 documents, 3 sentences" in result.output
+    with pytest.warns(DeprecationWarning):
+        result = CliRunner().invoke(bert_app, [*arguments, "-c", str(tmp_path), "nowhere.txt"])
+    assert result.exit_code == 1 and "nowhere.txt does not exist" in result.output

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from pretraining_runs import log, make_settings, weights
+from pretraining_runs import log, make_settings, run_until, weights
 
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
 from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
@@ -34,22 +34,6 @@ def whole(settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "out"
     pretrain(settings, folder)
     return folder
-
-
-class Stop(Exception):
-    pass
-
-
-def run_until(settings, folder: Path, step: int, **options) -> list[str]:
-    said: list[str] = []
-
-    def stop(now: int) -> None:
-        if now == step:
-            raise Stop
-
-    with pytest.raises(Stop):
-        pretrain(settings, folder, on_step=stop, say=said.append, **options)
-    return said
 
 
 def assert_same_run(one: Path, other: Path) -> None:

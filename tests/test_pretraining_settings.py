@@ -79,9 +79,8 @@ def test_blocks_replace_or_complete_the_defaults(read):
     lines = "[training]\n[training.optimizer]\n[training.optimizer.learn_rate]\n"
     replaced = read(f'{LEAST}{lines}@schedules = "constant.v1"\nrate = 0.5\n')
     assert replaced.training.optimizer == adam(schedule)
-    assert read(f"{LEAST}[training]\n[training.optimizer]\nlearn_rate = 0.5\n").training.optimizer == {
-        **adam(), "learn_rate": 0.5
-    }  # fmt: skip
+    constant = read(f"{LEAST}[training]\n[training.optimizer]\nlearn_rate = 0.5\n")
+    assert constant.training.optimizer == {**adam(), "learn_rate": 0.5}
 
 
 OLD = """

@@ -8,12 +8,13 @@ import torch
 import transformers
 from checkpoints import TEXTS, make_checkpoint, make_tokenizer
 from new_encoders import SENTENCES, ask, quiet, write_texts, write_words
+from spacy.util import registry
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
-from spacy_bert_heads.pretraining.settings import Encoder, Objective, Settings
-from spacy_bert_heads.pretraining.start import make_config, make_start
+from spacy_bert_heads.pretraining.settings import Corpora, Encoder, Objective, Paths, Settings
+from spacy_bert_heads.pretraining.start import make_config, make_start, prepare_alone
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,45 @@ def test_what_does_not_go_together(raw, wordy, tmp_path):
     for family, kind in (("roberta", "BPE"), ("albert", "Unigram")):
         name = make_checkpoint(tmp_path / family, family=family)
         refuse(f"this one is {kind}. Set add_words = 0", ask(wordy, name, add_words=2))
+
+
+# --- readers of the user
+
+
+def test_texts_of_a_reader(tmp_path):
+    texts: list = [*SENTENCES, {"text": SENTENCES[0], "date": 1}]
+    calls = []
+
+    @registry.readers("test.texts.v1")
+    def make_reader(n: int):
+        def read():
+            calls.append(n)
+            yield from texts[:n]
+
+        return read
+
+    block = {"@readers": "test.texts.v1", "n": len(texts)}
+    settings = ask("", vocab_size=120)
+    settings.paths = Paths([], None, str(tmp_path / "cache"))
+    settings.corpora = Corpora(block)
+    corpus = prepare_alone(settings, say=quiet)  # which needs a vocabulary of the same texts
+    assert corpus.report.documents == len(texts) and len(calls) == 2
+    settings.corpora = Corpora({**block, "n": 3})
+    assert prepare_alone(settings, say=quiet).report.documents == 3
+    texts[1] = 5
+    with pytest.raises(ValueError, match=r"\[corpora.raw\] yields 5 as item 1. It must yie"):
+        prepare_alone(settings, say=quiet)
+    settings.corpora = Corpora({"@readers": "spacy_bert_heads.Corpus.v1", "path": "a"})
+    with pytest.raises(ValueError, match="raw. returns .* must return a callable without argum"):
+        prepare_alone(settings, say=quiet)
+
+
+def test_a_damaged_start_is_made_again(raw, tmp_path):
+    def make() -> dict[str, bytes]:
+        made = make_start(ask(raw, vocab_size=120), tmp_path / "start", say=quiet)
+        return {path.name: path.read_bytes() for path in Path(made).iterdir()}
+
+    expected = make()
+    for name in expected:
+        (tmp_path / "start" / name).write_bytes(expected[name][:-3] + b"abc")
+        assert make() == expected, name

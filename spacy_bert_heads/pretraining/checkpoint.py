@@ -92,12 +92,14 @@ def mend_folder(target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_leftovers(output: Path) -> None:
-    """Delete what a run that was killed was writing in its folder."""
+def remove_leftovers(output: Path, num_processes: int) -> None:
+    """Delete what a run that was killed was writing in its folder, and the plans of processes that
+    there are no more."""
     for name in ("model-best", "model-last"):
         mend_folder(output / name)
-    for pattern in (".new-*", ".*.new", "states/.writing-*"):
-        for path in output.glob(pattern):
+    plans = {output / "plans" / str(rank) for rank in range(num_processes)}
+    for pattern in (".new-*", ".*.new", "states/.writing-*", "plans/*"):
+        for path in set(output.glob(pattern)) - plans:
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -129,7 +129,7 @@ def begin(
     start, plans, log = output / "start", output / "plans", output / "log.jsonl"
     if processes.is_first:
         mark_folder(output, "pretrain")
-        remove_leftovers(output)
+        remove_leftovers(output, processes.size)
         if state is None:
             # Left by a run that was stopped before its first state; with force, by any run.
             names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
@@ -169,7 +169,7 @@ def begin(
     else:
         epochs = data.count_epochs()
         read = f"{epochs:.2g} of the corpus" if epochs < 1 else f"the corpus {epochs:.1f} times"
-        say(f"The run reads {read} in {data.num_steps:,} steps.")
+        say(f"Steps: {data.num_steps:,}. The run reads {read}.")
     if not data.held_out.chosen.any() and settings.text.held_out:
         say(
             "Warning: there are too few documents to hold one out, so nothing says what the "

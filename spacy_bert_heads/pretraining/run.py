@@ -63,11 +63,14 @@ class Run:
         """Count a step. `after` is the position behind the batch of this step."""
         self.step += 1
         phase = phase_at(self.settings.training.phases, self.step, self.data.num_steps)
-        self.position = after if after.phase == phase else Position(phase)
         if after.phase != phase:
+            after = Position(phase)
             # Held-out examples have another length now, so losses can't be compared with earlier
             # ones.
             self.best = math.inf
+        if after.done == 0:
+            self.data.forget_before(after)
+        self.position = after
 
     def learn(self, batch: Batch, *, stop: bool = False) -> bool:
         """Take one optimizer step. Returns whether any process was told to `stop` after it.
@@ -119,9 +122,8 @@ class Run:
         """The loss of summed losses: a mean over masked wordpieces, and one over pairs."""
         o = self.settings.objective
         mlm = totals.mlm_loss / max(totals.n_masked, 1)
-        return o.mlm_weight * mlm + o.sentence_weight * totals.sentence_loss / max(
-            totals.n_pairs, 1
-        )
+        sentence = totals.sentence_loss / max(totals.n_pairs, 1)
+        return o.mlm_weight * mlm + o.sentence_weight * sentence
 
     def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
         if not len(batch.labels):  # more processes than examples
@@ -224,6 +226,8 @@ class Run:
                 except ImportError:
                     self._can_draw = False
                     say("No curves are drawn. They need matplotlib: pip install matplotlib")
+                except (OSError, ValueError) as error:  # somebody else has changed the log
+                    say(f"No curves are drawn: {error}")
 
     def state(self) -> dict[str, Any]:
         """Return everything that the coming steps depend on."""

@@ -10,6 +10,7 @@ see none of their text.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,11 +113,13 @@ def list_raw(settings: Settings) -> list[str | Reader]:
     if block is None:
         return list(settings.paths.raw)
     reader = registry.resolve({"reader": block})["reader"]
-    if not callable(reader):
+    try:
+        inspect.signature(reader).bind()
+    except TypeError as error:
         raise ValueError(
-            f"[corpora.raw] has a reader that returns {reader!r:.80}. It must return a callable "
+            f"The reader of [corpora.raw] returns {reader!r:.80}. It must return a callable "
             "without arguments that yields texts."
-        )
+        ) from error
     return [reader]
 
 
