@@ -141,7 +141,7 @@ def test_a_vocabulary_too_small_for_its_characters(raw, tmp_path, family):
 
 
 def test_byte_pairs_by_hand(tmp_path):
-    # The words are abc, " abc" twice and " ab" twice: a b 5 times, " " ab 4, " ab" c twice, ab c once.
+    # Words: abc, " abc" and " ab" twice each. So a b occur 5 times, " " ab 4, " ab" c 2, ab c once.
     raw = write_texts(tmp_path / "raw.jsonl", ["abc abc abc ab ab"])
     name = make_start(ask(raw, family="roberta", vocab_size=400), tmp_path / "start", say=quiet)
     vocab = load_wordpiece_tokenizer(name).tokenizer.get_vocab()
