@@ -97,7 +97,7 @@ def test_what_is_left_out_is_said(settings, tmp_path):
     settings = replace(settings, training=training, paths=paths, text=text)
     pretrain(settings, tmp_path / "out", say=said.append)
     found = "\n".join(said)
-    assert "Skipped: 2\n       1  no text\n       1  not JSON\n" in found
+    assert "Skipped: 2\n       1  no 'text'\n       1  not JSON\n" in found
     assert f"read: 1 of the {len(lines) + 1} documents" in found
 
 
