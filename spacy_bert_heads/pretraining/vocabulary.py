@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, models, processors
 
@@ -39,6 +39,7 @@ def make_tokenizer(
     # Families that learn from pairs of segments have token types to distinguish the two.
     typed = encoder.family in SENTENCE_HEADS
     wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    special: dict[str, Any]
     if encoder.tokenizer is None:
         backend, special = train_tokenizer(encoder, read, say=say)
         if encoder.family == "bert":
