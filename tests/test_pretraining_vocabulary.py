@@ -80,7 +80,7 @@ def test_a_vocabulary_as_by_hand(tmp_path, size):
     name = make_start(ask(raw, vocab_size=size), tmp_path / "start", say=said.append)
     expected = train_by_hand(texts, size)
     assert load_wordpiece_tokenizer(name).tokenizer.get_vocab() == expected
-    fewer = f"The raw text gives a vocabulary of {len(expected)} pieces, not of 400"
+    fewer = f"The raw text gives a vocabulary of {len(expected)} wordpieces, not of 400"
     assert any(fewer in line for line in said) == (size == 400)
     assert (len(expected) < size) == (size == 400)
 
