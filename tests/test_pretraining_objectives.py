@@ -129,7 +129,7 @@ def test_a_pooler_without_its_head_is_made_anew(tmp_path, family, objective):
         list(one.sentence_head()[0].parameters()) for one in (renewed, kept)
     )
     assert not torch.equal(weight, old)
-    assert abs(weight.std().item() - 0.02) < 0.002
+    assert abs(weight.std().item() / renewed.model.config.initializer_range - 1) < 0.1
     assert not bias.any()
     # A checkpoint with the whole head keeps its pooler.
     save_pretrainer(renewed, tmp_path / "saved")

@@ -310,7 +310,7 @@ def test_prepare_command(tmp_path, checkpoint):
     imported, *lines = result.output.splitlines()
     assert imported == "imported"
     assert lines == [
-        "2 documents, 3 sentences, 17 wordpieces of 51 bytes",
+        f"{tmp_path / 'cache'}: 2 documents, 3 sentences, 17 wordpieces of 51 bytes",
         "Read as documents: 2 objects of JSON Lines",
         "Skipped: 1",
         "       1  not JSON",

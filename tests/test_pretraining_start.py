@@ -81,15 +81,17 @@ def test_layers_of_albert_are_one():
 @pytest.mark.parametrize("family", ["bert", "albert", "roberta"])
 def test_a_new_encoder_is_a_whole_folder(raw, tmp_path, family):
     random = torch.get_rng_state()
-    settings = ask(raw, family=family, vocab_size=120)
-    name = make_start(settings, tmp_path / "start", say=quiet)
+    size = 300 if family == "roberta" else 120
+    name = make_start(ask(raw, family=family, vocab_size=size), tmp_path / "start", say=quiet)
     assert torch.equal(torch.get_rng_state(), random)
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
 
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
     assert not pretrainer.made
     assert pretrainer.vocabulary().mask_id == 4
-    assert pretrainer.vocabulary().size == pretrainer.model.config.vocab_size == 120
+    assert pretrainer.vocabulary().size == pretrainer.model.config.vocab_size <= size
+    if family == "bert":  # the text has fewer for the other kinds
+        assert pretrainer.vocabulary().size == size
     assert pretrainer.encoder.checkpoint.max_window == 512
     assert (load_checkpoint(name).model.pooler is None) == (family == "roberta")
     config = pretrainer.model.config

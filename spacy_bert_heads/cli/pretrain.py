@@ -47,7 +47,8 @@ def prepare_command(
             raise ValueError("--encoder needs --cache, the folder for all that is prepared.")
         text = Text(lang, sentences, workers=workers)
         settings = Settings(Paths(arguments, encoder, cache), text=text)
-    prepare_alone(settings, say=typer.echo)
+    report = prepare_alone(settings, say=typer.echo).report
+    typer.echo(f"{settings.paths.cache}: " + "\n".join(report.lines()))
 
 
 @exits_on_error

@@ -149,7 +149,11 @@ def begin(
         )
     pretrainer.to(processes.device).eval()
     wordpieces = pretrainer.encoder.checkpoint.tokenizer
-    corpus, held_out = processes.in_turn(lambda: prepare_texts(settings, wordpieces, say=say))
+    corpus, held_out = processes.in_turn(lambda: prepare_texts(settings, wordpieces))
+    for line in corpus.report.lines():
+        say(line)
+    if held_out is not None:
+        say(f"Held out: {held_out.report.lines()[0]}")
     data = Data(
         corpus,
         pretrainer.vocabulary(),

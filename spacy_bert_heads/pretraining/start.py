@@ -124,7 +124,7 @@ def list_raw(settings: Settings) -> list[str | Reader]:
 
 
 def prepare_texts(
-    settings: Settings, wordpieces: WordpieceTokenizer, *, say: Say
+    settings: Settings, wordpieces: WordpieceTokenizer
 ) -> tuple[Corpus, Corpus | None]:
     """Tokenize the raw text of a config, and the text to evaluate on if it names any; or open what
     was tokenized before."""
@@ -150,22 +150,17 @@ def prepare_texts(
         return corpus
 
     corpus = prepare_one(list_raw(settings))
-    for line in corpus.report.lines():
-        say(line)
-    if not settings.paths.held_out:
-        return corpus, None
-    held_out = prepare_one(settings.paths.held_out)
-    say(f"Held out: {held_out.report.lines()[0]}")
-    return corpus, held_out
+    held_out = settings.paths.held_out
+    return corpus, prepare_one(held_out) if held_out else None
 
 
-def prepare_alone(settings: Settings, *, say: Say) -> None:
+def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
     """Tokenize the raw text as a run with these settings will want it, but without a run."""
     cache = Path(settings.paths.cache)
     cache.mkdir(parents=True, exist_ok=True)
     with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
         encoder = make_start(settings, made / "start", say=say)
-        prepare_texts(settings, load_wordpiece_tokenizer(encoder), say=say)
+        return prepare_texts(settings, load_wordpiece_tokenizer(encoder))[0]
 
 
 def read_raw(settings: Settings) -> Iterator[str]:
