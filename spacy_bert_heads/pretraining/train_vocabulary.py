@@ -4,7 +4,7 @@
     roberta  byte pair encoding of bytes, so nothing is unknown (Liu et al. 2019, section 4.4)
     albert   Unigram, of words with the space before them (Kudo 2018; Lan et al. 2020, section 4.1)
 
-The same text always gives the same vocabulary.
+The same text always gives the same vocabulary; the probabilities of Unigram may differ by 0.001.
 """
 
 from __future__ import annotations
@@ -142,13 +142,12 @@ def _train_unigrams(encoder: Encoder, special: list[str], read: Read) -> Tokeniz
             f"encoder.vocab_size is {encoder.vocab_size:,}: {error}. Raise it, or clean the text "
             "of scripts that don't belong to it."
         ) from error
-    # The trainer leaves wordpieces of about the same probability in the order of a hash table.
+    # Sums of probabilities differ in the last digits from run to run, and so does an order by them.
     content = json.loads(tokenizer.to_str())
     vocab = content["model"]["vocab"][len(special) :]
     _check_text(len(vocab))
-    rounded = [[piece, round(score, 4)] for piece, score in vocab]
-    rounded.sort(key=lambda one: (-one[1], one[0]))
-    content["model"]["vocab"][len(special) :] = rounded
+    rounded = ([piece, round(score, 3)] for piece, score in vocab)
+    content["model"]["vocab"][len(special) :] = sorted(rounded)
     return Tokenizer.from_str(json.dumps(content))
 
 
