@@ -62,7 +62,7 @@ from thinc.api import Config
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining import loop
 from spacy_bert_heads.pretraining.data import Data
-from spacy_bert_heads.pretraining.draws import Choice, uniform
+from spacy_bert_heads.pretraining.documents import hold_out
 from spacy_bert_heads.pretraining.objectives import Pretrainer, Totals, load_pretrainer, no_totals
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.reports import COLUMNS, format_row
@@ -316,9 +316,9 @@ def score(bench: Bench, model: Path | str, settings: Settings, text: str) -> dic
 
 def unigram(corpus: Corpus, settings: Settings, n_pieces: int) -> np.ndarray:
     """-log p of each piece, from the counts in the documents that are not held out, plus one."""
-    documents = np.arange(len(corpus.documents) - 1)
-    seed, share = settings.training.seed, settings.text.held_out
-    held_out = uniform(Choice.HELD_OUT, seed, documents) < share  # as in `plan_epoch`
+    least = 2 if settings.objective.sentences == "nsp" else 1  # as in `Data`
+    n_documents, seed = len(corpus.documents) - 1, settings.training.seed
+    held_out = hold_out(n_documents, settings.text.held_out, seed=seed, least=least)
     sizes = np.diff(corpus.sentences[corpus.documents])
     learned = corpus.pieces[np.repeat(~held_out, sizes)]
     counts = np.bincount(learned, minlength=n_pieces) + 1

@@ -149,7 +149,7 @@ def pretrain(bench: Bench) -> dict[str, Any]:
     config = settings_of(bench, both, "full-sentences", **TRAINING)
     config["paths"]["encoder"] = str(start)
     config["training"]["phases"] = [{"max_length": MAX_LENGTH, "share": 1.0}]
-    config["masking"] = {"whole_words": False}  # they have many pieces in a vocabulary so small
+    config["masking"] = {"units": "wordpieces"}  # they have many pieces in a vocabulary so small
     run_pretraining(folder, config)
     return {"curve": read_log(folder / "log.jsonl"), "training": TRAINING, "shape": SHAPE}
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from arrays import ints
+from checkpoints import SPECIAL
 from epochs import MASK, A, Corpus, Epoch, batch_of, corpus_of, restored, vocabulary, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,7 @@ def test_chances_of_masks():
 
 def test_random_pieces_are_uniform_over_the_vocabulary():
     corpus, plan = many(1000)
+    corpus.pieces[:] = 5
     small = Vocabulary(vocabulary().tokenizer, MASK, 25, ints(0, 1, 2, 3, 4, 24))
     batch = make_batch(
         corpus,
@@ -64,8 +66,6 @@ def test_random_pieces_are_uniform_over_the_vocabulary():
         np.arange(len(plan)),
         vocabulary=small,
         masking=Masking(rate=0.5, mask=0.0, random=1.0),
-        seed=0,
-        epoch=0,
     )
     n = len(batch.masked)
     shares = np.bincount(batch.packed.input_ids[batch.masked], minlength=25) / n
@@ -128,8 +128,8 @@ def test_masks(documents, rate, max_ngram, objective, seed):
     epoch = Epoch(corpus, objective, 20, seed=seed)
     if not len(epoch.plan):
         return
-    for whole_words in (True, False):
-        masking = Masking(rate=rate, max_ngram=max_ngram, whole_words=whole_words)
+    for units in ("words", "wordpieces"):
+        masking = Masking(rate=rate, max_ngram=max_ngram, units=units)
         batch = batch_of(corpus, epoch.plan, masking=masking, seed=seed)
         # What was there can be put back, and nothing else was changed.
         originals = [i for ids in restored(batch) for i in ids]
@@ -147,7 +147,7 @@ def test_masks(documents, rate, max_ngram, objective, seed):
             n_pieces = sum(n for _, n in rows)
             budget = max(1, round(rate * n_pieces))
             assert len(masked) <= budget
-            if not whole_words:
+            if units == "wordpieces":
                 assert len(masked) == budget
                 continue
             # A word that is cut by the segment counts as far as it is there.
@@ -173,3 +173,35 @@ def test_masks_are_fresh_in_each_epoch():
         for other in batches[:i]:
             shared = len(np.intersect1d(one.masked, other.masked)) / n
             assert within(shared, 0.15, n)  # as many as chance has
+
+
+def test_spans_are_predicted_as_a_whole():
+    # Ten words of two pieces; a span of three words in the middle of each sentence.
+    words = [start + i for start in range(0, 4000, 20) for i in range(0, 20, 2)]
+    spans = [i for i in words if i % 20 not in (8, 10)]
+    corpus = corpus_of(*([[20]] * 200), words=words, spans=spans)
+    plan = Epoch(corpus, "doc-sentences", 22).plan
+    for units in ("spans", "words"):
+        batch = batch_of(corpus, plan, masking=Masking(rate=0.3, units=units))
+        assert len(batch.masked) == 200 * 6
+        masked = set((batch.targets - A).tolist())
+        whole = [sum(i in masked for i in range(s + 6, s + 12)) for s in range(0, 4000, 20)]
+        if units == "words":
+            assert {0, 2, 4} <= set(whole)
+        else:
+            # Drawn first of eight units, it fills the budget; otherwise it doesn't fit any more.
+            assert set(whole) == {0, 6}
+            assert within(whole.count(6) / 200, 1 / 8, 200)
+
+
+def test_unknown_wordpieces_are_never_predicted():
+    corpus, plan = many(200, words=[i for i in range(8000) if i % 4 != 3])
+    corpus.pieces[::3] = SPECIAL["wordpiece"].index("[UNK]")
+    for units in ("words", "wordpieces"):
+        masking = Masking(rate=0.5, units=units, max_ngram=3)
+        batch = batch_of(corpus, plan, masking=masking)
+        assert (batch.targets >= A).all()
+        n_known = sum(len(ids) - 2 - ids.count(1) for ids in restored(batch))
+        assert abs(len(batch.targets) - n_known / 2) < 200  # one for each example
+        unknown = batch.packed.input_ids == 1
+        assert unknown.sum() == (corpus.pieces == 1).sum()

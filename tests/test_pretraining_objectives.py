@@ -11,7 +11,7 @@ from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreT
 
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.pretraining.data import Data
-from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer
+from spacy_bert_heads.pretraining.objectives import Totals, load_pretrainer, save_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.settings import Settings
 
@@ -117,3 +117,22 @@ def test_an_objective_that_the_family_has_no_head_for(tmp_path):
     name = make_checkpoint(tmp_path / "roberta", family="roberta")
     with pytest.raises(ValueError, match="full-sentences"):
         load_pretrainer(name, sentence_objective="nsp")
+
+
+@pytest.mark.parametrize(("family", "objective"), [("bert", "nsp"), ("albert", "sop")])
+def test_a_pooler_without_its_head_is_made_anew(tmp_path, family, objective):
+    name = make_checkpoint(tmp_path / family, family=family)
+    kept = load_pretrainer(name, sentence_objective=None)
+    renewed = load_pretrainer(name, sentence_objective=objective)
+    assert "pooler" not in kept.new_heads and "pooler" in renewed.new_heads
+    (weight, bias), (old, _) = (
+        list(one.sentence_head()[0].parameters()) for one in (renewed, kept)
+    )
+    assert not torch.equal(weight, old)
+    assert abs(weight.std().item() / renewed.model.config.initializer_range - 1) < 0.1
+    assert not bias.any()
+    # A checkpoint with the whole head keeps its pooler.
+    save_pretrainer(renewed, tmp_path / "saved")
+    again = load_pretrainer(str(tmp_path / "saved"), sentence_objective=objective)
+    assert not again.made
+    assert torch.equal(again.sentence_head()[0].state_dict().popitem(last=False)[1], weight)

@@ -17,10 +17,11 @@ from spacy.language import Language
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
+from spacy_bert_heads.pretraining import layouts
 from spacy_bert_heads.pretraining import prepare as prepare_module
 from spacy_bert_heads.pretraining.boundaries import begin_words
 from spacy_bert_heads.pretraining.prepare import make_sentencizer, prepare
-from spacy_bert_heads.pretraining.sources import cut
+from spacy_bert_heads.pretraining.records import Format, cut
 from spacy_bert_heads.pretraining.store import open_corpus
 
 
@@ -49,7 +50,8 @@ def test_arrays_are_exact_and_read_only(tmp_path):
     dtypes = [corpus.pieces.dtype, corpus.words.dtype]
     assert dtypes == [np.int32, np.bool_]
     assert corpus.sentences.dtype == corpus.documents.dtype == np.int64
-    for array in (corpus.pieces, corpus.words, corpus.sentences, corpus.documents):
+    assert corpus.spans.tolist() == corpus.words.tolist()
+    for array in (corpus.pieces, corpus.words, corpus.spans, corpus.sentences, corpus.documents):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     report = corpus.report
@@ -77,7 +79,7 @@ def test_sentences_without_pieces_vanish(tmp_path):
     file = write(tmp_path / "a.jsonl", jsonl("Anna left. \u200b. \x01\n\n", "\x01\x02"))
     nlp = spacy.blank("en")
     nlp.add_pipe("sentencizer", config={"punct_chars": [".", "\u200b", "\x01"]})
-    corpus = run(tmp_path, file, sentences=nlp)
+    corpus = run(tmp_path, file, pipeline=nlp)
     assert np.diff(corpus.sentences).min() > 0 and np.diff(corpus.documents).min() > 0
     assert len(corpus.documents) == 2
     assert corpus.report.skipped == Counter({"no wordpieces": 1})
@@ -87,7 +89,7 @@ def test_a_document_that_the_pipeline_fails_on_is_skipped(tmp_path):
     nlp = spacy.blank("en")
     nlp.add_pipe("picky_sentencizer")
     file = write(tmp_path / "a.txt", text("Anna left", "dynamite", "the crew swim"))
-    corpus = run(tmp_path, file, sentences=nlp)
+    corpus = run(tmp_path, file, pipeline=nlp)
     assert read(corpus) == [["anna left"], ["the crew", "swim"]]
     assert corpus.report.samples == [f"{file}:3: pipeline failed: it exploded"]
 
@@ -99,7 +101,7 @@ def test_long_texts_are_cut_at_white_space(tmp_path):
     nlp = make_sentencizer("en")
     nlp.max_length = 100
     words = ("fire anna. " * 50).strip()
-    corpus = run(tmp_path, write(tmp_path / "a.jsonl", jsonl(words)), sentences=nlp)
+    corpus = run(tmp_path, write(tmp_path / "a.jsonl", jsonl(words)), pipeline=nlp)
     assert corpus.report.documents == 6
     assert corpus.pieces.tolist() == WORDPIECES([words]).ids.tolist()
     assert not corpus.report.skipped
@@ -114,7 +116,7 @@ def test_nothing_kept_is_an_error_and_leaves_nothing(tmp_path, content):
 
 def test_a_pipeline_without_sentences_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="finds no sentences"):
-        run(tmp_path, write(tmp_path / "a.txt", b"anna"), sentences=spacy.blank("en"))
+        run(tmp_path, write(tmp_path / "a.txt", b"anna"), pipeline=spacy.blank("en"))
 
 
 # --- the cache
@@ -139,20 +141,28 @@ def test_the_same_text_is_not_tokenized_again(tmp_path, monkeypatch):
 
 def test_whatever_changes_the_result_makes_a_new_one(tmp_path):
     file = write(tmp_path / "a.txt", b"anna")
+    stat = file.stat()
     run(tmp_path, file)
-    file.write_bytes(b"anna ")
-    run(tmp_path, file)
+    file.write_bytes(b"fire")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert read(run(tmp_path, file)) == [["fire"]]
     assert count(tmp_path) == 2
+    file.write_bytes(b"anna")
     run(tmp_path, file, wordpieces=BY_KIND["bytes"])
     assert count(tmp_path) == 3
     run(tmp_path, file, lang="de")
     assert count(tmp_path) == 4
     nlp = spacy.blank("en")
     nlp.add_pipe("sentencizer", config={"punct_chars": ["a"]})
-    assert read(run(tmp_path, file, sentences=nlp)) == [["anna"]]
+    assert read(run(tmp_path, file, pipeline=nlp)) == [["anna"]]
     assert count(tmp_path) == 5
     run(tmp_path, file, file)
     assert count(tmp_path) == 6
+    # The same bytes are a document as text, and no object as JSON Lines.
+    with pytest.raises(ValueError, match="Nothing in the sources"):
+        run(tmp_path, write(tmp_path / "a.jsonl", b"anna"))
+    run(tmp_path, file, format=Format("lines"))
+    assert count(tmp_path) == 7
 
 
 def test_the_weights_of_a_pipeline_count_and_its_use_does_not(tmp_path):
@@ -160,13 +170,13 @@ def test_the_weights_of_a_pipeline_count_and_its_use_does_not(tmp_path):
     nlp = spacy.blank("en")
     nlp.add_pipe("senter")
     nlp.initialize()
-    run(tmp_path, file, sentences=nlp)
+    run(tmp_path, file, pipeline=nlp)
     list(nlp.pipe(["words that it has never seen", "anna"]))
-    run(tmp_path, file, sentences=nlp)
+    run(tmp_path, file, pipeline=nlp)
     assert count(tmp_path) == 1
     output = nlp.get_pipe("senter").model.get_ref("output_layer")
     output.set_param("b", output.get_param("b") + 1)
-    run(tmp_path, file, sentences=nlp)
+    run(tmp_path, file, pipeline=nlp)
     assert count(tmp_path) == 2
 
 
@@ -230,7 +240,7 @@ def test_any_number_of_workers_makes_the_same(tmp_path):
     assert alone.report == together.report
     assert alone.report.documents == len(lines) - 2
     assert alone.report.skipped == {"not UTF-8": 1, "no wordpieces": 1}
-    for name in ("pieces", "words", "sentences", "documents"):
+    for name in ("pieces", "words", "spans", "sentences", "documents"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
 
 
@@ -267,6 +277,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     """Of what Python and NumPy allocate: what the whole process takes jumps by more than a corpus
     that a test has time for."""
     monkeypatch.setattr(prepare_module, "CHUNK", 2**12)
+    monkeypatch.setattr(layouts, "HEAD", 2**12)
     once = make_text(20_000)  # again and again, since spaCy's hash tables grow with new words
     peaks, pieces = [], []
     for times in (1, 6):
@@ -300,6 +311,7 @@ def test_prepare_command(tmp_path, checkpoint):
     assert imported == "imported"
     assert lines == [
         f"{tmp_path / 'cache'}: 2 documents, 3 sentences, 17 wordpieces of 51 bytes",
+        "Read as documents: 2 objects of JSON Lines",
         "Skipped: 1",
         "       1  not JSON",
         f"  {tmp_path / 'a.jsonl'}:3: not JSON: Expecting value: line 1 column 1 (char 0)",

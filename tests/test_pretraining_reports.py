@@ -12,7 +12,7 @@ from checkpoints import make_checkpoint
 from pretraining_runs import write_config, write_raw
 
 from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
-from spacy_bert_heads.pretraining.draws import Choice, uniform
+from spacy_bert_heads.pretraining.documents import Side, hold_out
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.masking import Vocabulary
 from spacy_bert_heads.pretraining.objectives import fill_mask, load_pretrainer
@@ -69,8 +69,9 @@ def test_samples(tmp_path, checkpoint):
     tokenizer = wordpieces.tokenizer
     mask = tokenizer.token_to_id("[MASK]")
     vocabulary = Vocabulary(wordpieces, mask, tokenizer.get_vocab_size(), np.asarray([mask]))
-    held_out = [i for i in range(40) if uniform(Choice.HELD_OUT, 7, np.asarray([i]))[0] < 0.3]
-    samples = pick_samples(corpus, vocabulary, seed=7, held_out=0.3, n=3)
+    chosen = hold_out(40, 0.3, seed=7)
+    held_out = np.flatnonzero(chosen).tolist()
+    samples = pick_samples(Side(corpus, chosen), vocabulary, n=3)
     assert len(samples) == 3
     for sample, number in zip(samples, held_out, strict=False):
         words = re.findall(r"\w+", texts[number].lower())
@@ -79,7 +80,7 @@ def test_samples(tmp_path, checkpoint):
         assert sample.ids.tolist().count(mask) == 1
         masked = texts[number].lower().replace(sample.word, "[MASK]", 1)
         assert sample.text.replace(" ", "") == masked.replace(" ", "")
-    assert pick_samples(corpus, vocabulary, seed=7, held_out=0.0, n=99)  # of the training text
+    assert pick_samples(Side(corpus, ~chosen), vocabulary, n=99)
 
 
 def test_a_run_shows_its_guesses_and_curves(settings, tmp_path):

@@ -7,7 +7,7 @@ from epochs import CLS, DOCUMENTS, SEP, A, Corpus, Epoch, batch_of, corpus_of, r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_bert_heads.pretraining.draws import Choice, draw, uniform
+from spacy_bert_heads.pretraining.draws import Purpose, generator
 
 
 def test_sop_by_hand():
@@ -65,14 +65,8 @@ def test_pairs_of_a_tokenizer_without_types():
 
 
 def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed: int, epoch: int):
-    """BERT's and ALBERT's code, sentence by sentence and piece by piece, with our draws."""
-
-    def choose(choice: Choice, *keys: int) -> float:
-        return float(uniform(choice, seed, epoch, *keys)[0])
-
-    def is_one(choice: Choice, *keys: int) -> bool:
-        return bool(draw(choice, seed, epoch, *keys)[0] & np.uint64(1))
-
+    """BERT's and ALBERT's code, sentence by sentence, with our generators. What is cut off at
+    either end is drawn by its number, not piece by piece, and so it is here."""
     sentences = [
         list(range(*corpus.sentences[i : i + 2])) for i in range(len(corpus.sentences) - 1)
     ]
@@ -82,51 +76,49 @@ def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed
     pairs, labels = [], []
     for number, document in enumerate(documents):
         units = [one[i : i + room] for one in document for i in range(0, len(one), room)]
-        if len(units) < 2:
-            continue
+        random = generator(seed, Purpose.PAIRS, epoch, document[0][0])
         i = 0
-        while i < len(units):
-            key, target = units[i][0], room
-            if choose(Choice.SHORT, key) < short:
-                target = 2 + int(choose(Choice.TARGET, key) * (room - 1))
-            altered = is_one(Choice.PAIR, key)
+        while i < len(units) > 1:
+            target = room
+            if random.random() < short:
+                target = 2 + int(random.random() * (room - 1))
+            altered = random.random() >= 0.5
             is_random = altered and objective == "nsp"
             chunk: list[list[int]] = []
-            if i == len(units) - 1 and not is_random:
-                chunk.append(units[i - 1])
-            for unit in units[i:]:
+            start = i - 1 if i == len(units) - 1 and not is_random else i
+            for unit in units[start:]:
                 chunk.append(unit)
                 if sum(map(len, chunk)) >= target and len(chunk) > 1:
                     break
-            split = 1 + int(choose(Choice.SPLIT, key) * (len(chunk) - 1)) if len(chunk) > 2 else 1
+            split = 1 + int(random.random() * max(len(chunk) - 1, 1))
             a, b = sum(chunk[:split], []), sum(chunk[split:], [])
-            i += split if is_random else len(chunk)
+            i = start + split if is_random else start + len(chunk)
             if is_random:
-                b, attempt = [], 0
-                while not b:
-                    keys = (attempt, key)
-                    other = int(choose(Choice.DOCUMENT, *keys) * len(documents))
-                    start = int(choose(Choice.SENTENCE, *keys) * len(documents[other]))
-                    for sentence in documents[other][start:] if other != number else []:
-                        b += sentence
-                        if len(b) >= max(target - len(a), 1):
-                            break
-                    attempt += 1
+                other, b = number, []
+                while other == number:
+                    other = int(random.random() * len(documents))
+                first = int(random.random() * len(documents[other]))
+                for sentence in documents[other][first:]:
+                    b += sentence
+                    if len(b) >= max(target - len(a), 1):
+                        break
                 b = b[:room]
             off = [0, 0]
-            while len(a) + len(b) > room:
-                which = int(len(a) <= len(b))
-                (a, b)[which].pop(0 if is_one(Choice.CUT, which, key, off[which]) else -1)
-                off[which] += 1
+            while len(a) + len(b) - sum(off) > room:
+                off[len(a) - off[0] <= len(b) - off[1]] += 1
+            cut = []
+            for part, n in zip((a, b), off, strict=True):
+                front = random.binomial(n, 0.5) if n else 0
+                cut.append(part[front : len(part) - n + front])
             swap = altered and objective == "sop"
-            pairs.append([b, a] if swap else [a, b])
+            pairs.append(cut[::-1] if swap else cut)
             labels.append(int(altered))
     return pairs, labels
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    documents=DOCUMENTS.filter(lambda documents: sum(map(any, documents)) != 1),
+    documents=DOCUMENTS.filter(lambda documents: len(documents) != 1),
     max_length=st.integers(5, 24),
     short=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 2**32),
@@ -228,3 +220,16 @@ def test_chance_and_lengths_of_short_pairs():
     assert abs(shares.mean() - 0.5) < 5 * 0.29 / n**0.5
     whole = Epoch(corpus, "sop", 103, short_seq_prob=0.0)
     assert {sum(n for _, n in rows) for rows in whole.examples} == {100}
+
+
+def test_pieces_are_cut_off_at_either_end():
+    # Two sentences of 20 in room for 20, so each loses 10, every one from a random end.
+    corpus = corpus_of(*([[20, 20]] * 2000))
+    epoch = Epoch(corpus, "sop", 23)
+    fronts = np.array([first % 20 for rows in epoch.examples for first, _ in rows])
+    assert {n for rows in epoch.examples for _, n in rows} == {10}
+    n = len(fronts)
+    assert abs(fronts.mean() - 5) < 5 * (10 / 4 / n) ** 0.5
+    assert abs(fronts.var() - 10 / 4) < 5 * 10 / 4 * (2 / n) ** 0.5
+    a, b = fronts[::2], fronts[1::2]
+    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / len(a) ** 0.5

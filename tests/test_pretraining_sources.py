@@ -9,8 +9,9 @@ import threading
 import pytest
 from raw_text import TWO, TWO_SENTENCES, docbin, jsonl, read, run, text, write, zstd
 
-from spacy_bert_heads.pretraining import sources
-from spacy_bert_heads.pretraining.sources import CHUNK, read_lines, read_texts
+from spacy_bert_heads.pretraining import layouts
+from spacy_bert_heads.pretraining.layouts import read_lines
+from spacy_bert_heads.pretraining.records import CHUNK, read_texts
 from spacy_bert_heads.pretraining.store import Corpus, open_corpus
 
 
@@ -90,8 +91,9 @@ def test_a_missing_source_is_named(tmp_path, source):
 
 def test_zstd_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ImportError, match="pip install zstandard"):
-        run(tmp_path, write(tmp_path / "a.txt.zst", b"anna"))
+    for name in ("a.txt.zst", "A.TXT.ZST"):
+        with pytest.raises(ImportError, match=f"{name} .*pip install zstandard"):
+            run(tmp_path, write(tmp_path / name, b"anna"))
 
 
 def test_texts_are_read_in_parts(tmp_path):
@@ -128,7 +130,9 @@ def test_damaged_lines_are_counted_reported_and_skipped(tmp_path):
         "empty line": 1,
         "not JSON": 2,
         "not UTF-8": 1,
-        "no text": 4,
+        "no 'text'": 1,
+        "no JSON object": 1,
+        "no text": 2,
         "text is not UTF-8": 1,
         "no wordpieces": 1,
     }
@@ -183,7 +187,7 @@ def test_damaged_zstd(tmp_path, damage, reason):
 
 
 def test_a_file_of_one_line_is_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 10)
+    monkeypatch.setattr(layouts, "MAX_BYTES", 10)
     content = "anna fire abcdefghijkl 船在港口外\nanna".encode()
     parts = list(read_lines(io.BytesIO(content)))
     assert b"".join(part for _, part in parts) == content

@@ -27,7 +27,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from spacy_bert_heads.encoder.loading import load_checkpoint, load_wordpiece_tokenizer
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
-from spacy_bert_heads.pretraining.sources import read_texts
+from spacy_bert_heads.pretraining.records import read_texts
 from spacy_bert_heads.pretraining.start import make_start
 
 
@@ -80,7 +80,7 @@ def test_a_vocabulary_as_by_hand(tmp_path, size):
     name = make_start(ask(raw, vocab_size=size), tmp_path / "start", say=said.append)
     expected = train_by_hand(texts, size)
     assert load_wordpiece_tokenizer(name).tokenizer.get_vocab() == expected
-    fewer = f"The raw text gives a vocabulary of {len(expected)} pieces, not of 400"
+    fewer = f"The raw text gives a vocabulary of {len(expected)} wordpieces, not of 400"
     assert any(fewer in line for line in said) == (size == 400)
     assert (len(expected) < size) == (size == 400)
 
@@ -103,6 +103,50 @@ def test_a_vocabulary_covers_its_text(raw, tmp_path, lowercase):
         assert unknown not in wordpieces([" ".join(chosen)]).ids
 
     check()
+
+
+FAMILIES = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    "albert": ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_its_own_kind(raw, tmp_path, family):
+    settings = ask(raw, family=family, vocab_size=300)
+    found = [make_start(settings, tmp_path / str(i), say=quiet) for i in range(2)]
+    one, again = map(load_wordpiece_tokenizer, found)
+    assert one.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(found[0])
+    assert tokenizer.convert_ids_to_tokens(range(5)) == FAMILIES[family]
+    cls, sep = (2, 3) if family != "roberta" else (0, 2)
+    ids = tokenizer("the crew", "the crew")["input_ids"]
+    assert (ids[0], ids[-1], ids.count(sep)) == (cls, sep, 2 if family != "roberta" else 3)
+    # Case counts for RoBERTa alone, which also reads what its text didn't have.
+    same = one(["The Crew"]).ids.tolist() == one(["the crew"]).ids.tolist()
+    assert same == (family != "roberta")
+    unknown = one.tokenizer.token_to_id(FAMILIES[family][3 if family == "roberta" else 1])
+    assert (unknown in one(["ж"]).ids) == (family != "roberta")
+    assert unknown not in one(SENTENCES).ids
+    if family == "roberta":
+        assert one.tokenizer.decode(one(SENTENCES[:3]).ids) == "".join(SENTENCES[:3])
+    assert load_pretrainer(found[0], sentence_objective=None).vocabulary().mask_id == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vocabulary_too_small_for_its_characters(raw, tmp_path, family):
+    with pytest.raises(ValueError, match="encoder.vocab_size is 9"):
+        make_start(ask(raw, family=family, vocab_size=9), tmp_path / "start", say=quiet)
+
+
+def test_byte_pairs_by_hand(tmp_path):
+    # Words: abc, " abc" and " ab" twice each. So a b occur 5 times, " " ab 4, " ab" c 2, ab c once.
+    raw = write_texts(tmp_path / "raw.jsonl", ["abc abc abc ab ab"])
+    name = make_start(ask(raw, family="roberta", vocab_size=400), tmp_path / "start", say=quiet)
+    vocab = load_wordpiece_tokenizer(name).tokenizer.get_vocab()
+    learned = sorted((i, piece) for piece, i in vocab.items() if i >= 5 + 256)
+    assert [piece for _, piece in learned] == ["ab", "Ġab", "Ġabc"]
 
 
 # --- added words

@@ -8,7 +8,7 @@ import unicodedata
 
 import numpy as np
 
-from ..text.arrays import Bools1d, Ints1d
+from ..text.arrays import Bools1d, Ints1d, Ints2d, ranges
 from ..text.wordpieces import Wordpieces
 
 # Scripts that are written without spaces between words: Thai and Lao, Tibetan, Burmese, Khmer,
@@ -26,6 +26,7 @@ UNSPACED = (
     (0xFF66, 0xFF9F),
     (0x20000, 0x323AF),
 )
+NO_SPANS = np.empty((0, 2), dtype=np.int64)
 SPACE, APART, LETTER, MARK, UNKNOWN = range(5)  # how a character relates to the word around it
 KINDS_OF_CODES = np.full(sys.maxunicode + 1, UNKNOWN, dtype=np.uint8)  # filled on first use
 
@@ -97,6 +98,21 @@ def begin_words(pieces: Wordpieces, texts: list[str]) -> Bools1d:
     )
     words[1:] = ~((touching & joined) | (starts < ends))
     return words
+
+
+def begin_units(
+    pieces: Wordpieces, words: Bools1d, texts: list[str], spans: list[Ints2d]
+) -> Bools1d:
+    """Mark the wordpieces that begin a span of several words, or a word outside of spans
+    (n_pieces,). `words` is the result of `begin_words`, `spans` has, for each text, the first
+    character of each span and its end (n_spans, 2). A word that is partly in a span is in it."""
+    shifts = np.repeat(_shifts(texts), [len(of_text) for of_text in spans])
+    bounds = np.concatenate([NO_SPANS, *spans]) + shifts[:, None]
+    piece_starts = pieces.starts + np.repeat(_shifts(texts), pieces.lengths)
+    first, behind = np.searchsorted(piece_starts, bounds).T
+    units = words.copy()
+    units[ranges(first + 1, np.maximum(behind - first - 1, 0))] = False
+    return units
 
 
 def _kind(code: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import find_damage, write_digests
 from ..text.arrays import Ints1d
-from .draws import shuffled
+from .documents import Side, hold_out
 from .examples import Batch, Plan, make_batch, plan_epoch
 from .masking import Vocabulary
 from .schedule import divide_steps
@@ -36,6 +36,9 @@ class Data:
     `folder` holds the plans of the epochs, which are not shared by processes. A batch is the same
     for any number of processes: each of `n_parts` reads one part of it, which is `rank`. A run to
     resume has `num_steps`; that of a new one follows from the settings.
+
+    `held_out` is text of the user's own to evaluate on; without it, documents of the corpus are
+    held out.
     """
 
     def __init__(
@@ -45,15 +48,30 @@ class Data:
         settings: Settings,
         folder: Path,
         *,
+        held_out: Corpus | None = None,
         rank: int = 0,
         n_parts: int = 1,
         num_steps: int | None = None,
     ) -> None:
-        self.corpus, self.vocabulary, self.settings = corpus, vocabulary, settings
+        self.vocabulary, self.settings = vocabulary, settings
+        n_documents, seed = len(corpus.documents) - 1, settings.training.seed
+        share = settings.text.held_out if held_out is None else 0.0
+        # A random next segment is of another document, so each side needs two.
+        least = 2 if settings.objective.sentences == "nsp" else 1
+        chosen = hold_out(n_documents, share, seed=seed, least=least)
+        self.train = Side(corpus, ~chosen)
+        self.held_out = Side(corpus, chosen)
+        if held_out is not None:
+            self.held_out = Side(held_out, np.ones(len(held_out.documents) - 1, dtype=np.bool_))
         self.folder, self.rank, self.n_parts = folder, rank, n_parts
         self._plans: dict[tuple[str, int, int], Plan] = {}
         self._lock = Lock()
         self.num_steps = num_steps or settings.training.max_steps or self._count_steps()
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these texts from others."""
+        return f"{self.train.corpus.fingerprint}-{self.held_out.corpus.fingerprint}"
 
     # --- how long the run is
 
@@ -93,7 +111,7 @@ class Data:
         shutil.rmtree(path, ignore_errors=True)
         s = self.settings
         plan = plan_epoch(
-            self.corpus,
+            *(self.held_out if side == "held-out" else self.train),
             path,
             objective=s.objective.sentences,
             max_length=s.training.phases[phase].max_length,
@@ -101,8 +119,6 @@ class Data:
             vocabulary=self.vocabulary,
             seed=s.training.seed,
             epoch=epoch,
-            held_out=s.text.held_out,
-            evaluation=side == "held-out",
         )
         write_digests(path, (file.name for file in path.iterdir()))
         return plan
@@ -134,10 +150,8 @@ class Data:
             )
         size = self.batch_size(position.phase)
         begin, end = position.done, min(position.done + size, len(plan))
-        seed = self.settings.training.seed
-        places = np.array_split(np.arange(begin, end), self.n_parts)[self.rank]
-        numbers = shuffled(places, len(plan), seed=seed, epoch=position.epoch)
-        batch = self._make(plan, numbers, position.epoch, step)
+        numbers = np.array_split(plan.order[begin:end], self.n_parts)[self.rank]
+        batch = self._make(self.train.corpus, plan, numbers, step)
         if end + size <= len(plan):
             return batch, dataclasses.replace(position, done=end)
         # The rest of the epoch would make a smaller batch, whose examples weigh more.
@@ -150,24 +164,23 @@ class Data:
         length = t.phases[phase].max_length
         plan = self.plan(phase, 0, evaluation=True)
         n = min(len(plan), max(t.eval_tokens // length, 1))
-        numbers = shuffled(np.arange(n), len(plan), seed=0, epoch=0)
+        numbers = plan.order[:n]
         size = max(t.max_batch_tokens // length, 1)
         starts = range(0, n, size)[self.rank :: self.n_parts]
-        return [self._make(plan, numbers[i : i + size], 0, self.num_steps) for i in starts]
+        corpus = self.held_out.corpus
+        return [self._make(corpus, plan, numbers[i : i + size], self.num_steps) for i in starts]
 
     def batch_size(self, phase: int) -> int:
         """Return the number of examples in a batch, of all processes together."""
         t = self.settings.training
         return max(t.batch_tokens // t.phases[phase].max_length, 1)
 
-    def _make(self, plan: Plan, numbers: Ints1d, epoch: int, step: int) -> Batch:
+    def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:
         masking = self.settings.masking
         return make_batch(
-            self.corpus,
+            corpus,
             plan,
             numbers,
             vocabulary=self.vocabulary,
             masking=dataclasses.replace(masking, rate=masking.rate_at(step, self.num_steps)),
-            seed=self.settings.training.seed,
-            epoch=epoch,
         )

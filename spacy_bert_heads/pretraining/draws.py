@@ -1,6 +1,6 @@
-"""Random numbers by key: each one is a hash of what it decides (the seed, the epoch, the place in
-the corpus), not the next number of a generator. So it doesn't matter in which order, batch or
-process an example is made, and a resumed run has no generator state to restore.
+"""Random numbers by purpose and number. A counter-based generator starts anywhere at once, so each
+example has its own: it is the same in any order, batch or process, and a resumed run has no state
+of a generator to restore.
 """
 
 from __future__ import annotations
@@ -8,64 +8,37 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..text.arrays import Ints1d
 
 
-class Choice(IntEnum):
-    """What a random number decides, so that no two choices share their numbers."""
+class Purpose(IntEnum):
+    """What random numbers decide, so that no two purposes share them."""
 
-    HELD_OUT, SHORT, TARGET, SPLIT, PAIR, DOCUMENT, SENTENCE, CUT = range(8)
-    WORDS, SPAN, CORRUPT, REPLACE, ORDER = range(8, 13)
+    HELD_OUT, ORDER, PAIRS, MASKS = range(4)
 
 
-def draw(choice: Choice, *keys: int | Ints1d) -> NDArray[np.uint64]:
-    """Draw 64 random bits for each row of keys; the same keys always give the same bits.
+def generator(seed: int, purpose: Purpose, epoch: int = 0, number: int = 0) -> np.random.Generator:
+    """Make the generator of one document or example of an epoch, in 12 µs.
 
-    Keys are integers and arrays, which are broadcast. The mixing is that of SplitMix64 (Steele et
-    al. 2014, "Fast splittable pseudorandom number generators"), once for each key.
+    The seed and the purpose are the key of Philox (Salmon et al. 2011, "Parallel random numbers: as
+    easy as 1, 2, 3"). The epoch and the number are the upper half of its counter; the lower half
+    leaves 2**128 draws for each.
     """
-    state = np.zeros(1, dtype=np.uint64)
-    for key in (int(choice), *keys):
-        state = _mix(state, key)
-    return state
+    key = np.array([seed, purpose], dtype=np.uint64)
+    counter = np.array([0, 0, epoch, number], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _mix(state: NDArray[np.uint64], key: int | Ints1d) -> NDArray[np.uint64]:
-    state = state + np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def below(random: np.random.Generator, n: int) -> int:
+    """Draw an integer in [0, n). This takes 0.4 µs, against 1.4 µs of `Generator.integers`."""
+    return int(random.random() * n)
 
 
-def uniform(choice: Choice, *keys: int | Ints1d) -> NDArray[np.float64]:
-    """Draw like `draw`, but numbers in [0, 1)."""
-    return (draw(choice, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def shuffle(n: int, *, seed: int, epoch: int) -> Ints1d:
+    """Return the order in which an epoch reads its n examples (n,).
 
-
-def shuffled(numbers: Ints1d, n: int, *, seed: int, epoch: int) -> Ints1d:
-    """Return the elements at the positions `numbers` (each below n) of a shuffled `range(n)`.
-
-    The shuffled range is never in memory, so a resumed run finds its place in an epoch in O(1).
-    Each epoch has its own order. A Feistel network permutes the numbers below a power of four;
-    results that are not below n are permuted again until they are (cycle walking; Black & Rogaway
-    2002, "Ciphers with arbitrary finite domains").
+    The price is eight bytes and 20 ns for each: for a corpus of a billion wordpieces in sequences
+    of 128, 64 MB, and 0.2 s when a run is resumed.
     """
-    half = max((n - 1).bit_length() + 1, 2) // 2
-    low = (1 << half) - 1
-    # Four rounds make a pseudo-random permutation (Luby & Rackoff 1988), but only for halves with
-    # many bits, so there are eight. The part of their keys that all numbers share is drawn once.
-    rounds = draw(Choice.ORDER, seed, epoch, np.arange(8))
-
-    def permute(values: Ints1d) -> Ints1d:
-        left, right = values >> half, values & low
-        for state in rounds[:, None]:
-            noise = _mix(state, right).astype(np.int64)
-            left, right = right, left ^ (noise & low)
-        return left << half | right
-
-    result = permute(np.asarray(numbers, dtype=np.int64))
-    while len(beyond := np.flatnonzero(result >= n)):
-        result[beyond] = permute(result[beyond])
-    return result
+    return generator(seed, Purpose.ORDER, epoch).permutation(n)

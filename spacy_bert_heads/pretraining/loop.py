@@ -21,7 +21,7 @@ from .processes import Processes
 from .reports import Report, mend_log, open_logger
 from .run import FORMAT, Run
 from .settings import Settings
-from .start import make_start, prepare_corpus
+from .start import make_start, prepare_texts
 
 # What may differ between a run and its continuation: where and how often, but not what. The text
 # may have moved: its content is compared.
@@ -149,14 +149,17 @@ def begin(
         )
     pretrainer.to(processes.device).eval()
     wordpieces = pretrainer.encoder.checkpoint.tokenizer
-    corpus = processes.in_turn(lambda: prepare_corpus(settings, wordpieces))
+    corpus, held_out = processes.in_turn(lambda: prepare_texts(settings, wordpieces))
     for line in corpus.report.lines():
         say(line)
+    if held_out is not None:
+        say(f"Held out: {held_out.report.lines()[0]}")
     data = Data(
         corpus,
         pretrainer.vocabulary(),
         settings,
         plans / str(processes.rank),
+        held_out=held_out,
         rank=processes.rank,
         n_parts=processes.size,
         num_steps=None if state is None else state["num_steps"],
@@ -171,6 +174,11 @@ def begin(
         epochs = data.count_epochs()
         read = f"{epochs:.2g} of the corpus" if epochs < 1 else f"the corpus {epochs:.1f} times"
         say(f"Steps: {data.num_steps:,}. The run reads {read}.")
+    if not data.held_out.chosen.any() and settings.text.held_out:
+        say(
+            "Warning: there are too few documents to hold one out, so nothing says what the "
+            "encoder makes of other text. Name some in paths.held_out."
+        )
     data.forget_before(run.position)
     too_short = data.plan(run.position.phase, run.position.epoch).skipped
     if too_short:

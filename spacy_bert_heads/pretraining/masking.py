@@ -1,36 +1,34 @@
-"""Which wordpieces of a batch are predicted, and what the encoder reads in their place."""
+"""Which wordpieces of an example are predicted, and what the encoder reads in their place."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
-from ..text.arrays import Bools1d, Ints1d, sums
+from ..text.arrays import Bools1d, Ints1d
 from ..text.wordpieces import WordpieceTokenizer
-from .draws import Choice, draw, uniform
-
-# Seed, epoch and, for each wordpiece, its example and its number in that example: with these a
-# wordpiece has the same fate in any batch.
-Keys = tuple[int, int, Ints1d, Ints1d]
 
 
 @dataclass(frozen=True)
 class Masking:
-    """The share of wordpieces that is predicted, and how they are replaced.
+    """How wordpieces are chosen and replaced.
 
     rate: the share of an example's wordpieces that is predicted. mask, random: the shares of those
     that become the mask token and a random wordpiece; the others stay, because text without masks
-    is what the encoder will read later (BERT, section 3.1). whole_words: predict all wordpieces of
-    a word or none. max_ngram: up to so many words in a row, n with p(n) ~ 1/n (ALBERT, section
-    4.1).
+    is what the encoder will read later (BERT, section 3.1). units: what is predicted as a whole:
+    "wordpieces", "words", or "spans", which are the entities and noun chunks that a pipeline found,
+    and the words outside of them (ERNIE, Sun et al. 2019, section 3.2). max_ngram: up to so many
+    units in a row, n with p(n) ~ 1/n (ALBERT, section 4.1).
     """
 
     rate: float = 0.15
     mask: float = 0.8
     random: float = 0.1
-    whole_words: bool = True
+    units: str = "words"
     max_ngram: int = 1
 
 
@@ -41,69 +39,62 @@ class Vocabulary:
     tokenizer: WordpieceTokenizer
     mask_id: int
     size: int
-    special: Ints1d  # ids that never replace a wordpiece
+    special: Ints1d  # ids that are never predicted, and never replace a wordpiece
+
+    @cached_property
+    def is_ordinary(self) -> Bools1d:
+        """Whether an id may be predicted (size,)."""
+        return np.isin(np.arange(self.size), self.special, invert=True)
 
     @cached_property
     def ordinary(self) -> Ints1d:
         """The ids that may replace a wordpiece."""
-        return np.setdiff1d(np.arange(self.size), self.special)
+        return np.flatnonzero(self.is_ordinary)
 
 
 def choose(
-    word_starts: Bools1d, segment: Ints1d, pieces: Ints1d, keys: Keys, masking: Masking
-) -> Bools1d:
-    """Choose the wordpieces to predict: words in random order, as many as the rate allows.
+    starts: Bools1d, maskable: Bools1d, masking: Masking, random: np.random.Generator
+) -> Ints1d:
+    """Choose the positions to predict (n_masked,): units in random order, as many as the rate
+    allows.
 
-    `word_starts` (n_pieces,) marks the wordpieces that begin a word, `segment` (n_pieces,) numbers
-    their segments, `pieces` (n_examples,) counts the wordpieces of each example. Returns the choice
-    (n_pieces,).
+    `starts` (n_positions,) marks the positions where a unit begins, `maskable` (n_positions,) those
+    that may be predicted; the others, special tokens, end units and n-grams. The rate is a share of
+    the maskable positions, at least one of them.
 
-    A word that would exceed the rate is skipped, so the rate may not be reached exactly; without
-    whole words it is. The method is `create_masked_lm_predictions` in google-research/bert, and in
-    google-research/albert for n-grams; there an n-gram that meets a chosen word is dropped, here
-    it ends before it.
+    A unit that would exceed the rate is skipped, so the rate may not be reached exactly; if every
+    position is a unit it is. The method is `create_masked_lm_predictions` in google-research/bert,
+    and in google-research/albert for n-grams; there an n-gram that meets a chosen unit is dropped,
+    here it ends before it.
     """
-    starts = np.flatnonzero(word_starts)
-    seed, epoch, number, piece = keys
-    keys = (seed, epoch, number[starts], piece[starts])
-    sizes = np.diff(np.append(starts, len(word_starts)))
-    words = sums(word_starts, pieces)
-    example = np.repeat(np.arange(len(words)), words)
-    # One sort for the whole batch: by example, then by 40 random bits.
-    noise = (draw(Choice.WORDS, *keys) >> np.uint64(24)).astype(np.int64)
-    order = np.argsort((example << 40) | noise, kind="stable")
-    # Where the n-gram that begins at a word ends: never in another segment, which is other text.
-    p = 1 / np.arange(1, masking.max_ngram + 1)
-    n = np.searchsorted(np.cumsum(p[:-1]) / p.sum(), uniform(Choice.SPAN, *keys), side="right") + 1
-    segment_end = np.searchsorted(segment[starts], segment[starts], side="right")
-    ends = np.minimum(np.arange(len(starts)) + n, segment_end).tolist()
-    budgets = np.maximum(np.rint(masking.rate * pieces), 1).astype(np.int64)
-
-    # The only loop over words: whether a word still fits depends on all that were chosen before.
-    chosen = np.zeros(len(starts), dtype=np.bool_)
-    taken, size, ordered, position = chosen.tolist(), sizes.tolist(), order.tolist(), 0
-    for n_words, room in zip(words.tolist(), budgets.tolist(), strict=True):
-        for word in ordered[position : position + n_words]:
-            end = ends[word]
-            while word < end and not taken[word] and size[word] <= room:
-                taken[word] = True
-                room -= size[word]
-                word += 1
-            if not room:
+    starts = starts | ~maskable
+    starts[1:] |= ~maskable[:-1]
+    begins = np.flatnonzero(starts)
+    sizes = np.add.reduceat(maskable, begins, dtype=np.int64).tolist()
+    begin = begins.tolist()
+    room = round(masking.rate * sum(sizes)) or 1
+    shares = list(accumulate(1 / n for n in range(1, masking.max_ngram + 1)))
+    chosen: list[int] = []
+    for unit in random.permutation(len(sizes)).tolist():
+        n = 1 if len(shares) == 1 else 1 + bisect_right(shares, random.random() * shares[-1])
+        for place in range(unit, min(unit + n, len(sizes))):
+            if not 0 < sizes[place] <= room:
                 break
-        position += n_words
-    chosen[:] = taken
-    return np.repeat(chosen, sizes)
+            room -= sizes[place]
+            chosen += range(begin[place], begin[place] + sizes[place])
+            sizes[place] = 0  # not to be chosen again
+        if not room:
+            break
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
-def corrupt(targets: Ints1d, keys: Keys, vocabulary: Vocabulary, masking: Masking) -> Ints1d:
+def corrupt(
+    targets: Ints1d, vocabulary: Vocabulary, masking: Masking, random: np.random.Generator
+) -> Ints1d:
     """Return the ids that the encoder reads in place of the chosen wordpieces (n_masked,): the mask
     token, a random wordpiece, or the wordpiece itself."""
-    fate = uniform(Choice.CORRUPT, *keys)
+    fate, place = random.random((2, len(targets)))
     ordinary = vocabulary.ordinary
-    random = ordinary[(uniform(Choice.REPLACE, *keys) * len(ordinary)).astype(np.int64)]
-    return np.where(
-        fate < masking.mask,
-        vocabulary.mask_id,
-        np.where(fate < masking.mask + masking.random, random, targets),
-    )
+    others = ordinary[(place * len(ordinary)).astype(np.int64)]
+    kept = np.where(fate < masking.mask + masking.random, others, targets)
+    return np.where(fate < masking.mask, vocabulary.mask_id, kept)

@@ -102,12 +102,14 @@ class Pretrainer(nn.Module):
         if mask_id is None:
             raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
         added = tokenizer.get_added_tokens_decoder()
+        wordpieces = checkpoint.tokenizer
+        around = [wordpieces.prefix, wordpieces.suffix, *wordpieces.pair[:3]]
         special = [number for number, token in added.items() if token.special]
         return Vocabulary(
-            checkpoint.tokenizer,
+            wordpieces,
             mask_id,
-            tokenizer.get_vocab_size(),
-            np.asarray(special, dtype=np.int64),
+            max(tokenizer.get_vocab().values()) + 1,  # ids can have gaps
+            np.unique(np.concatenate([*around, np.asarray(special, dtype=np.int64)])),
         )
 
     def mlm_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -146,6 +148,23 @@ class Pretrainer(nn.Module):
                 return [model.albert.pooler, model.sop_classifier]
             case _:
                 return []
+
+    def renew_pooler(self) -> None:
+        """Initialise the pooler, which then learns as a new head does.
+
+        It is a part of the head for pairs. A checkpoint without the rest of that head has a pooler
+        that was never trained for it; MiniLM's, whose training pooled by the mean, has weights with
+        a standard deviation of 0.009, and passes half the gradient of a new one to the encoder.
+        """
+        pooler = self.sentence_head()[0]
+        for name, parameter in pooler.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=self.model.config.initializer_range)
+        renewed = {id(parameter) for parameter in pooler.parameters()}
+        named = self.model.named_parameters()
+        self.made |= {name for name, parameter in named if id(parameter) in renewed}
 
     def sentence_logits(self, states: torch.Tensor) -> torch.Tensor:
         """states (Tensor): The first state of each pair (n, width).
@@ -307,7 +326,10 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
 
     model, checkpoint, missing = load_model(name, choose_class)
     encoder = Encoder(checkpoint)
-    pretrainer = Pretrainer(model, encoder, has_pairs=sentence_objective in PAIRS, made=missing)
+    has_pairs = sentence_objective in PAIRS
+    pretrainer = Pretrainer(model, encoder, has_pairs=has_pairs, made=missing)
+    if has_pairs and "sentence head" in pretrainer.new_heads:
+        pretrainer.renew_pooler()
     # An unknown head is an error here, not after all text has been tokenized.
     pretrainer.mlm_logits(torch.empty(0, checkpoint.hidden_size))
     return pretrainer

@@ -1,7 +1,7 @@
 """Tokenize raw text once, in several processes, for all the epochs and runs that read it.
 
     sources ──▶ records ──chunks──▶ Worker ──▶ parts ──▶ files ──mapped──▶ Corpus
-    sources.py  bytes               text,      arrays    appended,         store.py
+    sources.py  records.py          text,      arrays    appended,         store.py
                                     sentences,           renamed when
                                     wordpieces           complete
 
@@ -29,15 +29,16 @@ import spacy
 from spacy.attrs import IDX, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.util import load_model_from_config
-from thinc.api import Config
-from tqdm import tqdm
+from spacy.util import filter_spans
+from tokenizers import Tokenizer
 
 from ..files import temporary_folder
-from ..text.arrays import Bools1d, Ints1d
+from ..text.arrays import Bools1d, Ints1d, Ints2d
 from ..text.wordpieces import WordpieceTokenizer
-from .boundaries import begin_words, cut_pieces
-from .sources import CHUNK, Reader, Record, Source, cut, list_sources, read_source, read_text
+from .boundaries import NO_SPANS, begin_units, begin_words, cut_pieces
+from .layouts import LAYOUTS, find_lines
+from .records import AUTO, CHUNK, Format, Record, cut, read_records, read_text
+from .sources import Reader, Source, list_sources
 from .store import FORMAT, Corpus, Part, PreparationReport, open_corpus, write_corpus
 
 MAX_LEXEMES = 1_000_000
@@ -48,10 +49,26 @@ T = TypeVar("T")
 class Setup(NamedTuple):
     """What a worker needs, in a form that can be sent to another process."""
 
-    config: str
-    pipeline: bytes
+    pipeline: Path
     max_length: int
+    finds_spans: bool
+    key: str  # see `Format`
     wordpieces: WordpieceTokenizer
+
+
+class Text(NamedTuple):
+    """A text to tokenize, and where it comes from."""
+
+    where: str
+    text: str
+    sentences: Ints1d | None  # (n_sentences,) where each begins, if that is known
+
+
+class Annotation(NamedTuple):
+    """What a pipeline finds in a text, in characters."""
+
+    sentences: Ints1d  # (n_sentences,) where each begins
+    spans: Ints2d  # (n_spans, 2) where each entity and noun chunk begins and ends
 
 
 def prepare(
@@ -60,34 +77,39 @@ def prepare(
     *,
     wordpieces: WordpieceTokenizer,
     lang: str = "en",
-    sentences: Language | None = None,
+    pipeline: Language | None = None,
+    format: Format = AUTO,
     workers: int = 0,
     progress: bool = False,
 ) -> Corpus:
     """Tokenize raw text into a folder in `cache`, or open the folder that was made from the same
-    sources, tokenizer and settings before.
+    content, tokenizer and settings before.
 
-    A source is a file, a folder, a pattern, or `-` for standard input. `.spacy` files give the
-    texts of their Docs; JSON Lines (`.jsonl`, `.ndjson`, `.json`) the string under `text`; text
-    (`.txt`, `.text`) has blank lines between documents. A file with another name is JSON Lines if
-    its first line is an object, otherwise text. All of them may be compressed, `.gz` or `.zst`. A
-    folder is searched at any depth for files with these names. Files of folders and patterns are
-    sorted.
+    A source is a file, a folder, a pattern, `-` for standard input, or a callable that yields
+    texts. A folder that `datasets` saved gives its rows; another one is searched at any depth for
+    files with the names below, and files of folders and patterns are sorted. A file with another
+    name is JSON Lines if its first line is an object, otherwise text. All but Parquet may be
+    compressed, `.gz` or `.zst`.
+
+    .jsonl .ndjson .json    the string under `format.key` of each object
+    .parquet, `datasets`    the column `format.key`
+    .spacy                  the texts of the Docs
+    .txt .text              documents by `format.layout`, see layouts.py
 
     A text longer than the pipeline's `max_length` is cut at white space into several documents; in
-    the middle of a word only where the second half of a part has no white space. A text file
-    without blank lines is cut at 64 MB; a longer line of JSON Lines is skipped as invalid JSON.
+    the middle of a word only where the second half of a part has no white space. A document of a
+    text file is cut at 64 MB; a longer line of JSON Lines is skipped as invalid JSON.
 
-    `sentences` is a pipeline that finds sentences; by default they are found by the punctuation of
-    `lang`. `workers` is the number of processes: 1 for this process alone, 0 for one per core.
-    `progress` shows a progress bar if there is a terminal.
+    `pipeline` finds sentences and, if it can, entities and noun chunks; without one, sentences end
+    at the punctuation of `lang`. `workers` is the number of processes: 1 for this process alone, 0
+    for one per core. `progress` shows a progress bar if there is a terminal.
 
     Raises FileNotFoundError if a source doesn't exist, ValueError if the pipeline sets no sentence
-    boundaries or nothing could be kept, and ImportError if a file needs zstandard, which is not
+    boundaries or nothing could be kept, and ImportError if a source needs a package that is not
     installed.
     """
     cache = Path(cache)
-    nlp = sentences if sentences is not None else make_sentencizer(lang)
+    nlp = pipeline if pipeline is not None else make_sentencizer(lang)
     if not nlp("One. Two.").has_annotation("SENT_START"):
         raise ValueError(
             f"The pipeline ({', '.join(nlp.pipe_names) or 'empty'}) finds no sentences. "
@@ -97,18 +119,17 @@ def prepare(
     # In the cache, because a rename is atomic only within one file system.
     with temporary_folder(cache) as made:
         found = list_sources(sources, made)
-        target = cache / make_fingerprint(found, nlp, wordpieces)
+        target = cache / make_fingerprint(found, format, nlp, wordpieces)
         if not target.exists():
             folder = made / "corpus"
             folder.mkdir()
-            setup = Setup(nlp.config.to_str(), nlp.to_bytes(), nlp.max_length, wordpieces)
-            size = sum(source.path.stat().st_size for source in found)
-            with tqdm(
-                total=size, unit="B", unit_scale=True, disable=None if progress else True
-            ) as bar:
-                records = chain.from_iterable(read_source(source, bar) for source in found)
-                chunks = group(records, lambda record: len(record.content) + len(record.where))
-                write_corpus(tokenize_chunks(chunks, setup, workers or count_cores()), folder)
+            has_own = pipeline is not None
+            # On disk, because spaCy's entity ruler loses phrases in `to_bytes` and `from_bytes`.
+            nlp.to_disk(made / "pipeline")
+            setup = Setup(made / "pipeline", nlp.max_length, has_own, format.key, wordpieces)
+            records = read_records(found, format, progress=progress)
+            chunks = group(records, lambda record: len(record.content) + len(record.where))
+            write_corpus(tokenize_chunks(chunks, setup, workers or count_cores()), folder)
             try:
                 folder.rename(target)
             except OSError:
@@ -131,17 +152,27 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_fingerprint(sources: list[Source], nlp: Language, wordpieces: WordpieceTokenizer) -> str:
-    """Return the folder name of a corpus, by everything its content depends on: the content of the
-    sources, wherever they are, the pipeline and the tokenizer."""
+def make_fingerprint(
+    sources: list[Source], format: Format, nlp: Language, wordpieces: WordpieceTokenizer
+) -> str:
+    """Return the folder name of a corpus, by everything that its content depends on. Where the
+    source files are and when they were changed is not among it."""
     digest = blake2b(digest_size=12)
-    settings = [FORMAT, [source.key() for source in sources], nlp.config.to_str(), nlp.max_length]
+    settings = [
+        FORMAT,
+        [source.digest for source in sources],
+        format,
+        nlp.config.to_str(),
+        nlp.max_length,
+    ]
     digest.update(json.dumps(settings).encode("utf8"))
     digest.update(wordpieces.tokenizer.to_str().encode("utf8"))
     # Not `nlp.to_bytes()`: some components serialize sets, whose order changes from run to run.
     for _, component in nlp.pipeline:
         if hasattr(component, "model") and hasattr(component.model, "to_bytes"):
             digest.update(component.model.to_bytes())
+        if hasattr(component, "patterns"):  # of rulers
+            digest.update(json.dumps(component.patterns, default=str).encode("utf8"))
     return digest.hexdigest()
 
 
@@ -167,13 +198,12 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.wordpieces = setup.wordpieces
+        self.wordpieces = read_as_text(setup.wordpieces)
         self.nlp = self._load()
 
     def _load(self) -> Language:
         # A copy of the user's pipeline even in this process, so that all workers are equal.
-        config = Config().from_str(self.setup.config, interpolate=False)
-        nlp = load_model_from_config(config).from_bytes(self.setup.pipeline)
+        nlp = spacy.load(self.setup.pipeline)
         nlp.max_length = self.setup.max_length
         return nlp
 
@@ -183,65 +213,111 @@ class Worker:
         if len(self.nlp.vocab) > MAX_LEXEMES:
             self.nlp = self._load()
         report = PreparationReport()
-        texts: list[tuple[str, str]] = []
+        texts: list[Text] = []
         for record in records:
             try:
-                text = read_text(record)
+                text = read_text(record, self.setup.key)
             except ValueError as error:
                 report.skip(record.where, str(error))
-            else:
-                texts.extend((record.where, part) for part in cut(text, self.nlp.max_length))
+                continue
+            report.kinds[record.kind] += 1
+            for part in cut(text, self.nlp.max_length):
+                starts = find_lines(part) if record.kind == "sentences" else None
+                # Lines of a text file are running text; for some tokenizers "\n" is a wordpiece.
+                part = part.replace("\n", " ") if record.kind in LAYOUTS else part
+                texts.append(Text(record.where, part, starts))
         # A chunk is at least one record, which may be many texts, so they are grouped again.
-        batches = list(group(texts, lambda text: len(text[1]))) or [[]]
+        batches = list(group(texts, lambda text: len(text.text))) or [[]]
         arrays = zip(*(self._tokenize(batch, report) for batch in batches), strict=True)
-        pieces, words, sentences, documents = map(np.concatenate, arrays)
+        pieces, words, spans, sentences, documents = map(np.concatenate, arrays)
         report.documents, report.sentences = len(documents), len(sentences)
-        report.pieces = len(pieces)
-        return Part(pieces, words, sentences, documents, report)
+        report.pieces, report.single = len(pieces), int((documents == 1).sum())
+        return Part(pieces, words, spans, sentences, documents, report)
 
     def _tokenize(
-        self, batch: list[tuple[str, str]], report: PreparationReport
-    ) -> tuple[Ints1d, Bools1d, Ints1d, Ints1d]:
+        self, batch: list[Text], report: PreparationReport
+    ) -> tuple[Ints1d, Bools1d, Bools1d, Ints1d, Ints1d]:
         # The number of different strings in a corpus has no limit; in the zone spaCy forgets them.
         with self.nlp.memory_zone():
-            found = find_sentences(self.nlp, [text for _, text in batch])
-        texts, starts = [], []
-        for (where, text), result in zip(batch, found, strict=True):
+            found = annotate(self.nlp, batch, finds_spans=self.setup.finds_spans)
+        kept, annotations = [], []
+        for text, result in zip(batch, found, strict=True):
             if isinstance(result, str):
-                report.skip(where, result)
+                report.skip(text.where, result)
             else:
-                texts.append((where, text))
-                starts.append(result)
-        pieces = self.wordpieces([text for _, text in texts])
-        for (where, text), length in zip(texts, pieces.lengths, strict=True):
+                kept.append(text)
+                annotations.append(result)
+        texts = [text.text for text in kept]
+        pieces = self.wordpieces(texts)
+        for text, length in zip(kept, pieces.lengths, strict=True):
             if length:
-                report.bytes += len(text.encode("utf8"))
+                report.bytes += len(text.text.encode("utf8"))
             else:  # only control characters
-                report.skip(where, f"no wordpieces: {text!r}")
-        kept = [text for _, text in texts]
-        words = begin_words(pieces, kept)
-        return pieces.ids, words, *cut_pieces(pieces, words, kept, starts)
+                report.skip(text.where, f"no wordpieces: {text.text!r}")
+        words = begin_words(pieces, texts)
+        spans = begin_units(pieces, words, texts, [one.spans for one in annotations])
+        report.spans += sum(len(one.spans) for one in annotations)
+        starts = [one.sentences for one in annotations]
+        return pieces.ids, words, spans, *cut_pieces(pieces, words, texts, starts)
 
 
-def find_sentences(nlp: Language, texts: list[str]) -> list[Ints1d | str]:
-    """Find, for each text, the first character of each sentence (n_sentences,), or the reason why
-    the pipeline failed on it."""
+def read_as_text(wordpieces: WordpieceTokenizer) -> WordpieceTokenizer:
+    """Copy a tokenizer so that special tokens written in a text ("[MASK]", "</s>") are text like
+    any other."""
+    content = json.loads(wordpieces.tokenizer.to_str())
+    if content["model"].get("type") == "Unigram":
+        # Its model finds every entry of its vocabulary in a text, special tokens too.
+        special = {token["id"] for token in content["added_tokens"] if token["special"]}
+        vocab = content["model"]["vocab"]
+        for number in special:
+            if number < len(vocab):
+                vocab[number][0] = f"\U0010ffff{vocab[number][0]}"  # no character at all
+    copy = WordpieceTokenizer(Tokenizer.from_str(json.dumps(content)), pad_id=wordpieces.pad_id)
+    copy.tokenizer.encode_special_tokens = True
+    return copy
+
+
+def annotate(nlp: Language, texts: list[Text], *, finds_spans: bool) -> list[Annotation | str]:
+    """Find what a pipeline annotates in each text, or the reason why it failed on it. Texts whose
+    sentences are known need it for spans only."""
+    todo = [text.text for text in texts if finds_spans or text.sentences is None]
+    found = iter(_run(nlp, todo, finds_spans=finds_spans))
+    annotations: list[Annotation | str] = []
+    for text in texts:
+        if text.sentences is None:
+            annotations.append(next(found))
+            continue
+        one = next(found) if finds_spans else Annotation(text.sentences, NO_SPANS)
+        if isinstance(one, Annotation):
+            one = one._replace(sentences=text.sentences)
+        annotations.append(one)
+    return annotations
+
+
+def _run(nlp: Language, texts: list[str], *, finds_spans: bool) -> list[Annotation | str]:
     # Exception, because a component may raise anything, and no text may end the run.
     try:
-        return [_sentence_starts(doc) for doc in nlp.pipe(texts)]
+        return [_read_doc(doc, finds_spans=finds_spans) for doc in nlp.pipe(texts)]
     except Exception:
-        found: list[Ints1d | str] = []
+        found: list[Annotation | str] = []
     for text in texts:  # one by one, to find the text that failed
         try:
-            found.append(_sentence_starts(nlp(text)))
+            found.append(_read_doc(nlp(text), finds_spans=finds_spans))
         except Exception as error:
             found.append(f"pipeline failed: {error}")
     return found
 
 
-def _sentence_starts(doc: Doc) -> Ints1d:
+def _read_doc(doc: Doc, *, finds_spans: bool) -> Annotation:
     tokens = doc.to_array([IDX, SENT_START])
-    return tokens[tokens[:, 1] == 1, 0].astype(np.int64)
+    starts = tokens[tokens[:, 1] == 1, 0].astype(np.int64)
+    if not finds_spans:
+        return Annotation(starts, NO_SPANS)
+    has_chunks = doc.has_annotation("DEP") and doc.vocab.get_noun_chunks is not None
+    # The longest of those that overlap.
+    spans = filter_spans([*doc.ents, *(doc.noun_chunks if has_chunks else ())])
+    offsets = [(span.start_char, span.end_char) for span in spans]
+    return Annotation(starts, np.array(offsets, dtype=np.int64).reshape(-1, 2))
 
 
 # --- several processes

@@ -22,7 +22,7 @@ from thinc.api import Config
 
 from ..files import replace_file
 from ..text.arrays import Ints1d
-from .blocks import Side
+from .documents import Side
 from .masking import Vocabulary
 from .settings import Settings
 from .store import Corpus
@@ -115,23 +115,12 @@ class Sample(NamedTuple):
     masked: Ints1d  # (1,) where
 
 
-def pick_samples(
-    corpus: Corpus, vocabulary: Vocabulary, *, seed: int, held_out: float, n: int
-) -> list[Sample]:
-    """Pick sentences of different documents, held-out ones if there are any, and mask the longest
-    word that is one piece: long words carry the content.
-
-    corpus (Corpus): The documents.
-    vocabulary (Vocabulary): The tokenizer's side.
-    seed (int): The run's seed, by which documents are held out.
-    held_out (float): The share of documents held out.
-    n (int): How many at the most.
-    RETURNS (List[Sample]): The samples, the same at every call.
-    """
-    numbers = np.arange(min(len(corpus.documents) - 1, MAX_DOCUMENTS))
-    side = Side(seed, 0, held_out, held_out > 0)
+def pick_samples(side: Side, vocabulary: Vocabulary, *, n: int) -> list[Sample]:
+    """Pick at most `n` sentences of different documents, and mask the longest word that is one
+    wordpiece: long words carry the content. They are the same at every call."""
+    corpus = side.corpus
     samples: list[Sample] = []
-    for document in numbers[side.has(numbers)]:
+    for document in np.flatnonzero(side.chosen[:MAX_DOCUMENTS]):
         first, behind = corpus.documents[document : document + 2]
         bounds = corpus.sentences[first : behind + 1].tolist()
         found = (_mask_longest(corpus, vocabulary, *ends) for ends in pairwise(bounds))

@@ -36,11 +36,10 @@ class Run:
     ) -> None:
         self.pretrainer, self.data, self.output = pretrainer, data, output
         self.processes, self.settings = processes, data.settings
-        s, t = data.settings, data.settings.training
+        t = data.settings.training
         processes.begin_alike(pretrainer)
-        self.samples = pick_samples(
-            data.corpus, data.vocabulary, seed=t.seed, held_out=s.text.held_out, n=N_SAMPLES
-        )
+        side = data.held_out if data.held_out.chosen.any() else data.train
+        self.samples = pick_samples(side, data.vocabulary, n=N_SAMPLES)
         self.adam_values = AdamValues(t.optimizer, data.num_steps)
         self.optimizer = make_optimizer(pretrainer, t.new_head_lr_multiplier)
         self.step = 0
@@ -236,7 +235,7 @@ class Run:
             "format": FORMAT,
             "settings": dataclasses.asdict(self.settings),
             "num_steps": self.data.num_steps,
-            "corpus": self.data.corpus.fingerprint,
+            "corpus": self.data.fingerprint,
             "model": self.pretrainer.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -250,7 +249,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state` returned. Its tensors are copied, so that its file may be
         deleted. Raises ValueError if the text or its tokenizer has changed since."""
-        if state["corpus"] != self.data.corpus.fingerprint:
+        if state["corpus"] != self.data.fingerprint:
             raise ValueError(
                 "The raw text or its tokenizer has changed since the run began. Put it back, or "
                 "start a new run in another folder."

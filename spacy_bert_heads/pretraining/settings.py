@@ -51,15 +51,21 @@ def _as_list(value: Any) -> Any:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
+def _whole_words_to_units(value: Any) -> Any:
+    return ("words" if value else "wordpieces") if isinstance(value, bool) else value
+
+
 @dataclass(config=FORBID)
 class Paths:
     """raw: files, folders, globs or "-" for standard input, unless [corpora.raw] has a reader.
     encoder: a hub name or folder to continue, or None for a new one. cache: where the tokenized
-    text is kept."""
+    text is kept. held_out: text to evaluate on; without it, a share of the documents is held
+    out."""
 
     raw: Annotated[list[str], BeforeValidator(_as_list)]
     encoder: str | None
     cache: str = "corpus/pretraining"
+    held_out: Annotated[list[str], BeforeValidator(_as_list)] = field(default_factory=list)
 
 
 @dataclass(config=FORBID)
@@ -73,26 +79,30 @@ class Corpora:
 @dataclass(config=FORBID)
 class Encoder:
     """The encoder to begin with. family, size: of a new one. tokenizer: a hub name or folder whose
-    tokenizer a new one takes, or None to train wordpieces on the raw text, vocab_size of them at
-    the most. add_words: frequent words that the tokenizer breaks, to be added to it as pieces; of a
-    new encoder and of one that is continued."""
+    tokenizer a new one takes, or None to train one of the family's kind on the raw text, with at
+    most vocab_size wordpieces. lowercase: whether that ignores case and accents; None for yes
+    unless the family is roberta. add_words: frequent words that the tokenizer breaks, to be added
+    to it as wordpieces; of a new encoder and of one that is continued."""
 
     family: Literal["bert", "albert", "roberta"] = "bert"
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
     tokenizer: str | None = None
     vocab_size: Count = 30_522
-    lowercase: Flag = True
+    lowercase: Flag | None = None
     add_words: Natural = 0
 
 
 @dataclass(config=FORBID)
 class Text:
-    """sentences: a pipeline that finds them, or None for the rules of the language. held_out: the
-    share of documents that is left to evaluation. workers: processes that prepare, 0 for all
-    cores."""
+    """pipeline: finds sentences, entities and noun chunks, or None for the sentence ends of the
+    language. format: the layout of text files, see layouts.py. key: of the text in JSON Lines and
+    tables. held_out: the share of documents that is left to evaluation, at least one of them.
+    workers: processes that prepare, 0 for all cores."""
 
     lang: str = "en"
-    sentences: str | None = None
+    pipeline: str | None = None
+    format: Literal["auto", "paragraphs", "sentences", "lines", "wikitext"] = "auto"
+    key: str = "text"
     held_out: Share = 0.1
     workers: Natural = 0
 
@@ -117,7 +127,9 @@ class Masking(MaskingOfABatch):
     rate: Share = 0.15
     mask: Share = 0.8
     random: Share = 0.1
-    whole_words: Flag = True
+    units: Annotated[
+        Literal["wordpieces", "words", "spans"], BeforeValidator(_whole_words_to_units)
+    ] = "words"
     max_ngram: Count = 1
     final_rate: Share | None = None
 
@@ -230,6 +242,11 @@ class Settings:
                 "The raw text comes from paths.raw (--paths.raw FILE) or from a reader in "
                 "[corpora.raw], one of both."
             )
+        if self.masking.units == "spans" and self.text.pipeline is None:
+            raise ValueError(
+                'masking.units is "spans", which a pipeline has to find. Name one that finds '
+                "entities or noun chunks in text.pipeline."
+            )
         e = self.encoder
         if e.add_words and self.paths.encoder is None and e.tokenizer is None:
             raise ValueError(
@@ -250,6 +267,8 @@ RENAMED = {
     "training.warmup_steps": "training.optimizer.learn_rate.warmup_steps",
     "training.weight_decay": "training.optimizer.L2",
     "training.grad_clip": "training.optimizer.grad_clip",
+    "text.sentences": "text.pipeline",
+    "masking.whole_words": "masking.units",
 }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,13 @@ from ..files import find_damage, temporary_folder, write_digests
 from ..text.wordpieces import WordpieceTokenizer
 from .objectives import check_objective, load_pretrainer
 from .prepare import prepare
+from .records import Format, read_texts
 from .settings import SIZES, Encoder, Settings
-from .sources import Reader, list_files, read_texts
+from .sources import Reader, list_files
 from .store import Corpus
-from .vocabulary import MAX_LENGTH, Say, add_words, count_ids, make_tokenizer
+from .tables import find_dataset
+from .train_vocabulary import Say
+from .vocabulary import MAX_LENGTH, add_words, count_ids, make_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -120,18 +123,35 @@ def list_raw(settings: Settings) -> list[str | Reader]:
     return [reader]
 
 
-def prepare_corpus(settings: Settings, wordpieces: WordpieceTokenizer) -> Corpus:
-    """Tokenize the raw text of a config, or open what was tokenized before."""
+def prepare_texts(
+    settings: Settings, wordpieces: WordpieceTokenizer
+) -> tuple[Corpus, Corpus | None]:
+    """Tokenize the raw text of a config, and the text to evaluate on if it names any; or open what
+    was tokenized before."""
     text = settings.text
-    return prepare(
-        list_raw(settings),
-        Path(settings.paths.cache),
-        wordpieces=wordpieces,
-        lang=text.lang,
-        sentences=spacy.load(text.sentences) if text.sentences else None,
-        workers=text.workers,
-        progress=True,
-    )
+    pipeline = spacy.load(text.pipeline) if text.pipeline else None
+
+    def prepare_one(sources: Sequence[str | Reader]) -> Corpus:
+        corpus = prepare(
+            sources,
+            Path(settings.paths.cache),
+            wordpieces=wordpieces,
+            lang=text.lang,
+            pipeline=pipeline,
+            format=Format(text.format, text.key),
+            workers=text.workers,
+            progress=True,
+        )
+        if settings.masking.units == "spans" and not corpus.report.spans:
+            raise ValueError(
+                f"The pipeline '{text.pipeline}' finds no entities and no noun chunks in the text. "
+                'Name another one in text.pipeline, or set masking.units = "words".'
+            )
+        return corpus
+
+    corpus = prepare_one(list_raw(settings))
+    held_out = settings.paths.held_out
+    return corpus, prepare_one(held_out) if held_out else None
 
 
 def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
@@ -140,19 +160,22 @@ def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
     cache.mkdir(parents=True, exist_ok=True)
     with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
         encoder = make_start(settings, made / "start", say=say)
-        return prepare_corpus(settings, load_wordpiece_tokenizer(encoder))
+        return prepare_texts(settings, load_wordpiece_tokenizer(encoder))[0]
 
 
 def read_raw(settings: Settings) -> Iterator[str]:
     """Yield the raw texts. Raises ValueError if they can be read only once (standard input, a
     pipe), because they are read again when they are tokenized."""
     for source in settings.paths.raw:
-        if source == "-" or not all(path.is_file() for path in list_files(source)):
+        if source == "-" or not (
+            find_dataset(Path(source)) or all(path.is_file() for path in list_files(source))
+        ):
             raise ValueError(
                 f"paths.raw has '{source}', which can be read only once, but the vocabulary is "
                 "made of the text before it is tokenized. Save it to a file, and name that."
             )
-    return read_texts(list_raw(settings), progress=True)
+    format = Format(settings.text.format, settings.text.key)
+    return read_texts(list_raw(settings), format, progress=True)
 
 
 def make_config(

@@ -17,10 +17,26 @@ from numpy.typing import NDArray
 from ..data.records import list_reasons
 from ..files import find_damage, write_digests
 from ..text.arrays import Bools1d, Ints1d
+from .layouts import LAYOUTS
 
 FORMAT = 2  # of the files, and of the rules by which their content is made
-ARRAYS = {"pieces": "<i4", "words": "|b1", "sentences": "<i8", "documents": "<i8"}
+ARRAYS = {
+    "pieces": "<i4",
+    "words": "|b1",
+    "spans": "|b1",
+    "sentences": "<i8",
+    "documents": "<i8",
+}
 MAX_SAMPLES = 5
+LONG_SENTENCES = 100  # wordpieces on average; running text has 25 to 40
+KINDS = {  # of records
+    "jsonl": "objects of JSON Lines",
+    "parquet": "rows of Parquet",
+    "dataset": "rows of a saved data set",
+    "reader": "texts of a reader",
+    "spacy": "Docs",
+    **LAYOUTS,
+}
 
 
 @dataclass
@@ -36,6 +52,9 @@ class PreparationReport:
     sentences: int = 0
     pieces: int = 0
     bytes: int = 0
+    single: int = 0  # documents of one sentence
+    spans: int = 0  # entities and noun chunks
+    kinds: Counter[str] = field(default_factory=Counter)  # of the records of documents
     skipped: Counter[str] = field(default_factory=Counter)
     samples: list[str] = field(default_factory=list)
 
@@ -51,16 +70,43 @@ class PreparationReport:
         self.sentences += other.sentences
         self.pieces += other.pieces
         self.bytes += other.bytes
+        self.single += other.single
+        self.spans += other.spans
+        self.kinds.update(other.kinds)
         self.skipped.update(other.skipped)
         self.samples = [*self.samples, *other.samples][:MAX_SAMPLES]
 
     def lines(self) -> list[str]:
-        """Return lines to print: counts first, then reasons and samples."""
+        """Return lines to print: counts first, how the text was understood, what looks wrong, then
+        the reasons and samples of what was skipped."""
         counts = (
             f"{self.documents:,} documents, {self.sentences:,} sentences, "
             f"{self.pieces:,} wordpieces of {self.bytes:,} bytes"
         )
-        return [counts, *list_reasons("Skipped", self.skipped, self.samples)]
+        spans = f", {self.spans:,} entities and noun chunks" if self.spans else ""
+        kinds = ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in self.kinds.most_common())
+        skipped = list_reasons("Skipped", self.skipped, self.samples)
+        return [counts + spans, f"Read as documents: {kinds}", *self.warnings(), *skipped]
+
+    def warnings(self) -> list[str]:
+        """Return what looks wrong about the documents and sentences."""
+        advice = ""
+        if any(kind in LAYOUTS for kind in self.kinds):
+            advice = f" If they are laid out otherwise, set text.format: {', '.join(LAYOUTS)}."
+        found = []
+        if self.documents == 1:
+            found.append(f"All text is 1 document of {self.sentences:,} sentences.{advice}")
+        elif self.single > self.documents / 2:
+            found.append(
+                f"{self.single:,} of {self.documents:,} documents have only one sentence, which is "
+                f"too short for a pair of segments.{advice}"
+            )
+        if self.pieces > LONG_SENTENCES * self.sentences:
+            found.append(
+                f"Sentences have {self.pieces // self.sentences:,} wordpieces on average, so few "
+                "of their ends were found. Set text.lang, or a pipeline in text.pipeline."
+            )
+        return [f"Warning: {one}" for one in found]
 
 
 @dataclass(frozen=True)
@@ -69,6 +115,8 @@ class Corpus:
 
     pieces: NDArray[np.int32]  # (n_pieces,) wordpiece ids of all documents, no special tokens
     words: NDArray[np.bool_]  # (n_pieces,) whether a wordpiece begins a word, see `begin_words`
+    # (n_pieces,) whether a wordpiece begins an entity, a noun chunk or a word outside of both.
+    spans: NDArray[np.bool_]
     sentences: NDArray[np.int64]  # (n_sentences + 1,) first wordpiece of each, then the end
     documents: NDArray[np.int64]  # (n_documents + 1,) first sentence of each, then the end
     report: PreparationReport
@@ -80,6 +128,7 @@ class Part(NamedTuple):
 
     pieces: Ints1d  # (n_pieces,)
     words: Bools1d  # (n_pieces,)
+    spans: Bools1d  # (n_pieces,)
     sentences: Ints1d  # (n_sentences,) number of wordpieces of each
     documents: Ints1d  # (n_documents,) number of sentences of each
     report: PreparationReport
@@ -102,7 +151,7 @@ def open_corpus(folder: Path) -> Corpus:
             # Every slice of a memmap is a new object of its class, which is slower than an ndarray.
             arrays[name] = array.view(np.ndarray)
         report = PreparationReport(**info["report"])
-        report.skipped = Counter(report.skipped)
+        report.skipped, report.kinds = Counter(report.skipped), Counter(report.kinds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"There is no whole corpus in {folder} ({error}). Delete the folder and prepare again."
@@ -127,6 +176,7 @@ def write_corpus(parts: Iterable[Part], folder: Path) -> None:
         for part in parts:
             append("pieces", part.pieces)
             append("words", part.words)
+            append("spans", part.spans)
             append("sentences", report.pieces + np.cumsum(part.sentences))
             append("documents", report.sentences + np.cumsum(part.documents))
             report.add(part.report)

@@ -1,5 +1,6 @@
-"""The tokenizer of a new encoder: loaded, or trained on the raw text; and new words for a WordPiece
-tokenizer. Raw text is read as a stream, so memory grows only with the number of different words.
+"""The tokenizer of a new encoder, loaded or with a vocabulary of the raw text; and new words for a
+WordPiece tokenizer. Raw text is read as a stream, so memory grows only with the number of different
+words.
 """
 
 from __future__ import annotations
@@ -10,34 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, models, processors
 
 from ..encoder.source import Source, open_source
 from ..encoder.untrusted import NotBert, list_vocabulary, read_config, read_tokenizer
 from .objectives import SENTENCE_HEADS
 from .settings import Encoder
+from .train_vocabulary import Say, count_words, is_lowercase, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 MAX_LENGTH = 512  # positions
 MIN_COUNT = 5  # of a word that is added: fewer occurrences can't teach its vector much
-Say = Callable[[str], None]
 
 
 def make_tokenizer(
@@ -53,11 +39,11 @@ def make_tokenizer(
     # Families that learn from pairs of segments have token types to distinguish the two.
     typed = encoder.family in SENTENCE_HEADS
     wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    special: dict[str, Any] = SPECIAL
+    special: dict[str, Any]
     if encoder.tokenizer is None:
-        backend = train_tokenizer(read, encoder.vocab_size, lowercase=encoder.lowercase, say=say)
-        if typed:  # BERT's class sets token types
-            wrap = partial(BertTokenizerFast, do_lower_case=encoder.lowercase)
+        backend, special = train_tokenizer(encoder, read, say=say)
+        if encoder.family == "bert":
+            wrap = partial(BertTokenizerFast, do_lower_case=is_lowercase(encoder))
     else:
         loaded = load_tokenizer(encoder.tokenizer)
         backend, special = loaded.backend_tokenizer, loaded.special_tokens_map
@@ -105,68 +91,6 @@ def _config_of(source: Source) -> PretrainedConfig | None:
         return None
 
 
-def train_tokenizer(
-    read: Callable[[], Iterable[str]], vocab_size: int, *, lowercase: bool, say: Say
-) -> Tokenizer:
-    """Train BERT's tokenizer with a WordPiece vocabulary of at most `vocab_size` entries.
-
-    The vocabulary has all characters and then, step by step, the most frequent pair of adjacent
-    wordpieces as a new one. The same text always gives the same vocabulary. `read` opens the raw
-    text and is called twice. `lowercase` also strips accents.
-
-    Raises ValueError if there is no text, or `vocab_size` is too small for its characters.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-
-    def train(size: int, first: list[str]) -> dict[str, int]:
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False
-        )
-        return _train(tokenizer, models.WordPiece(unk_token="[UNK]"), trainer, read())
-
-    # Between equally frequent pairs the trainer prefers lower ids, but it numbers the characters
-    # inside words in the order of a hash table, which differs from run to run. So the characters
-    # are found in a first pass, and sorted.
-    special = list(SPECIAL.values())
-    characters = sorted(
-        set(train(0, special)) - set(special), key=lambda piece: (len(piece), piece)
-    )
-    if not characters:
-        raise ValueError("The raw text in paths.raw has no characters to make a vocabulary of.")
-    if vocab_size < len(special) + len(characters):
-        raise ValueError(
-            f"encoder.vocab_size is {vocab_size:,}, but the characters of the raw text alone make "
-            f"{len(special) + len(characters):,} pieces, at and behind the start of words. Raise "
-            "it, or clean the text of scripts that don't belong to it."
-        )
-    vocab = train(vocab_size, special + characters)
-    if len(vocab) < vocab_size:
-        say(
-            f"The raw text gives a vocabulary of {len(vocab):,} pieces, not of {vocab_size:,}: "
-            "no other pair of pieces occurs twice."
-        )
-    else:
-        say(f"A vocabulary of {len(vocab):,} pieces of the raw text.")
-    tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
-    tokenizer.add_special_tokens(special)
-    return tokenizer
-
-
-def _train(
-    like: Tokenizer, model: models.Model, trainer: trainers.Trainer, texts: Iterable[str]
-) -> dict[str, int]:
-    """Train a vocabulary on words as the tokenizer `like` splits them."""
-    tokenizer = Tokenizer(model)
-    if like.normalizer is not None:
-        tokenizer.normalizer = like.normalizer
-    tokenizer.pre_tokenizer = like.pre_tokenizer
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.get_vocab(with_added_tokens=False)
-
-
 def count_ids(tokenizer: Tokenizer) -> int:
     """Count the rows that an embedding table needs for all ids of a tokenizer; ids can have
     gaps."""
@@ -189,10 +113,7 @@ def add_words(folder: Path, texts: Iterable[str], n: int, *, say: Say) -> dict[i
             f"encoder.add_words needs a WordPiece tokenizer; this one is {type(model).__name__}. "
             "Set add_words = 0, or start from a checkpoint or tokenizer of BERT's kind."
         )
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=2**31, min_frequency=MIN_COUNT, special_tokens=[], show_progress=False
-    )
-    ranks = _train(tokenizer, models.WordLevel(unk_token="[UNK]"), trainer, texts)
+    ranks = count_words(tokenizer, texts, MIN_COUNT)
     first = count_ids(tokenizer)
     words: dict[str, list[int]] = {}
     for word in sorted(ranks, key=ranks.__getitem__):

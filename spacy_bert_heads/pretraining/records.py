@@ -1,0 +1,223 @@
+"""Raw text: decompress the files of a source, split them into records, and read the text of a
+record. Everything is a stream: memory doesn't grow with the size of a file, except for `.spacy`
+files, which are one block.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
+from tqdm import tqdm
+
+from ..data.reader import DAMAGE
+from ..data.records import check_text
+from .layouts import read_lines, split_documents
+from .sources import Reader, Source, list_sources
+from .tables import NoColumn, read_table
+
+CHUNK = 2**18  # bytes or characters: some tenths of a second for a worker
+OBJECTS = ("jsonl", "parquet", "dataset", "reader")  # kinds whose records are JSON objects
+
+
+class Format(NamedTuple):
+    """How raw text is read."""
+
+    layout: str = "auto"  # of text files, see layouts.py
+    key: str = "text"  # of objects, and the column of tables
+
+
+AUTO = Format()
+
+
+class Record(NamedTuple):
+    """One candidate for a document."""
+
+    where: str
+    kind: str  # that of the source, or the layout of a text file; refused: content is the reason
+    content: bytes
+
+
+def read_texts(
+    sources: Sequence[str | Path | Reader], format: Format = AUTO, *, progress: bool = False
+) -> Iterator[str]:
+    """Yield the texts of `sources`, in the order and by the rules of `prepare`, but untokenized.
+
+    Texts longer than `CHUNK` characters come in parts. Records that `prepare` would report as
+    skipped are left out silently.
+
+    Raises FileNotFoundError if a source doesn't exist, and ImportError if one needs a package that
+    is not installed.
+    """
+    with TemporaryDirectory() as spool:
+        found = list_sources(sources, Path(spool))
+        for record in read_records(found, format, progress=progress):
+            with suppress(ValueError):
+                yield from cut(read_text(record, format.key), CHUNK)
+
+
+def read_records(sources: Sequence[Source], format: Format, *, progress: bool) -> Iterator[Record]:
+    """Yield the records of all sources, with a progress bar if there is a terminal."""
+    size = sum(file.stat().st_size for source in sources for file in source.files)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        for source in sources:
+            yield from read_source(source, format, bar)
+
+
+def read_source(source: Source, format: Format, bar: tqdm) -> Iterator[Record]:
+    """Yield the records of a source to its end, or to where it is damaged; the last record then
+    carries the reason. The progress bar advances by the compressed bytes read."""
+    size = sum(file.stat().st_size for file in source.files)
+    done = 0
+    try:
+        if source.kind in ("parquet", "dataset"):
+            for number, value in enumerate(read_table(source.path, source.kind, format.key), 1):
+                content = json.dumps({format.key: value}).encode("utf8")
+                yield Record(f"{source.name}:{number}", source.kind, content)
+        else:
+            with source.path.open("rb") as file_:
+                for number, kind, content in read_stream(decompress(file_), source.kind, format):
+                    yield Record(f"{source.name}:{number}", kind, content)
+                    bar.update(file_.tell() - done)
+                    done = file_.tell()
+    except NoColumn as error:
+        yield Record(source.name, "refused", str(error).encode("utf8"))
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's, not of gzip or Parquet
+            raise
+        yield Record(source.name, "refused", f"damaged file: {error}".encode())
+    bar.update(size - done)
+
+
+def decompress(file_: BinaryIO) -> BinaryIO:
+    """Open the decompressed stream of a file; its name tells the compression."""
+    if file_.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file_))
+    if file_.name.lower().endswith(".zst"):
+        return io.BufferedReader(Unzstd(file_))
+    return file_
+
+
+class Unzstd(io.RawIOBase):
+    """A stream that decompresses zstd. zstandard's own reader takes the middle of a frame for its
+    end where a file is cut off; this one reports the damage."""
+
+    def __init__(self, file_: BinaryIO) -> None:
+        import zstandard
+
+        self.file_ = file_
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.error = zstandard.ZstdError
+        self.frame: Any = None
+        self.block = io.BytesIO()
+
+    def readable(self) -> bool:
+        """Tell `io` that this stream can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as that is possible at once, and return the number of bytes, 0 at
+        the end. Raises ValueError if the file is damaged."""
+        while not (size := self.block.readinto(buffer)):
+            ended = self.frame is None or self.frame.eof
+            compressed = (
+                self.frame.unused_data if self.frame and ended else b""
+            ) or self.file_.read(2**16)
+            if not compressed:
+                if not ended:
+                    raise ValueError("it ends in the middle")
+                return 0
+            if ended:
+                self.frame = self.decompressor.decompressobj()
+            try:
+                self.block = io.BytesIO(self.frame.decompress(compressed))
+            except self.error as error:
+                raise ValueError(str(error)) from error
+        return size
+
+
+def read_stream(
+    stream: BinaryIO, kind: str | None, format: Format
+) -> Iterator[tuple[int, str, bytes]]:
+    """Split a decompressed file into records.
+
+    `kind` is that of a source; if it is None, the first line that is not blank decides between JSON
+    Lines and text. Yields the number of the first line (of a `.spacy` file: the number of the Doc),
+    the kind or layout, and the content.
+    """
+    if kind == "spacy":
+        docs = DocBin().from_bytes(stream.read()).get_docs(Vocab())
+        for number, doc in enumerate(docs, 1):
+            yield number, kind, doc.text.encode("utf8")
+        return
+    lines = read_lines(stream)
+    head = []
+    for line in lines:  # up to the first that is not blank
+        head.append(line)
+        if line[1].strip():
+            break
+    kind = kind or ("jsonl" if head and holds_object(head[-1][1]) else "text")
+    all_lines = chain(head, lines)
+    if kind == "text":
+        yield from split_documents(all_lines, format.layout)
+    else:
+        for number, content in all_lines:
+            yield number, kind, content
+
+
+def holds_object(line: bytes) -> bool:
+    """Tell whether a line is a JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+# --- records to texts
+
+
+def read_text(record: Record, key: str) -> str:
+    """Read the text of a record. Raises ValueError, with the reason, if it has none."""
+    if record.kind == "refused":
+        raise ValueError(record.content.decode("utf8"))
+    try:
+        text = record.content.decode("utf8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}") from error
+    if record.kind not in OBJECTS:
+        return check_text("text", text.replace("\r\n", "\n"))
+    if not text.strip():
+        raise ValueError("empty line")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"no JSON object: {text.strip():.100}")
+    key = "text" if record.kind == "reader" else key
+    if key not in value:
+        keys = ", ".join(list(value)[:10])
+        raise ValueError(f"no '{key}': the keys are {keys} (text.key names one)")
+    return check_text("text", value[key])
+
+
+def cut(text: str, max_length: int) -> Iterator[str]:
+    """Cut a text into parts of at most `max_length` characters: at white space if the second half
+    of a part has any, otherwise inside a word."""
+    text = text.strip()
+    while len(text) > max_length:
+        middle = max_length // 2
+        end = max(text.rfind(space, middle, max_length) for space in " \n\t")
+        end = end if end > 0 else max_length
+        yield text[:end]
+        text = text[end:].lstrip()
+    yield text

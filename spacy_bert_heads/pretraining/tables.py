@@ -1,0 +1,59 @@
+"""Raw text in tables: Parquet files, and folders that `save_to_disk` of Hugging Face's `datasets`
+made. Both need a package that is not among our requirements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PACKAGES = {"parquet": "pyarrow", "dataset": "datasets", "zst": "zstandard"}
+
+
+class NoColumn(ValueError):
+    """A table has no column with this name."""
+
+
+def check_package(name: str, kind: str | None) -> None:
+    """Check that what reads a kind of file is installed. Raises ImportError if it isn't."""
+    package = PACKAGES.get(kind or "")
+    if package and find_spec(package) is None:
+        raise ImportError(f"{name} can't be read without {package}: pip install {package}")
+
+
+def find_dataset(path: Path) -> Path | None:
+    """Return the folder of a saved `Dataset`, or of the "train" split of a saved `DatasetDict`;
+    None if `path` is neither. Raises FileNotFoundError if there is no such split."""
+    if (path / "dataset_dict.json").is_file():
+        if not (path / "train").is_dir():
+            splits = ", ".join(sorted(str(one) for one in path.iterdir() if one.is_dir()))
+            raise FileNotFoundError(f"{path} has no split 'train'. Name another one: {splits}.")
+        path = path / "train"
+    return path if (path / "state.json").is_file() and any(path.glob("*.arrow")) else None
+
+
+def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
+    """Yield the values of a column, row by row; memory holds a part of the rows.
+
+    Raises NoColumn if it is not there.
+    """
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file_:
+            _check_column(file_.schema_arrow.names, key)
+            for batch in file_.iter_batches(columns=[key]):
+                yield from batch.column(0).to_pylist()
+    else:
+        from datasets import load_from_disk
+
+        dataset = load_from_disk(str(path))
+        _check_column(dataset.column_names, key)
+        for row in dataset.select_columns(key):
+            yield row[key]
+
+
+def _check_column(names: list[str], key: str) -> None:
+    if key not in names:
+        raise NoColumn(f"no '{key}': the columns are {', '.join(names)} (text.key names one)")
