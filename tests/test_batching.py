@@ -1,5 +1,7 @@
 """What a training batch is made of: the examples of a reader, and a budget of wordpieces."""
 
+import random
+from collections import Counter
 from unittest import mock
 
 import pytest
@@ -303,6 +305,46 @@ def test_batches_of_one_task(kinds, size, chunk):
         alone = [doc for doc in docs if kind_of[id(doc)] == kind]
         expected = batching.batch_by_pieces(alone, size=size, load=lambda: WORDPIECES)
         assert own == list(expected)
+
+
+@pytest.mark.parametrize(
+    "temperature, expected",
+    [
+        # Of 64 and 16 batches; 80 * 8 / 12 and 80 * 4 / 12; half of all each.
+        (1.0, {"cats": 64, "ents": 16}),
+        (2.0, {"cats": 53, "ents": 27}),
+        (1e9, {"cats": 40, "ents": 40}),
+    ],
+)
+def test_a_temperature_evens_tasks_out(checkpoint, temperature, expected):
+    docs = [Doc(NLP.vocab, words=["fire"] * 4) for _ in range(160)]
+    for i, doc in enumerate(docs):
+        if i % 5:
+            doc.cats = {"fire": 1.0}
+        else:
+            doc.set_ents([], default="outside")
+    batcher = make_batch_by_pieces(12, checkpoint, by_task=True, temperature=temperature)
+    random.seed(0)
+    batches = list(batcher(docs))
+    kinds = ["cats" if batch[0].cats else "ents" for batch in batches]
+    assert Counter(kinds) == expected and {len(batch) for batch in batches} == {2}
+    if temperature > 1:
+        assert kinds != sorted(kinds)  # the tasks take turns
+        # A small task is repeated as a whole, in another order; of a large one nothing is repeated.
+        times = Counter(id(doc) for batch in batches for doc in batch)
+        ents = [times[id(doc)] for doc in docs if not doc.cats]
+        assert max(ents) - min(ents) <= 1
+        assert max(times[id(doc)] for doc in docs if doc.cats) == 1
+        # The next epoch has others of the large task.
+        left = {id(doc) for doc in docs if doc.cats and id(doc) not in times}
+        again = {id(doc) for batch in batcher(random.sample(docs, 160)) for doc in batch}
+        assert left & again
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 2.0}, {"by_task": True, "temperature": 0.5}])
+def test_a_temperature_that_makes_no_sense(settings):
+    with pytest.raises(ValueError, match="Set temperature to 1 or above, and by_task = true"):
+        make_batch_by_pieces(12, "bert-base-uncased", **settings)
 
 
 def test_a_config_can_name_the_batcher(checkpoint):
