@@ -105,7 +105,7 @@ def span_fields(value: Any) -> SpanFields | None:
             text = None
         case _:
             return None
-    if type(start) is not int or type(end) is not int or label is None:
+    if type(start) is not int or type(end) is not int:
         return None
     return SpanFields(start, end, label, text if isinstance(text, str) else None)
 
@@ -162,16 +162,16 @@ def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
             raise ValueError(f"not a span of the text with a label: {one!r}")
         label = check_text("label", fields.label).strip()
         start, end = locate(fields, text, settings.notes)
-        bare = text[max(start, 0) : end].strip()
-        if not (bare and 0 <= start < end <= len(text)):
+        if not 0 <= start < end <= len(text):
             raise ValueError(f"not a span of the text with a label: {one!r}")
-        start = text.index(bare, start)
-        span = doc.char_span(start, start + len(bare), label=label)
+        if doc.char_span(start, end) is None and (bare := text[start:end].strip()):
+            start = text.index(bare, start)
+            end = start + len(bare)
+        span = doc.char_span(start, end, label=label)
         if span is not None:
             spans.append(span)
             continue
-        settings.notes.add("entities left out, not whole tokens", repr(bare))
-        end = start + len(bare)
+        settings.notes.add("entities left out, not whole tokens", repr(text[start:end]))
         doubtful.update(t.i for t in doc if t.idx < end and t.idx + len(t) > start)
     kept = filter_spans(spans)
     for span in spans:
@@ -274,7 +274,7 @@ def read_verdict(label: Any) -> str:
     text = check_text("label", label).strip().lower()
     if text == "-":
         raise ValueError("no consensus on the label")
-    if text.removeprefix("-").isdecimal():
+    if text.removeprefix("-").replace(".", "", 1).isdecimal():
         # Which number is which label differs between data sets.
         raise ValueError(f"label is a number, name the labels in order by --labels: {label!r}")
     return text

@@ -134,6 +134,7 @@ def parse_number(value: Any) -> Any:
         return value
 
 
-def list_columns(cells: Iterable[str]) -> str:
+def list_columns(columns: Iterable[str]) -> str:
     """Name the columns that there are, for a message."""
-    return f"columns: {', '.join(cells)}"
+    shown = ", ".join(f"{column:.40}" for column in columns)
+    return f"there are {shown} (if those are no names, columns are 1, 2 and so on)"

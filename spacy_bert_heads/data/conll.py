@@ -214,6 +214,8 @@ def read_conllu(file: File, options: Options) -> Iterator[Record | Rejected]:
         for line, row in rows:
             if len(row) != 10:
                 raise ValueError(f"wrong number of columns: {len(row)} instead of 10, line {line}")
+            if not re.fullmatch(r"\d+([-.]\d+)?", row[0]):
+                raise ValueError(f"not a token's number: {row[0]!r}, line {line}")
             first, *last = row[0].split("-")
             if "." in first or (not last and int(first) <= covered):
                 continue

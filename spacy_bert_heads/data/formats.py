@@ -18,6 +18,7 @@ from .tables import FASTTEXT, name_columns, read_labelled, read_table
 
 Reader = Callable[[File, Options], Iterator[Record | Rejected]]
 SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
+UNIVERSAL = re.compile("[A-Z]+|_")  # a part of speech of CoNLL-U
 OPENING = re.compile(r"[\[{]\s*($|[\[{\"(])")
 EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".bioes", ".iob", ".iob2", ".ner"), "conll"),
@@ -92,7 +93,7 @@ def find_format(file: File, options: Options) -> str | None:
         n_pairs = sum(holds_pairs(list_keys(line), options) for line in head)
         return "nli-jsonl" if n_pairs > half else "jsonl"
     rows = [split_columns(line) for line in head]
-    if sum(len(row) == 10 and row[0].isdecimal() for row in rows) > half:
+    if sum(len(row) == 10 and bool(UNIVERSAL.fullmatch(row[3])) for row in rows) > half:
         return "conllu"
     if sum(len(row) > 1 and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
         return "conll"

@@ -21,8 +21,9 @@ class ConversionReport:
     Records are what the user counts, the `unit`: of several pairs or questions there may be one
     Doc, of which there are `docs`. `reasons` are counted without their details. `kinds` counts the
     Docs that are annotated with entities, categories and so on, `labels` counts what heads learn:
-    entities, positive categories, verdicts. `pairs` counts second texts. `unread` counts the records that
-    hold something in a column that was not read. `longest` is a number of tokens and their place.
+    entities, positive categories, verdicts. `pairs` counts second texts. `unread` counts the
+    records that hold something in a column that was not read. `longest` is a number of tokens and
+    their place.
     """
 
     format: str = ""
@@ -91,7 +92,7 @@ class ConversionReport:
             lines.append(f"Pairs: {counts}")
         lines.append(f"Longest document: {self.longest[0]:,} tokens, {self.longest[1]}")
         if self.unread:
-            lines.append(f"Not read: {show_counts(self.unread, self.kept)}")
+            lines.append(f"Not read: {show_counts(self.unread, self.docs)}")
         for kind, n in self.notes.counts.most_common():
             example = self.notes.examples.get(kind)
             lines.append(f"{n:,} {kind}" + (f": {example:.80}" if example else ""))

@@ -75,7 +75,8 @@ def name_columns(cells: list[str], options: Options) -> list[str]:
         getattr(options, f"{kind}_column")
         for kind in ("text", "label", "premise", "hypothesis", "token", "tag")
     }
-    if not (named | {*options.label_columns}).isdisjoint(numbers) and named.isdisjoint(cells):
+    named = (named | {*options.label_columns}) - {""}
+    if not named.isdisjoint(numbers) and named.isdisjoint(cells):
         return numbers
     counts, seen = Counter(cells), Counter[str]()
     header = []
