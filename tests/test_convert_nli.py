@@ -159,10 +159,10 @@ def test_nli_jsonl_rejects_lines(tmp_path):
         pair(gold_label=1),
         pair(gold_label=None),
         pair(gold_label=-1),
-        pair(sentence1="a" * 1_000_001),
         {"sentence1": "p", "sentence2": "h"},
         [1],
         pair(sentence2="last"),
+        pair(sentence1="a" * 1_000_001),
     )
     docs, report = run(tmp_path, "a.jsonl", content + "{")
     assert [judged(doc) for doc in docs] == [("p", [("h", "neutral"), ("last", "neutral")])]

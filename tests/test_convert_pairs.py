@@ -195,7 +195,7 @@ def test_command(tmp_path):
         f"{output}: 1 of 2 questions (squad)",
         "answers: 1 of 1 document",
         "Pairs: 1 questions",
-        f"Longest document: 12 tokens, {source}",
+        f"Longest document: 13 tokens, {source}",
         "1 answers found by their text, offsets fixed: 'the sea'",
         "Rejected: 1",
         "       1  answer found more than once, and not at its offset",
