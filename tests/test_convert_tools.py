@@ -92,6 +92,16 @@ OBAMA = ("Obama in Paris", [("Obama", "PER")], {"news": 1.0})
             {},
             [("x", None, {"a": 0.0, "b": 1.0}), ("y", None, {"a": 0.0, "b": 0.0})],
         ),
+        (
+            "a.jsonl",
+            jsonl(
+                {"text": "x yz", "label": "A", "spans": [[0, 1, "A"]], "_view_id": "classification"}
+                | {"answer": "accept"},
+                {"text": "z", "cats": {"A": 0.5}, "tokens": [], "answer": "accept"},
+            ),
+            {},
+            [("x yz", None, {"A": 1.0}), ("z", None, {"A": 0.5})],
+        ),
         # doccano
         (
             "a.jsonl",

@@ -70,9 +70,7 @@ class Cells:
         """Take a value; lists and dicts may be written out, as in a table. None if missing."""
         self.taken.add(column)
         value = parse_cell(self.row.cells.get(column))
-        if value == "" and self.row.in_table:
-            return None
-        return None if isinstance(value, float) and value != value else value  # as of pandas
+        return None if value == "" and self.row.in_table else value
 
     def take_text(self, column: str) -> Any:
         """Take a text as it is."""

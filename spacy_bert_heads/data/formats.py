@@ -45,12 +45,6 @@ def of_table(delimiter: str, *, quoted: bool = True) -> Reader:
     return read
 
 
-def read_csv(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read a table with commas, or with semicolons if there is no comma in the header."""
-    first = next(file.lines(), "")
-    return of_table(";" if ";" in first and "," not in first else ",")(file, options)
-
-
 UNITS = {
     **dict.fromkeys(("conll", "conllu"), "sentences"),
     **dict.fromkeys(("nli-jsonl", "nli-tsv", "nli-csv"), "pairs"),
@@ -61,7 +55,7 @@ READERS: dict[str, Reader] = {
     "conll": read_conll,
     "conllu": read_conllu,
     "labelled": read_labelled,
-    "csv": read_csv,
+    "csv": of_table(","),
     "tsv": of_table("\t"),
     "jsonl": of_objects(read_json_lines),
     "json": of_objects(read_json_array),
@@ -71,7 +65,7 @@ READERS: dict[str, Reader] = {
     # The quotes in a table of pairs with tabs, as SICK's and GLUE's, are text.
     "nli-jsonl": of_objects(read_json_lines),
     "nli-tsv": of_table("\t", quoted=False),
-    "nli-csv": read_csv,
+    "nli-csv": of_table(","),
 }
 
 

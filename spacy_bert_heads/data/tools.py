@@ -38,12 +38,11 @@ def read_answered(cells: Cells) -> dict[str, Any]:
         label = check_text("label", cells.take_label("label"))
         # Where some were rejected, each was asked for alone, and nothing is known of others.
         values["label"] = {label: float(accepted)} if cells.facts.rejects else label
-        if "spans" in cells:  # patterns that were matched
+        if "spans" in cells and (view == "classification" or not accepted):
+            cells.take("spans")  # patterns that were matched
             return values
     spans = cells.row.cells.get("spans")
-    if spans is None and not values and ("tokens" in cells or view in NER_VIEWS):
-        spans = []
-    if spans is None and not values and not others(cells) and "spans" in cells.facts.spans:
+    if spans is None and leaves_out_spans(cells, view):
         spans = []
     if spans is not None:
         spans = check_list("spans", cells.take("spans"))
@@ -59,9 +58,13 @@ def read_answered(cells: Cells) -> dict[str, Any]:
     return values
 
 
-def others(cells: Cells) -> bool:
-    """Tell whether a record has annotations of another kind."""
-    return any(key in cells for key in ("label", "labels", "cats", "options", "accept"))
+def leaves_out_spans(cells: Cells, view: Any) -> bool:
+    """Tell whether a record without spans is one of entities, and has none."""
+    if view in NER_VIEWS:
+        return view != "blocks" or "tokens" in cells
+    others = ("label", "labels", "cats", "options", "accept")
+    is_other = any(key in cells for key in others)
+    return not is_other and ("tokens" in cells or "spans" in cells.facts.spans)
 
 
 def read_choice(cells: Cells) -> dict[str, float] | list[Any]:
