@@ -209,7 +209,7 @@ def test_command(tmp_path):
         "verdicts: 38 of 38 documents",
         "Labels: neutral 1,200",
         "Pairs: 1,200 hypotheses",
-        f"Longest document: 1 tokens, {source}:2",
+        f"Longest document: 1 token, {source}:2",
     ]
 
 

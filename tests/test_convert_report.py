@@ -57,7 +57,7 @@ def test_the_report_names_what_was_not_read_and_is_rare(tmp_path):
         "categories: 11 of 11 documents",
         "Labels: a 10, b 1",
         "Labels with fewer than 10 examples: b 1",
-        f"Longest document: 1 tokens, {tmp_path / 'a.jsonl'}:1",
+        f"Longest document: 1 token, {tmp_path / 'a.jsonl'}:1",
         "Not read: id",
     ]
 

@@ -167,6 +167,12 @@ OBAMA = ("Obama in Paris", [("Obama", "PER")], {"news": 1.0})
             {},
             [("Uber blew", [("Uber", "ORG")], {"x": 1.0})],
         ),
+        (
+            "a.json",
+            '{"classes": ["X"], "annotations": [["Uber blew", {"entities": [[0, 4, "X"]]}], null]}',
+            {},
+            [("Uber blew", [("Uber", "X")], {})],
+        ),
         # rows of `datasets`
         (
             "a.jsonl",

@@ -19,6 +19,7 @@ from .tables import FASTTEXT, name_columns, read_labelled, read_table
 Reader = Callable[[File, Options], Iterator[Record | Rejected]]
 SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
 UNIVERSAL = re.compile("[A-Z]+|_")  # a part of speech of CoNLL-U
+LIST_OF_ROWS = re.compile(r'"(data|annotations|rows)"\s*:\s*\[\s*($|[\[{\]])', re.MULTILINE)
 OPENING = re.compile(r"[\[{]\s*($|[\[{\"(])")
 EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".bioes", ".iob", ".iob2", ".ner"), "conll"),
@@ -114,7 +115,8 @@ def find_json(text: str) -> str | None:
         return "json"
     if SQUAD.search(text):
         return "squad"
-    return "json" if re.match(r'\{[^\[\]{}]*"(data|annotations|rows)"\s*:\s*\[', text) else None
+    rows = LIST_OF_ROWS.search(text)
+    return "json" if rows is not None and '"text"' not in text[: rows.start()] else None
 
 
 def holds_pairs(columns: Iterable[str], options: Options) -> bool:

@@ -90,7 +90,8 @@ class ConversionReport:
         if self.pairs.total():
             counts = ", ".join(f"{n:,} {name}" for name, n in self.pairs.items() if n)
             lines.append(f"Pairs: {counts}")
-        lines.append(f"Longest document: {self.longest[0]:,} tokens, {self.longest[1]}")
+        num_tokens, where = self.longest
+        lines.append(f"Longest document: {count_of(num_tokens, 'token')}, {where}")
         if self.unread:
             lines.append(f"Not read: {show_counts(self.unread, self.docs)}")
         for kind, n in self.notes.counts.most_common():
