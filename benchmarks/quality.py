@@ -123,7 +123,7 @@ def convert_task(data: Path, task: str, output: Path) -> None:
             sources[part].write_text(json.dumps(squad), encoding="utf8")
     for part, source in sources.items():
         report = convert(source, output / f"{part}.spacy")
-        print(f"{task}, {part}: {report.kept} kept, {report.refused} refused {report.samples}")
+        print(f"{task}, {part}: {report.docs} Docs, {report.rejected} rejected {report.samples}")
 
 
 # --- speed

@@ -3,7 +3,9 @@ set."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from thinc.api import Model
 from thinc.util import convert_recursive
 from wasabi import table
 
+from .data.convert import convert
 from .data.reader import BertCorpus
 from .encoder.model import prepare, shim_of
 from .files import check_folder
@@ -57,7 +60,7 @@ def evaluate(
     """Score a pipeline.
 
     model (str): A pipeline's folder, or the name of an installed one.
-    data (Path): A `.spacy` file, or a folder of them.
+    data (Path): A `.spacy` file, a folder of them, or what `convert` reads without options.
     gpu_id (int): The GPU to use, -1 for the CPU.
     lang (Optional[str]): The language of the data, if it is not that of the pipeline: its
         tokenizer then reads the texts. None for the pipeline's own.
@@ -120,7 +123,10 @@ def predict(
     nlp = spacy.load(model) if lang is None else load_with_tokenizer(model, lang)
     if precision is not None:
         set_precision(nlp, precision)
-    examples = list(BertCorpus(data)(nlp))
+    with TemporaryDirectory() as folder:
+        examples = list(
+            BertCorpus(as_spacy(data, Path(folder), lang=lang or nlp.lang or "en"))(nlp)
+        )
     if not examples:
         raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
     start = perf_counter()
@@ -137,6 +143,29 @@ def predict(
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
     return Predicted(nlp, examples, scores, seconds)
+
+
+def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
+    """Convert data that is not spaCy's into a folder, with a warning if records are rejected.
+
+    data (Path): A file or folder.
+    folder (Path): Where to convert it to.
+    lang (str): The language of the tokenizer.
+    RETURNS (Path): What spaCy can read.
+    RAISES (ValueError): If it can't be converted.
+    """
+    data = Path(data)
+    if data.suffix == ".spacy" or not data.exists() or next(data.rglob("*.spacy"), None):
+        return data
+    report = convert(data, folder / "data.spacy", lang=lang)
+    if report.rejected:
+        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in report.reasons.most_common())
+        warnings.warn(
+            f"{report.rejected:,} of {report.read:,} {report.unit} in '{data}' are not scored: "
+            f"{reasons}.",
+            stacklevel=3,
+        )
+    return folder / "data.spacy"
 
 
 def is_pipeline(name: str) -> bool:

@@ -2,13 +2,19 @@
 
 import functools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import spacy
 from spacy.tokens import Doc, DocBin
 
-from spacy_bert_heads.data.convert import ConversionReport, convert
+from spacy_bert_heads.data.annotations import make_doc
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.data.files import File
+from spacy_bert_heads.data.formats import READERS
+from spacy_bert_heads.data.records import Options, Rejected, Settings
+from spacy_bert_heads.data.report import ConversionReport
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
 blank_once = functools.cache(spacy.blank)  # it takes longer than most tests
@@ -19,6 +25,28 @@ def load(path: Path) -> list[Doc]:
     return list(DocBin().from_disk(path).get_docs(NLP.vocab))
 
 
+class Lines(File):
+    """A file that is nowhere."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        super().__init__(Path("a"))
+        object.__setattr__(self, "_lines", list(lines))
+
+    def lines(self) -> Iterator[str]:
+        return iter(self._lines)
+
+
+def read(format: str, lines: Iterable[str], **options: Any) -> list[Doc | Rejected]:
+    """Read lines in a format, as it is found in a file."""
+    records = READERS[format](Lines(lines), Options(**options))
+    return [x if isinstance(x, Rejected) else make_doc(x, Settings(NLP)).doc for x in records]
+
+
+def check_report(report: ConversionReport, **expected: Any) -> None:
+    """Compare the figures of a report that are named."""
+    assert {name: getattr(report, name) for name in expected} == expected
+
+
 def run(
     tmp_path: Path, name: str, content: str | bytes, **options: Any
 ) -> tuple[list[Doc], ConversionReport]:
@@ -27,12 +55,18 @@ def run(
     source.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
     report = convert(source, tmp_path / "out.spacy", **options)
     docs = load(tmp_path / "out.spacy")
-    assert report.kept == len(docs)
-    assert report.read == report.kept + report.refused
-    assert report.refused == sum(report.reasons.values())
+    assert report.docs == len(docs)
+    assert report.read == report.kept + report.rejected
+    assert report.rejected == sum(report.reasons.values())
     assert report.hypotheses == sum(len(doc._.hypotheses) for doc in docs)
     assert report.questions == sum(len(doc._.questions) for doc in docs)
     return docs, report
+
+
+def seen(doc: Doc) -> tuple[str, Any, dict[str, float]]:
+    """A Doc's text, its entities (None without annotation) and its categories."""
+    ents = [(ent.text, ent.label_) for ent in doc.ents]
+    return doc.text.strip(), ents if doc.has_annotation("ENT_IOB") else None, dict(doc.cats)
 
 
 class Plain(NamedTuple):

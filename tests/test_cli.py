@@ -42,9 +42,11 @@ def test_convert_says_what_it_kept_and_what_not(conll, tmp_path):
     result = run("convert", conll, tmp_path / "a.spacy")
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        f"{tmp_path / 'a.spacy'}: 2 of 3 records (conll)",
+        f"{tmp_path / 'a.spacy'}: 2 of 3 sentences (conll)",
+        "entities: 2 of 2 documents",
         "Labels: VESSEL 1, PLACE 1",
-        "Refused: 1",
+        f"Longest document: 2 tokens, {conll}:1",
+        "Rejected: 1",
         "       1  not a tag of BIO or BILOU",
         f"  {conll}:4: not a tag of BIO or BILOU: 'FOO'",
     ]

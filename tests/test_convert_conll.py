@@ -4,16 +4,26 @@ import itertools
 from collections import Counter
 
 import pytest
-from conversion import CONLL, CONLL_DOCS, NLP, Plain, load_plain, plain, run_plain, samples
+from conversion import (
+    CONLL,
+    CONLL_DOCS,
+    NLP,
+    Plain,
+    check_report,
+    load_plain,
+    plain,
+    read,
+    run_plain,
+    samples,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 from spacy.training import Corpus
 
 from spacy_bert_heads.data.conll import tags_to_entities
-from spacy_bert_heads.data.convert import ConversionReport, convert
-from spacy_bert_heads.data.formats import READERS
-from spacy_bert_heads.data.records import Refused, Settings
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.data.records import Rejected
 
 pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
 
@@ -21,9 +31,8 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
 def test_conll(tmp_path):
     docs, report = run_plain(tmp_path, "train.conll", CONLL)
     assert docs == CONLL_DOCS
-    assert report == ConversionReport(
-        format="conll", read=2, kept=2, labels=Counter(ORG=1, MISC=1, PER=1)
-    )
+    labels = Counter(ORG=1, MISC=1, PER=1)
+    check_report(report, format="conll", unit="sentences", read=2, kept=2, docs=2, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def test_conll(tmp_path):
 def test_conll_variants(tmp_path, content):
     docs, report = run_plain(tmp_path, "train.conll", content)
     assert docs == CONLL_DOCS
-    assert report.refused == 0
+    assert report.rejected == 0
 
 
 def test_conll_is_predicted_on_the_files_own_tokens(tmp_path):
@@ -89,12 +98,12 @@ def test_conll_odd_white_space_in_a_token(tmp_path, token):
         (b"b\xff\tO", "not UTF-8"),
     ],
 )
-def test_conll_refuses_the_sentence_with_a_bad_line(tmp_path, bad, reason):
+def test_conll_rejects_the_sentence_with_a_bad_line(tmp_path, bad, reason):
     bad = bad.encode() if isinstance(bad, str) else bad
     content = CONLL.encode().replace(b"\n\n", b"\n\na\tO\n" + bad + b"\nc\tB-ORG\n\n")
     docs, report = run_plain(tmp_path, "a.conll", content)
     assert docs == CONLL_DOCS
-    assert (report.read, report.refused) == (3, 1)
+    assert (report.read, report.rejected) == (3, 1)
     assert samples(report) == [f"a.conll:6: {reason}"]
     assert report.reasons == {reason.partition(":")[0]: 1}
     assert report.labels == Counter(ORG=1, MISC=1, PER=1)
@@ -112,8 +121,8 @@ def test_conll_column_count_comes_from_a_sentence_that_could_be_read(tmp_path):
 
 def test_conll_without_blank_lines_is_not_one_huge_sentence():
     lines = itertools.chain(itertools.repeat("a\tO\n", 150_000), ["\n", "b\tO\n"])
-    first, second = READERS["conll"](lines, Settings(NLP))
-    assert first == Refused(1, "no blank line for 100000 lines")
+    first, second = read("conll", lines)
+    assert first == Rejected(":1", "no blank line for 100000 lines")
     assert isinstance(second, Doc) and [token.text for token in second] == ["b"]
 
 
@@ -173,7 +182,7 @@ def test_every_scheme_gives_the_same_entities(drawn):
     bioes = render(n_tokens, entities, single="S", begin="B", inside="I", last="E")
     for tags in (bio, iob1, bilou, bioes):
         assert tags_to_entities(tags) == entities
-        docs = list(READERS["conll"]([f"w {tag}\n" for tag in tags], Settings(NLP)))
+        docs = read("conll", [f"w {tag}\n" for tag in tags])
         ents = [plain(doc).ents for doc in docs if isinstance(doc, Doc)]
         assert ents == ([entities] if n_tokens else [])
 
@@ -192,7 +201,7 @@ def test_real_conll(tmp_path, data, name, n_docs):
     lines = source.read_text(encoding="utf8").split("\n")
     rows = [line.split("\t") for line in lines if line.strip()]
     begins = Counter(tag[2:] for _, tag in rows if tag.startswith("B-"))
-    assert (report.kept, report.refused, report.labels) == (n_docs, 0, begins)
+    assert (report.kept, report.rejected, report.labels) == (n_docs, 0, begins)
     docs = load_plain(tmp_path / "out.spacy")
     tokens = [token.strip(" ") for doc in docs for token in doc.tokens]
     assert tokens == [token for token, _ in rows]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from conversion import Plain, jsonl, run_plain, samples
+from conversion import Plain, jsonl, run, run_plain, samples
 
 pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
 TEXT = "Ada lives in Paris."
@@ -32,19 +32,20 @@ ADA_DOC = ["Ada ", "lives ", "in ", "Paris", "."]
     ],
 )
 def test_jsonl(tmp_path, record, ents, cats):
-    docs, report = run_plain(tmp_path, "a.jsonl", jsonl({"text": TEXT, **record}))
-    assert docs == [Plain(ADA_DOC, ents, cats)]
+    content = jsonl({"text": TEXT, **record}, {"text": "x", "spans": []})
+    docs, report = run_plain(tmp_path, "a.jsonl", content)
+    assert docs[0] == Plain(ADA_DOC, ents, cats)
     assert report.format == "jsonl"
 
 
-def test_jsonl_categories_of_all_records_but_cats_and_refused_ones(tmp_path):
+def test_jsonl_categories_of_all_records_but_cats_and_rejected_ones(tmp_path):
     content = jsonl(
         {"text": "one", "label": "a"},
         {"text": "two", "labels": ["b", "c"]},
         {"text": "three", "labels": []},
         {"text": "four", "cats": {"other": 1.0}},
         {"text": "five", "spans": []},
-        {"text": "six", "label": "refused", "spans": [[0, 1, "X"]]},
+        {"text": "six", "label": "rejected", "spans": [[0, 99, "X"]]},
     )
     docs, report = run_plain(tmp_path, "a.jsonl", content)
     assert [doc.cats for doc in docs] == [
@@ -65,8 +66,6 @@ def test_jsonl_categories_of_all_records_but_cats_and_refused_ones(tmp_path):
         ({"text": ["a"]}, "no text: ['a']"),
         ({"text": "a\ud800"}, "text is not UTF-8: 'a\\ud800'"),
         ({"text": "a" * 1_000_001}, "too long for spaCy: 1000001 characters"),
-        ({"spans": [[0, 2, "X"]]}, "span is not whole tokens: 'Ad'"),
-        ({"spans": [[0, 4, "X"]]}, "span is not whole tokens: 'Ada '"),
         ({"spans": [[0, 99, "X"]]}, "not a span of the text with a label: [0, 99, 'X']"),
         ({"spans": [[-3, 3, "X"]]}, "not a span of the text with a label: [-3, 3, 'X']"),
         ({"spans": [[3, 3, "X"]]}, "not a span of the text with a label: [3, 3, 'X']"),
@@ -74,24 +73,24 @@ def test_jsonl_categories_of_all_records_but_cats_and_refused_ones(tmp_path):
         ({"spans": "Ada"}, "not a span of the text with a label: 'Ada'"),
         ({"spans": [[0, 3, ""]]}, "no label: ''"),
         ({"spans": [[0, 3, None]]}, "no label: None"),
-        ({"spans": [[0, 9, "X"], [4, 12, "Y"]]}, "overlapping spans: 'Ada lives' and 'lives in'"),
-        ({"spans": [[0, 3, "X"], [0, 3, "X"]]}, "overlapping spans: 'Ada' and 'Ada'"),
+        ({"spans": [[True, 3, "X"]]}, "not a span of the text with a label: [True, 3, 'X']"),
         ({"spans": [], "entities": []}, "more than one of spans, entities"),
-        ({"label": "a", "cats": {"a": 1}}, "more than one of label, labels, cats"),
+        ({"label": "a", "cats": {"a": 1}}, "more than one of label, cats"),
         ({"label": ""}, "no label: ''"),
         ({"label": True}, "no label: True"),
-        ({"label": [[0, 3, "X"]]}, "no label: [0, 3, 'X']"),
         ({"label": "\udfff"}, "label is not UTF-8: '\\udfff'"),
         ({"cats": {"a": 2}}, "cats are not between 0 and 1: {'a': 2}"),
         ({"cats": {"a": float("nan")}}, "cats are not between 0 and 1: {'a': nan}"),
         ({"cats": {"a": "1"}}, "cats are not between 0 and 1: {'a': '1'}"),
-        ({"label": "a", "answer": "reject"}, "rejected or ignored in Prodigy"),
+        ({"cats": {"a": True}}, "cats are not between 0 and 1: {'a': True}"),
+        ({"spans": [], "answer": "reject"}, "rejected in Prodigy"),
+        ({"label": "a", "answer": "ignore"}, "ignored in Prodigy"),
         ([TEXT], "not a JSON object in UTF-8"),
     ],
 )
-def test_jsonl_refuses(tmp_path, record, reason):
+def test_jsonl_rejects(tmp_path, record, reason):
     bad = {"text": TEXT, **record} if isinstance(record, dict) else record
-    content = jsonl({"text": "before"}, bad, {"text": "after"})
+    content = jsonl({"text": "before", "spans": []}, bad, {"text": "after"})
     docs, report = run_plain(tmp_path, "a.jsonl", content)
     assert [doc.tokens for doc in docs] == [["before"], ["after"]]
     assert samples(report) == [f"a.jsonl:2: {reason}"]
@@ -99,20 +98,62 @@ def test_jsonl_refuses(tmp_path, record, reason):
 
 def test_jsonl_broken_lines(tmp_path):
     lines = [
-        b'\xef\xbb\xbf{"text": "a"}\r',
+        b'\xef\xbb\xbf{"text": "a", "spans": []}\r',
         b"\r",
         b'{"text": "b\xff"}',
         b"[" * 99_999,
         b'{"text": "h',
     ]
     docs, report = run_plain(tmp_path, "a.jsonl", b"\n".join(lines))
-    assert docs == [Plain(["a"], None, {})]
+    assert docs == [Plain(["a"], [], {})]
     assert [sample.split(":")[1] for sample in samples(report)] == ["3", "4", "5"]
     assert report.reasons == {"not a JSON object in UTF-8": 1, "not JSON": 2}
 
 
 def test_tokenizer_of_the_language(tmp_path):
-    content = jsonl({"text": "Don't", "spans": [[0, 2, "X"]]})
+    content = jsonl({"text": "Don't go", "spans": [[0, 2, "X"]]})
     assert run_plain(tmp_path, "a.jsonl", content, lang="en")[0][0].ents == [(0, 1, "X")]
-    with pytest.raises(ValueError, match="span is not whole tokens: 'Do'"):
-        run_plain(tmp_path, "a.jsonl", content, lang="xx")
+    (doc,), report = run(tmp_path, "a.jsonl", content, lang="xx")
+    assert [token.ent_iob_ for token in doc] == ["", "O"]
+    assert report.notes.counts == {"entities left out, not whole tokens": 1}
+    assert report.notes.examples == {"entities left out, not whole tokens": "'Do'"}
+
+
+@pytest.mark.parametrize(
+    "spans, ents, iob, notes",
+    [
+        ([[0, 4, "X"]], ["Ada"], "BOOOO", {}),  # white space is no part of an entity
+        ([[0, 2, "X"], [13, 18, "Y"]], ["Paris"], "-OOBO", {"not whole tokens": 1}),
+        ([[0, 9, "X"], [4, 12, "Y"]], ["Ada lives"], "BI-OO", {"overlapping a longer one": 1}),
+        ([[0, 9, "X"], [4, 9, "Y"]], ["Ada lives"], "BIOOO", {"overlapping a longer one": 1}),
+        ([[0, 3, "X"], [0, 3, "X"]], ["Ada"], "BOOOO", {}),
+        ([[0, 3, "X"], [0, 3, "Y"]], ["Ada"], "BOOOO", {"overlapping a longer one": 1}),
+    ],
+)
+def test_spans_that_are_left_out_teach_nothing(tmp_path, spans, ents, iob, notes):
+    (doc,), report = run(tmp_path, "a.jsonl", jsonl({"text": TEXT, "spans": spans}))
+    assert [ent.text for ent in doc.ents] == ents
+    assert "".join(token.ent_iob_ or "-" for token in doc) == iob
+    kinds = {f"entities left out, {kind}": n for kind, n in notes.items()}
+    assert report.notes.counts == kinds
+
+
+@pytest.mark.parametrize(
+    "start, end, kind",
+    [
+        (2, 6, None),
+        (2, 5, "the end is the last character"),
+        (3, 7, "offsets are in UTF-16"),
+        (5, 10, "offsets are in bytes"),
+        (0, 1, "offsets corrected"),
+    ],
+)
+def test_offsets_are_checked_by_the_text_of_a_span(tmp_path, start, end, kind):
+    span = {"start": start, "end": end, "label": "X", "text": "Zoë!"}
+    (doc,), report = run(tmp_path, "a.jsonl", jsonl({"text": "🚢 Zoë! ok", "spans": [span]}))
+    assert [ent.text for ent in doc.ents] == ["Zoë!"]
+    found = {f"entities found by their text, {kind}": 1} if kind else {}
+    assert report.notes.counts == found
+    bad = jsonl({"text": "🚢 Zoë ok", "spans": [span]}, {"text": "x", "spans": []})
+    _, report = run(tmp_path, "a.jsonl", bad)
+    assert report.reasons == {"a span's text is not at its offsets": 1}

@@ -14,22 +14,21 @@ from conversion import (
     TEXT,
     TSV,
     answered,
+    check_report,
     jsonl,
     judged,
     load,
     qa,
+    read,
     run,
     samples,
     squad,
 )
-from spacy.tokens import Doc
 from spacy.training import Corpus
 from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
-from spacy_bert_heads.data.convert import ConversionReport, convert
-from spacy_bert_heads.data.formats import READERS
-from spacy_bert_heads.data.records import Settings
+from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.pairs import make_answer
 
 pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
@@ -80,7 +79,8 @@ def test_jsonl_hypotheses_and_questions(tmp_path):
     ]
     assert docs[0].cats == {} and not docs[0].has_annotation("ENT_IOB")
     assert not load(tmp_path / "out.spacy")[1].user_data
-    assert report == ConversionReport(
+    check_report(
+        report,
         format="jsonl",
         read=2,
         kept=2,
@@ -97,14 +97,14 @@ def test_jsonl_pairs_beside_other_annotation(tmp_path):
     assert (report.labels, report.hypotheses) == (Counter(x=1, PER=1), 1)
 
 
-def test_jsonl_mended_offsets_of_kept_records(tmp_path):
-    """The file is read twice, for its categories, but mended once."""
+def test_jsonl_fixed_offsets_of_kept_records(tmp_path):
+    """Those of a rejected record do not count."""
     sea, ada = ({"text": text, "start": 7} for text in ("the sea", "Ada"))
     good = {"text": TEXT, "questions": [{"question": "What?", "answers": [sea]}]}
     bad = {"text": TEXT, "questions": [*good["questions"], {"question": "Who?", "answers": [ada]}]}
     (doc,), report = run(tmp_path, "a.jsonl", jsonl(good, bad))
     assert answered(doc) == [("What?", [(41, "the sea")])]
-    assert report.mended == 1
+    assert report.notes.counts["answers found by their text, offsets fixed"] == 1
     assert samples(report) == [
         "a.jsonl:2: answer found more than once, and not at its offset: 'Ada'"
     ]
@@ -120,7 +120,7 @@ def test_jsonl_mended_offsets_of_kept_records(tmp_path):
         ({"hypotheses": [{"text": "a", "label": ""}]}, "no label: ''"),
         (
             {"hypotheses": [{"text": "a", "label": 2}]},
-            "label is a number, write its name instead: 2",
+            "label is a number, name the labels in order by --labels: 2",
         ),
         ({"questions": {}}, "questions are not a list: {}"),
         ({"questions": [None]}, "no question: None"),
@@ -143,8 +143,8 @@ def test_jsonl_mended_offsets_of_kept_records(tmp_path):
         ),
     ],
 )
-def test_jsonl_refuses(tmp_path, record, reason):
-    content = jsonl({"text": "before"}, {"text": TEXT, **record}, {"text": "after"})
+def test_jsonl_rejects(tmp_path, record, reason):
+    content = jsonl({"text": "before", "label": "x"}, {"text": TEXT, **record}, {"text": "after"})
     docs, report = run(tmp_path, "a.jsonl", content)
     assert [doc.text for doc in docs] == ["before", "after"]
     (sample,) = samples(report)
@@ -157,7 +157,7 @@ def test_jsonl_refuses(tmp_path, record, reason):
 def test_pairs_survive_in_shards(tmp_path):
     """What the readers make is what comes back, also by spaCy's own reader."""
     lines = [squad(QUESTIONS, QUESTIONS[:1])]
-    made = [doc for doc in READERS["squad"](lines, Settings(NLP)) if isinstance(doc, Doc)]
+    made = read("squad", lines)
     (tmp_path / "a.json").write_text(lines[0])
     convert(tmp_path / "a.json", tmp_path / "out", max_docs=1)
     assert len(list((tmp_path / "out").glob("*.spacy"))) == 2
@@ -178,7 +178,8 @@ def test_the_report_counts_over_all_files(tmp_path):
     (source / "c.tsv").write_text(TSV)
     report = convert(source, tmp_path / "out.spacy")
     assert report.format == "squad, nli-tsv"
-    assert (report.read, report.kept, report.refused, report.mended) == (6, 5, 1, 3)
+    assert (report.unit, report.read, report.kept, report.rejected) == ("records", 7, 6, 1)
+    assert report.notes.counts["answers found by their text, offsets fixed"] == 3
     assert (report.questions, report.hypotheses) == (2, 4)
 
 
@@ -191,10 +192,12 @@ def test_command(tmp_path):
     source, output = tmp_path / "a.json", tmp_path / "a.spacy"
     source.write_text(squad([qa("a", ("the sea", 1)), qa("b", ("Ada", 1))]))
     assert invoke(source, output) == [
-        f"{output}: 1 of 2 records (squad)",
+        f"{output}: 1 of 2 questions (squad)",
+        "answers: 1 of 1 document",
         "Pairs: 1 questions",
-        "Offsets mended: 1",
-        "Refused: 1",
+        f"Longest document: 13 tokens, {source}",
+        "1 answers found by their text, offsets fixed: 'the sea'",
+        "Rejected: 1",
         "       1  answer found more than once, and not at its offset",
         f"  {source}: answer found more than once, and not at its offset: 'b'",
     ]
@@ -202,9 +205,11 @@ def test_command(tmp_path):
     source.write_text("a\tb\tc\n" + "p\th\tneutral\n" * 1200)
     columns = ["--premise-column", "a", "--hypothesis-column", "b", "--label-column", "c"]
     assert invoke(source, output, *columns) == [
-        f"{output}: 38 of 38 records (nli-tsv)",
+        f"{output}: 1,200 of 1,200 pairs (nli-tsv), 38 documents",
+        "verdicts: 38 of 38 documents",
         "Labels: neutral 1,200",
         "Pairs: 1,200 hypotheses",
+        f"Longest document: 1 token, {source}:2",
     ]
 
 
@@ -212,7 +217,7 @@ def test_command(tmp_path):
 def test_own_corpus(tmp_path, name, n_docs):
     source = Path(__file__).parents[1] / "assets" / f"{name}.jsonl"
     report = convert(source, tmp_path / "out.spacy")
-    assert (report.format, report.kept, report.refused, report.mended) == ("jsonl", n_docs, 0, 0)
+    assert (report.format, report.kept, report.rejected) == ("jsonl", n_docs, 0)
     records = [json.loads(line) for line in source.read_text(encoding="utf8").splitlines()]
     for doc, record in zip(load(tmp_path / "out.spacy"), records, strict=True):
         hypotheses = [(x["text"], x["label"]) for x in record["hypotheses"]]

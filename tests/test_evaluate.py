@@ -82,6 +82,16 @@ def test_scores_by_hand(rules, gold):
     assert not [key for key in report if key.startswith(("cats", "tag_", "nli", "qa"))]
 
 
+def test_what_convert_reads_is_scored(rules, tmp_path):
+    spans = [[0, 10, "VESSEL"], [16, 22, "PLACE"], [26, 30, "PLACE"]]
+    (tmp_path / "a.json").write_text(
+        json.dumps([["Anna Grete left Skagen or Hull.", {"entities": spans}], ["", {}]])
+    )
+    with pytest.warns(UserWarning, match="1 of 2 records in .* are not scored: no text"):
+        report = evaluate(str(rules), tmp_path / "a.json")
+    assert (report["ents_p"], report["ents_r"], report["docs"]) == (1.0, pytest.approx(2 / 3), 1)
+
+
 def test_scores_are_those_of_spacy(make_nlp, gold, tmp_path):
     nlp = make_nlp("ner", "tagger", "textcat")
     nlp.to_disk(tmp_path / "nlp")

@@ -79,7 +79,9 @@ def test_convert_takes_no_folder_of_others(tmp_path):
     assert contents(output) == before
     result = CliRunner().invoke(bert_app, ["convert", str(source), str(output), "--force"])
     assert result.exit_code == 0, result.output
-    assert [path.name for path in output.glob("*.spacy")] == ["shard-00001.spacy"]
+    names = sorted(path.name for path in output.glob("*.spacy"))
+    assert names == ["shard-00001.spacy", "shard-00002.spacy"]
+    assert (output / "shard-00002.spacy").read_text() == "of version 0.1"
 
 
 def test_an_interrupted_conversion_leaves_no_shard_unmarked(tmp_path, monkeypatch):

@@ -288,7 +288,7 @@ def test_convert(tmp_path):
         {},
         {},
     ]
-    assert (report.kept, report.refused) == (4, 6)
+    assert (report.kept, report.rejected) == (4, 6)
     assert report.labels == {"rating": 1, "length": 1, "score": 1, "a": 1}
     assert report.reasons == {"not a finite number": 5, "no label": 1}
     assert samples(report) == [

@@ -17,49 +17,72 @@ def convert_command(
         typer.Option(
             "--format",
             "-f",
-            help="conll, labelled, csv, tsv, jsonl, nli-jsonl, nli-tsv, nli-csv or squad; "
-            "found if left out",
+            help="conll, conllu, labelled, csv, tsv, jsonl, json, parquet, squad, brat, nli-jsonl, "
+            "nli-tsv or nli-csv; found if left out",
         ),
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     text_column: Annotated[
-        str, typer.Option(help="The text's column or key in CSV, TSV, JSONL")
+        str,
+        typer.Option(help="The text's column or key; without a header, its number from 1"),
     ] = "text",
-    label_column: Annotated[str, typer.Option(help="The label's column or key there")] = "label",
+    label_column: Annotated[str, typer.Option(help="The label's column or key")] = "label",
     premise_column: Annotated[
-        str, typer.Option(help="The column of the first text in nli-… formats")
+        str, typer.Option(help="The column of the first text of pairs")
     ] = "premise",
     hypothesis_column: Annotated[
-        str, typer.Option(help="The column of the second text in nli-… formats")
+        str, typer.Option(help="The column of the second text of pairs")
     ] = "hypothesis",
+    token_column: Annotated[
+        str, typer.Option(help="The column of the tokens; in CoNLL its number from 1")
+    ] = "",
+    tag_column: Annotated[
+        str, typer.Option(help="The column of their tags; in CoNLL its number, or -1 for the last")
+    ] = "",
+    labels: Annotated[
+        str, typer.Option(help="Names of labels that are numbers from 0, in order, with commas")
+    ] = "",
+    label_columns: Annotated[
+        str, typer.Option(help="Columns of a category each, with 0 and 1, with commas")
+    ] = "",
+    label_separator: Annotated[
+        str | None, typer.Option(help="What separates the categories of a text")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="0.8,0.1,0.1 writes train.spacy, dev.spacy and test.spacy to a folder"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another one splits otherwise")] = 0,
     force: Annotated[bool, FORCE] = False,
 ) -> None:
-    """Convert CoNLL, CSV, TSV, JSONL, `label text`, SNLI, GLUE or SQuAD files to .spacy."""
+    """Convert annotated data to .spacy: tables, JSON, CoNLL, SQuAD, exports of annotation tools."""
     from ..data.convert import convert
-    from ..data.records import list_reasons
 
     report = convert(
         source,
         output,
         format=format,
         lang=lang,
+        split=split,
+        seed=seed,
+        force=force,
         text_column=text_column,
         label_column=label_column,
         premise_column=premise_column,
         hypothesis_column=hypothesis_column,
-        force=force,
+        token_column=token_column,
+        tag_column=tag_column,
+        labels=split_names(labels),
+        label_columns=split_names(label_columns),
+        label_separator=label_separator,
     )
-    typer.echo(f"{output}: {report.kept:,} of {report.read:,} records ({report.format})")
-    if report.labels:
-        counts = ", ".join(f"{label} {count:,}" for label, count in report.labels.most_common())
-        typer.echo(f"Labels: {counts}")
-    if report.pairs.total():
-        counts = ", ".join(f"{count:,} {name}" for name, count in report.pairs.items() if count)
-        typer.echo(f"Pairs: {counts}")
-    if report.mended:
-        typer.echo(f"Offsets mended: {report.mended:,}")
-    for line in list_reasons("Refused", report.reasons, report.samples):
-        typer.echo(line)
+    first, *lines = report.lines()
+    typer.echo("\n".join([f"{output}: {first}", *lines]))
+
+
+def split_names(names: str) -> tuple[str, ...]:
+    """Split names with commas."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 @exits_on_error

@@ -12,7 +12,9 @@ from .common import FORCE, exits_on_error
 @exits_on_error
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
-    data: Annotated[Path, typer.Argument(help="A .spacy file, or a folder of files")],
+    data: Annotated[
+        Path, typer.Argument(help="A .spacy file, a folder of files, or what convert reads")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A JSON file for all scores")
     ] = None,

@@ -3,79 +3,250 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc
+from spacy.util import filter_spans
 
 from ..heads.find import json_heads
 from ..text.doc_data import make_answer, make_verdict
 from ..text.user_data import set_value
-from .records import Settings, check_list, check_text, only_one
+from .records import Notes, Record, Settings, check_list, check_text, is_utf8, only_one
+
+Place = tuple[int, int]  # the first character, and the one after the last
+
+
+class Made(NamedTuple):
+    """A Doc, the kinds of annotations that it has, and whether the categories that it doesn't name
+    do not hold."""
+
+    doc: Doc
+    kinds: set[str]
+    others_negative: bool
 
 
 class Question(NamedTuple):
-    """A question, its entry of `doc._.answers`, and how many of its offsets were corrected."""
+    """A question with the places of its answers in the text, None if it is not annotated."""
 
     text: str
-    answer: dict[str, Any] | None
-    mended: int
+    places: list[Place] | None
+    notes: Notes
 
 
-def make_doc(text: Any, settings: Settings, **annotations: Any) -> Doc:
-    """Tokenize a text and set the annotations that are given.
+def make_doc(record: Record, settings: Settings) -> Made:
+    """Tokenize a record's text and set its annotations, each by the `read_json` of its head.
 
-    Each has the name and the value of the project's JSONL, `label`, `spans` and so on: the first of
-    the `json_keys` of a head, whose `read_json` sets it. None is no annotation.
-
-    Adds labels and corrected offsets to `settings`. Raises ValueError if a value is malformed;
-    `settings` is then unchanged.
+    Adds labels and notes to `settings`. Raises ValueError if a value is malformed; `settings` is
+    then unchanged.
     """
-    text = check_text("text", text, longest=settings.nlp.max_length)
-    doc = settings.nlp.make_doc(text)
-    found = replace(settings, labels=set(settings.labels))
+    if record.words is not None:
+        words = record.words
+        if not words or not all(isinstance(word, str) and word for word in words):
+            raise ValueError("empty token")
+        if not is_utf8("".join(words)):
+            raise ValueError("not UTF-8")
+        # Without spaces spaCy's Corpus keeps these tokens in the predicted Doc.
+        doc = Doc(settings.nlp.vocab, words, record.spaces)
+    else:
+        text = check_text("text", record.text, longest=settings.nlp.max_length)
+        doc = settings.nlp.make_doc(text)
+    found = replace(settings, labels=set(), notes=Notes(), others_negative=False)
+    kinds = set()
     for keys, head in json_heads().items():
-        if annotations.get(keys[0]) is not None:
-            head.read_json(doc, annotations[keys[0]], found)
+        was = found.others_negative
+        if record.values.get(keys[0]) is not None:
+            head.read_json(doc, record.values[keys[0]], found)
+        if head.is_annotated(doc) or found.others_negative > was:
+            kinds.add(head.annotation or keys[0])
     settings.labels.update(found.labels)
-    settings.mended = found.mended
-    return doc
+    settings.notes.update(record.notes)
+    settings.notes.update(found.notes)
+    return Made(doc, kinds, found.others_negative)
+
+
+# --- categories
 
 
 def read_labels(value: Any, settings: Settings) -> dict[str, float]:
-    """Read the value of `doc.cats`, or a string or a list of the positive categories: the other
-    categories of the file are then negative."""
+    """Read the value of `doc.cats`, or a string or a list of the categories that hold: all others
+    then do not."""
     if isinstance(value, dict):
         cats = {check_text("label", label): number for label, number in value.items()}
-        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in cats.values()):
+        if not all(type(v) in (int, float) and 0 <= v <= 1 for v in cats.values()):
             raise ValueError(f"cats are not between 0 and 1: {value}")
         return cats
     labels = value if isinstance(value, list) else [value]
-    positive = {check_text("label", label).strip() for label in labels}
+    positive = [check_text("label", label).strip() for label in labels]
     settings.labels.update(positive)
-    return {label: float(label in positive) for label in sorted(settings.labels)}
+    settings.others_negative = True
+    return dict.fromkeys(positive, 1.0)
 
 
-def read_spans(values: Any, doc: Doc) -> list[Span]:
-    """Read `{"start": 0, "end": 4, "label": "X"}`, doccano's `start_offset` and `end_offset`, or
-    `[0, 4, "X"]`, in any order. Raises ValueError if a span is not made of whole tokens, or if two
-    overlap."""
-    spans: list[Span] = []
-    for value in values if isinstance(values, list) else [values]:
-        match value:
-            case (
-                {"start": int(start), "end": int(end), "label": label}
-                | {"start_offset": int(start), "end_offset": int(end), "label": label}
-                | [int(start), int(end), label]
-            ) if 0 <= start < end <= len(doc.text):
-                span = doc.char_span(start, end, label=check_text("label", label).strip())
-            case _:
-                raise ValueError(f"not a span of the text with a label: {value!r}")
-        if span is None:
-            raise ValueError(f"span is not whole tokens: {doc.text[start:end]!r}")
-        spans.append(span)
-    spans.sort()
-    for left, right in zip(spans, spans[1:], strict=False):
-        if right.start < left.end:
-            raise ValueError(f"overlapping spans: {left.text!r} and {right.text!r}")
-    return spans
+# --- entities
+
+
+class SpanFields(NamedTuple):
+    """A span as a record has it; `text` is None where the record has the offsets alone."""
+
+    start: int
+    end: int
+    label: Any
+    text: str | None
+
+
+def span_fields(value: Any) -> SpanFields | None:
+    """Read `{"start": 0, "end": 4, "label": "X"}`, doccano's `start_offset` and `end_offset`, Label
+    Studio's `labels`, or `[0, 4, "X"]`; None if it is no span."""
+    match value:
+        case {"start": start, "end": end} | {"start_offset": start, "end_offset": end}:
+            label, text = value.get("label"), value.get("text")
+            match value.get("labels"):
+                case [one] if label is None:
+                    label = one
+        case [start, end, label] | (start, end, label):
+            text = None
+        case _:
+            return None
+    if type(start) is not int or type(end) is not int:
+        return None
+    return SpanFields(start, end, label, text if isinstance(text, str) else None)
+
+
+def list_spans(value: Any) -> list[Any]:
+    """List spans, and those of CLUENER: `{"X": {"Anna": [[0, 3]]}}`, whose ends are the last
+    characters."""
+    if not isinstance(value, dict) or span_fields(value):
+        return value if isinstance(value, list) else [value]
+    return [
+        {"start": place[0], "end": place[1], "label": label, "text": text}
+        for label, by_text in value.items()
+        if isinstance(by_text, dict)
+        for text, places in by_text.items()
+        for place in places
+        if isinstance(place, list) and len(place) == 2
+    ]
+
+
+def holds_spans(value: Any) -> bool:
+    """Tell whether a value is a list of spans, or CLUENER's dict, and not an empty one."""
+    if isinstance(value, dict):
+        by_label = value.values()
+        return (
+            bool(value)
+            and all(isinstance(x, dict) for x in by_label)
+            and all(
+                isinstance(places, list) and all(isinstance(place, list) for place in places)
+                for by_text in by_label
+                for places in by_text.values()
+            )
+        )
+    if not isinstance(value, list) or not value:
+        return False
+    fields = [span_fields(one) for one in value]
+    return all(one is not None and isinstance(one.label, str) for one in fields)
+
+
+def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
+    """Set entities. `{"spans": [...], "complete": False}` says that nothing is known of the rest.
+
+    A span that is not made of whole tokens, whose `text` is elsewhere, or that overlaps a longer
+    one is left out, noted, and nothing is known of its tokens. Raises ValueError for what is no
+    span of the text.
+    """
+    complete = True
+    if isinstance(value, dict) and "spans" in value:
+        complete, value = value.get("complete") is not False, value["spans"]
+    text, spans = doc.text, []
+    doubtful: set[int] = set()  # tokens
+    for one in list_spans(value):
+        fields = span_fields(one)
+        if fields is None:
+            raise ValueError(f"not a span of the text with a label: {one!r}")
+        label = check_text("label", fields.label).strip()
+        start, end = locate(fields, text, settings.notes)
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"not a span of the text with a label: {one!r}")
+        if doc.char_span(start, end) is None and (bare := text[start:end].strip()):
+            start = text.index(bare, start)
+            end = start + len(bare)
+        span = doc.char_span(start, end, label=label)
+        if span is not None:
+            spans.append(span)
+            continue
+        settings.notes.add("entities left out, not whole tokens", repr(text[start:end]))
+        doubtful.update(t.i for t in doc if t.idx < end and t.idx + len(t) > start)
+    kept = filter_spans(spans)
+    for span in spans:
+        doubtful.update(range(span.start, span.end))
+        if span not in kept:
+            settings.notes.add("entities left out, overlapping a longer one", repr(span.text))
+    taken = {i for span in kept for i in range(span.start, span.end)}
+    if complete:
+        doc.set_ents(kept, missing=[doc[i : i + 1] for i in sorted(doubtful - taken)])
+    else:
+        doc.set_ents(kept, default="missing")
+
+
+def locate(span: SpanFields, text: str, notes: Notes) -> Place:
+    """Find the place of a span. Where its text is known and not there, the offsets may be those of
+    the last character, of UTF-16 (JavaScript) or of bytes; or the text may occur only once.
+
+    Raises ValueError if nothing fits.
+    """
+    start, end, _, wanted = span
+    if wanted is None or is_same(text[max(start, 0) : end], wanted):
+        return start, end
+    first = text.find(wanted)
+    only = (first, first + len(wanted)) if first == text.rfind(wanted) else None
+    for kind, place in (
+        ("the end is the last character", (start, end + 1)),
+        ("offsets are in UTF-16", decode_place(text, start, end, "utf-16-le", 2)),
+        ("offsets are in bytes", decode_place(text, start, end, "utf8", 1)),
+        ("offsets corrected", only),
+    ):
+        if place is not None and place[0] >= 0 and is_same(text[slice(*place)], wanted):
+            notes.add(f"entities found by their text, {kind}", repr(wanted))
+            return place
+    raise ValueError(f"a span's text is not at its offsets: {wanted!r}")
+
+
+def is_same(text: str, wanted: str) -> bool:
+    """Compare texts but for their white space, which tools change."""
+    return text == wanted or text.split() == wanted.replace("\\n", " ").split()
+
+
+def decode_place(text: str, start: int, end: int, encoding: str, width: int) -> Place | None:
+    """Convert offsets in code units of an encoding to characters."""
+    encoded = text.encode(encoding)
+    try:
+        first = len(encoded[: start * width].decode(encoding))
+        return first, first + len(encoded[start * width : end * width].decode(encoding))
+    except UnicodeDecodeError:
+        return None
+
+
+# --- tags of tokens
+
+
+def set_tags(doc: Doc, value: Any) -> None:
+    """Set `token.tag_`, or by a dict `tag`, `pos` and `morph`: a list each with a value for every
+    token, "" for one that is not annotated."""
+    for attr, tags in (value if isinstance(value, dict) else {"tag": value}).items():
+        if attr not in ("tag", "pos", "morph"):
+            raise ValueError(f"no kind of tags: {attr!r}")
+        if len(check_list("tags", tags)) != len(doc):
+            raise ValueError(f"wrong number of tags: {len(tags)} for {len(doc)} tokens")
+        for token, tag in zip(doc, tags, strict=True):
+            if not isinstance(tag, str):
+                raise ValueError(f"tag is no string: {tag!r}")
+            if attr == "morph":
+                token.set_morph(tag)  # type: ignore[attr-defined]
+            elif tag:
+                try:
+                    setattr(token, f"{attr}_", tag)
+                except (KeyError, ValueError):
+                    raise ValueError(f"not a universal part of speech: {tag!r}") from None
+
+
+# --- second texts
 
 
 def read_hypotheses(values: Any) -> tuple[list[str], list[dict[str, Any] | None]]:
@@ -103,39 +274,54 @@ def read_verdict(label: Any) -> str:
     text = check_text("label", label).strip().lower()
     if text == "-":
         raise ValueError("no consensus on the label")
-    if text.removeprefix("-").isdecimal():
+    if text.removeprefix("-").replace(".", "", 1).isdecimal():
         # Which number is which label differs between data sets.
-        raise ValueError(f"label is a number, write its name instead: {label!r}")
+        raise ValueError(f"label is a number, name the labels in order by --labels: {label!r}")
     return text
 
 
 def read_questions(values: Any, doc: Doc) -> list[Question]:
     """Read a list of questions, see `read_question`."""
-    doc_text = doc.text
-    return [read_question(value, doc, doc_text) for value in check_list("questions", values)]
+    text = doc.text
+    return [
+        value if isinstance(value, Question) else read_question(value, text)
+        for value in check_list("questions", values)
+    ]
 
 
-def read_question(value: Any, doc: Doc, doc_text: str) -> Question:
+def read_question(value: Any, text: str) -> Question:
     """Read `{"question": "…", "answers": [{"text": "…", "start": 0}]}`.
 
     The first accepted answer is the primary one. An empty list, or SQuAD's `is_impossible`, says
-    that there is no answer. Without the key, or as a text alone, the question stays unannotated.
-    `doc_text` is `doc.text`, which spaCy would otherwise rebuild for every question.
+    that there is no answer. Without the key, or as a text alone, the question stays unannotated. An
+    answer that can't be found beside others is left out.
 
-    Raises ValueError if an answer is not in the text, or its place is ambiguous.
+    Raises ValueError if none of the answers is in the text, or their places are ambiguous.
     """
     match value:
-        case {"question": text}:
+        case {"question": question}:
             answers = [] if value.get("is_impossible") is True else value.get("answers")
         case _:
-            text, answers = value, None
-    text = check_text("question", text)
+            question, answers = value, None
+    question, notes = check_text("question", question), Notes()
     if answers is None:
-        return Question(text, None, 0)
-    found = [find_answer(answer, doc_text) for answer in check_list("answers", answers)]
-    places = dict.fromkeys((start, end) for start, end, _ in found) or {(0, 0): None}
-    first, *others = [make_answer(doc, *place, doc_text=doc_text) for place in places]
-    return Question(text, first | {"alternatives": others}, sum(mended for _, _, mended in found))
+        return Question(question, None, notes)
+    places: dict[Place, None] = {}
+    fault: ValueError | None = None
+    for answer in check_list("answers", answers):
+        try:
+            start, end, is_fixed = find_answer(answer, text)
+        except ValueError as error:
+            kind, _, detail = str(error).partition(": ")
+            notes.add(f"answers left out, {kind}", detail)
+            fault = error
+            continue
+        places[start, end] = None
+        if is_fixed:
+            notes.add("answers found by their text, offsets fixed", repr(text[start:end]))
+    if fault is not None and not places:
+        raise fault
+    return Question(question, list(places), notes)
 
 
 def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
@@ -166,7 +352,16 @@ def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
 
 
 def set_questions(doc: Doc, questions: list[Question], settings: Settings) -> None:
-    """Set questions and answers on a Doc that is kept, and count the corrected offsets."""
+    """Set questions and answers."""
+    text = doc.text  # which spaCy would otherwise rebuild for every answer
+    entries: list[dict[str, Any] | None] = []
+    for question in questions:
+        settings.notes.update(question.notes)
+        if question.places is None:
+            entries.append(None)
+            continue
+        places = question.places or [(0, 0)]
+        first, *others = [make_answer(doc, *place, doc_text=text) for place in places]
+        entries.append(first | {"alternatives": others})
     set_value("questions", doc, [question.text for question in questions])
-    set_value("answers", doc, [question.answer for question in questions])
-    settings.mended += sum(question.mended for question in questions)
+    set_value("answers", doc, entries)

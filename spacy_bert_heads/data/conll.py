@@ -1,34 +1,80 @@
-"""CoNLL: tokens in columns, the tag last, blank lines between sentences."""
+"""Tokens in columns: CoNLL, one tag a token, and CoNLL-U. Blank lines end a sentence."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Any, NamedTuple
 
-from spacy.tokens import Doc, Span
-
-from .records import Refused, Settings, is_utf8
+from .files import File
+from .records import Options, Record, Rejected, attempt, is_utf8
 
 MAX_SENTENCE = 100_000  # tokens; a file with more in one sentence has no blank lines
-TAG = re.compile(r"O|[BILUES]-.+")
+TAG = re.compile(r"O|[BILUEMS]-.+")
 # CoNLL-U's "# key = value" and MultiCoNER's "# id …<tab>domain=…". A "#" alone may be a token.
 COMMENT = re.compile(r"# .* = |# id .*\tdomain=")
+NEW_DOCUMENT = re.compile(r"-DOCSTART-|# newdoc")
+Sentence = list[tuple[int, list[str]]]  # numbered rows
 
 
-def read_conll(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read 2 to 4 columns, a Doc for each sentence. All sentences must have as many columns as the
-    first one that could be read."""
+def read_conll(file: File, options: Options) -> Iterator[Record | Rejected]:
+    """Read a record for each sentence: of its tokens in the first column, or the second behind one
+    that counts them, and their tags in the last.
+
+    The tags are entities (BIO and its kin, or labels beside "O"), else tags of the tokens. All
+    sentences must have as many columns as the first one that could be read. Where two columns
+    behind a count have tags (GermEval), the inner entities of the second are not read.
+    """
+    counted, tags, nested, has_documents = survey(file, options)
+    token_column = column_number(options.token_column, 1 if counted else 0)
+    tag_column = column_number(options.tag_column, -2 if nested else -1)
+    scheme = scheme_of(tags)
     width = 0
-    rows: list[tuple[int, list[str]]] = []
-    for number, line in enumerate(chain(lines, [""]), 1):  # the last sentence may not be closed
+
+    def make(rows: Sentence) -> Record:
+        words = [row[token_column] for _, row in rows]
+        tags = [row[tag_column] for _, row in rows]
+        record = tagged_record(f":{rows[0][0]}", words, tags, scheme)
+        if nested:
+            record.unread = (f"column {width}",)
+        return record
+
+    for group, rows in split_sentences(file, counted=counted):
+        own_width = len(rows[0][1])
+        fault = find_fault(rows, width or own_width, token_column, tag_column, scheme)
+        if fault is not None:
+            yield fault
+            continue
+        width = own_width
+        record = attempt(f":{rows[0][0]}", make, rows)
+        if isinstance(record, Record):
+            record.group = group if has_documents else None
+        yield record
+
+
+def column_number(name: str, default: int) -> int:
+    """Give the index of a column that is named by a number from 1, or from -1 backwards."""
+    if not name:
+        return default
+    if not name.removeprefix("-").isdecimal() or int(name) == 0:
+        raise ValueError(f"Columns of CoNLL files are numbers, from 1: '{name}' is none.")
+    return int(name) - (int(name) > 0)
+
+
+def split_sentences(file: File, *, counted: bool) -> Iterator[tuple[str | None, Sentence]]:
+    """Yield the sentences, each with its document if the file names documents."""
+    document = 0
+    rows: Sentence = []
+    for number, line in enumerate(chain(file.lines(), [""]), 1):  # the last may not be closed
         line = line.rstrip(" \t\r\n")
-        if line and not line.startswith("-DOCSTART-"):
-            if not COMMENT.match(line) and len(rows) <= MAX_SENTENCE:
+        starts = NEW_DOCUMENT.match(line)
+        if line and not starts:
+            is_comment = line.startswith("#") if counted else COMMENT.match(line)
+            if not is_comment and len(rows) <= MAX_SENTENCE:
                 rows.append((number, split_columns(line)))
-        elif rows:
-            record = read_sentence(rows, width or len(rows[0][1]), settings)
-            width = width if isinstance(record, Refused) else len(rows[0][1])
-            yield record
+        elif rows and not line.startswith("#"):
+            yield (str(document) if document else None), rows
             rows = []
+        document += bool(starts)
 
 
 def split_columns(line: str) -> list[str]:
@@ -36,37 +82,91 @@ def split_columns(line: str) -> list[str]:
     return line.split("\t") if "\t" in line else re.split(" +", line)
 
 
-def read_sentence(
-    rows: list[tuple[int, list[str]]], width: int, settings: Settings
-) -> Doc | Refused:
-    """Make a Doc of a sentence's numbered rows, or reject it because of its first bad row."""
+class Survey(NamedTuple):
+    """What the sentences of a file have in common."""
+
+    counted: bool  # the first column counts the tokens
+    tags: set[str]
+    nested: bool  # the last column has tags of entities within those of the one before
+    has_documents: bool
+
+
+def survey(file: File, options: Options) -> Survey:
+    """Read a file once to find out how to read it."""
+    counted = several = 0
+    for _, rows in split_sentences(file, counted=False):
+        numbers = [row[0] for _, row in rows if not row[0].startswith("#")]
+        if len(numbers) > 1:  # a sentence of one number is no evidence
+            several += 1
+            counted += numbers == [str(i + 1) for i in range(len(numbers))]
+    is_counted = counted > several / 2
+    column = column_number(options.tag_column, -1)
+    tags: set[str] = set()
+    outer: set[str] = set()
+    widths, documents = set(), set()
+    for document, rows in split_sentences(file, counted=is_counted):
+        documents.add(document)
+        for _, row in rows:
+            widths.add(len(row))
+            if -len(row) <= column < len(row):
+                tags.add(row[column])
+            outer.add(row[-2] if len(row) > 3 else "")
+    both = all(map(TAG.fullmatch, tags | outer))
+    nested = is_counted and not options.tag_column and widths == {4} and both
+    return Survey(is_counted, outer if nested else tags, nested, len(documents) > 1)
+
+
+def find_fault(
+    rows: Sentence, width: int, token_column: int, tag_column: int, scheme: str
+) -> Rejected | None:
+    """Find the first row for which a sentence is rejected."""
     if len(rows) > MAX_SENTENCE:
-        return Refused(rows[0][0], f"no blank line for {MAX_SENTENCE} lines")
+        return Rejected(f":{rows[0][0]}", f"no blank line for {MAX_SENTENCE} lines")
     for line, row in rows:
         if not is_utf8("".join(row)):
-            return Refused(line, "not UTF-8")
-        if len(row) != width or width not in (2, 3, 4):
-            wanted = min(max(width, 2), 4)
-            return Refused(line, f"wrong number of columns: {len(row)} instead of {wanted}")
-        if not row[0]:
-            return Refused(line, "empty token")
-        if not TAG.fullmatch(row[-1]):
-            return Refused(line, f"not a tag of BIO or BILOU: {row[-1]!r}")
-    words = [row[0] for _, row in rows]
-    if width > 2 and len(words) > 1 and words == [str(i) for i in range(1, len(words) + 1)]:
-        return Refused(rows[0][0], "numbers instead of tokens: take the first column out")
-    # Without `spaces`, because the file doesn't tell them: spaCy's Corpus then keeps these tokens
-    # in the predicted Doc instead of tokenizing the text again.
-    doc = Doc(settings.nlp.vocab, words=words)
-    entities = tags_to_entities([row[-1] for _, row in rows])
-    doc.ents = [Span(doc, start, end, label=label) for start, end, label in entities]
-    return doc
+            return Rejected(f":{line}", "not UTF-8")
+        needed = max(2, token_column + 1, tag_column + 1, -tag_column)
+        if len(row) != width or width < needed:
+            wanted = max(width, needed)
+            return Rejected(f":{line}", f"wrong number of columns: {len(row)} instead of {wanted}")
+        if not row[token_column]:
+            return Rejected(f":{line}", "empty token")
+        if scheme == "BIO" and not TAG.fullmatch(row[tag_column]):
+            return Rejected(f":{line}", f"not a tag of BIO or BILOU: {row[tag_column]!r}")
+    return None
 
 
-def tags_to_entities(tags: list[str]) -> list[tuple[int, int, str]]:
-    """Read BIO, IOB1, BILOU and BIOES by one rule: I, L and E continue an open entity of their
-    label, every other tag but O begins one, and only B and I leave it open. So a stray I begins an
-    entity, as in IOB1 and in the CoNLL scorer.
+# --- tags to annotations
+
+
+def scheme_of(tags: Iterable[str]) -> str:
+    """Tell tags with B-, I- and so on ("BIO") from labels beside "O" ("IO") and from tags that are
+    not those of entities ("")."""
+    tags = set(tags)
+    if any(TAG.fullmatch(tag) for tag in tags - {"O"}):
+        return "BIO"
+    return "IO" if "O" in tags else ""
+
+
+def tagged_record(
+    where: str, words: list[str], tags: list[str], scheme: str, spaces: list[bool] | None = None
+) -> Record:
+    """Make a record of tokens and their tags. Raises ValueError for a tag that is none."""
+    if not scheme:
+        return Record(where, words=words, spaces=spaces, values={"pos_tags": tags})
+    for tag in tags:
+        if scheme == "BIO" and not TAG.fullmatch(tag):
+            raise ValueError(f"not a tag of BIO or BILOU: {tag!r}")
+    if scheme == "IO":
+        tags = [tag if tag == "O" else f"I-{tag}" for tag in tags]
+    spans = place_entities(words, spaces, tags_to_entities(tags))
+    return Record(where, words=words, spaces=spaces, values={"spans": spans})
+
+
+def tags_to_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Read BIO, IOB1, BILOU, BIOES and BMES by one rule: I, M, L and E continue an open entity of
+    their label, every other tag but O begins one, and only B, I and M leave it open. So a stray I
+    begins an entity, as in IOB1 and in the CoNLL scorer.
 
     Returns the first token, the one after the last, and the label of each entity.
     """
@@ -74,9 +174,66 @@ def tags_to_entities(tags: list[str]) -> list[tuple[int, int, str]]:
     open_label = None
     for i, tag in enumerate(tags):
         prefix, _, label = tag.partition("-")
-        if prefix in "ILE" and label == open_label:
+        if prefix in "IMLE" and label == open_label:
             entities[-1] = (entities[-1][0], i + 1, label)
         elif prefix != "O":
             entities.append((i, i + 1, label))
-        open_label = label if prefix in "BI" else None
+        open_label = label if prefix in "BIM" else None
     return entities
+
+
+def place_entities(
+    words: list[str], spaces: list[bool] | None, entities: list[tuple[int, int, str]]
+) -> list[dict[str, Any]]:
+    """Convert the tokens of entities to characters."""
+    starts, place = [], 0
+    for i, word in enumerate(words):
+        starts.append(place)
+        place += len(word) + (spaces is None or spaces[i])
+    return [
+        {"start": starts[first], "end": starts[end - 1] + len(words[end - 1]), "label": label}
+        for first, end, label in entities
+    ]
+
+
+# --- CoNLL-U
+
+
+def read_conllu(file: File, options: Options) -> Iterator[Record | Rejected]:
+    """Read universal parts of speech, tags and features of each sentence.
+
+    A token that stands for several syntactic words ("zum", 3-4) stays one, without annotation;
+    empty nodes are left out. Lemmas and dependencies are not read.
+    """
+
+    def make(rows: Sentence) -> Record:
+        record = Record(f":{rows[0][0]}", words=[], spaces=[])
+        record.unread = ("lemmas", "dependencies")
+        values: dict[str, list[str]] = {"pos": [], "tag": [], "morph": []}
+        covered = 0
+        for line, row in rows:
+            if len(row) != 10:
+                raise ValueError(f"wrong number of columns: {len(row)} instead of 10, line {line}")
+            if not re.fullmatch(r"\d+([-.]\d+)?", row[0]):
+                raise ValueError(f"not a token's number: {row[0]!r}, line {line}")
+            first, *last = row[0].split("-")
+            if "." in first or (not last and int(first) <= covered):
+                continue
+            if last:
+                covered = int(last[0])
+                record.notes.add("tokens of several words, without tags", repr(row[1]))
+            record.words.append(row[1])  # type: ignore[union-attr]
+            record.spaces.append("SpaceAfter=No" not in row[9])  # type: ignore[union-attr]
+            for name, column in (("pos", 3), ("tag", 4), ("morph", 5)):
+                values[name].append("" if last or row[column] == "_" else row[column])
+        if record.spaces:
+            record.spaces[-1] = False
+        given = {name: tags for name, tags in values.items() if any(tags)}
+        record.values = {"pos_tags": given} if given else {}
+        return record
+
+    for group, rows in split_sentences(file, counted=True):
+        record = attempt(f":{rows[0][0]}", make, rows)
+        if isinstance(record, Record):
+            record.group = group
+        yield record

@@ -1,28 +1,147 @@
-"""The formats by name, with the reader of each."""
+"""The formats by name, with the reader of each, and how a file's format is found."""
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from spacy.tokens import Doc
-
-from .conll import read_conll
-from .jsonl import read_jsonl
-from .nli import read_nli_jsonl, read_nli_table
-from .records import Refused, Settings
+from .brat import read_brat
+from .columns import NoColumns, Row, find_column
+from .conll import TAG, read_conll, read_conllu, split_columns
+from .files import File
+from .objects import read_json_array, read_json_lines, read_parquet
+from .pairs import pair_columns
+from .records import Options, Record, Rejected
+from .rows import read_rows
 from .squad import read_squad
-from .tables import read_csv, read_labelled
+from .tables import FASTTEXT, name_columns, read_labelled, read_table
 
-Reader = Callable[[Iterable[str], Settings], Iterator[Doc | Refused]]
+Reader = Callable[[File, Options], Iterator[Record | Rejected]]
+SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
+UNIVERSAL = re.compile("[A-Z]+|_")  # a part of speech of CoNLL-U
+LIST_OF_ROWS = re.compile(r'"(data|annotations|rows)"\s*:\s*\[\s*($|[\[{\]])', re.MULTILINE)
+OPENING = re.compile(r"[\[{]\s*($|[\[{\"(])")
+EXTENSIONS = {
+    **dict.fromkeys((".conll", ".conll03", ".bio", ".bioes", ".iob", ".iob2", ".ner"), "conll"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".conllu": "conllu",
+    ".parquet": "parquet",
+    ".ann": "brat",
+    ".py": "json",
+}
+
+
+def of_objects(read: Callable[[File], Iterator[Row | Rejected]]) -> Reader:
+    """Make a reader of rows that need no options."""
+    return lambda file, options: read_rows(partial(read, file), options)
+
+
+def of_table(delimiter: str, *, quoted: bool = True) -> Reader:
+    """Make a reader of a table."""
+
+    def read(file: File, options: Options) -> Iterator[Record | Rejected]:
+        rows = partial(read_table, file, options, delimiter=delimiter, quoted=quoted)
+        return read_rows(rows, options)
+
+    return read
+
+
+UNITS = {
+    **dict.fromkeys(("conll", "conllu"), "sentences"),
+    **dict.fromkeys(("nli-jsonl", "nli-tsv", "nli-csv"), "pairs"),
+    "squad": "questions",
+    "brat": "documents",
+}
 READERS: dict[str, Reader] = {
     "conll": read_conll,
+    "conllu": read_conllu,
     "labelled": read_labelled,
-    "csv": partial(read_csv, delimiter=","),
-    "tsv": partial(read_csv, delimiter="\t"),
-    "jsonl": read_jsonl,
-    "nli-jsonl": read_nli_jsonl,
-    "nli-tsv": partial(read_nli_table, delimiter="\t", quoted=False),
-    "nli-csv": partial(read_nli_table, delimiter=",", quoted=True),
+    "csv": of_table(","),
+    "tsv": of_table("\t"),
+    "jsonl": of_objects(read_json_lines),
+    "json": of_objects(read_json_array),
+    "parquet": of_objects(read_parquet),
     "squad": read_squad,
+    "brat": read_brat,
+    # The quotes in a table of pairs with tabs, as SICK's and GLUE's, are text.
+    "nli-jsonl": of_objects(read_json_lines),
+    "nli-tsv": of_table("\t", quoted=False),
+    "nli-csv": of_table(","),
 }
-# Formats that set `doc.cats`, which name all categories of a file: these files are read twice.
-WITH_CATEGORIES = ("labelled", "csv", "tsv", "jsonl")
+
+
+def find_format(file: File, options: Options) -> str | None:
+    """Detect the format by the extension where that is enough, else by the first lines."""
+    known = EXTENSIONS.get(file.extension)
+    if known not in (None, "jsonl"):
+        return known
+    if file.path.suffix == ".txt" and file.annotations.exists():
+        return "brat"
+    head = file.head()
+    if not head:
+        return known
+    half = len(head) / 2  # a majority, so that a few bad lines don't hide the format of the rest
+    objects = [line for line in head if line.startswith("{") and line.endswith("}")]
+    if known or len(objects) > half:
+        if not known and len(head) == 1:
+            return find_json(head[0]) or "jsonl"
+        n_pairs = sum(holds_pairs(list_keys(line), options) for line in head)
+        return "nli-jsonl" if n_pairs > half else "jsonl"
+    rows = [split_columns(line) for line in head]
+    if sum(len(row) == 10 and bool(UNIVERSAL.fullmatch(row[3])) for row in rows) > half:
+        return "conllu"
+    if sum(len(row) > 1 and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
+        return "conll"
+    if file.extension == ".json" or OPENING.match(head[0]):
+        return find_json("\n".join(head))
+    for name, delimiter in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
+        columns = [column.strip('"') for column in head[0].split(delimiter)]
+        header = name_columns(columns, options)
+        if holds_pairs(header, options):
+            return f"nli-{name}"
+        if file.extension == f".{name}" or (len(header) > 1 and holds_rows(header, options)):
+            return name
+    if sum(line.startswith(FASTTEXT) for line in head) > half:
+        return "labelled"
+    # Plain text begins its lines with many different words, and other lists with punctuation.
+    labels = {line.split()[0] for line in head}
+    few = max(len(head) // 4, 2 if all(label.isdecimal() for label in labels) else 0)
+    return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
+
+
+def find_json(text: str) -> str | None:
+    """Tell SQuAD from an array of objects; None for another object."""
+    if text.startswith("["):
+        return "json"
+    if SQUAD.search(text):
+        return "squad"
+    rows = LIST_OF_ROWS.search(text)
+    return "json" if rows is not None and '"text"' not in text[: rows.start()] else None
+
+
+def holds_pairs(columns: Iterable[str], options: Options) -> bool:
+    """Tell pairs of texts from single texts by the names of columns or keys."""
+    try:
+        return pair_columns(columns, options) is not None
+    except NoColumns:
+        return False
+
+
+def holds_rows(columns: Iterable[str], options: Options) -> bool:
+    """Tell the header of a table by the names of its columns."""
+    columns = list(columns)
+    text = find_column(columns, "text", options.text_column)
+    label = find_column(columns, "label", options.label_column)
+    named = {options.tag_column, options.token_column, *options.label_columns} - {""}
+    return (text is not None and (label is not None or bool(named & {*columns}))) or (
+        "tokens" in columns and "ner_tags" in columns
+    )
+
+
+def list_keys(line: str) -> list[str]:
+    """List the keys of a line of JSONL, none if it is not an object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    return list(record) if isinstance(record, dict) else []

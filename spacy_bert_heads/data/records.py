@@ -1,16 +1,18 @@
 """What the readers of all formats share.
 
-    lines ──▶ reader ──▶ Doc | Refused
+    file ──▶ reader ──▶ Record | Rejected ──▶ Doc
 
-A reader is a generator. It rejects a record that it can't read exactly, with the line and the
-reason, and goes on with the next one. Every reader streams, except SQuAD's, whose file is a single
-JSON object.
+A reader is a generator over one file. Its records are plain data in the words of the project's own
+JSONL, whatever the file's format is. It rejects a record that it can't read exactly, with the place
+and the reason, and goes on with the next one.
 """
 
+import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
 from spacy.language import Language
@@ -18,52 +20,107 @@ from spacy.language import Language
 T = TypeVar("T")
 
 
-class Refused(NamedTuple):
+class Rejected(NamedTuple):
     """A record that was rejected.
 
-    Reports count the reason up to its first colon; what follows is specific to the record. Line 0
-    is for formats in which line numbers are useless (SQuAD): there the details name the record.
+    `where` is its place behind the file's name, as ":12". Reports count the reason up to its first
+    colon; what follows is specific to the record. `size` counts the user's records in it.
     """
 
-    line: int
+    where: str
     reason: str
+    size: int = 1
 
 
 @dataclass
-class Settings:
-    """What a reader needs to know about its file, and what it collects while reading.
+class Notes:
+    """What was corrected, left out or not read: how often, and the first example of each."""
 
-    `labels` collects the categories of all records that could be read, `mended` counts the answers
-    that were found at another place than their offset.
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str = "", *, count: int = 1) -> None:
+        """Count something."""
+        self.counts[kind] += count
+        if example:
+            self.examples.setdefault(kind, example)
+
+    def update(self, other: "Notes") -> None:
+        """Add what others counted."""
+        self.counts.update(other.counts)
+        self.examples = other.examples | self.examples
+
+
+@dataclass
+class Record:
+    """A text, or tokens, with annotations.
+
+    `values` has what the `read_json` of the heads takes, each under the first of the `json_keys` of
+    its head. `spaces` says which tokens have white space behind them, None where that is not known.
+    `size` counts the user's records: pairs or questions of one text. Records of the same `group`, a
+    document in parts, stay together when data is split. `notes` counts what was done to read the
+    record, `unread` has the keys that were not read. A record that `is_pair` may be joined with
+    others of its text.
     """
 
-    nlp: Language
+    where: str
+    text: Any = None
+    words: list[str] | None = None
+    spaces: list[bool] | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    size: int = 1
+    group: str | None = None
+    notes: Notes = field(default_factory=Notes)
+    unread: tuple[str, ...] = ()
+    is_pair: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says of a file: the names of columns or keys, and what labels mean.
+
+    Columns of a file without a header are numbers, from 1. `labels` are the names of labels that
+    are numbers, from 0. `label_columns` are columns of a category each. `label_separator` separates
+    the categories of a text; None for one category, with an error where it looks like several.
+    """
+
     text_column: str = "text"
     label_column: str = "label"
     premise_column: str = "premise"
     hypothesis_column: str = "hypothesis"
+    token_column: str = ""
+    tag_column: str = ""
+    labels: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
+
+    def named(self, kind: str) -> bool:
+        """Tell whether the user has named a column."""
+        default = {one.name: one.default for one in fields(self)}
+        return getattr(self, f"{kind}_column") != default[f"{kind}_column"]
+
+
+@dataclass
+class Settings:
+    """What heads use to read a value, and what they note meanwhile.
+
+    `labels` collects categories. `others_negative` says that the categories which a record doesn't
+    name do not hold, so that they are set when all are known. `notes` counts what was corrected or
+    left out.
+    """
+
+    nlp: Language
     labels: set[str] = field(default_factory=set)
-    mended: int = 0
-
-    def text_names(self) -> dict[str, str]:
-        """Map each kind of column in a table of texts to its name in the file."""
-        return {"text": self.text_column, "label": self.label_column}
-
-    def pair_names(self) -> dict[str, str]:
-        """Map each kind of column in a table of pairs to its name in the file."""
-        return {
-            "premise": self.premise_column,
-            "hypothesis": self.hypothesis_column,
-            "label": self.label_column,
-        }
+    notes: Notes = field(default_factory=Notes)
+    others_negative: bool = False
 
 
-def attempt(line: int, make: Callable[..., T], *args: Any, **kwargs: Any) -> T | Refused:
+def attempt(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T | Rejected:
     """Call `make` with the arguments, and turn a ValueError into a rejected record."""
     try:
         return make(*args, **kwargs)
     except ValueError as error:
-        return Refused(line, str(error))
+        return Rejected(where, str(error))
 
 
 def list_reasons(title: str, reasons: Counter[str], samples: list[str]) -> list[str]:
@@ -80,18 +137,30 @@ def list_reasons(title: str, reasons: Counter[str], samples: list[str]) -> list[
 def join_names(names: Iterable[str]) -> str:
     """Join words as in "a, b and c"."""
     *others, last = names
-    return f"{', '.join(others)} and {last}"
+    return f"{', '.join(others)} and {last}" if others else last
 
 
-def read_json(text: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError if the text is anything else."""
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError with the reason if the text is anything else."""
     try:
-        record = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(record, dict) or not is_utf8(text):
-        raise ValueError("not a JSON object in UTF-8")
-    return record
+
+
+def parse_cell(cell: Any) -> Any:
+    """Parse a table's cell that is a list or a dict, as JSON or as Python writes it. Anything else
+    stays as it is."""
+    if not isinstance(cell, str) or cell.strip()[:1] not in ("[", "{"):
+        return cell
+    if "," not in cell:  # numpy's lists, which Python would read as one string
+        cell = re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", cell)
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return cell
 
 
 def only_one(record: dict[str, Any], *keys: str) -> Any:
@@ -136,3 +205,18 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def name_label(value: Any, labels: tuple[str, ...]) -> Any:
+    """Give the name of a label that is a number; any other value stays as it is. Raises ValueError
+    if there is no such number among the names."""
+    number = value
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        number = int(value)
+    if not labels or type(number) is not int:
+        return value
+    if number == -1:  # Hugging Face's ClassLabel for no label
+        return None
+    if not 0 <= number < len(labels):
+        raise ValueError(f"no such label among --labels: {value!r}")
+    return labels[number]

@@ -1,67 +1,70 @@
 """SQuAD 1.1 and 2.0: paragraphs with questions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from spacy.tokens import Doc
+from .annotations import Question, read_question
+from .files import File
+from .records import Options, Record, Rejected, attempt, check_text, is_utf8, parse_json
 
-from .annotations import Question, make_doc, read_question, set_questions
-from .records import Refused, Settings, attempt, read_json
 
-
-def read_squad(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
-    """Read a Doc for each paragraph, with all of its questions that can be read.
+def read_squad(file: File, options: Options) -> Iterator[Record | Rejected]:
+    """Read a record for each paragraph, with all of its questions that can be read.
 
     The file is one JSON object and is held in memory as a whole. Questions are rejected one by one
     and named by their id; a bad context rejects each of its questions. Plausible answers
-    (SQuAD 2.0) are ignored.
+    (SQuAD 2.0) are ignored. Paragraphs of an article are a group.
     """
-    squad = attempt(0, read_json, "".join(lines))
-    if isinstance(squad, Refused):
+    text = file.text()
+    squad = attempt("", parse_json, text)
+    if isinstance(squad, Rejected):
         yield squad
-        return
-    keys = ("data", "paragraphs") if "data" in squad else ("paragraphs",)
-    for paragraph in walk(squad, *keys):
-        if isinstance(paragraph, Refused):
-            yield paragraph
-        else:
-            yield from read_paragraph(paragraph, settings)
+    elif not isinstance(squad, dict) or not is_utf8(text):
+        yield Rejected("", "not a JSON object in UTF-8")
+    else:
+        articles = walk(squad, "data") if "data" in squad else iter([squad])
+        for number, article in enumerate(articles):
+            for paragraph in walk(article, "paragraphs"):
+                if isinstance(paragraph, Rejected):
+                    yield paragraph
+                else:
+                    yield from read_paragraph(paragraph, group=str(number))
 
 
-def walk(value: Any, *keys: str) -> Iterator[dict[str, Any] | Refused]:
+def walk(value: Any, *keys: str) -> Iterator[dict[str, Any] | Rejected]:
     """Yield all objects at the end of a path of keys, each of which holds a list of objects."""
-    if not isinstance(value, dict):
-        yield Refused(0, f"not SQuAD: {type(value).__name__} instead of an object")
+    if isinstance(value, Rejected):
+        yield value
+    elif not isinstance(value, dict):
+        yield Rejected("", f"not SQuAD: {type(value).__name__} instead of an object")
     elif not keys:
         yield value
     elif not isinstance(value.get(keys[0]), list):
-        yield Refused(0, f"not SQuAD: an object without a list of {keys[0]}")
+        yield Rejected("", f"not SQuAD: an object without a list of {keys[0]}")
     else:
         for item in value[keys[0]]:
             yield from walk(item, *keys[1:])
 
 
-def read_paragraph(paragraph: dict[str, Any], settings: Settings) -> Iterator[Doc | Refused]:
-    """Make a Doc of a context, after its rejected questions. There is none without a good one."""
-    doc = attempt(0, make_doc, paragraph.get("context"), settings)
-    doc_text = "" if isinstance(doc, Refused) else doc.text
+def read_paragraph(paragraph: dict[str, Any], *, group: str) -> Iterator[Record | Rejected]:
+    """Read a context, after its rejected questions. There is no record without a good one."""
+    context = attempt("", check_text, "text", paragraph.get("context"))
     questions: list[Question] = []
     if paragraph.get("qas") == []:
-        yield Refused(0, f"no questions: {paragraph.get('context')!r}")
+        yield Rejected("", f"no questions: {paragraph.get('context')!r}")
     for entry in walk(paragraph, "qas"):
-        if isinstance(entry, Refused):
+        if isinstance(entry, Rejected):
             yield entry
             continue
-        question: Question | Refused
-        if isinstance(doc, Refused):
-            question = doc
+        question: Question | Rejected
+        if isinstance(context, Rejected):
+            question = context
         else:
-            question = attempt(0, read_question, entry, doc, doc_text)
-        if isinstance(question, Refused):
+            question = attempt("", read_question, entry, context)
+        if isinstance(question, Rejected):
             name = entry.get("id", entry.get("question"))
-            yield Refused(0, f"{question.reason.partition(':')[0]}: {name!r}")
+            yield Rejected("", f"{question.reason.partition(':')[0]}: {name!r}")
         else:
             questions.append(question)
-    if questions and not isinstance(doc, Refused):
-        set_questions(doc, questions, settings)
-        yield doc
+    if questions:
+        yield Record("", context, values={"questions": questions}, size=len(questions), group=group)

@@ -1,70 +1,92 @@
-"""Texts with categories: CSV, TSV, and lines of a label and a text. Pairs use the tables too."""
+"""Tables of rows with a header, CSV and TSV; and lines of a label and a text."""
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from spacy.tokens import Doc
-
-from .annotations import make_doc
-from .records import Refused, Settings, attempt, join_names
+from .columns import Row
+from .files import File
+from .records import Options, Record, Rejected, name_label
 
 MAX_RECORD = 10_000_000  # characters; a record with more has a quote that is never closed
-# Common names of a column, for files that don't have its default name.
-COMMON_NAMES = {
-    "text": ("sentence", "content", "review"),
-    "label": (
-        "category",
-        "class",
-        "sentiment",
-        "gold_label",
-        "entailment_judgment",
-        "entailment_label",
-    ),
-    "premise": ("sentence1", "sentence_a", "question"),
-    "hypothesis": ("sentence2", "sentence_b", "sentence"),
-}
 FASTTEXT = "__label__"
 
 
-class Row(NamedTuple):
-    """The cells of a table's row, with its line number."""
+class Line(NamedTuple):
+    """The cells of a row, with its line number."""
 
-    line: int
+    number: int
     cells: list[str]
 
 
-def read_labelled(lines: Iterable[str], settings: Settings) -> Iterator[Doc | Refused]:
+def read_labelled(file: File, options: Options) -> Iterator[Record | Rejected]:
     """Read a label and a text in each line, or fastText's `__label__a __label__b text`."""
     fasttext = False
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(file.lines(), 1):
         labels: list[str] = []
         text = line.strip()
         fasttext = fasttext or text.startswith(FASTTEXT)
         while text.startswith(FASTTEXT) if fasttext else text and not labels:
             label, text = [*text.split(maxsplit=1), ""][:2]
-            labels.append(label.removeprefix(FASTTEXT))
+            labels.append(name_label(label.removeprefix(FASTTEXT), options.labels))
         if labels or text:
-            yield attempt(number, make_doc, text, settings, label=labels or "")
+            yield Record(f":{number}", text, values={"label": labels or ""})
 
 
-def read_csv(
-    lines: Iterable[str], settings: Settings, *, delimiter: str
-) -> Iterator[Doc | Refused]:
-    """Read a table of texts with a header. A quoted field may contain newlines; a record has the
-    number of its first line."""
-    rows = split_quoted(lines, delimiter)
-    for row in read_table(rows, settings.text_names()):
-        if isinstance(row, Refused):
-            yield row
-        else:
-            text, label = row.cells
-            yield attempt(row.line, make_doc, text, settings, label=label)
+def read_table(
+    file: File, options: Options, *, delimiter: str, quoted: bool = True
+) -> Iterator[Row | Rejected]:
+    """Read the rows after a header. A quoted field may contain newlines; a record has the number of
+    its first line. In a table that is not `quoted`, every line is a row, unless some cell has
+    doubled quotes within quotes.
+
+    There is no header where the options have numbers for columns. Columns of the same name are
+    numbered, as "text (2)".
+    """
+    quoted = quoted or any(
+        '""' in cell[1:-1] and unquote(cell) != cell
+        for line in split_plain(file.lines(), delimiter)
+        for cell in line.cells
+    )
+    lines = file.lines()
+    split = split_quoted(lines, delimiter) if quoted else split_plain(lines, delimiter)
+    header: list[str] = []
+    for line in split:
+        if isinstance(line, Rejected):
+            yield line
+            continue
+        number, cells = line
+        is_header = not header
+        if is_header:
+            header = name_columns(cells, options)
+        if len(cells) != len(header):
+            fault = f"wrong number of columns: {len(cells)} instead of {len(header)}"
+            yield Rejected(f":{number}", fault)
+        elif not is_header or header[0] == "1":
+            yield Row(f":{number}", dict(zip(header, cells, strict=True)), in_table=True)
 
 
-def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Row | Refused]:
+def name_columns(cells: list[str], options: Options) -> list[str]:
+    """Name the columns by the first row of a table, or by numbers."""
+    numbers = [str(i) for i in range(1, len(cells) + 1)]
+    named = {
+        getattr(options, f"{kind}_column")
+        for kind in ("text", "label", "premise", "hypothesis", "token", "tag")
+    }
+    named = (named | {*options.label_columns}) - {""}
+    if not named.isdisjoint(numbers) and named.isdisjoint(cells):
+        return numbers
+    counts, seen = Counter(cells), Counter[str]()
+    header = []
+    for cell in cells:
+        seen[cell] += 1
+        header.append(f"{cell} ({seen[cell]})" if counts[cell] > 1 else cell)
+    return header
+
+
+def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Line | Rejected]:
     """Split the lines of a table whose fields may be quoted, and then may contain newlines.
 
     Blank lines are skipped. If the delimiter is "," but the header has only ";", it is ";".
@@ -96,10 +118,10 @@ def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Row | Refused
             ahead.extendleft(reversed(taken[len(parts) :]))
             taken = parts
         if fault:
-            yield Refused(number, fault)
+            yield Rejected(f":{number}", fault)
         elif cells:
             width = width or len(cells)
-            yield Row(number, cells)
+            yield Line(number, cells)
         number += len(taken)
 
 
@@ -123,48 +145,8 @@ def unquote(cell: str) -> str:
     return cell
 
 
-def split_plain(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+def split_plain(lines: Iterable[str], delimiter: str) -> Iterator[Line]:
     """Split the lines of a table in which quotes are text and every line is a row."""
     for number, line in enumerate(lines, 1):
         if line := line.rstrip("\r\n"):
-            yield Row(number, line.split(delimiter))
-
-
-def read_table(rows: Iterable[Row | Refused], names: dict[str, str]) -> Iterator[Row | Refused]:
-    """Read the rows after a header, of each the columns that `find_columns` finds, in the order of
-    `names`. A header without them is rejected, and ends the table."""
-    header: list[str] = []
-    for row in rows:
-        if isinstance(row, Refused):
-            yield row
-        elif not header:
-            header = row.cells
-            columns = find_columns(header, names)
-            if min(columns) < 0:
-                options = join_names(f"--{kind}-column" for kind in names)
-                fault = f"no columns for {join_names(names)}: {header}, name them by {options}"
-                yield Refused(row.line, fault)
-                return
-        elif len(row.cells) != len(header):
-            wanted = len(header)
-            yield Refused(
-                row.line, f"wrong number of columns: {len(row.cells)} instead of {wanted}"
-            )
-        else:
-            yield Row(row.line, [row.cells[column] for column in columns])
-
-
-def find_columns(header: list[str], names: dict[str, str]) -> list[int]:
-    """Find columns by their names or, if a default name is missing, by a common one.
-
-    `names` maps each kind of column to its name in the file; the kind itself is the default name.
-    Returns the index of each column, -1 unless exactly one fits.
-    """
-    columns = []
-    for name in names.values():
-        common = (name, *COMMON_NAMES.get(name, ()))
-        exact = [i for i, column in enumerate(header) if column == name]
-        similar = [i for i, column in enumerate(header) if column.strip().lower() in common]
-        found = exact or similar
-        columns.append(found[0] if len(found) == 1 else -1)
-    return columns
+            yield Line(number, line.split(delimiter))

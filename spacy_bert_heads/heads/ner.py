@@ -15,7 +15,7 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..data.annotations import read_spans
+from ..data.annotations import set_entities
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
@@ -132,6 +132,7 @@ class BertNER(BertHead):
     factory = "bert_ner"
     scores = SCORES
     json_keys = ("spans", "entities")
+    annotation = "entities"
     hf_task = "token-classification"
 
     def __init__(
@@ -207,7 +208,7 @@ class BertNER(BertHead):
 
     @classmethod
     def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
-        doc.ents = read_spans(value, doc)
+        set_entities(doc, value, settings)
 
     @classmethod
     def count_labels(cls, doc: Doc) -> dict[str, int]:

@@ -163,6 +163,7 @@ class BertNLI(BertPairHead):
     input_name, output_name = "hypotheses", "nli"
     doc_first = True
     json_keys = ("hypotheses",)
+    annotation = "verdicts"
     hf_task = "text-classification"
     hf_problem_type = "single_label_classification"
 

@@ -117,6 +117,7 @@ class BertQA(BertPairHead):
     input_name, output_name = "questions", "answers"
     doc_first = False
     json_keys = ("questions",)
+    annotation = "answers"
     # An answer needs context on both sides, and the question takes its share of the window: as long
     # a one as in BERT's own SQuAD code, and overlaps of 128 as in Hugging Face's.
     encoder_settings = {"window": 384, "stride": 256}

@@ -100,6 +100,7 @@ class BertRegression(BertHead):
     factory = "bert_regression"
     scores = SCORES
     json_keys = ("regression",)
+    annotation = "numbers"
     hf_task = "text-classification"
     hf_problem_type = "regression"
 

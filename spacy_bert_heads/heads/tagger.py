@@ -1,5 +1,6 @@
 """One class for each token: fine-grained tags or coarse parts of speech."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,8 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
+from ..data.annotations import set_tags
+from ..data.records import Settings
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .gold import is_negated
@@ -113,6 +116,8 @@ class BertTagger(BertHead):
 
     factory = "bert_tagger"
     scores = SCORES
+    json_keys = ("pos_tags",)
+    annotation = "tags"
     hf_task = "token-classification"
 
     def __init__(
@@ -147,6 +152,14 @@ class BertTagger(BertHead):
         attr = self.cfg["attr"] + "_"
         tags = (getattr(token, attr) for token in example.reference)
         return (tag for tag in tags if tag and not is_negated(tag, self.labels))
+
+    @classmethod
+    def read_json(cls, doc: Doc, value: Any, settings: Settings) -> None:
+        set_tags(doc, value)
+
+    @classmethod
+    def count_labels(cls, doc: Doc) -> dict[str, int]:
+        return Counter(tag for token in doc if (tag := token.tag_ or token.pos_))
 
     @classmethod
     def is_annotated(cls, doc: Doc) -> bool:

@@ -149,6 +149,7 @@ class BertTextCat(BertHead):
     factory = "bert_textcat"
     scores = SCORES
     json_keys = ("label", "labels", "cats")
+    annotation = "categories"
     hf_task = "text-classification"
     hf_problem_type = "single_label_classification"
 

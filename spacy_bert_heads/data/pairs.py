@@ -1,0 +1,82 @@
+"""Rows of two texts: a premise and a hypothesis, a context and a question."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .annotations import read_question, read_verdict
+from .columns import Cells, NoColumns, find_column, list_columns
+from .records import Options, Record, Rejected, check_text
+
+MAX_PAIRS = 32  # of one Doc
+
+
+def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | None:
+    """Name the columns of two texts. Their names tell pairs from single texts, but not beside the
+    column of a single text, unless the user has named both."""
+    columns = list(columns)
+    premise = find_column(columns, "premise", options.premise_column)
+    hypothesis = find_column(columns, "hypothesis", options.hypothesis_column)
+    is_named = options.named("premise") and options.named("hypothesis")
+    if premise is not None and hypothesis is not None and premise != hypothesis:
+        return (premise, hypothesis) if is_named or options.text_column not in columns else None
+    if is_named:
+        names = list_columns(columns)
+        raise NoColumns(f"no columns named by --premise-column and --hypothesis-column: {names}")
+    return None
+
+
+def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
+    """Read a premise, a hypothesis and a verdict."""
+    columns = cells.row.cells
+    label = find_column(columns, "label", cells.options.label_column)
+    if label in (None, premise, hypothesis):
+        names = list_columns(columns)
+        raise NoColumns(f"no column for the label, name it by --label-column: {names}")
+    text = check_text("premise", cells.take_text(premise))
+    second = check_text("hypothesis", cells.take_text(hypothesis))
+    verdict = read_verdict(cells.take_label(label))
+    values = {"hypotheses": [{"text": second, "label": verdict}]}
+    return Record(cells.row.where, text, values=values, is_pair=True)
+
+
+def read_flat_squad(cells: Cells) -> Record:
+    """Read a question about a context, with Hugging Face's `{"text": [], "answer_start": []}`."""
+    context = check_text("context", cells.take_text("context"))
+    entry: dict[str, Any] = {"question": cells.take_text("question")}
+    if "is_impossible" in cells:
+        entry["is_impossible"] = cells.take("is_impossible")
+    answers = cells.take("answers")
+    if isinstance(answers, dict):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+            raise ValueError(f"not answers: {answers!r}")
+        answers = [{"text": t, "start": s} for t, s in zip(texts, starts, strict=True)]
+    question = read_question(entry | {"answers": answers}, context)
+    return Record(cells.row.where, context, values={"questions": [question]}, is_pair=True)
+
+
+def join_pairs(records: Iterable[Record | Rejected]) -> Iterator[Record | Rejected]:
+    """Make one record of consecutive pairs with the same first text, at most MAX_PAIRS of them, so
+    that the text is stored once. A rejected record among them does not part them."""
+    last: Record | None = None
+    for record in records:
+        if isinstance(record, Rejected):
+            yield record
+            continue
+        if (
+            last is not None
+            and record.is_pair
+            and (record.text, record.values.keys()) == (last.text, last.values.keys())
+            and last.size < MAX_PAIRS
+        ):
+            for key, value in record.values.items():
+                last.values[key] += value
+            last.size += 1
+            continue
+        if last is not None:
+            yield last
+        last = record if record.is_pair else None
+        if last is None:
+            yield record
+    if last is not None:
+        yield last

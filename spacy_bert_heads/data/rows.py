@@ -1,0 +1,197 @@
+"""Rows of tables and objects of JSON: which column is what, and a record of each.
+
+Whatever holds the rows (CSV, TSV, JSONL, a JSON array, parquet), their columns are read alike. A
+first pass over the file finds out what a single row can't tell.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..heads.find import json_heads
+from .annotations import holds_spans
+from .columns import (
+    Cells,
+    Facts,
+    NoColumns,
+    Row,
+    Rows,
+    find_column,
+    list_columns,
+    parse_number,
+    words_column,
+)
+from .conll import scheme_of, tagged_record
+from .pairs import join_pairs, pair_columns, read_flat_squad, read_pair
+from .records import Options, Record, Rejected, check_text, name_label, parse_cell
+from .tools import control_types, is_prodigy, is_task, read_answered, read_task
+
+TAGS = ("ner_tags", "ner", "tags", "labels", "label")
+TOKEN_TAGS = {"pos_tags": "tag", "xpos": "tag", "upos": "pos"}
+
+
+def read_rows(rows: Rows, options: Options) -> Iterator[Record | Rejected]:
+    """Make a record of each row. Consecutive rows of pairs or questions of one text are joined."""
+    facts = survey(rows, options)
+    return join_pairs(make_records(rows(), facts, options))
+
+
+def survey(rows: Rows, options: Options) -> Facts:
+    """Read all rows once for what a single one can't tell."""
+    facts = Facts()
+    for row in rows():
+        if isinstance(row, Rejected):
+            continue
+        for key, cell in row.cells.items():
+            if key not in facts.spans and holds_spans(parse_cell(cell)):
+                facts.spans.add(key)
+        facts.rejects |= row.cells.get("answer") == "reject"
+        if is_task(row.cells):
+            facts.controls |= control_types(row.cells)
+        if words_column(row, options):
+            for key in {*TAGS, options.tag_column} & row.cells.keys():
+                value = parse_cell(row.cells[key])
+                if isinstance(value, list):
+                    facts.tags.setdefault(key, set()).update(map(str, value))
+    return facts
+
+
+def make_records(
+    rows: Iterable[Row | Rejected], facts: Facts, options: Options
+) -> Iterator[Record | Rejected]:
+    """Make the records. The first row of a table whose columns don't fit ends it."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            yield read_row(Cells(row, facts, options))
+        except ValueError as error:
+            yield Rejected(row.where, str(error))
+            if row.in_table and isinstance(error, NoColumns):
+                return
+
+
+def read_row(cells: Cells) -> Record:
+    """Make a record of a row by its columns. Raises ValueError if they can't be told or read."""
+    columns = cells.row.cells
+    if is_task(columns):
+        record = read_task(cells)
+    elif words := words_column(cells.row, cells.options):
+        record = read_tokens(cells, words)
+    elif {"context", "question"} <= columns.keys():
+        record = read_flat_squad(cells)
+    elif pair := pair_columns(columns, cells.options):
+        record = read_pair(cells, *pair)
+    else:
+        prodigy = read_answered(cells) if is_prodigy(columns) else {}
+        record = read_text(cells)
+        record.values.update(prodigy)
+    record.unread = cells.unread()
+    return record
+
+
+# --- a text
+
+
+def read_text(cells: Cells) -> Record:
+    """Read a text with the annotations that its row has for any head."""
+    options = cells.options
+    columns = [name for name in cells.row.cells if name not in cells.taken]
+    column = find_column(columns, "text", options.text_column)
+    if column is None:
+        names = list_columns(cells.row.cells)
+        raise NoColumns(f"no column for the text, name it by --text-column: {names}")
+    record = Record(cells.row.where, cells.take_text(column))
+    columns.remove(column)
+    for keys, head in json_heads().items():
+        # The user may have named the column of the label.
+        wanted = [options.label_column if key == "label" else key for key in keys]
+        own = [name for name in dict.fromkeys(wanted) if name in columns]
+        if head.annotation == "categories":
+            value = read_categories(cells, [name for name in own if name not in cells.facts.spans])
+        elif head.annotation == "entities":
+            spans = [name for name in columns if name in cells.facts.spans and name not in own]
+            value = read_entities(cells, own + spans)
+        else:
+            value = parse_number(cells.take_one(own))
+        if value is not None:
+            record.values[keys[0]] = value
+    if not record.values and not cells.taken - {column}:
+        label = find_column(columns, "label", options.label_column)
+        if label is not None:
+            record.values["label"] = cells.take_label(label)
+    return record
+
+
+def read_categories(cells: Cells, columns: list[str]) -> Any:
+    """Read the categories: those of --label-columns, else those of the one column of labels."""
+    wanted = cells.options.label_columns
+    if not wanted:
+        held = [column for column in columns if cells.row.cells[column] is not None]
+        if len(held) > 1:
+            raise ValueError(f"more than one of {', '.join(columns)}")
+        return cells.take_label(held[0]) if held else None
+    if missing := [name for name in wanted if name not in cells]:
+        names = list_columns(cells.row.cells)
+        raise NoColumns(f"no column named by --label-columns: {', '.join(missing)}, {names}")
+    cats = {name: read_one_hot(name, cells.take(name)) for name in wanted}
+    return {name: value for name, value in cats.items() if value is not None}
+
+
+def read_one_hot(name: str, cell: Any) -> float | None:
+    """Read whether a category holds; None where that is not known."""
+    if isinstance(cell, str):
+        cell = parse_number(cell.strip().lower())
+    if cell is None:
+        return None
+    if not (isinstance(cell, int | float) and 0 <= cell <= 1):
+        raise ValueError(f"not between 0 and 1: '{name}' is {cell!r}")
+    return float(cell)
+
+
+def read_entities(cells: Cells, columns: list[str]) -> Any:
+    """Read the spans. Tables and Label Studio leave them out where there are none."""
+    value = cells.take_one(columns)
+    if value is None and (cells.row.in_table or "annotation_id" in cells):
+        return [] if cells.facts.spans else None
+    return value
+
+
+# --- tokens
+
+
+def read_tokens(cells: Cells, words: str) -> Record:
+    """Read tokens with a tag each, as the `datasets` of Hugging Face have them."""
+    row, options, known = cells.row, cells.options, cells.facts.tags
+    tokens = cells.take(words)
+    record = Record(row.where, words=tokens)
+    column = options.tag_column or next((name for name in TAGS if known.get(name)), "")
+    if column and column not in cells and options.tag_column:
+        there = list_columns(row.cells)
+        raise NoColumns(f"no column named by --tag-column: {column}, {there}")
+    tags = cells.take(column) if column in cells else None
+    if tags is not None:
+        tags = read_tags(tags, column, len(tokens), cells.names(column))
+        scheme = scheme_of(cells.names(column) or known[column])
+        record = tagged_record(row.where, tokens, tags, scheme)
+    kinds: dict[str, list[str]] = {}
+    for name, kind in TOKEN_TAGS.items():
+        tags = parse_cell(row.cells.get(name))
+        names = row.names.get(name, ())
+        if name == column or not isinstance(tags, list):
+            continue
+        if names or all(isinstance(tag, str) for tag in tags):
+            cells.take(name)
+            kinds[kind] = read_tags(tags, name, len(tokens), names)
+    if kinds:
+        record.values.setdefault("pos_tags", kinds)
+    return record
+
+
+def read_tags(tags: Any, column: str, num_tokens: int, names: tuple[str, ...]) -> list[str]:
+    """Read a tag for each token, by name. Raises ValueError if there are others."""
+    if not isinstance(tags, list) or len(tags) != num_tokens:
+        raise ValueError(f"'{column}' does not have a tag for each token: {tags!r}")
+    if not names and any(type(tag) is int for tag in tags):
+        raise ValueError(f"'{column}' has numbers, name the tags in order by --labels: {tags!r}")
+    return [check_text("tag", name_label(tag, names)) for tag in tags]

@@ -1,0 +1,147 @@
+"""Records of annotation tools that say more than their keys: Prodigy's answers, Label Studio's
+tasks. doccano's exports are rows as others are."""
+
+from typing import Any
+
+from .columns import Cells, find_column, list_columns
+from .records import Record, check_list, check_text
+
+ANSWERS = ("accept", "reject", "ignore")
+NER_VIEWS = ("ner", "ner_manual", "spans", "spans_manual", "blocks", "relations")
+
+
+# --- Prodigy
+
+
+def is_prodigy(columns: dict[str, Any]) -> bool:
+    """Tell a record that somebody has answered in Prodigy."""
+    return columns.get("answer") in ANSWERS
+
+
+def read_answered(cells: Cells) -> dict[str, Any]:
+    """Read what an annotator has answered: categories by `options`, or by a `label` that was
+    accepted or rejected; entities by `spans`.
+
+    Prodigy leaves `spans` out where there are none. Of a single span that was rejected it is known
+    that it is none (the label has a "!"), and of the rest of the text nothing. Raises ValueError
+    for a record that was ignored, or rejected as a whole.
+    """
+    answer = cells.take("answer")
+    if answer == "ignore":
+        raise ValueError("ignored in Prodigy")
+    accepted = answer == "accept"
+    view = cells.row.cells.get("_view_id")
+    values: dict[str, Any] = {}
+    if "options" in cells or "accept" in cells:
+        values["label"] = read_choice(cells)
+    elif isinstance(cells.row.cells.get("label"), str | int) and view not in NER_VIEWS:
+        label = check_text("label", cells.take_label("label"))
+        # Where some were rejected, each was asked for alone, and nothing is known of others.
+        values["label"] = {label: float(accepted)} if cells.facts.rejects else label
+        if "spans" in cells and (view == "classification" or not accepted):
+            cells.take("spans")  # patterns that were matched
+            return values
+    spans = cells.row.cells.get("spans")
+    if spans is None and leaves_out_spans(cells, view):
+        spans = []
+    if spans is not None:
+        spans = check_list("spans", cells.take("spans"))
+        binary = view == "ner" or (view is None and not accepted and len(spans) == 1)
+        if binary:
+            marked = spans if accepted else [negate(span) for span in spans]
+            values["spans"] = {"spans": marked, "complete": False}
+            return values
+        values["spans"] = spans
+    is_binary = isinstance(values.get("label"), dict) and "options" not in cells
+    if not accepted and not is_binary:
+        raise ValueError("rejected in Prodigy")
+    return values
+
+
+def leaves_out_spans(cells: Cells, view: Any) -> bool:
+    """Tell whether a record without spans is one of entities, and has none."""
+    if view in NER_VIEWS:
+        return view != "blocks" or "tokens" in cells
+    others = ("label", "labels", "cats", "options", "accept")
+    is_other = any(key in cells for key in others)
+    return not is_other and ("tokens" in cells or "spans" in cells.facts.spans)
+
+
+def read_choice(cells: Cells) -> dict[str, float] | list[Any]:
+    """Read the options that were accepted."""
+    chosen = {str(one) for one in check_list("accept", cells.take("accept"))}
+    options = check_list("options", cells.take("options"))
+    if not options:
+        return sorted(chosen)
+    names = [str(one.get("id")) for one in options if isinstance(one, dict)]
+    return {check_text("label", name): float(name in chosen) for name in names}
+
+
+def negate(span: Any) -> Any:
+    """Mark a span as one that is no entity of its label."""
+    if not isinstance(span, dict) or "label" not in span:
+        return span
+    return {**span, "label": f"!{span['label']}"}
+
+
+# --- Label Studio
+
+
+def is_task(columns: dict[str, Any]) -> bool:
+    """Tell a task of Label Studio, as its JSON has it."""
+    done = columns.get("annotations", columns.get("completions"))
+    return isinstance(columns.get("data"), dict) and isinstance(done, list)
+
+
+def list_results(annotation: Any) -> list[dict[str, Any]]:
+    """List the results of an annotation."""
+    results = annotation.get("result") if isinstance(annotation, dict) else None
+    return [one for one in results or () if isinstance(one, dict)]
+
+
+def control_types(columns: dict[str, Any]) -> set[str]:
+    """Name what was asked in a task, by what was answered."""
+    done = columns.get("annotations", columns.get("completions"))
+    return {str(one.get("type")) for annotation in done or () for one in list_results(annotation)}
+
+
+def read_task(cells: Cells) -> Record:
+    """Read the first annotation of a task, or the one that is marked as ground truth."""
+    data = cells.take("data")
+    done = [*(cells.take("annotations") or ()), *(cells.take("completions") or ())]
+    done = [one for one in done if isinstance(one, dict) and not one.get("was_cancelled")]
+    if not done:
+        raise ValueError("not annotated, or skipped, in Label Studio")
+    texts = [key for key, value in data.items() if isinstance(value, str)]
+    column = find_column(data, "text", cells.options.text_column)
+    if column is None and len(texts) != 1:
+        raise ValueError(f"no key for the text, name it by --text-column: {list_columns(data)}")
+    record = Record(cells.row.where, data[column or texts[0]])
+    if len(done) > 1:
+        record.notes.add("tasks with several annotations, of which one was read")
+    chosen = next((one for one in done if one.get("ground_truth")), done[0])
+    spans, categories, numbers = [], [], {}
+    for one in list_results(chosen):
+        kind, value = str(one.get("type")), one.get("value")
+        if not isinstance(value, dict):
+            record.notes.add(f"results of Label Studio that were not read: {kind}")
+        elif kind == "labels":
+            place = {key: value.get(key) for key in ("start", "end", "text")}
+            spans += [place | {"label": label} for label in value.get("labels") or ()]
+        elif kind == "choices":
+            categories += check_list("choices", value.get("choices"))
+        elif kind == "taxonomy":
+            paths = check_list("taxonomy", value.get("taxonomy"))
+            categories += ["/".join(map(str, path)) for path in paths]
+        elif kind in ("rating", "number"):
+            numbers[str(one.get("from_name"))] = value.get(kind)
+        else:
+            record.notes.add(f"results of Label Studio that were not read: {kind}")
+    controls = cells.facts.controls
+    if spans or "labels" in controls:
+        record.values["spans"] = spans
+    if categories or controls & {"choices", "taxonomy"}:
+        record.values["label"] = categories
+    if numbers:
+        record.values["regression"] = numbers
+    return record
