@@ -110,8 +110,8 @@ def init_config_command(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="Heads with commas, such as ner,textcat; ner if left out. An unknown name "
-            "lists all"
+            help="Heads with commas, such as ner,textcat, or with names: ner=diseases,ner=drugs; "
+            "ner if left out. An unknown head lists all"
         ),
     ] = None,
     name: Annotated[
@@ -127,6 +127,10 @@ def init_config_command(
             "package's name"
         ),
     ] = None,
+    adapt: Annotated[
+        Path | None,
+        typer.Option(help="A config of spaCy or spacy-transformers, to put the encoder into"),
+    ] = None,
     lang: Annotated[
         str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; else en")
     ] = None,
@@ -134,6 +138,9 @@ def init_config_command(
     adapter: Annotated[
         str | None,
         typer.Option(help="pfeiffer, houlsby or lora: train small modules, not the encoder"),
+    ] = None,
+    attr: Annotated[
+        str | None, typer.Option(help="What the tagger learns: tag or pos; else tag")
     ] = None,
     train: Annotated[
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")
@@ -143,28 +150,40 @@ def init_config_command(
         bool, typer.Option("--force", "-F", help="Replace a config that is there already")
     ] = False,
 ) -> None:
-    """Make a complete config for `spacy train`: one encoder and the heads you name, or the
-    components of a trained pipeline."""
+    """Make a complete config for `spacy train`: one encoder and the heads you name, the components
+    of a trained pipeline, or those of another config."""
+    from ..files import replace_file
     from ..init_config import init_config
 
-    if heads is None and source is None:
-        heads = "ner"
     if output.exists() and str(output) != "-" and not force:
         raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
-    config = init_config(
-        [head.strip() for head in (heads or "").split(",") if head.strip()],
-        name=name,
-        source=source,
-        lang=lang,
-        gpu=gpu,
-        adapter=adapter,
-        train=train,
-        dev=dev,
-    )
+    if adapt is not None:
+        from ..adapt_config import adapt_config
+
+        if heads or source or lang or gpu or adapter or attr or train or dev:
+            raise ValueError(
+                "--adapt keeps the components, the language and the data of the config. Beside it "
+                "go --name and --force alone."
+            )
+        config = adapt_config(adapt, name=name)
+    else:
+        if heads is None and source is None:
+            heads = "ner"
+        config = init_config(
+            [head.strip() for head in (heads or "").split(",") if head.strip()],
+            name=name,
+            source=source,
+            lang=lang,
+            gpu=gpu,
+            adapter=adapter,
+            attr=attr,
+            train=train,
+            dev=dev,
+        )
     if str(output) == "-":
         typer.echo(config.to_str())
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    config.to_disk(output)
+    replace_file(output, config.to_str().encode())
     data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
     typer.echo(f"{output}: now type\npython -m spacy train {output} --output training{data}")

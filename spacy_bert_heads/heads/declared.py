@@ -59,6 +59,8 @@ class DeclaredHead:
     # one of its own is a base of heads.
     factory: ClassVar[str]
     scores: ClassVar[dict[str, Score]] = {}
+    # What data must have for it, in the plural, for messages.
+    annotation: str = "annotations"
     # Second texts and the results for them, in `doc._`; for heads that read pairs.
     input_name: ClassVar[str] = ""
     output_name: ClassVar[str] = ""

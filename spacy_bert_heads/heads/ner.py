@@ -134,6 +134,7 @@ class BertNER(BertHead):
     """
 
     factory = "bert_ner"
+    annotation = "entities"
     scores = SCORES
     json_keys = ("spans", "entities")
     hf_task = "token-classification"

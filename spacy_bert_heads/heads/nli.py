@@ -158,6 +158,7 @@ class BertNLI(BertPairHead):
     """
 
     factory = "bert_nli"
+    annotation = "hypotheses with verdicts"
     scores = SCORES
     input_name, output_name = "hypotheses", "nli"
     doc_first = True

@@ -98,6 +98,7 @@ class BertRegression(BertHead):
     """Write a number for each label to `doc._.regression`, a dict."""
 
     factory = "bert_regression"
+    annotation = "numbers"
     scores = SCORES
     json_keys = ("regression",)
     hf_task = "text-classification"

@@ -104,6 +104,7 @@ class BertTagger(BertHead):
     """
 
     factory = "bert_tagger"
+    annotation = "tags"
     scores = SCORES
     hf_task = "token-classification"
 
@@ -121,6 +122,7 @@ class BertTagger(BertHead):
     ) -> None:
         if attr not in ATTRS:
             raise ValueError(f"attr is '{attr}'. Choose one of: {', '.join(ATTRS)}.")
+        self.annotation = f"tags in token.{attr}_"
         super().__init__(
             vocab,
             model,
