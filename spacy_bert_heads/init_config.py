@@ -19,6 +19,7 @@ from thinc.api import Config
 from .checks.heads import is_annotated
 from .data.reader import BertCorpus
 from .encoder.component import BertEncoder
+from .evaluate import load_pipeline
 from .heads.find import annotations_of, head_classes, pair_names
 from .heads.head import BertHead
 from .text.user_data import get_list
@@ -78,7 +79,7 @@ def init_config(
             "beside it."
         )
     else:
-        nlp = spacy.load(source)
+        nlp = load_pipeline(source)
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
         tokenizer = _saved_tokenizer(nlp)
     for data in (train, dev):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, check_file, exits_on_error
 
 
 @exits_on_error
@@ -155,6 +155,7 @@ def init_config_command(
     from ..files import replace_file
     from ..init_config import init_config
 
+    check_file(output)
     if output.exists() and str(output) != "-" and not force:
         raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
     if adapt is not None:
