@@ -19,7 +19,7 @@ LISTENER = "spacy_bert_heads.Tok2VecListener.v1"
 # Factories of components whose token vectors others read.
 UPSTREAM = ("tok2vec", "transformer", "curated_transformer")
 # spaCy's components start at random and need its own learning rate, of which a pretrained encoder
-# bears a tenth: at 1e-3 for all, and at 1e-4 for all, they learn much less (benchmarks/RESULTS.md).
+# bears a tenth: at 1e-3 for all, and at 1e-4 for all, they learn much less.
 LEARN_RATE = 1e-3
 RATE_FACTOR = 0.1
 WARMUP_STEPS = 200

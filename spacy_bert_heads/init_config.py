@@ -242,11 +242,14 @@ def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
     if lacking and (every or len(lacking) == len(heads)):
         name, head = next(iter(lacking.items()))
         known = head_classes()
-        found = {known[kind].annotation: f"{number:,}" for kind, number in docs.most_common()}
-        listed = ", ".join(f"{what} ({number} Docs)" for what, number in found.items())
+        found = {known[kind].annotation or kind: number for kind, number in docs.most_common()}
+        listed = ", ".join(f"{what} ({number:,} Docs)" for what, number in found.items())
+        what = head.annotation or "annotation"
+        if what in found:  # but of others: another attribute of tokens, other labels
+            what += f" in {', '.join(sorted(head.writes))}"
         raise ValueError(
-            f"{data} has no {head.annotation} for {name}; it has {listed or 'no annotation'}. "
-            "Name other data, or other --heads."
+            f"{data} has no {what} for {name}; it has {listed or 'no annotation'}. Name other "
+            "data, or other --heads."
         )
 
 

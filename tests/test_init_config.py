@@ -68,10 +68,10 @@ def test_one_number_of_steps(heads, checkpoint):
 @pytest.mark.parametrize(
     "args, what",
     [
-        (("qa",), "questions with answers for bert_qa"),
-        (("textcat,nli",), "hypotheses with verdicts for bert_nli"),
+        (("qa",), "answers for bert_qa"),
+        (("textcat,nli",), "verdicts for bert_nli"),
         (("ner=places,regression",), "numbers for bert_regression"),
-        (("tagger=upos", "--attr", "pos"), "tags in token.pos_ for upos"),
+        (("tagger=upos", "--attr", "pos"), "tags in token.pos for upos"),
     ],
 )
 @pytest.mark.parametrize("option", ["--train", "--dev"])

@@ -15,13 +15,13 @@ FORCE = typer.Option("--force", "-F", help="Take any folder, and replace what is
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 
 # What users can bring about. Every other exception is a bug, and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, configparser.Error)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, configparser.Error)
 OVERRIDE = "A setting of the config has a section: --section.key VALUE; --help lists options."
 
 
 def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command print an error of the user as one line, `Error: …` in red, without a
-    traceback, and exit with status 1. The command gets an option more, `--debug`, for the
+    traceback, and exit with status 1; with 130 at Ctrl-C. The command gets an option more, `--debug`, for the
     traceback."""
 
     @wraps(command)
@@ -38,6 +38,8 @@ def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
         except click.UsageError as error:  # spaCy's; typer may have a click of its own
             typer.secho(f"Error: {error.format_message()} {OVERRIDE}", fg="red", err=True)
             raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
 
     # typer reads the options from here.
     signature = inspect.signature(command, eval_str=True)

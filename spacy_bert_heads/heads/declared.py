@@ -59,13 +59,13 @@ class DeclaredHead:
     # one of its own is a base of heads.
     factory: ClassVar[str]
     scores: ClassVar[dict[str, Score]] = {}
-    # What data must have for it, in the plural, for messages.
-    annotation: str = "annotations"
     # Second texts and the results for them, in `doc._`; for heads that read pairs.
     input_name: ClassVar[str] = ""
     output_name: ClassVar[str] = ""
     # Where `convert` finds the annotation in a record of JSONL; the first is the usual key.
     json_keys: ClassVar[tuple[str, ...]] = ()
+    # What that annotation is called in the report of `convert`; else by the usual key.
+    annotation: ClassVar[str] = ""
     # What `init-config` sets in the encoder's model.
     encoder_settings: ClassVar[dict[str, Any]] = {}
     # The task of Hugging Face's pipelines, "" if they have none, and the `problem_type` of an

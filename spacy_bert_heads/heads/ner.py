@@ -134,9 +134,9 @@ class BertNER(BertHead):
     """
 
     factory = "bert_ner"
-    annotation = "entities"
     scores = SCORES
     json_keys = ("spans", "entities")
+    annotation = "entities"
     hf_task = "token-classification"
 
     def __init__(

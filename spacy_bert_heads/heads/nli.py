@@ -158,11 +158,11 @@ class BertNLI(BertPairHead):
     """
 
     factory = "bert_nli"
-    annotation = "hypotheses with verdicts"
     scores = SCORES
     input_name, output_name = "hypotheses", "nli"
     doc_first = True
     json_keys = ("hypotheses",)
+    annotation = "verdicts"
     hf_task = "text-classification"
     hf_problem_type = "single_label_classification"
 

@@ -113,11 +113,11 @@ class BertQA(BertPairHead):
     """
 
     factory = "bert_qa"
-    annotation = "questions with answers"
     scores = SCORES
     input_name, output_name = "questions", "answers"
     doc_first = False
     json_keys = ("questions",)
+    annotation = "answers"
     # The question takes its share: as BERT's own SQuAD code, with Hugging Face's overlaps of 128.
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"

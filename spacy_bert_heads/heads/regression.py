@@ -98,9 +98,9 @@ class BertRegression(BertHead):
     """Write a number for each label to `doc._.regression`, a dict."""
 
     factory = "bert_regression"
-    annotation = "numbers"
     scores = SCORES
     json_keys = ("regression",)
+    annotation = "numbers"
     hf_task = "text-classification"
     hf_problem_type = "regression"
 

@@ -104,8 +104,8 @@ class BertTagger(BertHead):
     """
 
     factory = "bert_tagger"
-    annotation = "tags"
     scores = SCORES
+    annotation = "tags"
     hf_task = "token-classification"
 
     def __init__(
@@ -122,7 +122,6 @@ class BertTagger(BertHead):
     ) -> None:
         if attr not in ATTRS:
             raise ValueError(f"attr is '{attr}'. Choose one of: {', '.join(ATTRS)}.")
-        self.annotation = f"tags in token.{attr}_"
         super().__init__(
             vocab,
             model,

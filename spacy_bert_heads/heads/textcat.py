@@ -148,9 +148,9 @@ class BertTextCat(BertHead):
 
     multi_label = False
     factory = "bert_textcat"
-    annotation = "categories"
     scores = EXCLUSIVE_SCORES
     json_keys = ("label", "labels", "cats")
+    annotation = "categories"
     hf_task = "text-classification"
     hf_problem_type = "single_label_classification"
 
