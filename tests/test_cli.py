@@ -99,13 +99,14 @@ def make_joint_docs(nlp, words: int, hypotheses: int, num_docs: int):
 @pytest.mark.parametrize(
     "words, hypotheses, num_docs, expected",
     [
-        # Five epochs: 1.3 * (100 + 2 * 102) * 1000 wordpieces are 386 batches.
-        (100, 2, 1000, 1930),
+        # Five epochs of 1.3 * (100 + 2 * 102) * 1000 wordpieces.
+        (100, 2, 1000, (3860, 512)),
+        (100, 2, 3000, (5790, 1024)),
         # Entities alone would be seen 1,600 times, so 16 epochs of 1.3 * 304 * 100 wordpieces.
-        (100, 2, 100, 618),
+        (100, 2, 100, (1235, 512)),
         # 20 epochs at most; 200 steps at least.
-        (100, 20, 10, 544),
-        (10, 2, 10, 200),
+        (100, 20, 10, (1087, 512)),
+        (10, 2, 10, (200, 512)),
     ],
 )
 def test_steps_of_a_joint_training(words, hypotheses, num_docs, expected):
@@ -127,7 +128,7 @@ def test_init_config_for_pairs(heads, max_pairs, window, checkpoint):
     assert (encoder["window"], encoder["stride"]) == expected
     batcher = config["training"]["batcher"]
     if "," in heads:
-        assert (batcher["size"], batcher["by_task"]) == (1024, True)
+        assert (batcher["size"], batcher["by_task"]) == (512, True)
         assert config.interpolate()["training"]["batcher"]["name"] == checkpoint
         assert config.interpolate()["components"]["bert_encoder"]["model"]["name"] == checkpoint
     else:
