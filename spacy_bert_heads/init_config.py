@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def init_config(
 
     Every default is filled in. [training] max_steps is the one number of steps, to which the
     learning rate refers. Raises ValueError if there is no such head, or none is named, or if the
-    data has nothing for a head; for all heads of a `source`.
+    data has nothing for a head, or for none of the heads of a `source`.
     """
     if source is None:
         encoder = {"name": name or DEFAULT_NAME, **(ADAPTED if adapter else {})}
@@ -194,7 +194,7 @@ def _make_pipeline(
     return nlp
 
 
-def _name_heads(heads: Sequence[str], known: Collection[str]) -> dict[str, str]:
+def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> dict[str, str]:
     """Read "head" and "head=name". Gives the heads by their components' names."""
     named: dict[str, str] = {}
     for entry in heads:
@@ -208,7 +208,7 @@ def _name_heads(heads: Sequence[str], known: Collection[str]) -> dict[str, str]:
                 f"'{name}' can't be the name of a component. Take letters, digits, '_' and '-': "
                 f"{head}=my_{head}."
             )
-        name = name or head_classes()[head].factory
+        name = name or known[head].factory
         if name in {*named, "bert_encoder"}:
             raise ValueError(
                 f"'{name}' would be the name of two components. Give them names: "

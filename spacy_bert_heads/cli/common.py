@@ -21,8 +21,8 @@ OVERRIDE = "A setting of the config has a section: --section.key VALUE; --help l
 
 def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command print an error of the user as one line, `Error: …` in red, without a
-    traceback, and exit with status 1; with 130 at Ctrl-C. The command gets an option more, `--debug`, for the
-    traceback."""
+    traceback, and exit with status 1; with 130 at Ctrl-C. The command gets one more option,
+    `--debug`, for the traceback."""
 
     @wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
