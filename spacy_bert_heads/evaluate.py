@@ -112,15 +112,9 @@ def predict(
 ) -> Predicted:
     """Load a pipeline, and predict and score a data set. Arguments and errors are those of
     `evaluate`."""
-    if not is_pipeline(model):
-        raise ValueError(
-            f"There is no pipeline '{model}', neither a folder with a config.cfg nor an installed "
-            "package. Train one: python -m spacy train CONFIG --output FOLDER makes "
-            "FOLDER/model-best."
-        )
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
-    nlp = spacy.load(model) if lang is None else load_with_tokenizer(model, lang)
+    nlp = load_pipeline(model) if lang is None else load_with_tokenizer(model, lang)
     if precision is not None:
         set_precision(nlp, precision)
     with TemporaryDirectory() as folder:
@@ -173,6 +167,22 @@ def is_pipeline(name: str) -> bool:
     return is_package(name) or (Path(name) / "config.cfg").is_file()
 
 
+def load_pipeline(name: str | Path, **settings: Any) -> Language:
+    """Load a pipeline, with the settings of `spacy.load`. Raises ValueError, with its name, if
+    there is none or it can't be loaded."""
+    if not is_pipeline(str(name)):
+        raise ValueError(
+            f"There is no pipeline '{name}', neither a folder with a config.cfg nor an installed "
+            "package. Train one: python -m spacy train CONFIG --output FOLDER makes "
+            "FOLDER/model-best."
+        )
+    try:
+        return spacy.load(name, **settings)
+    except Exception as error:  # srsly and msgpack don't name the file, spaCy not always
+        reason = str(error) if isinstance(error, ValueError | ImportError) else repr(error)
+        raise ValueError(f"The pipeline '{name}' can't be loaded: {reason}") from error
+
+
 def load_with_tokenizer(model: str, lang: str) -> Language:
     """Load a pipeline to read another language.
 
@@ -186,7 +196,7 @@ def load_with_tokenizer(model: str, lang: str) -> Language:
     except ImportError as error:
         raise ValueError(f"spaCy has no tokenizer for '{lang}': {error}") from error
     config = {"nlp": {"lang": lang, "tokenizer": tokenizer}}
-    return spacy.load(model, config=config, exclude=["tokenizer"])
+    return load_pipeline(model, config=config, exclude=["tokenizer"])
 
 
 def set_precision(nlp: Language, precision: str) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import spacy
 from spacy.language import CONFIG_SECTION_ORDER, Language
 from spacy.tokens import Doc
+from spacy.training import Example
 from spacy.util import load_model_from_config
 from thinc.api import Config
 
+from .checks.heads import is_annotated
 from .data.reader import BertCorpus
 from .encoder.component import BertEncoder
+from .evaluate import load_pipeline
 from .heads.find import annotations_of, head_classes, pair_names
 from .heads.head import BertHead
 from .text.user_data import get_list
@@ -36,6 +41,8 @@ EPOCHS = 5
 MAX_EPOCHS = 20
 MIN_STEPS = 200
 DEFAULT_STEPS = 2000
+DEFAULT_NAME = "bert-base-uncased"
+GPU_BATCH_TOKENS = 32768
 
 
 def init_config(
@@ -46,34 +53,42 @@ def init_config(
     lang: str | None = None,
     gpu: bool = False,
     adapter: str | None = None,
+    attr: str | None = None,
     train: Path | None = None,
     dev: Path | None = None,
 ) -> Config:
     """Make a complete training config for one encoder and some heads.
 
-    `heads` are their factories' names without "bert_". `name` is the checkpoint, a Hugging Face hub
-    name or a folder; None is "bert-base-uncased". `source` is a trained pipeline whose components,
-    all of them, are trained further in place of new ones. `lang` is the language of spaCy's
-    tokenizer, None for English. `adapter` is "pfeiffer", "houlsby" or "lora", to train a part of
-    the encoder only. `train` is the training data, to whose size the number of steps is fitted.
+    `heads` are their factories' names without "bert_"; "ner=diseases" is an `ner` head whose
+    component has that name. `name` is the checkpoint, a Hugging Face hub name or a folder; None is
+    "bert-base-uncased". `source` is a trained pipeline whose components, all of them, are trained
+    further in place of new ones. `lang` is the language of spaCy's tokenizer, None for English.
+    `adapter` is "pfeiffer", "houlsby" or "lora", to train a part of the encoder only. `attr` is
+    what `bert_tagger` learns, None for "tag". `train` is the training data, to whose size the
+    number of steps is fitted.
 
-    Every default is filled in. Raises ValueError if there is no such head, or none is named.
+    Every default is filled in. [training] max_steps is the one number of steps, to which the
+    learning rate refers. Raises ValueError if there is no such head, or none is named, or if the
+    data has nothing for a head, or for none of the heads of a `source`.
     """
     if source is None:
-        encoder = {"name": name or "bert-base-uncased", **(ADAPTED if adapter else {})}
+        encoder = {"name": name or DEFAULT_NAME, **(ADAPTED if adapter else {})}
         encoder["adapter"] = adapter
-        nlp = _make_pipeline(heads, encoder, lang=lang or "en", gpu=gpu)
+        nlp = _make_pipeline(heads, encoder, lang=lang or "en", gpu=gpu, attr=attr)
         sourced = {}
         tokenizer = encoder["name"]
-    elif heads or name or lang or adapter:
+    elif heads or name or lang or adapter or attr:
         raise ValueError(
             "A source brings its heads, its checkpoint, its language and its adapter. Name none "
             "beside it."
         )
     else:
-        nlp = spacy.load(source)
+        nlp = load_pipeline(source)
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
         tokenizer = _saved_tokenizer(nlp)
+    for data in (train, dev):
+        if data is not None:
+            check_annotated(data, nlp, every=source is None)
     pipes = [pipe for _, pipe in nlp.components]
     reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for pipe in pipes)
 
@@ -129,12 +144,7 @@ def init_config(
             "batcher": batcher,
             "optimizer": {
                 "@optimizers": "Adam.v1",
-                "learn_rate": {
-                    "@schedules": "warmup_linear.v1",
-                    "initial_rate": 1e-4,
-                    "warmup_steps": steps // 10,
-                    "total_steps": steps,
-                },
+                "learn_rate": make_learn_rate(1e-4, warmup_steps=steps // 10),
                 "L2": 0.01,
                 "L2_is_weight_decay": True,
                 "grad_clip": 1.0,
@@ -166,22 +176,85 @@ def _saved_tokenizer(nlp: Language) -> str | None:
 
 
 def _make_pipeline(
-    heads: Sequence[str], encoder: dict[str, Any], *, lang: str, gpu: bool
+    heads: Sequence[str], encoder: dict[str, Any], *, lang: str, gpu: bool, attr: str | None
 ) -> Language:
     known = head_classes()
-    unknown = [head for head in heads if head not in known]
-    if unknown or not heads:
-        what = f"Unknown head '{unknown[0]}'." if unknown else "No heads are named."
-        raise ValueError(f"{what} Choose from: {', '.join(known)}; several with commas.")
+    named = _name_heads(heads, known)
+    if attr is not None and "tagger" not in named.values():
+        raise ValueError(f"attr is '{attr}', but it is for the head tagger: name that one too.")
     nlp = spacy.blank(lang)
     if gpu:
-        encoder["max_batch_tokens"] = 32768
-    for head in heads:
+        encoder["max_batch_tokens"] = GPU_BATCH_TOKENS
+    for head in named.values():
         encoder |= known[head].encoder_settings
     nlp.add_pipe("bert_encoder", config={"model": encoder})
-    for head in heads:
-        nlp.add_pipe(known[head].factory, config=HEAD)
+    for name, head in named.items():
+        config = HEAD | ({"attr": attr} if attr and head == "tagger" else {})
+        nlp.add_pipe(known[head].factory, name, config=config)
     return nlp
+
+
+def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> dict[str, str]:
+    """Read "head" and "head=name". Gives the heads by their components' names."""
+    named: dict[str, str] = {}
+    for entry in heads:
+        head, has_name, name = (part.strip() for part in entry.partition("="))
+        if head not in known:
+            raise ValueError(
+                f"Unknown head '{head}'. Choose from: {', '.join(known)}; several with commas."
+            )
+        if has_name and not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(
+                f"'{name}' can't be the name of a component. Take letters, digits, '_' and '-': "
+                f"{head}=my_{head}."
+            )
+        name = name or known[head].factory
+        if name in {*named, "bert_encoder"}:
+            raise ValueError(
+                f"'{name}' would be the name of two components. Give them names: "
+                f"{head}=my_{head},{head}=other_{head}."
+            )
+        named[name] = head
+    if not named:
+        raise ValueError(
+            f"No heads are named. Choose from: {', '.join(known)}; several with commas."
+        )
+    return named
+
+
+def make_learn_rate(rate: float, *, warmup_steps: int) -> dict[str, Any]:
+    """Describe a learning rate that falls to 0 at [training] max_steps, whatever that is."""
+    return {
+        "@schedules": "spacy_bert_heads.warmup_linear.v1",
+        "initial_rate": rate,
+        "warmup_steps": warmup_steps,
+        "total_steps": "${training.max_steps}",
+    }
+
+
+def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
+    """Raise ValueError if data has nothing for some head of a pipeline to learn from or to be
+    scored by, or, not for `every`, nothing for any. The error says what there is."""
+    heads = {name: pipe for name, pipe in nlp.components if isinstance(pipe, BertHead)}
+    lacking = dict(heads)
+    docs: Counter[str] = Counter()
+    for doc in BertCorpus(data).references(nlp):
+        docs.update(annotations_of(doc))
+        example = Example(doc, doc)
+        for name in [name for name, pipe in lacking.items() if is_annotated(pipe, example)]:
+            del lacking[name]
+    if lacking and (every or len(lacking) == len(heads)):
+        name, head = next(iter(lacking.items()))
+        known = head_classes()
+        found = {known[kind].annotation or kind: number for kind, number in docs.most_common()}
+        listed = ", ".join(f"{what} ({number:,} Docs)" for what, number in found.items())
+        what = head.annotation or "annotation"
+        if what in found:  # but of others: another attribute of tokens, other labels
+            what += f" in {', '.join(sorted(head.writes))}"
+        raise ValueError(
+            f"{data} has no {what} for {name}; it has {listed or 'no annotation'}. Name other "
+            "data, or other --heads."
+        )
 
 
 def fit_steps(n_examples: int) -> tuple[int, int]:

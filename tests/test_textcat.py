@@ -92,3 +92,30 @@ def test_docs_without_categories_do_not_count_in_the_score(kind):
     assert scores["cats_micro_p"] == pytest.approx(2 / 3)
     assert scores["cats_micro_r"] == pytest.approx(2 / 3)
     assert scores["cats_f_per_type"]["A"] == pytest.approx({"p": 2 / 3, "r": 1.0, "f": 0.8})
+
+
+def predict(textcat, *rows: tuple[dict[str, float], dict[str, float]]) -> list[Example]:
+    """Examples of (gold, predicted) categories."""
+    examples = with_cats(*(gold for gold, _ in rows))
+    for example, (_, found) in zip(examples, rows, strict=True):
+        example.predicted.cats = found
+    return examples
+
+
+def test_accuracy_of_exclusive_categories():
+    textcat = make_head("textcat", "ABC")
+    examples = predict(
+        textcat,
+        ({"A": 1.0, "B": 0.0, "C": 0.0}, {"A": 0.4, "B": 0.3, "C": 0.3}),  # right
+        ({"A": 1.0}, {"A": 0.1, "B": 0.2, "C": 0.7}),
+        ({"B": 1.0, "A": 0.0}, {"A": 0.2, "B": 0.5, "C": 0.3, "other": 0.9}),  # right
+        ({"C": 1.0}, {"A": 0.0, "B": 1.0, "C": 0.0}),
+        ({"A": 0.0, "B": 0.0, "C": 0.0}, {"A": 0.5, "B": 0.3, "C": 0.2}),  # nothing to be right
+        ({}, {"A": 0.5, "B": 0.3, "C": 0.2}),
+    )
+    assert textcat.score(examples)["cats_acc"] == 0.5
+    assert textcat.score(examples[:1])["cats_acc"] == 1.0
+    assert textcat.score(examples[4:])["cats_acc"] is None
+    multilabel = make_head("textcat_multilabel", "ABC")
+    assert "cats_acc" not in multilabel.score(examples)
+    assert "cats_acc" not in multilabel.scores

@@ -6,10 +6,8 @@ import spacy
 import torch
 from checkpoints import make_checkpoint
 from conftest import TRAIN_DATA
-from spacy.cli.init_config import init_config
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy.util import load_model_from_config
 from thinc.api import Adam, Optimizer
 
 from spacy_bert_heads.encoder import component
@@ -258,30 +256,3 @@ def test_our_token_heads_on_spacy_transformers(tmp_path):
     assert found == gold["entities"]
     nlp.to_disk(tmp_path / "pipeline")
     assert annotations(spacy.load(tmp_path / "pipeline")(text)) == annotations(nlp(text))
-
-
-@pytest.mark.parametrize("gpu", [False, True])
-def test_a_config_of_spacys_init_config(gpu, tmp_path):
-    """With the lines changed that the README names."""
-    if gpu:
-        pytest.importorskip("spacy_transformers", reason="the extra spacy-transformers is missing")
-    config = init_config(lang="en", pipeline=["tagger", "parser", "ner", "textcat"], gpu=gpu)
-    config["nlp"]["pipeline"][0] = "bert_encoder"
-    components = config["components"]
-    del components["transformer" if gpu else "tok2vec"]
-    encoder = {"@architectures": "spacy_bert_heads.BertEncoder.v1"}
-    encoder |= {"name": make_checkpoint(tmp_path / "bert"), "window": 64, "stride": 48}
-    components["bert_encoder"] = {"factory": "bert_encoder", "model": encoder}
-    for name in ("tagger", "parser", "ner", "textcat"):
-        if "tok2vec" in components[name]["model"]:  # spaCy's categories on a CPU have none
-            components[name]["model"]["tok2vec"] = {**LISTENER, "upstream": "*", "grad_factor": 1.0}
-    components["parser"]["min_action_freq"] = 1
-    nlp = load_model_from_config(config, auto_fill=True)
-    nlp.initialize(lambda: make_examples(nlp))
-    optimizer = make_optimizer(0.003)
-    for _ in range(60):
-        nlp.update(make_examples(nlp), sgd=optimizer)
-    text, gold = TRAIN_DATA[0]
-    doc = nlp(text)
-    assert [token.tag_ for token in doc] == gold["tags"]
-    assert [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents] == gold["entities"]

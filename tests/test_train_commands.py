@@ -60,7 +60,7 @@ def test_optimizer_of_the_config(files):
         rates.append(optimizer.learn_rate)
         optimizer.step_schedules()
     assert max(rates) == config["training"]["optimizer"]["learn_rate"]["initial_rate"] < 5e-4
-    assert rates[-1] == 0
+    assert rates[-1] == max(rates)  # whoever resumes a training says when it ends
 
 
 def test_init_labels(files):
@@ -83,7 +83,7 @@ def test_train_evaluate_apply(files):
 
     command("evaluate", files / "out" / "model-last", data, "--output", files / "scores.json")
     scores = srsly.read_json(files / "scores.json")
-    for key in ("ents_f", "tag_acc", "cats_score"):
+    for key in ("ents_f", "tag_acc", "cats_score", "cats_acc"):
         assert scores[key] == 1.0, key
 
     srsly.write_jsonl(files / "texts.jsonl", [{"text": text} for text in TEXTS])

@@ -1,31 +1,72 @@
 """What the commands share."""
 
+import configparser
+import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from pathlib import Path
+from typing import Annotated, Any
 
+import click
 import typer
-
-P = ParamSpec("P")
+from thinc.api import ConfigValidationError
 
 FORCE = typer.Option("--force", "-F", help="Take any folder, and replace what is written there")
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
+
+# What users can bring about. Every other exception is a bug, and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, configparser.Error)
+OVERRIDE = "A setting of the config has a section: --section.key VALUE; --help lists options."
 
 
-def exits_on_error(command: Callable[P, None]) -> Callable[P, None]:
-    """Make a command print a ValueError, OSError, ImportError or FloatingPointError as `Error: …`,
-    in red and without a traceback, and exit with status 1; with 130 at Ctrl-C. Every other
-    exception is a bug, and keeps its traceback."""
+def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command print an error of the user as one line, `Error: …` in red, without a
+    traceback, and exit with status 1; with 130 at Ctrl-C. The command gets one more option,
+    `--debug`, for the traceback."""
 
-    @wraps(command)  # typer reads the options from the signature of the wrapped function
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    @wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
             raise  # whoever read our output is gone, as in `| head`: click exits silently
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
-            typer.secho(f"Error: {error}", fg="red", err=True)
+        except USER_ERRORS as error:
+            if debug:
+                raise
+            typer.secho(f"Error: {describe(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
+        except click.UsageError as error:  # spaCy's; typer may have a click of its own
+            typer.secho(f"Error: {error.format_message()} {OVERRIDE}", fg="red", err=True)
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 
+    # typer reads the options from here.
+    signature = inspect.signature(command, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    option = inspect.Parameter("debug", keyword, default=False, annotation=DEBUG)
+    parameters = [*signature.parameters.values(), option]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what is wrong."""
+    if isinstance(error, ConfigValidationError) and error.errors:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors]
+        return f"{error.title or 'Config validation error'}: {'; '.join(faults)}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: '{error.filename2 or error.filename}'"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_file(file: Path | None) -> None:
+    """Raise ValueError if an output can't be a file, before anything is computed for it."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder. Name a file.")
+    for parent in file.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{parent} is a file, so {file} can't be in it. Name another output.")

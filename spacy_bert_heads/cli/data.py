@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, check_file, exits_on_error
 
 
 @exits_on_error
@@ -91,8 +91,8 @@ def init_config_command(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="Heads with commas, such as ner,textcat; ner if left out. An unknown name "
-            "lists all"
+            help="Heads with commas, such as ner,textcat, or with names: ner=diseases,ner=drugs; "
+            "ner if left out. An unknown head lists all"
         ),
     ] = None,
     name: Annotated[
@@ -108,6 +108,10 @@ def init_config_command(
             "package's name"
         ),
     ] = None,
+    adapt: Annotated[
+        Path | None,
+        typer.Option(help="A config of spaCy or spacy-transformers, to put the encoder into"),
+    ] = None,
     lang: Annotated[
         str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; else en")
     ] = None,
@@ -115,6 +119,9 @@ def init_config_command(
     adapter: Annotated[
         str | None,
         typer.Option(help="pfeiffer, houlsby or lora: train small modules, not the encoder"),
+    ] = None,
+    attr: Annotated[
+        str | None, typer.Option(help="What the tagger learns: tag or pos; else tag")
     ] = None,
     train: Annotated[
         Path | None, typer.Option(help="Training data: the steps are fitted to its size")
@@ -130,21 +137,34 @@ def init_config_command(
         bool, typer.Option("--force", "-F", help="Replace a config that is there already")
     ] = False,
 ) -> None:
-    """Make a complete config for `spacy train`: one encoder and the heads you name, or the
-    components of a trained pipeline; or one for `bert pretrain`."""
+    """Make a complete config for `spacy train`: one encoder and the heads you name, the components
+    of a trained pipeline, or those of another config; or one for `bert pretrain`."""
+    from ..files import replace_file
     from ..init_config import init_config
     from ..pretraining.settings import make_config
 
+    check_file(output)
     if output.exists() and str(output) != "-" and not force:
         raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
+    data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
+    command = f"train {output} --output training{data}"
+    if raw and not pretrain:
+        raise ValueError("--raw goes with --pretrain.")
     if pretrain:
-        if heads or source or adapter or train or dev:
-            raise ValueError("--pretrain goes with --raw, --name and --lang alone.")
+        if heads or source or adapt or gpu or adapter or attr or train or dev:
+            raise ValueError("--pretrain goes with --raw, --name, --lang and --force alone.")
         config = make_config(raw=raw, encoder=name, lang=lang or "en")
         missing = "" if raw else " --paths.raw TEXTS"
         command = f"bert pretrain {output} training/pretrained{missing}"
-    elif raw:
-        raise ValueError("--raw goes with --pretrain.")
+    elif adapt is not None:
+        from ..adapt_config import adapt_config
+
+        if heads or source or lang or gpu or adapter or attr or train or dev:
+            raise ValueError(
+                "--adapt keeps the components, the language and the data of the config. Beside it "
+                "go --name and --force alone."
+            )
+        config = adapt_config(adapt, name=name)
     else:
         heads = "ner" if heads is None and source is None else heads
         config = init_config(
@@ -154,14 +174,13 @@ def init_config_command(
             lang=lang,
             gpu=gpu,
             adapter=adapter,
+            attr=attr,
             train=train,
             dev=dev,
         )
-        data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
-        command = f"train {output} --output training{data}"
     if str(output) == "-":
         typer.echo(config.to_str())
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    config.to_disk(output)
+    replace_file(output, config.to_str().encode())
     typer.echo(f"{output}: now type\npython -m spacy {command}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from spacy.cli._util import import_code, parse_config_overrides, show_validation_error
+from spacy.cli._util import import_code, parse_config_overrides
 
-from .common import exits_on_error
+from .common import check_file, exits_on_error
 
 if TYPE_CHECKING:
     from wasabi import Printer
@@ -36,14 +36,15 @@ def debug_data_command(
     from wasabi import msg
 
     from ..debug_data import debug_data
+    from ..files import replace_file
 
+    check_file(json)
     overrides = parse_config_overrides(ctx.args)
     import_code(code)
-    with show_validation_error(config):
-        report = debug_data(config, overrides)
+    report = debug_data(config, overrides)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
-        srsly.write_json(json, report.to_dict())
+        replace_file(json, srsly.json_dumps(report.to_dict(), indent=2).encode())
     for section in report.sections:
         show_section(msg, section)
     msg.divider("Summary")

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, check_file, exits_on_error
+
+MAX_DOCS = 2**31 - 1  # that can be counted on any platform
 
 
 @exits_on_error
@@ -33,7 +35,7 @@ def evaluate_command(
         typer.Option("--pages", help="A folder for a page that shows gold beside predicted"),
     ] = None,
     pages_limit: Annotated[
-        int, typer.Option("--pages-limit", min=1, help="How many Docs the page shows")
+        int, typer.Option("--pages-limit", min=1, max=MAX_DOCS, help="How many Docs the page shows")
     ] = 100,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
@@ -45,7 +47,9 @@ def evaluate_command(
     import srsly
 
     from ..evaluate import evaluate, format_report
+    from ..files import replace_file
 
+    check_file(output)
     import_code(code)
     report = evaluate(
         model,
@@ -60,6 +64,6 @@ def evaluate_command(
     typer.echo(format_report(report, per_type=per_type))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        srsly.write_json(output, report)
+        replace_file(output, srsly.json_dumps(report, indent=2).encode())
     if pages is not None:
         typer.echo(f"{pages / 'index.html'}: open it in a browser")

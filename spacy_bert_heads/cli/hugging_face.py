@@ -54,9 +54,8 @@ def to_hf_command(
     force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Save a head with its encoder as a Hugging Face checkpoint."""
-    import spacy
-
+    from ..evaluate import load_pipeline
     from ..hf import to_hf
 
-    to_hf(spacy.load(model), component, output, precision=precision, force=force)
+    to_hf(load_pipeline(model), component, output, precision=precision, force=force)
     typer.echo(f"{output}: load it with transformers.pipeline(model={str(output)!r})")

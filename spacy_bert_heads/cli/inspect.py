@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import exits_on_error
+from .common import check_file, exits_on_error
 
 # Options of several views.
 ENCODER = typer.Option("--encoder", "-e", help="Which encoder of a pipeline that has several")
@@ -33,6 +33,7 @@ def inspect_word_command(
     from ..inspection.source import open_source
     from ..inspection.word import compare_word
 
+    check_file(output.with_suffix(".png"))
     lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
     given = [*(texts or ()), *(line for line in lines if line.strip())]
     view = compare_word(open_source(model, encoder=encoder, lang=lang), word, given)
@@ -51,6 +52,7 @@ def inspect_weights_command(
     from ..inspection.html import save_weights
     from ..inspection.weights import read_weights
 
+    check_file(output.with_suffix(".png"))
     views = read_weights(model)
     files = save_weights(model, views, output)
     for view in views:
@@ -87,6 +89,7 @@ def inspect_map_command(
     from ..inspection.map import map_documents, read_labelled
     from ..inspection.source import open_source
 
+    check_file(output.with_suffix(".png"))
     *models, data = names
     if not 1 <= len(models) <= 2:
         raise ValueError("Name one or two models, then the data: MODEL [MODEL] DATA.spacy")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..pretraining.sources import COMPRESSED, decompress
+from ..compression import COMPRESSED, decompress
 
 SNIFFED_LINES = 200
 

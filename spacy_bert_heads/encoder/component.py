@@ -237,9 +237,11 @@ class BertEncoder(ListenedTo, TrainablePipe):
         rate = sgd.learn_rate * shim_of(self.model).optimization.rate_factor
         if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
             self._warn_once(
-                f"A learning rate of {rate:g} makes a pretrained encoder forget what it "
-                "knows. Use 1e-5 to 1e-4 in [training.optimizer.learn_rate], as the config of "
-                "`python -m spacy bert init-config` does."
+                f"A learning rate above {HIGH_LEARN_RATE:g} makes a pretrained encoder forget what "
+                f"it knows: '{self.name}' is at {rate:g}. Use 1e-5 to 1e-4 in "
+                "[training.optimizer.learn_rate], as `python -m spacy bert init-config` does; or "
+                "beside components of spaCy, which need 1e-3, set rate_factor = 0.1 in "
+                f"[components.{self.name}.model], as `init-config --adapt` does."
             )
         if self._step is not None and not self._step.has_answers:
             # The schedules may move on before the step is taken.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,26 @@ from thinc.api import Optimizer, torch2xp, xp2torch
 from torch import nn
 
 from .parameters import group_parameters, layer_depths
+
+
+def make_warmup_linear(
+    initial_rate: float, warmup_steps: int, total_steps: int | str
+) -> Iterator[float]:
+    """Yield learning rates that rise linearly for `warmup_steps`, up to `initial_rate`, and fall
+    linearly to 0 at `total_steps`, as thinc's `warmup_linear.v1` does.
+
+    0 for `total_steps` means a training without end, as for `[training] max_steps`: the learning
+    rate doesn't fall. The same holds for a string: `nlp.create_optimizer` and `nlp.resume_training`
+    resolve [training.optimizer] alone and give "${training.max_steps}" as it is written.
+    """
+    end = 0 if isinstance(total_steps, str) else total_steps
+    for step in count():
+        if step < warmup_steps:
+            yield initial_rate * step / warmup_steps
+        elif end:
+            yield initial_rate * max(end - step, 0) / max(end - warmup_steps, 1)
+        else:
+            yield initial_rate
 
 
 class AdamSettings(NamedTuple):

@@ -118,8 +118,7 @@ class BertQA(BertPairHead):
     doc_first = False
     json_keys = ("questions",)
     annotation = "answers"
-    # An answer needs context on both sides, and the question takes its share of the window: as long
-    # a one as in BERT's own SQuAD code, and overlaps of 128 as in Hugging Face's.
+    # The question takes its share: as BERT's own SQuAD code, with Hugging Face's overlaps of 128.
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"
     n_classes = 2  # start and end

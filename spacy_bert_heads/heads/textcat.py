@@ -46,6 +46,8 @@ SCORES = {
     "cats_f_per_type": Score("categories"),
     "cats_auc_per_type": Score("categories, ROC AUC"),
 }
+# Shown in training, and model-best follows it if it is given a weight.
+EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 @Language.factory(
@@ -57,7 +59,7 @@ SCORES = {
         "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy.textcat_scorer.v2"},
     },
-    default_score_weights=score_weights(SCORES),
+    default_score_weights=score_weights(EXCLUSIVE_SCORES),
 )
 def make_bert_textcat(
     nlp: Language,
@@ -147,7 +149,7 @@ class BertTextCat(BertHead):
 
     multi_label = False
     factory = "bert_textcat"
-    scores = SCORES
+    scores = EXCLUSIVE_SCORES
     json_keys = ("label", "labels", "cats")
     annotation = "categories"
     hf_task = "text-classification"
@@ -318,13 +320,15 @@ class BertTextCat(BertHead):
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head.
 
-        With several text classifiers in the pipeline, `cats_…` are the means of theirs, and
-        `<component>_cats_…` those of this one. Raises ValueError if a value is not from 0 to 1.
+        Beside spaCy's scores, `cats_acc` is the accuracy where one category holds: the share of
+        the Docs with a gold category whose most probable category it is. With several text
+        classifiers in the pipeline, `cats_…` are the means of theirs, and `<component>_cats_…`
+        those of this one. Raises ValueError if a value is not from 0 to 1.
         """
         examples = list(examples)
         for example in examples:
             self._check_values(example, self.labels)
-        own = super().score(examples, **kwargs)
+        own = self._score(examples, **kwargs)
         beside = classifiers(self, examples[0].predicted.vocab if examples else None)
         if len(beside) < 2 or not own:
             return own
@@ -332,12 +336,29 @@ class BertTextCat(BertHead):
         for name, pipe in beside.items():
             if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
                 is_ours = isinstance(pipe, BertTextCat)
-                found = BertHead.score(pipe, examples) if is_ours else pipe.score(examples)
+                found = pipe._score(examples) if is_ours else pipe.score(examples)
                 scores[name] = own if pipe is self else found
         if self.name not in scores:
             return merge_scores(scores) or own
         by_name = {f"{self.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
         return {**merge_scores(scores), **by_name}
+
+    def _score(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
+        """Score this head alone."""
+        scores = super().score(examples, **kwargs)
+        if scores and not self.multi_label:
+            scores["cats_acc"] = self._accuracy(examples)
+        return scores
+
+    def _accuracy(self, examples: list[Example]) -> float | None:
+        """The share of Docs with a gold category that got it; None if there are none."""
+        right = []
+        for example in examples:
+            both = (example.reference.cats, example.predicted.cats)
+            gold, found = ([cats.get(label, 0.0) for label in self.labels] for cats in both)
+            if any(gold):
+                right.append(np.argmax(gold) == np.argmax(found))
+        return float(np.mean(right)) if right else None
 
 
 class BertTextCatMultilabel(BertTextCat):
@@ -353,6 +374,7 @@ class BertTextCatMultilabel(BertTextCat):
 
     multi_label = True
     factory = "bert_textcat_multilabel"
+    scores = SCORES
     hf_problem_type = "multi_label_classification"
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import replace_file
 from ..html import make_page
 from .map import Labelled, MapView
 from .png import MAP, draw, draw_map, draw_weights, draw_word, layer_name, on_scale, short_name
@@ -127,8 +128,8 @@ def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
     name = output.with_suffix("") if output.suffix in (".png", ".html") else output
     files = [name.with_name(f"{name.name}.{kind}") for kind in ("png", "html")]
     name.parent.mkdir(parents=True, exist_ok=True)
-    files[0].write_bytes(picture)
-    files[1].write_text(make_page(title, body, style=STYLE), encoding="utf8")
+    replace_file(files[0], picture)
+    replace_file(files[1], make_page(title, body, style=STYLE).encode())
     return files
 
 

@@ -48,6 +48,8 @@ def read_labelled(data: Path, *, by: str | None = None, limit: int = 1000) -> La
     the file; 0 returns all. Raises ValueError if there is no such file, fewer than two categories,
     or a document with several positive labels.
     """
+    if limit == 1:
+        raise ValueError("limit is 1, but a map needs two documents. Raise it; 0 is for all.")
     references = [example.reference for example in BertCorpus(data)(spacy.blank("xx"))]
     labels = Counter(label for doc in references for label in doc.cats)
     known = ", ".join(labels) or "none at all"

@@ -16,7 +16,7 @@ from ..encoder.component import BertEncoder
 from ..encoder.encoder import Encoder
 from ..encoder.loading import load_checkpoint
 from ..encoder.model import encoder_of
-from ..evaluate import is_pipeline
+from ..evaluate import is_pipeline, load_pipeline
 from ..text.batch import PackedBatch
 from ..text.packing import pack_docs
 
@@ -55,7 +55,7 @@ def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> S
     for a checkpoint. Raises ValueError if it can't be loaded, or the encoder is not clear.
     """
     if is_pipeline(name):
-        nlp = spacy.load(name)
+        nlp = load_pipeline(name)
         found = {key: one for key, one in nlp.components if isinstance(one, BertEncoder)}
         if encoder is None and len(found) == 1:
             (encoder,) = found

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import spacy
 from thinc.api import Model
 
 from ..encoder.features import mix_of
 from ..encoder.listener import BertListener, checkpoint_behind
-from ..evaluate import is_pipeline
+from ..evaluate import is_pipeline, load_pipeline
 from .source import Floats1d
 
 
@@ -38,7 +37,7 @@ def read_weights(name: str) -> list[LayerWeights]:
             f"There is no pipeline '{name}', neither a folder with a config.cfg nor an installed "
             "package. Layer weights belong to heads, which a checkpoint doesn't have."
         )
-    nlp = spacy.load(name)
+    nlp = load_pipeline(name)
     found = []
     for head, component in nlp.components:
         model = getattr(component, "model", None)

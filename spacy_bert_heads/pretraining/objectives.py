@@ -295,7 +295,8 @@ def guess_masked(
     row = torch.from_numpy(ids)[None].to(next(pretrainer.parameters()).device)
     with torch.no_grad():
         states = pretrainer.encoder(row, torch.zeros_like(row), torch.ones_like(row))[0]
-        best = pretrainer.mlm_logits(states[masked]).softmax(-1).topk(top)
+        probabilities = pretrainer.mlm_logits(states[masked]).softmax(-1)
+        best = probabilities.topk(min(top, probabilities.shape[1]))
     decode = pretrainer.encoder.checkpoint.tokenizer.tokenizer.decode
     return [
         [Guess(decode([number]).strip(), p) for number, p in zip(numbers, row_p, strict=True)]

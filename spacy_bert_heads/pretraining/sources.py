@@ -11,6 +11,7 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..compression import COMPRESSED
 from .tables import check_package, find_dataset
 
 KINDS = {
@@ -19,7 +20,6 @@ KINDS = {
     ".spacy": "spacy",
     ".parquet": "parquet",
 }
-COMPRESSED = (".gz", ".zst")
 
 # What yields raw texts, as strings or as {"text": …}, the same ones at every call.
 Reader = Callable[[], Iterable[str | dict[str, Any]]]
