@@ -52,13 +52,10 @@ def write_config(
     settings: dict[str, Any] | None = None,
 ) -> Path:
     """Save data and config; `settings` are more of the config, by dotted names."""
-    config = init_config(
-        heads.split(","),
-        name=checkpoint,
-        lang="xx",
-        train=save(folder / "train.spacy", train),
-        dev=save(folder / "dev.spacy", dev),
-    )
+    config = init_config(heads.split(","), name=checkpoint, lang="xx")
+    # Not named above, where data with nothing for a head is an error.
+    for part, docs in (("train", train), ("dev", dev)):
+        config["paths"][part] = str(save(folder / f"{part}.spacy", docs))
     encoder = config["components"]["bert_encoder"]["model"]
     encoder |= {"window": WINDOW, "stride": STRIDE}
     for name, value in (settings or {}).items():

@@ -124,7 +124,7 @@ def test_scores_are_those_of_evaluate(joint, noisy, gold, two):
         found = {key: score["pipelines"][i]["score"] for key, score in report["scores"].items()}
         assert found == {key: expected[key] for key in found}
     assert list(found) == [
-        *("ents_p", "ents_r", "ents_f", "cats_score"),
+        *("ents_p", "ents_r", "ents_f", "cats_score", "cats_acc"),
         *("nli_acc", "nli_macro_f", "qa_exact", "qa_f1"),
     ]
     for score in report["scores"].values():  # as they are printed, too

@@ -13,7 +13,7 @@ from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.schedule import AdamValues, divide_steps, phase_at
 from spacy_bert_heads.pretraining.settings import Masking, Phase, Settings, adam
-from spacy_bert_heads.pretraining.start import prepare_corpus
+from spacy_bert_heads.pretraining.start import prepare_texts
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_phases_by_step():
 @pytest.fixture(scope="module")
 def make_data(settings, tmp_path_factory):
     pretrainer = load_pretrainer(settings.paths.encoder, sentence_objective=None)
-    corpus = prepare_corpus(settings, pretrainer.encoder.checkpoint.tokenizer)
+    corpus = prepare_texts(settings, pretrainer.encoder.checkpoint.tokenizer)[0]
     plans = tmp_path_factory.mktemp("plans")
 
     def make(masking: Masking | None = None, **training) -> Data:
@@ -141,7 +141,7 @@ def test_what_is_read_is_said(settings, tmp_path):
     said: list[str] = []
     training = replace(settings.training, max_steps=1, optimizer=adam(warmup_steps=0))
     pretrain(replace(settings, training=training), tmp_path / "a", say=said.append)
-    assert said[-1] == "Steps: 1. The run reads 0.034 of the corpus."
+    assert said[-1] == "Steps: 1. The run reads 0.037 of the corpus."
 
 
 def test_masks_grow_fewer(make_data):

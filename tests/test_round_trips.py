@@ -55,7 +55,7 @@ def expected(three_heads_results):
         ("ner", {"scheme": "BILOU"}, "entities", "ents_f", ENTS),
         ("tagger", {"attr": "tag"}, "tags", "tag_acc", {"tag_acc"}),
         ("tagger", {"attr": "pos"}, "pos", "pos_acc", {"pos_acc"}),
-        ("textcat", {}, "cats", "cats_score", CATS),
+        ("textcat", {}, "cats", "cats_score", {*CATS, "cats_acc"}),
         ("textcat_multilabel", {}, "cats", "cats_score", CATS),
     ],
 )

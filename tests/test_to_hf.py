@@ -31,6 +31,7 @@ import spacy_bert_heads
 from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.encoder.model import shim_of
+from spacy_bert_heads.pairs import make_verdict
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
@@ -162,7 +163,9 @@ def test_the_lines_of_the_readme(tmp_path, monkeypatch):
     save(Path("my-sentiment"), SEQUENCES, MOODS)
     save(Path("my-nli"), SEQUENCES, ["LABEL_0", "LABEL_1", "LABEL_2"])
     for name in ("train", "dev"):
-        DocBin(docs=[spacy.blank("en")("A text")]).to_disk(f"{name}.spacy")
+        doc = spacy.blank("en")("A text")
+        doc._.hypotheses, doc._.nli = ["A text."], [make_verdict("entailment")]
+        DocBin(docs=[doc], store_user_data=True).to_disk(f"{name}.spacy")
     variables = {"spacy_bert_heads": spacy_bert_heads}
     for line in lines:
         if line.startswith("python -m spacy bert "):

@@ -157,10 +157,15 @@ def prepare_texts(
 def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
     """Tokenize the raw text as a run with these settings will want it, but without a run."""
     cache = Path(settings.paths.cache)
+    is_new = not cache.exists()
     cache.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
-        encoder = make_start(settings, made / "start", say=say)
-        return prepare_texts(settings, load_wordpiece_tokenizer(encoder))[0]
+    try:
+        with temporary_folder(cache) as made:  # for a vocabulary that is trained on the text
+            encoder = make_start(settings, made / "start", say=say)
+            return prepare_texts(settings, load_wordpiece_tokenizer(encoder))[0]
+    finally:
+        if is_new and not any(cache.iterdir()):
+            cache.rmdir()
 
 
 def read_raw(settings: Settings) -> Iterator[str]:
