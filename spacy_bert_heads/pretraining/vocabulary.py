@@ -55,7 +55,13 @@ def make_tokenizer(
         pair=[cls, "$A", sep, "$B:1", f"{sep}:1"] if typed else [cls, "$A", sep, sep, "$B", sep],
         special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
     )
-    return wrap(tokenizer_object=backend, model_max_length=MAX_LENGTH, **special)
+    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+    return wrap(
+        tokenizer_object=backend,
+        model_max_length=MAX_LENGTH,
+        model_input_names=inputs,  # whose default depends on the version of transformers
+        **special,
+    )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
