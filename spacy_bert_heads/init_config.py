@@ -114,6 +114,7 @@ def init_config(
             "size": batch_size,
             "name": "${paths.encoder}",
             "by_task": True,
+            "temperature": 1.0,
         }
     else:
         batcher = {
