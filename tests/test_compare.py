@@ -22,7 +22,7 @@ from spacy_bert_heads.comparison.bootstrap import (
     resample,
 )
 from spacy_bert_heads.comparison.compare import compare
-from spacy_bert_heads.comparison.runs import count, score_anew
+from spacy_bert_heads.comparison.runs import count, rescore
 from spacy_bert_heads.comparison.tables import format_comparison
 from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.evaluate import evaluate, format_report, predict
@@ -145,7 +145,7 @@ def test_counts_give_what_the_scorer_gives_for_every_resample(noisy, gold):
     for head in HEADS:
         component = nlp.get_pipe(f"bert_{head}")
         found = count(component, examples).scorer()(weights)
-        expected = score_anew(component, examples, weights)
+        expected = rescore(component, examples, weights)
         for key, values in found.items():
             np.testing.assert_allclose(values, expected[key], atol=1e-12)
             assert head == "qa" or len(set(values.round(6))) > 3

@@ -99,7 +99,7 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
         if not keys:
             continue
         counted = count(component, examples)
-        by_counts, by_score = counted.scorer(), partial(score_anew, component, examples)
+        by_counts, by_score = counted.scorer(), partial(rescore, component, examples)
         # Counts are believed where they give what the scorer gives, which may be the user's own.
         found, true = by_counts(probe), by_score(probe)
         same = {
@@ -107,9 +107,9 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
             for key in keys
         }
         drawn = draw(by_counts, n_docs) if any(same.values()) else {}
-        anew = drawn if all(same.values()) else draw(by_score, n_docs)
+        rescored = drawn if all(same.values()) else draw(by_score, n_docs)
         for key in keys:
-            resampled = drawn[key] if same[key] else anew[key]
+            resampled = drawn[key] if same[key] else rescored[key]
             figures[key] = Figure(shown[key], scores[key], resampled, counted, same[key])
     tasks = tasks_of(nlp)
     results = [make_result(nlp, example, tasks) for example in examples]
@@ -130,7 +130,7 @@ def count(component: Any, examples: Sequence[Example]) -> Counted:
     return Counted(component.name, labels, tallies, decisions, scores_of)
 
 
-def score_anew(component: Any, examples: Sequence[Example], weights: Ints2d) -> dict[str, Floats1d]:
+def rescore(component: Any, examples: Sequence[Example], weights: Ints2d) -> dict[str, Floats1d]:
     """Score resamples by the component itself: right for every score, and as slow as scoring the
     data set so often."""
     rows = [

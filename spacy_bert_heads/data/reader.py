@@ -196,10 +196,9 @@ def split_pairs(
             set_value(output, part, [])
         yield part
     words, spaces = [token.text for token in doc], [bool(token.whitespace_) for token in doc]
-    for name, output in names.items():
-        for start in range(
-            0, len(texts[name]) if inputs is None or name in inputs else 0, max_pairs
-        ):
+    read = names if inputs is None else {name: names[name] for name in names if name in inputs}
+    for name, output in read.items():
+        for start in range(0, len(texts[name]), max_pairs):
             part = Doc(doc.vocab, words, None if doc.has_unknown_spaces else spaces)
             set_value(name, part, texts[name][start : start + max_pairs])
             set_value(output, part, gold[name][start : start + max_pairs])
