@@ -91,7 +91,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._linked = weakref.WeakSet()
         self._latest = LatestBatch()
         self._steps = threading.local()  # the step that is open in a thread
-        self._accumulation = Accumulation()
+        self.accumulation = Accumulation()
         self._warned: set[str] = set()
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
@@ -262,9 +262,16 @@ class BertEncoder(ListenedTo, TrainablePipe):
         update that spaCy has asked for meanwhile."""
         step, self._steps.open = self._step, None
         if step is not None:
-            step.close(self.model, self._accumulation)
+            step.close(self.model, self.accumulation)
             if step.finish is not None:
                 self._finish(*step.finish)
+
+    def drop_step(self) -> None:
+        """End the training step that is open in this thread without its gradients, as after an
+        error."""
+        step, self._steps.open = self._step, None
+        if step is not None:
+            step.drop()
 
     def use_params(self, params: dict) -> Iterator[None]:
         """End the open step, because spaCy is about to evaluate with other weights. (A generator,

@@ -52,7 +52,7 @@ class BertHead(DeclaredHead, TrainablePipe):
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
-        self._num_items = 0.0  # that the head's gradients are a mean over, since its last update
+        self.num_items = 0.0  # that the head's gradients are a mean over, since its last update
         for node in model.walk():  # an error before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
@@ -254,17 +254,19 @@ class BertHead(DeclaredHead, TrainablePipe):
         """Add a gradient to those of the sub-batches before it, as a mean over the items of all.
         The encoder, which learns from other heads too, weights it by itself."""
         if not has_gradients(shim_of(self.model).module):
-            self._num_items = 0.0
-        self._num_items += num_items
-        share = num_items / self._num_items if num_items else 1.0
+            self.num_items = 0.0
+        self.num_items += num_items
+        share = num_items / self.num_items if num_items else 1.0
         if share < 1:
             scale_gradients(self.model, 1 - share)
             gradient = map_tensors(gradient, lambda part: part * share)
         for listener in self._listeners():
             listener.num_items, listener.share = num_items, share
-        backprop(gradient)
-        for listener in self._listeners():
-            listener.num_items, listener.share = None, 1.0
+        try:
+            backprop(gradient)
+        finally:
+            for listener in self._listeners():
+                listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         """Run the model with a graph on annotated examples, one at least.
