@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from multiprocessing import get_context
@@ -334,3 +336,20 @@ def test_an_example_that_does_not_fit_is_named(make_config, tmp_path, monkeypatc
         pytest.raises(ValueError, match="not enough GPU memory to learn from a single example"),
     ):
         run(make_config(["ner"]), tmp_path)
+
+
+@pytest.mark.long
+def test_torchrun(make_config, tmp_path):
+    """By the command, as a user starts it; resumed by one process."""
+    make_config(["ner"]).to_disk(tmp_path / "config.cfg")
+    command = ["-m", "spacy", "bert", "train", "config.cfg", "-o", "out"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settings: Any = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run([*two, *command, "--training.max_steps", "4"], **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved pipeline to output directory: out/model-last") == 1
+    done = subprocess.run([sys.executable, *command, "--resume"], **settings)
+    assert "Going on after step 4." in done.stdout, done.stderr
+    one = run(make_config(["ner"]), tmp_path / "one")
+    assert_same(weights(spacy.load(tmp_path / "out/model-last")), one, atol=2e-3)
