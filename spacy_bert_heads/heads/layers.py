@@ -22,15 +22,21 @@ from ..encoder.shim import TorchShim, without_graph
 from ..text.arrays import sums
 from ..text.batch import PackedBatch, batch_of_tokens
 from .families import dense_settings
-from .modules import Classifier, PositionClassifier, SequenceClassifier, TokenClassifier
+from .modules import (
+    ChoiceClassifier,
+    Classifier,
+    PositionClassifier,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
 MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
 # What configurations call the rate of a head alone.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
-# An attribute of token heads' models that a component sets, see `TokenClassifier.forward`.
-AGGREGATION = "aggregation"
+# Attributes of token heads' models that a component sets, see `TokenClassifier`.
+AGGREGATION, CRF = "aggregation", "crf"
 
 
 def build_token_head(
@@ -119,6 +125,24 @@ def build_pair_head(
     )
 
 
+def build_choice_head(
+    tok2vec: Model[PackedPairs, HiddenStates],
+    *,
+    dropout: float | None = None,
+    max_windows: int | None = MAX_WINDOWS,
+    rate_factor: float = 1.0,
+    nO: int | None = None,
+) -> Model[PackedPairs, torch.Tensor]:
+    """Build a head that gives a logit to each pair of a text and an option (BERT, section 4.4), as
+    Hugging Face's classes for multiple choice do. The settings are those of `build_pair_head`; nO
+    is 1. Gives logits (n_pairs, 1)."""
+    settings = {"dropout": dropout, "pooling": "pooler"}
+    settings["max_windows"] = check_max_windows(max_windows)
+    return _build(
+        "choice_head", sequence_output, ChoiceClassifier, tok2vec, settings, rate_factor, nO
+    )
+
+
 def build_span_head(
     tok2vec: Model[PackedPairs, HiddenStates],
     *,
@@ -193,6 +217,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     checkpoint = checkpoint_behind(tok2vec)
     config = None if checkpoint is None else checkpoint.config
     settings = {k: v for k, v in model.attrs["settings"].values.items() if k != "max_windows"}
+    if CRF in model.attrs:
+        settings[CRF] = model.attrs[CRF]
     if settings["dropout"] is None:
         settings["dropout"] = classifier_dropout(config, module_class)
     if settings.get("pooling") in (None, "pooler"):
@@ -231,8 +257,8 @@ def family_settings(
     dropout (float): The rate before the classifier.
     RETURNS (Dict[str, Any]): The settings of the module that differ from family to family.
     """
-    dense = dense_settings(config, dropout)
-    if module_class is SequenceClassifier:
+    dense = dense_settings(config, dropout, is_choice=module_class is ChoiceClassifier)
+    if issubclass(module_class, SequenceClassifier):
         return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
     # Only ModernBERT has one under heads for tokens and spans too.
     is_modern = getattr(config, "model_type", "") == "modernbert"
@@ -247,7 +273,7 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
     RETURNS (float): The rate; 0.1 without a checkpoint.
     """
     of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
-    own = of_sequences if module_class is SequenceClassifier else ()
+    own = of_sequences if issubclass(module_class, SequenceClassifier) else ()
     for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
         rate = getattr(config, name, None)
         if rate is not None:
@@ -327,14 +353,20 @@ def forward(
     hidden = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
     how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
+
+    def run(module: nn.Module, states: torch.Tensor) -> Any:
+        output = make_output(module(states, hidden.batch, **how), hidden.batch, **how)
+        transitions = getattr(module, "transitions", None)
+        return output if transitions is None else output._replace(transitions=transitions)
+
     if not is_train:
         module = shim.derive(lambda module, precision: copy_sharing(module).eval())
-        logits = without_graph(lambda: module(hidden.states, hidden.batch, **how))
-        return make_output(logits, hidden.batch, **how), lambda gradient: inputs
+        output = without_graph(lambda: run(module, hidden.states))
+        return map_tensors(output, torch.Tensor.detach), lambda gradient: inputs
 
     states = hidden.states.detach().requires_grad_()
     with shim.training():
-        output = make_output(shim.module(states, hidden.batch, **how), hidden.batch, **how)
+        output = run(shim.module, states)
 
     def backprop(gradient: Any) -> Any:
         shim.backward(tensors_of(output), tensors_of(gradient))

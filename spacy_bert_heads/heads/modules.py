@@ -105,18 +105,24 @@ AGGREGATIONS = ("first", "average", "max", "simple")
 
 class TokenClassifier(Classifier):
     """Classify every token by the hidden state of its first wordpiece, perhaps with an LSTM over
-    the Doc.
+    the Doc: `lstm_width` is the width, in each direction, of two layers over the tokens, 0 for
+    none. With `crf` it has transitions from class to class, see `crf`."""
 
-    width (int): The width of the states.
-    n_classes (int): The number of classes.
-    lstm_width (int): The width, in each direction, of two LSTM layers over the tokens of a Doc;
-        0 for none.
-    settings (Any): As in `Classifier`.
-    """
-
-    def __init__(self, width: int, n_classes: int, *, lstm_width: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        n_classes: int,
+        *,
+        lstm_width: int = 0,
+        crf: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(2 * lstm_width or width, n_classes, **settings)
         self.settings |= {"width": width, "lstm_width": lstm_width}
+        self.transitions = None
+        if crf:
+            self.settings["crf"] = True
+            self.transitions = nn.Parameter(torch.zeros(n_classes + 1, n_classes + 1))
         self.lstm = None
         if lstm_width:
             self.lstm = nn.LSTM(
@@ -211,6 +217,11 @@ class SequenceClassifier(Classifier):
         else:
             vectors = states.index_select(0, _to(batch.cu_seqlens[:-1], states))
         return mean_by_group(self.classify(vectors), batch.num_windows)
+
+
+class ChoiceClassifier(SequenceClassifier):
+    """Pool and classify each pair of a text and an option, by the layers that a family has for
+    multiple choice: its encoder's pooler where its class for sequences has another layer."""
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:

@@ -21,6 +21,8 @@ class TokenLogits(NamedTuple):
     lengths: Ints1d  # (num_docs,) tokens of each Doc
     # Of wordpieces: the characters of each in its Doc (num_wordpieces, 2).
     offsets: Ints2d | None = None
+    # Of a conditional random field, see `crf` (num_classes + 1, num_classes + 1), float32.
+    transitions: torch.Tensor | None = None
 
 
 class SpanLogits(NamedTuple):
