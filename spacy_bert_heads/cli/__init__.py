@@ -16,6 +16,7 @@ from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
 from .evaluate import evaluate_command
+from .glue import glue_command
 from .hugging_face import from_hf_command, to_hf_command
 from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
 from .pretrain import fill_mask_command, prepare_command, pretrain_command
@@ -43,6 +44,7 @@ bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("compare")(compare_command)
+bert_app.command("glue")(glue_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)
 bert_app.command("from-hf")(from_hf_command)
