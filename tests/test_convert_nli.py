@@ -80,11 +80,14 @@ def test_nli_named_columns(tmp_path, name, content):
         ("a.tsv", "sentence\tlabel\n", "tsv"),
         ("a.csv", "sentence1,label\n", "csv"),
         ("a.jsonl", '{"text": "a"}\n[1]\n{"te', "jsonl"),
-        ("a.json", '{"data": [{"paragraphs": [', "squad"),
-        ("a.json", '{"version": "1", "data": [\n\n{"title": "x",\n "paragraphs" : [', "squad"),
-        ("a.JSON", '{"paragraphs": []}', "squad"),
+        ("a.json", '{"data": [{"paragraphs": [', "json"),  # whose reader says what is wrong
+        ("a.json", '{"version": "1", "data": [\n\n{"title": "x",\n "paragraphs" : []}]}', "squad"),
+        ("a.JSON", '{"paragraphs": [{"qas": []}]}', "squad"),
+        ("a", '{"data": [{"paragraphs": []}]}', "squad"),
         ("a.json", '{"data": []}', "json"),
-        ("a.json", '[{"paragraphs": []}]', "json"),
+        ("a.json", '[{"paragraphs": []}]', "squad"),
+        ("a.json", '[{"context": "a", "qas": []}]', "squad"),
+        ("a.json", '{"features": [{"name": "text"}], "rows": [{"row": {}}]}', "json"),
     ],
 )
 def test_find_format(tmp_path, name, content, format):

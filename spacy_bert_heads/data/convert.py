@@ -69,6 +69,11 @@ def convert(
     one_file = output.suffix == ".spacy"
     if output.is_dir() if one_file else output.is_file():
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
+    if not one_file and output.suffix[1:].isalpha() and not output.exists():
+        raise ValueError(
+            f"{output} would be a folder. Name a file that ends in .spacy, or a folder without "
+            f"'{output.suffix}'."
+        )
     if one_file and shares is not None:
         raise ValueError(f"--split writes several files: name a folder instead of {output}.")
     if not one_file:
@@ -83,10 +88,13 @@ def convert(
         for made, group in read_files(files, settings, user_options, format, report):
             spool.add(made, group)
         if not report.kept:
-            faults = "\n".join(report.samples) or "There are no records."
-            formats = f"Formats: {', '.join(READERS)}. Name one if the wrong one was found."
-            raise ValueError(f"Nothing in {source} could be kept.\n{faults}\n{formats}")
-        check_annotated(report, str(source))
+            fault = report.samples[0] if report.samples else "there are no records"
+            raise ValueError(
+                f"Nothing in {source} could be kept, 0 of {report.read:,} {report.unit} "
+                f"({report.format or 'no format was found'}). The first: {fault}. If it is another "
+                f"format, name it by --format: {', '.join(READERS)}."
+            )
+        check_annotated(report, str(source), lang=lang)
         separator = user_options.label_separator
         check_categories(settings.labels, report.docs, separator=separator)
         spool.complete(settings.labels)
