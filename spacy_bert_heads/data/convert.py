@@ -17,7 +17,7 @@ import spacy
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 
-from ..files import check_folder, mark_folder, naming, read_mark
+from ..files import check_folder, check_parents, mark_folder, naming, read_mark
 from ..heads.find import register_extensions
 from .annotations import Made, make_doc
 from .files import File, list_files
@@ -67,6 +67,7 @@ def convert(
         raise ValueError(f"max_docs must be at least 1, not {max_docs}.")
     shares = None if split is None else read_shares(split)
     one_file = output.suffix == ".spacy"
+    check_parents(output)
     if output.is_dir() if one_file else output.is_file():
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
     if not one_file and output.suffix[1:].isalpha() and not output.exists():
