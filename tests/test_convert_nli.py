@@ -198,8 +198,8 @@ def test_real_sick(tmp_path, data):
     source = data / "nli_sick" / "SICK_train.txt"
     report = convert(source, tmp_path / "out.spacy")
     rows = [line.split("\t") for line in source.read_text(encoding="utf8").splitlines()][1:]
-    assert (report.format, report.hypotheses, report.rejected) == ("nli-tsv", len(rows), 0)
-    assert report.hypotheses == 4500
+    assert (report.format, report.pairs["hypotheses"], report.rejected) == ("nli-tsv", len(rows), 0)
+    assert report.pairs["hypotheses"] == 4500
     assert report.labels == {"neutral": 2536, "entailment": 1299, "contradiction": 665}
     docs = [judged(doc) for doc in load(tmp_path / "out.spacy")]
     assert docs == [

@@ -11,7 +11,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -136,12 +136,6 @@ def list_reasons(title: str, reasons: Counter[str], samples: list[str]) -> list[
         return []
     counts = [f"  {count:>6,}  {reason}" for reason, count in reasons.most_common()]
     return [f"{title}: {reasons.total():,}", *counts, *(f"  {sample}" for sample in samples)]
-
-
-def join_names(names: Iterable[str]) -> str:
-    """Join words as in "a, b and c"."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def parse_json(text: str) -> Any:

@@ -42,14 +42,6 @@ class ConversionReport:
     longest: tuple[int, str] = (0, "")
     parts: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def hypotheses(self) -> int:
-        return self.pairs["hypotheses"]
-
-    @property
-    def questions(self) -> int:
-        return self.pairs["questions"]
-
     def add_rejected(self, path: str, rejected: Rejected) -> None:
         """Count a rejected record."""
         self.read += rejected.size
