@@ -9,6 +9,7 @@ for a few steps; with its rates, with those of a bare swap, and with those of fi
 of means, with the lowest and the highest, is printed. It takes two minutes a seed on one core.
 """
 
+import io
 import statistics
 import tempfile
 from itertools import islice
@@ -79,7 +80,7 @@ def run(config: Config, *, rate: float, factor: float, seed: int) -> dict[str, f
     config["components"]["bert_encoder"]["model"]["rate_factor"] = factor
     nlp = init_nlp(config)
     with tempfile.TemporaryDirectory() as output:
-        train(nlp, Path(output))
+        train(nlp, Path(output), stdout=io.StringIO())
         trained = spacy.load(Path(output) / "model-last")
     corpus = spacy.registry.resolve(nlp.config.interpolate()["corpora"])["dev"]
     found = trained.evaluate(list(corpus(trained)))

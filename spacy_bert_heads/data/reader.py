@@ -136,7 +136,7 @@ def check_exists(path: str | Path) -> None:
     if path.is_file() and path.suffix != ".spacy":
         made = path.with_suffix(".spacy")
         raise ValueError(f"'{path}' is no .spacy file. Convert it: {convert} {path} {made}")
-    if path.is_dir() and not walk_corpus(path, ".spacy"):
+    if path.is_dir() and not any(path.rglob("*.spacy")):
         raise ValueError(f"There is no .spacy file in '{path}'. Make one: {convert} {path} OUTPUT")
 
 
