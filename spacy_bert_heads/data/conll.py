@@ -177,7 +177,7 @@ def scheme_of(tags: Iterable[str]) -> str:
 
 def is_bio(tags: set[str]) -> bool:
     """Tell whether all are tags of BIO or its kin, and not all "O"."""
-    return tags > {"O"} and all(map(TAG.fullmatch, tags))
+    return bool(tags - {"O"}) and all(map(TAG.fullmatch, tags))
 
 
 def tagged_record(
