@@ -6,7 +6,7 @@
 TEXTS is a file of raw text, as WikiText-2, that `en_core_web_sm` annotates: the first sentences are
 the dev set. A tagger and a parser of spaCy are put on ENCODER by `init-config --adapt` and trained
 for a few steps; with its rates, with those of a bare swap, and with those of fine-tuning. A table
-of means, with the lowest and the highest, is printed. It takes two minutes a seed on one core.
+of means, with the lowest and the highest, is printed.
 """
 
 import io
