@@ -16,7 +16,7 @@ def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | 
     columns = list(columns)
     premise = find_column(columns, "premise", options.premise_column)
     hypothesis = find_column(columns, "hypothesis", options.hypothesis_column)
-    is_named = options.named("premise") and options.named("hypothesis")
+    is_named = {options.premise_column, options.hypothesis_column} <= options.named_columns()
     if premise is not None and hypothesis is not None and premise != hypothesis:
         return (premise, hypothesis) if is_named or options.text_column not in columns else None
     if is_named:
