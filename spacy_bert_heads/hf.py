@@ -22,7 +22,7 @@ from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
 from .files import fill_folder
-from .heads.families import count_classes, layer_names, select_classes
+from .heads.families import CROSS_ENCODER_SETTINGS, count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "token-classification": "ForTokenClassification",
     "text-classification": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
+    "multiple-choice": "ForMultipleChoice",
 }
 
 
@@ -175,7 +176,7 @@ def _choose_class(
         )
     count = count_classes(weights, config.model_type, task)
     names = list(labels or class_names(config, name))
-    if task == "question-answering" and count is not None:
+    if task in ("question-answering", "multiple-choice") and count is not None:
         names = [f"LABEL_{i}" for i in range(count)]  # they have no meaning there
     if len(names) != (count or len(names)):
         if labels:
@@ -327,8 +328,10 @@ def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTr
     for name in DROPOUT_RATES:
         if hasattr(config, name):
             setattr(config, name, module.settings["dropout"])
-    if head.hf_problem_type is not None:
-        config.problem_type = head.hf_problem_type
+    for name in CROSS_ENCODER_SETTINGS:  # of the checkpoint that the encoder began as
+        config.__dict__.pop(name, None)
+    for name, value in head.hf_settings().items():
+        setattr(config, name, value)
     # In the precision that we have, whatever the checkpoint's was.
     model = _auto_class(task).from_config(config).float()
     weights = _without_adapter(checkpoint).state_dict()
@@ -356,6 +359,11 @@ def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> 
         raise ValueError(
             f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
             "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
+        )
+    if module.settings.get("crf"):
+        raise ValueError(
+            f"Hugging Face has no class for {head.name}, a conditional random field. Train one "
+            'with loss = "softmax".'
         )
     expected = family_settings(checkpoint.config, type(module), dropout=module.settings["dropout"])
     for name, value in expected.items():

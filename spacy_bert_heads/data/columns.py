@@ -19,6 +19,7 @@ COMMON_NAMES = {
         "entailment_label",
     ),
     "premise": ("sentence1", "sentence_a", "question", "question1", "text_a"),
+    "score": ("similarity", "similarity_score", "relatedness", "relatedness_score"),
     "hypothesis": ("sentence2", "sentence_b", "sentence", "question2", "text_b"),
 }
 TOKENS = ("tokens", "words")

@@ -83,12 +83,15 @@ class Options:
     """What a user says of a file: the names of columns or keys, and what labels mean.
 
     Columns of a file without a header are numbers, from 1. `labels` are the names of labels that
-    are numbers, from 0. `label_columns` are columns of a category each. `label_separator` separates
-    the categories of a text; None for one category, with an error where it looks like several.
+    are numbers, from 0. `label_columns` are columns of a category each, `option_columns` those of
+    the options of a choice. `label_separator` separates the categories of a text; None for one
+    category, with an error where it looks like several.
     """
 
     text_column: str = "text"
     label_column: str = "label"
+    score_column: str = "score"
+    option_columns: tuple[str, ...] = ()
     premise_column: str = "premise"
     hypothesis_column: str = "hypothesis"
     token_column: str = ""
@@ -101,7 +104,7 @@ class Options:
         """Give the columns that the user has named."""
         columns = {one.name: one.default for one in fields(self) if one.name.endswith("_column")}
         named = {getattr(self, name) for name in columns if getattr(self, name) != columns[name]}
-        return named | {*self.label_columns}
+        return named | {*self.label_columns, *self.option_columns}
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..heads.find import json_heads
 from .annotations import holds_spans
+from .choices import choice_columns, read_choice
 from .columns import (
     Cells,
     Facts,
@@ -75,6 +76,8 @@ def read_row(cells: Cells) -> Record:
         record = read_task(cells)
     elif (words := cells.facts.words) in columns:
         record = read_tokens(cells, words)
+    elif options := choice_columns(columns, cells.options):
+        record = read_choice(cells, options)
     elif {"context", "question"} <= columns.keys():
         record = read_flat_squad(cells)
     elif pair := pair_columns(columns, cells.options):

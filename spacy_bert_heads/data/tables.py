@@ -72,7 +72,9 @@ def name_columns(cells: list[str], options: Options) -> list[str]:
     """Name the columns by the first row of a table, or by numbers."""
     numbers = [str(i) for i in range(1, len(cells) + 1)]
     named = options.named_columns()
-    if not named.isdisjoint(numbers) and not named <= {*cells}:
+    by_number = named & {*numbers}
+    # A number may be in the first row by chance, but not all of them.
+    if by_number and not by_number <= {*cells} and (named - by_number).isdisjoint(cells):
         return numbers
     counts, seen = Counter(cells), Counter[str]()
     header = []
