@@ -6,14 +6,18 @@ die. Its own checkpoints commit nothing before the end of a run; ours are the pa
 
 from __future__ import annotations
 
+import logging
+import pickle
 from dataclasses import replace
 from importlib.util import find_spec
 from time import sleep
 from typing import Any
 
 from .plan import WAIT, Job, Run, open_run
+from .processes import portable
 
 SHARE = 0.8  # of the processors that the actors take together; the rest is for who feeds them
+STORE = 2**28  # bytes: numbers of parts are all that travels
 
 
 def check_ray() -> None:
@@ -23,45 +27,48 @@ def check_ray() -> None:
 
 
 class Actor:
-    """A worker that Ray gives the numbers of parts."""
+    """A worker that Ray gives the numbers of parts. Its errors are values, because Ray's own errors
+    have lost what they were."""
 
     def __init__(self, job: Job) -> None:
         from .worker import Annotator
 
-        self.annotator = Annotator(open_run(job))
+        self.error: Exception | None = None
+        try:
+            self.annotator = Annotator(open_run(job))
+        except Exception as error:
+            self.error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Annotate the parts with these numbers, but those that others work on."""
-        run = self.annotator.run
-        for number in batch["item"]:
-            self.annotator.try_part(run.parts[int(number)])
-        return batch
+        """Annotate the parts with these numbers, but those that others work on. Gives the pickled
+        error of each, b"" for none."""
+        return {"error": [self._work(int(number)) for number in batch["item"]]}
+
+    def _work(self, number: int) -> bytes:
+        try:
+            if self.error is not None:
+                raise self.error
+            self.annotator.try_part(self.annotator.run.parts[number])
+        except Exception as error:
+            return pickle.dumps(portable(error))
+        return b""
 
 
 def work_on_cluster(run: Run, workers: int, *, address: str | None, gpus_per_worker: float) -> None:
     """Annotate what is missing by `workers` actors of the cluster at `address`; without one, of a
     cluster on this machine, which is started for that. Raises what a worker raises."""
     import ray
-    from ray.data import DataContext
 
-    was_there = ray.is_initialized()
-    if not was_there:
-        ray.init(
-            address=address,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level="warning",
-        )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if not (was_there := ray.is_initialized()):
+        start(address)
     try:
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False  # we have our own
         cpus = ray.cluster_resources().get("CPU", 1)
         # With all processors taken, whoever gives the actors their work would wait for one.
         share = SHARE * max(cpus - 1, 0) / workers
-        job = run.job
         job = replace(
-            job,
-            source=str(job.source),
+            run.job,
             gpu_id=0 if gpus_per_worker else -1,
             num_threads=max(1, int(cpus // workers)),
         )
@@ -71,30 +78,33 @@ def work_on_cluster(run: Run, workers: int, *, address: str | None, gpus_per_wor
                 Actor,
                 fn_constructor_args=(job,),
                 batch_size=1,
-                concurrency=min(workers, len(numbers)),
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers))),
                 num_cpus=share,
                 num_gpus=gpus_per_worker or None,
             )
-            for _ in done.iter_batches(batch_size=None):
-                pass
+            for batch in done.iter_batches(batch_size=None):
+                for error in filter(None, batch["error"]):
+                    raise pickle.loads(error)
             if len(run.missing()) == len(missing):
                 sleep(WAIT)  # others work on all that is left
     except ray.exceptions.RayError as error:
-        raise find_cause(error) from None
+        raise ChildProcessError(f"Ray can't keep the workers alive: {error}") from error
     finally:
         if not was_there:
             ray.shutdown()
 
 
-def find_cause(error: BaseException) -> BaseException:
-    """Find the error of our own behind one of Ray's."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if (
-            isinstance(cause, ValueError | OSError | ImportError)
-            and type(cause).__module__ == "builtins"
-        ):
-            return cause
-        cause = inner
-    return RuntimeError(f"Ray's workers failed: {error}")
+def start(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine."""
+    import ray
+
+    settings: dict[str, Any] = {"address": address, "log_to_driver": False}
+    if address is None:
+        settings |= {
+            "include_dashboard": False,
+            "object_store_memory": STORE,
+            # By default workers are so nice that on a busy machine they don't get to load a
+            # pipeline.
+            "_system_config": {"worker_niceness": 0},
+        }
+    ray.init(logging_level="warning", **settings)
