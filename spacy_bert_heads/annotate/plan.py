@@ -119,6 +119,7 @@ class Run:
     def __init__(self, job: Job, plan: Plan, files: list[SourceFile]) -> None:
         self.job, self.plan, self.files = job, plan, files
         self.parts = plan.parts
+        self.digits = max(5, len(str(len(self.parts))))  # names in order of the parts
         self.state = job.output / STATE
 
     @property
@@ -126,13 +127,16 @@ class Run:
         """The documents of the corpus."""
         return sum(file.num_docs for file in self.plan.files)
 
+    def _name(self, part: Part) -> str:
+        return f"{part.number:0{self.digits}}"
+
     def path(self, part: Part) -> Path:
         """Where the annotated documents of a part are, or will be."""
-        return self.job.output / f"part-{part.number:05}.{self.job.format}"
+        return self.job.output / f"part-{self._name(part)}.{self.job.format}"
 
     def notes(self, part: Part) -> Path:
         """Where the figures of a part are, or will be."""
-        return self.state / "done" / f"{part.number:05}.json"
+        return self.state / "done" / f"{self._name(part)}.json"
 
     def missing(self) -> list[Part]:
         """List the parts that are not there yet."""
@@ -141,7 +145,7 @@ class Run:
 
     def claim(self, part: Part) -> Claim | None:
         """Claim a part; None if somebody else works on it, or it has been done meanwhile."""
-        claim = Claim.take(self.state / "claims" / f"{part.number:05}")
+        claim = Claim.take(self.state / "claims" / self._name(part))
         if claim is not None and self.path(part).exists():
             with claim:
                 return None
@@ -151,7 +155,7 @@ class Run:
         """Count the documents that are done, by whomever, those of unfinished parts among them."""
         missing = self.missing()
         left = sum(part.num_docs for part in missing)
-        names = {f"{part.number:05}" for part in missing}
+        names = {self._name(part) for part in missing}
         claims = (self.state / "claims").iterdir()
         begun = sum(documents_at_work(path) for path in claims if path.name in names)
         return self.num_docs - left + begun

@@ -70,7 +70,7 @@ def annotate_command(
         docs_per_part=docs_per_part,
         precision=precision,
         gpu_id=gpu_id,
-        code=code,
+        code=code and code.absolute(),
     )
     summary = annotate(
         job,
