@@ -13,6 +13,7 @@ loading; those of a pipeline that is loaded are given beside.
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ import typer
 from spacy.training import Example
 
 from spacy_bert_heads.annotate.outputs import WRITERS, Row
-from spacy_bert_heads.annotate.plan import Job, open_run
+from spacy_bert_heads.annotate.plan import Job, make_plan, open_run
 from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.annotate.source import list_source, read_documents
 from spacy_bert_heads.annotate.worker import Annotator, peak_memory
@@ -93,6 +94,7 @@ def speed(
     docs = sum(1 for _ in source.open())
     times: dict[str, list[float]] = {name: [] for name in contenders.split(",")}
     loaded: dict[str, list[float]] = {name: [] for name in times}
+    used: dict[str, list[float]] = {name: [] for name in times}
     spacy_command = [sys.executable, "-m", "spacy", "bert", "annotate", str(model), str(source)]
     commands = {
         "one": [*spacy_command, "OUT"],
@@ -109,10 +111,11 @@ def speed(
             command = [str(output) if word == "OUT" else word for word in commands[name]]
             if not name.startswith("pipe"):
                 command += ["--docs-per-part", "100"]
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), cpu_of_children()
             environment = os.environ | {"OMP_NUM_THREADS": "2"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             times[name].append(time.perf_counter() - start)
+            used[name].append(cpu_of_children() - cpu)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr}")
             if name.startswith("pipe"):
@@ -124,6 +127,7 @@ def speed(
             load = os.getloadavg()[0]
             print(
                 f"round {number} {name}: {times[name][-1]:.1f} s, loaded {loaded[name][-1]:.1f} s, "
+                f"CPU {used[name][-1]:.1f} s, "
                 f"load {load:.1f}",
                 flush=True,
             )
@@ -131,8 +135,16 @@ def speed(
         whole, part = statistics.median(times[name]), statistics.median(loaded[name])
         print(
             f"{name:8} {docs / whole:8.1f} docs/s whole ({min(times[name]):.1f} to "
-            f"{max(times[name]):.1f} s), {docs / part:8.1f} docs/s loaded"
+            f"{max(times[name]):.1f} s), {docs / part:8.1f} docs/s loaded, "
+            f"{statistics.median(used[name]):.1f} s of CPU"
         )
+
+
+def cpu_of_children() -> float:
+    """Give the seconds of the processor that all ended children have used; Ray's are none of
+    ours."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @app.command()
@@ -163,9 +175,11 @@ def files(folder: Path) -> None:
         )
     job = Job(str(folder / "pipeline"), str(source), folder / "plan", docs_per_part=1000)
     shutil.rmtree(job.output, ignore_errors=True)
-    start = time.process_time()
     run = open_run(job)
-    seconds = time.process_time() - start
+    start = time.process_time()
+    for _ in range(repeats):
+        make_plan(job, "", run.files)
+    seconds = (time.process_time() - start) / repeats
     print(f"plan {'in.jsonl':12} {len(rows) / seconds:10,.0f} docs/s")
     annotator = Annotator(run)
     documents = list(read_documents(run.files[0], "text"))[:200]

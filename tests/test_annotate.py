@@ -350,6 +350,15 @@ def test_docs_as_output(joint, corpus, once, tmp_path):
         assert_same(dict(doc.cats), row["categories"] or {})
 
 
+def test_columns_that_a_doc_cannot_store_as_they_are(joint, tmp_path):
+    row = {"text": BURNED, "big": 2**70, "half": "\ud800", "deep": [{"a": [2**70, None, 1.5]}]}
+    write_jsonl(tmp_path / "in.jsonl", [row])
+    run(joint, tmp_path / "in.jsonl", tmp_path / "out", format="spacy")
+    (doc,) = DocBin().from_disk(parts(tmp_path / "out")[0]).get_docs(spacy.blank("xx").vocab)
+    kept = {name: doc.user_data[name] for name in ("big", "half", "deep")}
+    assert kept == {"big": str(2**70), "half": "?", "deep": ({"a": (str(2**70), None, 1.5)},)}
+
+
 def test_memory_of_a_part_is_freed_with_it(joint, tmp_path):
     rows = [{"text": f"word{i} other{i * i}"} for i in range(40)]
     corpus = write_jsonl(tmp_path / "in.jsonl", rows)

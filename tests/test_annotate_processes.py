@@ -3,6 +3,7 @@ documents (3 of 600); results are those of one process."""
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ WORDS = [
     "a",
     "pump",
 ]
+WORKER = re.compile("spawn_main|MapWorker")
 PATIENCE = 600  # seconds without a new part
 
 
@@ -127,10 +129,12 @@ def test_a_driver_that_is_killed_and_started_again(joint, corpus, expected, tmp_
     process = start(joint, corpus, output, *engine)
     wait_for(lambda: len(parts(output)) >= 3, process, output)
     children = psutil.Process(process.pid).children(recursive=True)
+    workers = [one for one in children if WORKER.search(" ".join(one.cmdline()))]
+    assert workers
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+    assert alive == []
     there = {path: path.stat().st_mtime_ns for path in parts(output)}
     assert len(there) < DOCS // PER_PART
     process = start(joint, corpus, output, *engine)

@@ -15,10 +15,10 @@ from spacy.tokens import Doc, DocBin
 
 from ..data.records import is_utf8
 from ..heads.find import pair_names
-from ..text.user_data import to_lists
 from .records import Columns
 from .source import Document
 
+INT64 = 2**63
 ROW_GROUP = 2**26  # bytes of a part that are held in memory before they are written to Parquet
 
 
@@ -260,7 +260,7 @@ class SpacyWriter:
             for name, value in row.document.columns.items():
                 # The Doc has the text and what is asked in places of its own.
                 if name not in self.asked and value is not row.document.text:
-                    row.doc.user_data[carried_name(name, self.columns)] = to_lists(value)
+                    row.doc.user_data[carried_name(name, self.columns)] = to_plain(value)
             if row.error is not None:
                 row.doc.user_data["error"] = row.error
             self.docs.add(row.doc)
@@ -270,6 +270,21 @@ class SpacyWriter:
             self.file.write(self.docs.to_bytes())
         finally:
             close(self.file)
+
+
+def to_plain(value: Any) -> Any:
+    """Give what `doc.user_data` can store of a value."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -INT64 <= value < INT64 else str(value)
+    if isinstance(value, str):
+        return value if is_utf8(value) else value.encode("utf8", "replace").decode("utf8")
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return _encode(value)
 
 
 WRITERS: dict[str, Callable[[Path, Columns, dict[str, str]], Writer]] = {

@@ -24,7 +24,7 @@ from ..compression import decompress
 from ..evaluate import check_pipeline
 from ..files import check_folder, mark_folder, read_mark, replace_file
 from .claims import Claim, documents_at_work
-from .outputs import check_format
+from .outputs import INT64, check_format
 from .source import (
     TEXT,
     SourceFile,
@@ -41,7 +41,6 @@ from .source import (
 
 STATE = ".annotate"
 WAIT = 1.0  # seconds between looks at what others are doing
-INT64 = 2**63
 
 
 @dataclass(frozen=True)

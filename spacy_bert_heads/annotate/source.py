@@ -22,6 +22,7 @@ from ..data.columns import find_column, list_columns
 from ..data.files import check_not_utf16
 from ..data.reader import DAMAGE
 from ..data.records import parse_json
+from ..files import naming
 from ..heads.find import pair_names
 from ..pretraining.sources import KINDS, find_kind, list_files
 from ..pretraining.tables import check_package
@@ -190,10 +191,11 @@ def checked(file: SourceFile, rows: Iterator[T]) -> Iterator[T]:
         yield from rows
     except DAMAGE as error:
         raise ValueError(f"{file.path} is damaged: {error}") from error
-    except OSError as error:  # gzip's has no number
-        if error.errno:
+    except OSError as error:
+        if error.errno is None:  # gzip's
+            raise ValueError(f"{file.path} is damaged: {error}") from error
+        with naming(file.path):
             raise
-        raise ValueError(f"{file.path} is damaged: {error}") from error
 
 
 def _read_text(
@@ -282,10 +284,9 @@ def _without_times(batch: Any) -> Any:
     """Write times and decimals out as text: JSON has neither."""
     import pyarrow as pa
 
+    kinds = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_decimal)
     columns = [
-        column.cast(pa.string())
-        if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type)
-        else column
+        column.cast(pa.string()) if any(is_kind(column.type) for is_kind in kinds) else column
         for column in batch.columns
     ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
