@@ -35,7 +35,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file that appears under its name when it is whole, and make its folder if need be.
     Where the name is a symbolic link, the link is replaced; what it points to is left alone. Raises
     OSError with the path."""
-    written = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Machines may write to a common folder.
+    written = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written.write_bytes(content)
@@ -54,13 +55,14 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     processes of this machine that were killed are deleted first."""
     prefix = f".temporary~{socket.gethostname()}~"
     for left in parent.glob(f"{prefix}*"):
-        if not _is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
+        if not is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
             shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=f"{prefix}{os.getpid()}~", dir=parent) as made:
         yield Path(made)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether there is a process of this machine with a number."""
     if os.name != "posix":  # where os.kill would end it
         return True
     try:
