@@ -21,7 +21,7 @@ from .encoder.loading import load_model
 from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
-from .files import check_folder, mark_folder, replace_file
+from .files import fill_folder
 from .heads.families import CROSS_ENCODER_SETTINGS, count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
@@ -307,13 +307,11 @@ def to_hf(
         checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
-    folder = Path(folder)
-    check_folder(folder, "to-hf", force=force)
-    mark_folder(folder, "to-hf")
-    save_model(model.cpu().to(DTYPES[precision]), folder)
-    write_files(folder, checkpoint.tokenizer_files)
-    card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
-    replace_file(folder / "README.md", card.encode("utf8"))
+    with fill_folder(Path(folder), "to-hf", force=force) as made:
+        save_model(model.cpu().to(DTYPES[precision]), made)
+        write_files(made, checkpoint.tokenizer_files)
+        card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
+        (made / "README.md").write_text(card, encoding="utf8")
 
 
 def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:

@@ -248,7 +248,10 @@ def test_commands(checkpoint, tmp_path, heads):
     }
     with pytest.warns(UserWarning, match="A learning rate"):
         train_command(tmp_path / "config.cfg", tmp_path / "out", overrides=overrides)
-    said = command("bert", "evaluate", tmp_path / "out" / "model-last", source)
+    pages = tmp_path / "pages"
+    said = command("bert", "evaluate", tmp_path / "out" / "model-last", source, "--pages", pages)
+    page = "".join(file.read_text() for file in pages.glob("*.html"))
+    assert "Multiple choice" in page and 'Anna left <span class="right">gold</span>' in page
     assert "choices, accuracy             100.00" in said
     assert "choices, accuracy of chance    44.44" in said
 

@@ -12,6 +12,7 @@ import warnings
 import typer
 from spacy.cli._util import app
 
+from .annotate import annotate_command
 from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
@@ -44,6 +45,7 @@ bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("compare")(compare_command)
+bert_app.command("annotate")(annotate_command)
 bert_app.command("glue")(glue_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)

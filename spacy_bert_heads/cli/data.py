@@ -189,6 +189,5 @@ def init_config_command(
     if str(output) == "-":
         typer.echo(config.to_str())
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(output, config.to_str().encode())
     typer.echo(f"{output}: now type\npython -m spacy {command}")

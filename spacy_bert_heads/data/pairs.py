@@ -17,7 +17,7 @@ def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | 
     columns = list(columns)
     premise = find_column(columns, "premise", options.premise_column)
     hypothesis = find_column(columns, "hypothesis", options.hypothesis_column)
-    is_named = options.named("premise") and options.named("hypothesis")
+    is_named = {options.premise_column, options.hypothesis_column} <= options.named_columns()
     if premise is not None and hypothesis is not None and premise != hypothesis:
         return (premise, hypothesis) if is_named or options.text_column not in columns else None
     if is_named:
@@ -33,7 +33,7 @@ def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
     label = find_column(columns, "label", options.label_column)
     label = None if label in (premise, hypothesis) else label
     score = None
-    if label is None or options.named("score"):
+    if label is None or options.score_column in options.named_columns():
         score = find_column(columns, "score", options.score_column)
         if score is None:
             kind = "label" if label is None else "score"

@@ -149,7 +149,9 @@ def run_ours(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> d
         for key, value in found.items():
             scores.setdefault(key, []).append(value)
     for name, items in zip(task.submissions, read(task, data, task.test, None), strict=False):
-        write_submission(output / "submissions" / f"{name}.tsv", predict(trained, task, items))
+        path = output / "submissions" / f"{name}.tsv"
+        if not path.exists():
+            write_submission(path, predict(trained, task, items))
     shutil.rmtree(folder)  # of what is measured, the scores are kept
     return {key: float(np.mean(values)) for key, values in scores.items()}
 

@@ -50,13 +50,14 @@ class Texts(NamedTuple):
         """The rows with each text from its end to its start (n_rows,)."""
         return np.repeat(self.starts + self.ends, self.lengths) - ranges(self.starts, self.lengths)
 
-    def steps(self) -> list[tuple[Ints1d, int]]:
-        """List the rows at each step, longest text first, and how many texts go on from the step
-        before."""
+    def steps(self) -> tuple[Ints1d, list[int]]:
+        """Give the rows step by step (n_rows,), at each those of the longest text first, and how
+        many texts each step has."""
         order = np.argsort(-self.lengths, kind="stable")
         starts, lengths = self.starts[order], self.lengths[order]
-        counts = [int(np.searchsorted(-lengths, -t)) for t in range(int(lengths[0]))]
-        return [(starts[:n] + t, n) for t, n in enumerate(counts)]
+        counts = np.searchsorted(-lengths, -np.arange(lengths[0]))
+        step = np.repeat(np.arange(len(counts)), counts)
+        return starts[ranges(np.zeros_like(counts), counts)] + step, counts.tolist()
 
 
 def allowed_transitions(tags: Sequence[str], *, strict: bool) -> Bools1d:
@@ -82,19 +83,16 @@ def forward_sums(emissions: torch.Tensor, texts: Texts, transitions: torch.Tenso
     """Give the logarithm of the sum over all paths that end at each tag of each row, from the
     start of its text (n_rows, n_tags), both arguments in float64."""
     between = transitions[1:, 1:].exp()
-    sums: list[torch.Tensor] = []
-    rows: list[Ints1d] = []
-    for at, n in texts.steps():
-        own = emissions[torch.from_numpy(at).to(emissions.device)]
-        if not sums:
-            sums.append(transitions[0, 1:] + own)
-        else:
-            before = sums[-1][:n]
-            top = before.detach().amax(1, keepdim=True)
-            reached = (before - top).exp() @ between
-            sums.append(reached.clamp(min=TINY).log() + top + own)
-        rows.append(at)
-    order = torch.from_numpy(np.argsort(np.concatenate(rows))).to(emissions.device)
+    rows, counts = texts.steps()
+    # One selection for all steps: the gradient of one a step would be as large as all rows.
+    first, *others = emissions[torch.from_numpy(rows).to(emissions.device)].split(counts)
+    sums = [transitions[0, 1:] + first]
+    for own in others:
+        before = sums[-1][: len(own)]
+        top = before.detach().amax(1, keepdim=True)
+        reached = (before - top).exp() @ between
+        sums.append(reached.clamp(min=TINY).log() + top + own)
+    order = torch.from_numpy(np.argsort(rows)).to(emissions.device)
     return torch.cat(sums)[order]
 
 
@@ -167,26 +165,25 @@ def crf_loss(
 
 def best_path(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) -> Ints1d:
     """Find the most probable tags of every text (Viterbi 1967), for each row (n_rows,)."""
-    steps = texts.steps()
-    back: list[torch.Tensor] = []
-    best = torch.empty(0)
-    ends: list[torch.Tensor] = []  # of texts that end before a step, last ones first
-    for at, n in steps:
-        own = emissions[torch.from_numpy(at).to(emissions.device)]
-        if not back:
-            best = transitions[0, 1:] + own
-            back.append(torch.zeros_like(own, dtype=torch.int64))
-            continue
-        ends.insert(0, best[n:])
-        reached, before = (best[:n, :, None] + transitions[1:, 1:]).max(dim=1)
+    rows, counts = texts.steps()
+    first, *others = emissions[torch.from_numpy(rows).to(emissions.device)].split(counts)
+    best, back = transitions[0, 1:] + first, []
+    ended: list[torch.Tensor] = []  # of texts that end before a step
+    for own in others:
+        ended.append(best[len(own) :])
+        reached, before = (best[: len(own), :, None] + transitions[1:, 1:]).max(dim=1)
         best = reached + own
         back.append(before)
-    last = (torch.cat([best, *ends]) + transitions[1:, 0]).argmax(1).cpu().numpy()
-    path = np.empty(int(texts.lengths.sum()), dtype=np.int64)
-    tag = last
-    for (at, n), before in zip(reversed(steps), reversed(back), strict=True):
-        path[at] = tag[:n]
-        tag[:n] = before.cpu().numpy()[np.arange(n), tag[:n]]
+    # Longest text first again.
+    last = torch.cat([best, *reversed(ended)]) + transitions[1:, 0]
+    tag = last.argmax(1).cpu().numpy()
+    stepwise = [tag[: counts[-1]].copy()]
+    for before, n in zip(reversed(back), reversed(counts[:-1]), strict=True):
+        goes_on = len(before)
+        tag[:goes_on] = before.cpu().numpy()[np.arange(goes_on), tag[:goes_on]]
+        stepwise.append(tag[:n].copy())
+    path = np.empty(len(rows), dtype=np.int64)
+    path[rows] = np.concatenate(stepwise[::-1])
     return path
 
 

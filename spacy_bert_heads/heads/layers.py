@@ -226,13 +226,28 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", 0.02))
+            nn.init.normal_(layer.weight, std=initializer_range(config))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     if isinstance(module, SequenceClassifier) and checkpoint and reads_last_layer(tok2vec):
         module.start_from(checkpoint)
     shim_of(model).module = module
     return model
+
+
+def initializer_range(config: Any) -> float:
+    """Give the standard deviation that a checkpoint's new weights have; 0.02 without one."""
+    return getattr(config, "initializer_range", 0.02)
+
+
+def add_classes(model: Model, number: int) -> None:
+    """Add classes to a head that has weights, see `Classifier.add_classes`."""
+    shim, checkpoint = shim_of(model), checkpoint_behind(model.get_ref("tok2vec"))
+    module = shim.module
+    assert isinstance(module, Classifier)
+    module.add_classes(number, std=initializer_range(checkpoint and checkpoint.config))
+    shim.module = module  # another one for the optimizer, and for predictions
+    model.set_dim("nO", module.settings["n_classes"], force=True)
 
 
 def set_aggregation(model: Model, aggregation: str) -> None:
@@ -250,13 +265,8 @@ def set_aggregation(model: Model, aggregation: str) -> None:
 def family_settings(
     config: Any, module_class: type[Classifier], *, dropout: float
 ) -> dict[str, Any]:
-    """How a family's class is built.
-
-    config (Any): The checkpoint's configuration, or None for BERT's kind.
-    module_class (Type[Classifier]): The head's module.
-    dropout (float): The rate before the classifier.
-    RETURNS (Dict[str, Any]): The settings of the module that differ from family to family.
-    """
+    """Give the settings of a head's module that differ from family to family. `config` is the
+    checkpoint's, None for BERT's kind, `dropout` the rate before the classifier."""
     dense = dense_settings(config, dropout, is_choice=module_class is ChoiceClassifier)
     if issubclass(module_class, SequenceClassifier):
         return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
@@ -266,12 +276,7 @@ def family_settings(
 
 
 def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
-    """The rate that Hugging Face's heads use on a checkpoint.
-
-    config (Any): The checkpoint's configuration, or None.
-    module_class (Type[Classifier]): The head's module.
-    RETURNS (float): The rate; 0.1 without a checkpoint.
-    """
+    """Give the rate that Hugging Face's heads use on a checkpoint; 0.1 without one."""
     of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
     own = of_sequences if issubclass(module_class, SequenceClassifier) else ()
     for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
@@ -282,9 +287,7 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
 
 
 def head_to_files(module: nn.Module) -> Files:
-    """module (Classifier): A head's module.
-    RETURNS (Files): Its settings and weights.
-    """
+    """Give the settings and weights of a head's module."""
     from safetensors.torch import save
 
     assert isinstance(module, Classifier)
@@ -294,10 +297,7 @@ def head_to_files(module: nn.Module) -> Files:
 
 
 def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
-    """module_class (Type[Classifier]): The class of the module.
-    files (Files): What `head_to_files` gave.
-    RETURNS (Classifier): The module.
-    """
+    """Make the module of what `head_to_files` gave."""
     from safetensors.torch import load
 
     module = module_class(**srsly.json_loads(files["config.json"]))

@@ -83,6 +83,18 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, n_classes)
 
+    def add_classes(self, number: int, *, std: float) -> None:
+        """Add classes behind those that there are, whose weights stay. The new ones are initialised
+        as in a new head."""
+        old = self.classifier
+        new = nn.Linear(old.in_features, old.out_features + number)
+        nn.init.normal_(new.weight, std=std)
+        nn.init.zeros_(new.bias)
+        self.classifier = new.to(old.weight.device)
+        copy_corner(old.weight, self.classifier.weight)
+        copy_corner(old.bias, self.classifier.bias)
+        self.settings["n_classes"] += number
+
     def classify(self, states: torch.Tensor) -> torch.Tensor:
         """states (Tensor): (n, width).
         RETURNS (Tensor): Logits (n, n_classes).
@@ -90,6 +102,12 @@ class Classifier(nn.Module):
         if self.dense is not None:
             states = self.dense(states)
         return self.classifier(self.dropout(states))
+
+
+def copy_corner(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy a tensor to where a larger one begins."""
+    with torch.no_grad():
+        target[tuple(map(slice, source.shape))] = source
 
 
 class PositionClassifier(Classifier):
@@ -128,6 +146,13 @@ class TokenClassifier(Classifier):
             self.lstm = nn.LSTM(
                 width, lstm_width, num_layers=2, bidirectional=True, batch_first=True
             )
+
+    def add_classes(self, number: int, *, std: float) -> None:
+        super().add_classes(number, std=std)
+        if self.transitions is not None:
+            old, size = self.transitions, self.settings["n_classes"] + 1
+            self.transitions = nn.Parameter(old.new_zeros(size, size))
+            copy_corner(old, self.transitions)
 
     def forward(
         self, states: torch.Tensor, batch: PackedBatch, aggregation: str = "first"

@@ -276,7 +276,7 @@ class BertNER(BertHead):
         has_crf = shim.has_module and getattr(shim.module, "transitions", None) is not None
         if shim.has_module and has_crf != (wanted == "crf"):
             raise ValueError(
-                f'{self.name} was trained with another loss than "{wanted}", so it can\'t be loaded '
+                f'{self.name} was trained with another loss than "{wanted}": it can\'t be loaded '
                 "with that. Train it anew for that."
             )
         super()._settle()

@@ -18,7 +18,7 @@ from thinc.api import Model
 from ..data.annotations import read_hypotheses
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..encoder.model import PackedPairs
+from ..encoder.model import PackedPairs, shim_of
 from ..text.doc_data import drop_results, make_verdict
 from ..text.user_data import copy_of_list, set_value
 from .declared import Score, score_weights
@@ -197,6 +197,14 @@ class BertNLI(BertPairHead):
             class_weights=class_weights,
             scorer=scorer,
         )
+
+    def add_label(self, label: str) -> int:
+        if len(self.labels) == 1 and label not in self.labels and shim_of(self.model).has_module:
+            raise ValueError(
+                f"{self.name} has a single logit, which says whether '{self.labels[0]}' holds; "
+                f"'{label}' can't be added to that. Train a new head with all labels."
+            )
+        return super().add_label(label)
 
     def check_gold(self, example: Example) -> None:
         for text, entry in self.gold_pairs(example):

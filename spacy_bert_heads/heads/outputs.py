@@ -43,6 +43,20 @@ def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     return output
 
 
+def differentiate(loss: Callable[[Any], torch.Tensor], output: Any) -> tuple[torch.Tensor, Any]:
+    """Give a loss of a head's output, and its gradient by the tensors of that, in a structure like
+    that of the output."""
+    leaves = map_tensors(output, lambda tensor: tensor.detach().requires_grad_())
+    with torch.enable_grad():
+        value = loss(leaves)
+    value.backward()
+
+    def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+    return value, map_tensors(leaves, gradient_of)
+
+
 def tensors_of(output: Any) -> list[torch.Tensor]:
     """List the tensors of a head's output, in order."""
     found: list[torch.Tensor] = []

@@ -143,14 +143,33 @@ class BertPairHead(BertHead):
         doesn't end the run; None if every text is."""
         for example in examples:
             self.check_gold(example)
+        return self._pack_all(
+            [eg.predicted for eg in examples],
+            lambda: [self.flatten(one for one, _ in self.taught_pairs(eg)) for eg in examples],
+        )
+
+    def rehearsal_inputs(self, docs: list[Doc]) -> PackedPairs | None:
+        asked = [self.flatten(self.ask(doc) + self.extra) for doc in docs]
+        pairs = self._pack_all(
+            docs, lambda: [[text for text in own if text not in self._too_long] for own in asked]
+        )
+        if pairs is None:
+            return None
+        return pairs._replace(batch=pairs.batch.sample(self.model.attrs.get("max_windows")))
+
+    def _pack_all(
+        self, docs: list[Doc], list_texts: Callable[[], list[list[str]]]
+    ) -> PackedPairs | None:
+        """Pack Docs with the second texts that `list_texts` gives for each: again without those
+        that turn out to be too long."""
         while True:
-            texts = [self.flatten(one for one, _ in self.taught_pairs(eg)) for eg in examples]
-            docs = [eg.predicted for eg, asked in zip(examples, texts, strict=True) if asked]
-            texts = [asked for asked in texts if asked]
-            if not texts:
+            with_texts = [pair for pair in zip(docs, list_texts(), strict=True) if pair[1]]
+            if not with_texts:
                 return None
+            docs_asked, texts = map(list, zip(*with_texts, strict=True))
             try:
-                return self.pack(Pairs(docs, texts, self.doc_first), is_train=True)
+                pairs = Pairs(docs_asked, texts, self.doc_first)
+                return self.pack(pairs, is_train=True)
             except TextTooLong as error:
                 self._too_long.update(error.texts)
                 warnings.warn(f"{self.name} does not learn from a pair: {error}", stacklevel=2)
@@ -229,21 +248,22 @@ def match_predictions(
     wrong whatever the truth. Raises ValueError if the prediction was not asked the same.
     """
     gold, predicted = example.reference, example.predicted
-    asked = map(_key, get_list(input_name, predicted))
+    asked = map(key_of_asked, get_list(input_name, predicted))
     found = dict(zip(asked, get_list(output_name, predicted), strict=False))
     for one, entry in zip(get_list(input_name, gold), get_list(output_name, gold), strict=False):
         if entry is None:
             continue
-        if _key(one) not in found:
+        if key_of_asked(one) not in found:
             raise ValueError(
                 f"A reference has {input_name} that were not asked of the prediction ('{one}'). "
                 "`spacy evaluate` reads texts alone: use `python -m spacy bert evaluate`, or read "
                 "the data with spacy_bert_heads.Corpus.v1."
             )
-        yield entry, found[_key(one)]
+        yield entry, found[key_of_asked(one)]
 
 
-def _key(asked: Any) -> str:
+def key_of_asked(asked: Any) -> str:
+    """Give what tells something that is asked from others: a text itself."""
     return asked if isinstance(asked, str) else srsly.json_dumps(asked, sort_keys=True)
 
 
