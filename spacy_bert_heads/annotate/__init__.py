@@ -1,0 +1,1 @@
+"""Annotate corpora of any size, by any number of processes and machines."""

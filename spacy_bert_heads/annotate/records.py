@@ -1,0 +1,156 @@
+"""What a pipeline writes to a Doc, as plain data: rows of `bert annotate`, and whatever else shows
+annotations outside of spaCy.
+
+Places are characters of the text, `text[start:end]`. Probabilities are rounded to six digits, below
+which they depend on the batch that a text was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from spacy.language import Language
+from spacy.tokens import Doc
+
+from ..text.doc_data import get_answers, get_ent_scores
+from ..text.user_data import copy_of_dict, copy_of_list
+
+DIGITS = 6
+
+
+def entities_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give the entities in order; the score is None where no `bert_ner` found it."""
+    scores = {
+        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
+        for entry in get_ent_scores(doc)
+    }
+    return [
+        {
+            "start": ent.start_char,
+            "end": ent.end_char,
+            "label": ent.label_,
+            "text": ent.text,
+            "score": _round(scores.get((ent.start_char, ent.end_char, ent.label_))),
+        }
+        for ent in doc.ents
+    ]
+
+
+def categories_of(doc: Doc) -> dict[str, float | None]:
+    """Give the probability of each category."""
+    return {label: _round(value) for label, value in doc.cats.items()}
+
+
+def verdicts_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give the verdict on each hypothesis; label and scores are None where it was too long."""
+    rows = []
+    hypotheses, verdicts = copy_of_list("hypotheses", doc), copy_of_list("nli", doc)
+    for text, verdict in zip(hypotheses, verdicts, strict=False):
+        label, scores = (verdict["label"], verdict["scores"]) if verdict else (None, None)
+        rows.append(
+            {
+                "hypothesis": text,
+                "label": label,
+                "score": _round(scores[label]) if scores else None,
+                "scores": scores and {one: _round(value) for one, value in scores.items()},
+            }
+        )
+    return rows
+
+
+def answers_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give the answer to each question. The text is "" for no answer, and None where the question
+    was too long."""
+    rows = []
+    for question, answer in zip(copy_of_list("questions", doc), get_answers(doc), strict=False):
+        row = {"question": question, **_place(answer)}
+        row["no_answer_score"] = answer and _round(answer["no_answer_score"])
+        row["alternatives"] = [_place(other) for other in answer["alternatives"]] if answer else []
+        rows.append(row)
+    return rows
+
+
+def _place(answer: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not answer:
+        return dict.fromkeys(("text", "start", "end", "score"))
+    places = {"text": answer["text"], "start": answer["start_char"], "end": answer["end_char"]}
+    return {**places, "score": _round(answer["score"])}
+
+
+def numbers_of(doc: Doc) -> dict[str, float | None]:
+    """Give the numbers of `doc._.regression`."""
+    return {label: _round(value) for label, value in copy_of_dict("regression", doc).items()}
+
+
+def tags_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give the tags of tokens, None where there is none."""
+    return [
+        {
+            "start": token.idx,
+            "end": token.idx + len(token),
+            "tag": token.tag_ or None,
+            "pos": token.pos_ or None,
+        }
+        for token in doc
+    ]
+
+
+def _round(value: Any) -> float | None:
+    return None if value is None else round(float(value), DIGITS)
+
+
+class Kind(NamedTuple):
+    """A kind of annotation: the places of a Doc that say, in spaCy's `assigns`, that a component
+    makes it, and how it is read."""
+
+    places: tuple[str, ...]
+    read: Callable[[Doc], Any]
+    has_labels: bool = False  # whether values are found by label
+
+
+KINDS = {
+    "entities": Kind(("doc.ents",), entities_of),
+    "categories": Kind(("doc.cats",), categories_of, has_labels=True),
+    "verdicts": Kind(("doc._.nli",), verdicts_of, has_labels=True),
+    "answers": Kind(("doc._.answers",), answers_of),
+    "numbers": Kind(("doc._.regression",), numbers_of, has_labels=True),
+    "tags": Kind(("token.tag", "token.pos"), tags_of),
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The annotations of a pipeline: those kinds that one of its components makes, with the labels
+    of those that have some."""
+
+    labels: dict[str, tuple[str, ...]]
+
+    @staticmethod
+    def of(nlp: Language) -> Columns:
+        """Find the columns of a pipeline. Raises ValueError if there are none."""
+        assigns = {name: nlp.get_pipe_meta(name).assigns for name in nlp.pipe_names}
+        labels = {}
+        for name, kind in KINDS.items():
+            makers = [one for one in assigns if not set(kind.places).isdisjoint(assigns[one])]
+            known = [label for one in makers for label in _labels_of(nlp.get_pipe(one), name)]
+            if makers and (known or not kind.has_labels):
+                labels[name] = tuple(dict.fromkeys(known)) if kind.has_labels else ()
+        if not labels:
+            raise ValueError(
+                f"The pipeline makes none of {', '.join(KINDS)}: its components are "
+                f"{', '.join(nlp.pipe_names) or 'none'}."
+            )
+        return Columns(labels)
+
+    def read(self, doc: Doc) -> dict[str, Any]:
+        """Read the annotations of a Doc by column."""
+        return {name: KINDS[name].read(doc) for name in self.labels}
+
+
+def _labels_of(pipe: Any, kind: str) -> Iterable[str]:
+    # The labels of `bert_nli` are those of its verdicts, its categories have hypotheses.
+    if kind == "categories" and hasattr(pipe, "categories"):
+        return pipe.categories
+    return getattr(pipe, "labels", ())
