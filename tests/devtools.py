@@ -30,6 +30,7 @@ class Page:
         self.console: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as a window in front has
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
@@ -69,8 +70,9 @@ class Page:
 
     def open(self, url: str, width: int = 1200, height: int = 900) -> None:
         self.resize(width, height)
+        self.run("window.isOld = true")
         self.call("Page.navigate", url=url)
-        self.wait(f"document.readyState === 'complete' && location.href.startsWith({url!r})")
+        self.wait("!window.isOld && document.readyState === 'complete'")
 
     def resize(self, width: int, height: int = 900) -> None:
         self.call(
@@ -89,9 +91,7 @@ class Page:
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
         """Type where the focus is."""

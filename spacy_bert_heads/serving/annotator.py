@@ -133,4 +133,3 @@ def log_error(error: BaseException) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     places = " < ".join(f"{one.filename}:{one.lineno} {one.name}" for one in reversed(frames[-6:]))
     logger.error("%s at %s", type(error).__name__, places)
-

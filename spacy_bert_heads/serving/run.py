@@ -45,10 +45,15 @@ def serve(
     nlp = load_pipeline(model)
     if precision is not None:
         set_precision(nlp, precision)
-    name = nlp.meta.get("name") if nlp.meta.get("name") != "pipeline" else None
-    app = make_app(nlp, name=name or Path(model).name, limits=limits)
+    app = make_app(nlp, name=name_of(model), limits=limits)
     Annotator(nlp).annotate([Query("Ready.")])  # or the first request would wait for that
     warnings.simplefilter("ignore")  # they may have a user's text in them
     settings: dict[str, Any] = {"access_log": False, "log_level": "info", "server_header": False}
     settings["timeout_graceful_shutdown"] = int(limits.timeout) + 1
     uvicorn.run(app, host=host, port=port, **settings)
+
+
+def name_of(model: str) -> str:
+    """Name a pipeline by its folder, of which training calls many "model-best"."""
+    parts = Path(model).resolve().parts if Path(model).exists() else (model,)
+    return " · ".join(parts[-2:] if parts[-1].startswith("model-") else parts[-1:])
