@@ -16,12 +16,6 @@ from torch import nn
 
 from .buckets import BucketedBatch, round_up
 
-varlen_attn: Any
-try:  # torch 2.10
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-
 NAME = "spacy_bert_heads"  # in the configuration of a model
 KEYS = 16  # that a processor with AVX-512 takes at once
 
@@ -132,7 +126,7 @@ class PackedAttention:
         if scale is not None:  # its own is 1 / sqrt(head_size)
             query = query * (scale * query.shape[-1] ** 0.5)
         packed = (states.index_select(0, places) for states in (query, key, value))
-        out = varlen_attn(*packed, cu_seqlens, cu_seqlens, longest, longest)
+        out = load_varlen()(*packed, cu_seqlens, cu_seqlens, longest, longest)
         return torch.zeros_like(query).index_copy_(0, places, out)
 
     def _band(self, sliding_window: int) -> list[torch.Tensor]:
@@ -155,11 +149,22 @@ def uses_varlen(query: torch.Tensor) -> bool:
     """Whether torch has a kernel for sequences of any length here: on a GPU, in half precision,
     without a graph."""
     return (
-        varlen_attn is not None
-        and query.device.type == "cuda"
+        query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and not torch.is_grad_enabled()
+        and load_varlen() is not None
     )
+
+
+@cache
+def load_varlen() -> Any:
+    """Import that kernel, None before torch 2.10. Only where it is used: torch's compiler comes
+    with it, which takes a second."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 @cache

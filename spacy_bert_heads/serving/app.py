@@ -46,8 +46,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 NOT_UNICODE = (
-    "A text holds half of a surrogate pair, which is no text. Decode the source again with the right "
-    "encoding."
+    "A text holds half of a surrogate pair, which is no text. Decode the source again with the "
+    "right encoding."
 )
 # The page has scripts and styles of its own alone, and asks nobody but this server.
 HEADERS = {
@@ -193,11 +193,11 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
         async def text_classification(request: ClassifyRequest) -> JSONResponse:
             top_k = (request.parameters or {}).get("top_k")
             asked = hf.read_text_classification(request)
-            write = desk.annotator.columns.labels.get("categories")
-            if write is None and not all(query.hypotheses for query in asked[0]):
+            has_categories = "categories" in annotator.columns.labels
+            if not has_categories and not all(query.hypotheses for query in asked[0]):
                 raise Rejected(422, 'The pipeline classifies pairs: {"text": …, "text_pair": …}.')
             return JSONResponse(
-                await desk.run(asked, lambda *answer: hf.write_classes(*answer, top_k))
+                await desk.run(asked, lambda record, query: hf.write_classes(record, query, top_k))
             )
 
     if annotator.classifies:
@@ -207,7 +207,9 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
             client = re.search(r"hf_hub/(\d+)", http.headers.get("user-agent", ""))
             is_new = client is not None and int(client[1]) >= 1
             asked = hf.read_zero_shot(request)
-            found = await desk.run(asked, lambda *answer: hf.write_zero_shot(*answer, is_new))
+            found = await desk.run(
+                asked, lambda record, query: hf.write_zero_shot(record, query, is_new)
+            )
             return JSONResponse(found if asked[1] else found[0])
 
     if annotator.answers_questions:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server. Times are in seconds, work is in wordpieces, as `Query.cost` estimates
-    them: a text counts once, and again beside each second text that is read with it."""
+    """The limits of a server. Times are in seconds, work is in wordpieces, as `Query.cost`
+    estimates them: a text counts once, and again beside each second text."""
 
     max_wait: float = 0.005  # of a batch, for as many requests as the last one had
     batch_wordpieces: int = 2048  # more gain nothing on a CPU, and everybody waits for all of them

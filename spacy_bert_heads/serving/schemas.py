@@ -74,33 +74,44 @@ class Error(BaseModel):
 def make_response(annotator: Annotator) -> type[BaseModel]:
     """Make the model of a response of `POST /annotate`, for the documentation."""
     label = one_of(annotator.labels("entities"))
-    entity = create_model("Entity", label=(label, ...), __base__=Span)
     verdict_label = one_of(annotator.labels("verdicts"))
-    verdict = create_model(
-        "Verdict",
-        hypothesis=(str, ...),
-        label=(verdict_label | None, ...),
-        score=(Probability, ...),
-        scores=(dict[verdict_label, float] | None, ...),  # type: ignore[valid-type]
-    )
-    tag = create_model(
-        "Tag", start=(int, ...), end=(int, ...), tag=(str | None, ...), pos=(str | None, ...)
-    )
-    kinds: dict[str, Any] = {
-        "entities": list[entity],  # type: ignore[valid-type]
-        "categories": dict[one_of(annotator.labels("categories")), float],  # type: ignore[misc]
-        "verdicts": list[verdict],  # type: ignore[valid-type]
-        "answers": list[Answer],
-        "numbers": dict[one_of(annotator.labels("numbers")), float],  # type: ignore[misc]
-        "tags": list[tag],  # type: ignore[valid-type]
+    tag = {"start": int, "end": int, "tag": str | None, "pos": str | None}
+    verdict = {
+        "hypothesis": str,
+        "label": verdict_label | None,
+        "score": Probability,
+        "scores": by_label(verdict_label) | None,
     }
-    fields = {name: (kinds[name], ...) for name in annotator.columns.labels}
+    kinds: dict[str, Any] = {
+        "entities": list_of(make_model("Entity", {"label": label}, base=Span)),
+        "categories": by_label(one_of(annotator.labels("categories"))),
+        "verdicts": list_of(make_model("Verdict", verdict)),
+        "answers": list[Answer],
+        "numbers": by_label(one_of(annotator.labels("numbers"))),
+        "tags": list_of(make_model("Tag", tag)),
+    }
+    fields = {name: kinds[name] for name in annotator.columns.labels}
     if annotator.classifies:
-        described = Field(None, description="Of the request's categories, if it has some")
-        fields["zero_shot"] = (dict[str, float] | None, described)
-    record = create_model("Annotations", **fields)
-    results = Field(description="One for each text, in their order")
-    return create_model("AnnotateResponse", results=(list[record | Error], results))
+        described = Field(description="Of the request's categories; left out if it has none")
+        fields["zero_shot"] = Annotated[dict[str, float], described]
+    result: Any = make_model("Annotations", fields) | Error
+    described = Field(description="One for each text, in their order")
+    return make_model("AnnotateResponse", {"results": Annotated[list_of(result), described]})
+
+
+def make_model(name: str, fields: dict[str, Any], base: type[BaseModel] = BaseModel) -> Any:
+    """Make a model of fields that are all required."""
+    required: dict[str, Any] = {key: (kind, ...) for key, kind in fields.items()}
+    return create_model(name, __base__=base, **required)
+
+
+def list_of(kind: Any) -> Any:
+    return list[kind]
+
+
+def by_label(label: Any) -> Any:
+    """Give the type of numbers by label."""
+    return dict[label, float]
 
 
 def one_of(labels: list[str]) -> Any:
