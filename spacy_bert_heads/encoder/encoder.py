@@ -100,6 +100,9 @@ class Encoder(nn.Module):
         was_enabled = torch.is_grad_enabled()
         try:
             torch._C._set_grad_enabled(False)
+            if len(batch.cu_seqlens) == 2:  # one sequence, which needs no other order
+                (part,) = self.lay_out(batch, max_batch_tokens)
+                return HiddenStates(self.run(part.layout, layers).float(), batch, layers)
             size = self.checkpoint.hidden_size * len(layers)
             states = torch.empty(len(batch.input_ids), size, device=self.device)
             for part in self.lay_out(batch, max_batch_tokens):
