@@ -2,17 +2,25 @@
 
 import json
 import logging
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import sleep
 
 import pytest
 import spacy
 from conftest import TRAIN_DATA
-from served import assert_record, offline, serve
+from served import Client, assert_record, offline, serve
 from spacy.language import Language
 
+from spacy_bert_heads.serving.annotator import Annotator, Query
 from spacy_bert_heads.serving.app import make_app
 from spacy_bert_heads.serving.limits import Limits
+from spacy_bert_heads.serving.run import name_of
 
 SAILED, BURNED = (text for text, _ in TRAIN_DATA)
 QUESTIONS, HYPOTHESES = ["Who left?", "What burned?"], ["She left.", "It rained."]
@@ -171,6 +179,18 @@ def test_limits(nlp):
         assert client.post("/annotate", {"texts": ["x"] * 3})[0] == 200
 
 
+def test_what_a_config_asks_counts(joint):
+    settings = {"bert_qa": {"questions": ["Who left?"]}, "bert_nli": {"hypotheses": ["She left."]}}
+    annotator = Annotator(spacy.load(joint, config={"components": settings}))
+    query = annotator.complete(Query("x" * 40))
+    assert query.second_texts == ["Who left?", "She left."]
+    assert query.cost > Query("x" * 40).cost
+    own = annotator.complete(Query("x", questions=["When?"]))
+    assert own.second_texts == ["When?", "She left."]
+    (record,) = annotator.annotate([query])
+    assert [one["question"] for one in record["answers"]] == ["Who left?"]
+
+
 class Gate:
     """Holds a pipeline back until it is opened."""
 
@@ -235,3 +255,31 @@ def test_new_words_are_forgotten(nlp):
         before = len(nlp.vocab.strings)
         client.annotate([f"word{i} other{i}" for i in range(50)])
         assert len(nlp.vocab.strings) == before
+
+
+@pytest.mark.long
+def test_the_command_until_it_is_stopped(joint):
+    """In a process of its own: started, asked, and ended by SIGTERM; without a text in its log."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "spacy", "bert", "serve", str(joint), "--port", str(port)]
+    process = subprocess.Popen([*words, "--threads", "1"], stderr=subprocess.PIPE, text=True)
+    client = Client(f"http://127.0.0.1:{port}")
+    while process.poll() is None:
+        with suppress(OSError):
+            client.get("/health")
+            break
+        sleep(0.2)
+    (found,) = client.annotate(SAILED, questions=["Who left? " * 50, "Who left?"])
+    assert [one["text"] for one in found["answers"]] == [None, "Anna Grete"]
+    process.send_signal(signal.SIGTERM)
+    log = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Finished server process" in log and "Who left?" not in log and SAILED not in log
+
+
+def test_a_pipeline_is_named_by_its_folder(tmp_path):
+    (tmp_path / "ships" / "model-best").mkdir(parents=True)
+    assert name_of(str(tmp_path / "ships" / "model-best")) == "ships \u00b7 model-best"
+    assert name_of(str(tmp_path / "ships")) == "ships"
+    assert name_of("en_ships") == "en_ships"

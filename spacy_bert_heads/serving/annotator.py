@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -60,7 +60,12 @@ class Annotator:
         self.columns = Columns.of(nlp)
         heads = [component for _, component in nlp.pipeline]
         self.nli = next((head for head in heads if isinstance(head, BertNLI)), None)
-        self.answers_questions = any(isinstance(head, BertQA) for head in heads)
+        self.qa = next((head for head in heads if isinstance(head, BertQA)), None)
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether questions can be asked."""
+        return self.qa is not None
 
     @property
     def judges_hypotheses(self) -> bool:
@@ -84,6 +89,12 @@ class Annotator:
         makers = [name for name, places in assigns.items() if "doc.ents" in places]
         found = [label for one in makers for label in getattr(self.nlp.get_pipe(one), "labels", ())]
         return list(dict.fromkeys(found))
+
+    def complete(self, query: Query) -> Query:
+        """Add to a query what the pipeline asks of texts that bring nothing, so that it counts."""
+        questions = query.questions or (self.qa.texts if self.qa else ())
+        hypotheses = query.hypotheses or (self.nli.texts if self.nli else ())
+        return replace(query, questions=questions, hypotheses=hypotheses)
 
     def annotate(self, queries: Sequence[Query]) -> list[Record]:
         """Answer queries: a record for each, or {"error": …} for one that fails. Where a batch

@@ -129,7 +129,8 @@ class Desk:
         what the pipeline doesn't know."""
         self._check(queries)
         faults = [self._fault_of(query.text) for query in queries]
-        good = [query for query, fault in zip(queries, faults, strict=True) if not fault]
+        pairs = zip(queries, faults, strict=True)
+        good = [self.annotator.complete(query) for query, fault in pairs if not fault]
         answers = iter(await self._batcher.submit(good) if good else ())
         records = [{"error": fault} if fault else next(answers) for fault in faults]
         self._metrics.failed.inc(sum("error" in record for record in records))
