@@ -31,13 +31,27 @@ HEADS = {
     "ncbi": "ner",
     "sst2": "textcat",
     "sick": "nli",
+    "stsb": "similarity",
+    "codah": "choice",
+    "copa": "choice",
     "xquad": "qa",
     "policyqa": "qa",
+}
+# Tasks that no plain loop has; and how `convert` reads one whose columns have no names.
+MORE_FILES = {
+    "stsb": ("glue_small/STS-B", "train.tsv", "dev.tsv", "dev.tsv"),
+    "codah": ("choice_codah/cv_split/fold_0", "train.tsv", "dev.tsv", "test.tsv"),
+    "copa": ("choice_copa", "dev.jsonl", "dev.jsonl", "test.jsonl"),
+}
+OPTIONS: dict[str, dict] = {
+    "codah": {"text_column": "2", "option_columns": ("3", "4", "5", "6"), "label_column": "7"}
 }
 METRICS = {
     "ner": {"score": "ents_f"},
     "textcat": {"score": "cats_micro_f"},
     "nli": {"score": "nli_acc"},
+    "similarity": {"score": "similarity_spearman"},
+    "choice": {"score": "choice_acc"},
     "qa": {"score": "qa_f1", "exact": "qa_exact", "f1": "qa_f1"},
 }
 HYPOTHESIS = "A person is named."
@@ -109,8 +123,8 @@ def main(
 def convert_task(data: Path, task: str, output: Path) -> None:
     """Make train.spacy, dev.spacy and test.spacy."""
     output.mkdir()
-    if task in FILES:
-        folder, *files = FILES[task]
+    if task in FILES or task in MORE_FILES:
+        folder, *files = (FILES | MORE_FILES)[task]
         sources = {
             part: data / folder / file
             for part, file in zip(("train", "dev", "test"), files, strict=True)
@@ -122,7 +136,7 @@ def convert_task(data: Path, task: str, output: Path) -> None:
             squad = {"version": "1.1", "data": articles}
             sources[part].write_text(json.dumps(squad), encoding="utf8")
     for part, source in sources.items():
-        report = convert(source, output / f"{part}.spacy")
+        report = convert(source, output / f"{part}.spacy", **OPTIONS.get(task, {}))
         print(f"{task}, {part}: {report.docs} Docs, {report.rejected} rejected {report.samples}")
 
 

@@ -167,15 +167,20 @@ def is_pipeline(name: str) -> bool:
     return is_package(name) or (Path(name) / "config.cfg").is_file()
 
 
-def load_pipeline(name: str | Path, **settings: Any) -> Language:
-    """Load a pipeline, with the settings of `spacy.load`. Raises ValueError, with its name, if
-    there is none or it can't be loaded."""
+def check_pipeline(name: str | Path) -> None:
+    """Raise ValueError if there is no such pipeline."""
     if not is_pipeline(str(name)):
         raise ValueError(
             f"There is no pipeline '{name}', neither a folder with a config.cfg nor an installed "
             "package. Train one: python -m spacy train CONFIG --output FOLDER makes "
             "FOLDER/model-best."
         )
+
+
+def load_pipeline(name: str | Path, **settings: Any) -> Language:
+    """Load a pipeline, with the settings of `spacy.load`. Raises ValueError, with its name, if
+    there is none or it can't be loaded."""
+    check_pipeline(name)
     try:
         return spacy.load(name, **settings)
     except Exception as error:  # srsly and msgpack don't name the file, spaCy not always

@@ -32,13 +32,18 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name when it is whole. Where the name is a symbolic link,
-    the link is replaced; what it points to is left alone. Raises OSError with the path."""
-    written = path.with_name(f".{path.name}.{os.getpid()}.new")
+    """Write a file that appears under its name when it is whole, and make its folder if need be.
+    Where the name is a symbolic link, the link is replaced; what it points to is left alone. Raises
+    OSError with the path."""
+    # Machines may write to a common folder.
+    written = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
     try:
-        with naming(path):
-            written.write_bytes(content)
-            written.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written.write_bytes(content)
+        written.replace(path)
+    except OSError as error:  # names the path that is not there for long, or none
+        written.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         written.unlink(missing_ok=True)
         raise
@@ -50,13 +55,14 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     processes of this machine that were killed are deleted first."""
     prefix = f".temporary~{socket.gethostname()}~"
     for left in parent.glob(f"{prefix}*"):
-        if not _is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
+        if not is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
             shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=f"{prefix}{os.getpid()}~", dir=parent) as made:
         yield Path(made)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether there is a process of this machine with a number."""
     if os.name != "posix":  # where os.kill would end it
         return True
     try:
@@ -136,7 +142,14 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- folders that a command fills
+# --- what a command writes
+
+
+def check_parents(path: Path) -> None:
+    """Raise ValueError if an output can't be where it is to be, since a file is in the way."""
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{parent} is a file, so {path} can't be in it. Name another output.")
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
@@ -154,6 +167,7 @@ def check_folder(folder: Path, command: str, *, force: bool = False) -> None:
 
     Raises ValueError for any other folder, unless `force` is set, and for a file.
     """
+    check_parents(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder. Name another output.")
     if force or not folder.exists() or read_mark(folder).get("command") == command:
@@ -169,6 +183,24 @@ def check_folder(folder: Path, command: str, *, force: bool = False) -> None:
 def mark_folder(folder: Path, command: str, **notes: Any) -> None:
     """Make a folder if there is none, and mark it as filled by a command, with notes for the next
     run of the same command. Raises OSError with the path."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark = {"command": command, "version": __version__, **notes}
     replace_file(folder / OUTPUT_MARK, json.dumps(mark, indent=1).encode("utf8"))
+
+
+@contextmanager
+def fill_folder(folder: Path, command: str, *, force: bool = False) -> Iterator[Path]:
+    """Have a block write into a temporary folder. What it has written then replaces what has the
+    same name in the folder of a command; if it fails, nothing is written there.
+
+    Raises ValueError before, as `check_folder` does.
+    """
+    check_folder(folder, command, force=force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder.parent) as made:
+        yield made
+        mark_folder(folder, command)
+        for path in made.iterdir():
+            target = folder / path.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            path.replace(target)

@@ -21,8 +21,8 @@ from .encoder.loading import load_model
 from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
-from .files import check_folder, mark_folder, replace_file
-from .heads.families import count_classes, layer_names, select_classes
+from .files import fill_folder
+from .heads.families import CROSS_ENCODER_SETTINGS, count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "token-classification": "ForTokenClassification",
     "text-classification": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
+    "multiple-choice": "ForMultipleChoice",
 }
 
 
@@ -175,7 +176,7 @@ def _choose_class(
         )
     count = count_classes(weights, config.model_type, task)
     names = list(labels or class_names(config, name))
-    if task == "question-answering" and count is not None:
+    if task in ("question-answering", "multiple-choice") and count is not None:
         names = [f"LABEL_{i}" for i in range(count)]  # they have no meaning there
     if len(names) != (count or len(names)):
         if labels:
@@ -306,13 +307,11 @@ def to_hf(
         checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
-    folder = Path(folder)
-    check_folder(folder, "to-hf", force=force)
-    mark_folder(folder, "to-hf")
-    save_model(model.cpu().to(DTYPES[precision]), folder)
-    write_files(folder, checkpoint.tokenizer_files)
-    card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
-    replace_file(folder / "README.md", card.encode("utf8"))
+    with fill_folder(Path(folder), "to-hf", force=force) as made:
+        save_model(model.cpu().to(DTYPES[precision]), made)
+        write_files(made, checkpoint.tokenizer_files)
+        card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
+        (made / "README.md").write_text(card, encoding="utf8")
 
 
 def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:
@@ -329,8 +328,10 @@ def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTr
     for name in DROPOUT_RATES:
         if hasattr(config, name):
             setattr(config, name, module.settings["dropout"])
-    if head.hf_problem_type is not None:
-        config.problem_type = head.hf_problem_type
+    for name in CROSS_ENCODER_SETTINGS:  # of the checkpoint that the encoder began as
+        config.__dict__.pop(name, None)
+    for name, value in head.hf_settings().items():
+        setattr(config, name, value)
     # In the precision that we have, whatever the checkpoint's was.
     model = _auto_class(task).from_config(config).float()
     weights = _without_adapter(checkpoint).state_dict()
@@ -358,6 +359,11 @@ def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> 
         raise ValueError(
             f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
             "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
+        )
+    if module.settings.get("crf"):
+        raise ValueError(
+            f"Hugging Face has no class for {head.name}, a conditional random field. Train one "
+            'with loss = "softmax".'
         )
     expected = family_settings(checkpoint.config, type(module), dropout=module.settings["dropout"])
     for name, value in expected.items():

@@ -20,7 +20,7 @@ from .checks.heads import is_annotated
 from .data.reader import BertCorpus
 from .encoder.component import BertEncoder
 from .evaluate import load_pipeline
-from .heads.find import annotations_of, head_classes, pair_names
+from .heads.find import annotations_of, head_classes, pair_names, second_texts
 from .heads.head import BertHead
 from .text.user_data import get_list
 
@@ -279,9 +279,10 @@ def fit_joint_steps(docs: Iterable[Doc], heads: Collection[str]) -> tuple[int, i
     examples = dict.fromkeys(heads, 0)
     num_words = 0
     for doc in docs:
-        texts = [text for name in pair_names() for text in get_list(name, doc)]
+        texts = second_texts(doc)
+        num_asked = sum(len(get_list(name, doc)) for name in pair_names())
         for head in annotations_of(doc) & examples.keys():
-            examples[head] += max(1, len(texts))
+            examples[head] += max(1, num_asked)
         num_words += len(doc) * max(1, len(texts)) + sum(len(text.split()) for text in texts)
     fewest = min((n for n in examples.values() if n), default=0)
     epochs = max(EPOCHS, MIN_STEPS * SMALL_BATCH_SIZE // fewest) if fewest else EPOCHS

@@ -58,8 +58,8 @@ def run(
     assert report.docs == len(docs)
     assert report.read == report.kept + report.rejected
     assert report.rejected == sum(report.reasons.values())
-    assert report.hypotheses == sum(len(doc._.hypotheses) for doc in docs)
-    assert report.questions == sum(len(doc._.questions) for doc in docs)
+    assert report.pairs["hypotheses"] == sum(len(doc._.hypotheses) for doc in docs)
+    assert report.pairs["questions"] == sum(len(doc._.questions) for doc in docs)
     return docs, report
 
 

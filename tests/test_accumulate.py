@@ -250,7 +250,7 @@ def total_weights(steps) -> list[dict[int, float]]:
     """The weight of each step in the end."""
     accumulation, weights = Accumulation(), []
     for items in steps:
-        factor, new = accumulation.add(items)
+        factor, new = accumulation.add(items, is_first=False)
         weights = [{key: w * factor for key, w in one.items()} for one in weights] + [new]
     return weights
 

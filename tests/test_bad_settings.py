@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import spacy
+import torch
 from checkpoints import make_checkpoint
 from conftest import make_examples
 from head_cases import make_head
@@ -189,3 +190,11 @@ def test_high_learning_rate(make_nlp, rate, exclude, n_warnings):
     messages = [str(w.message) for w in caught if "learning rate" in str(w.message)]
     assert len(messages) == n_warnings
     assert all("1e-5 to 1e-4 in [training.optimizer.learn_rate]" in m for m in messages)
+
+
+def test_a_device_that_is_not_supported(make_nlp, monkeypatch):
+    monkeypatch.setattr(
+        "spacy_bert_heads.encoder.shim.get_torch_default_device", lambda: torch.device("mps")
+    )
+    with pytest.raises(ValueError, match="'mps' is not supported"):
+        make_nlp("textcat")

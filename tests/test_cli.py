@@ -59,7 +59,10 @@ def test_convert_says_what_it_kept_and_what_not(conll, tmp_path):
     "args, message",
     [
         (("convert", "nowhere.conll", "a.spacy"), "nowhere.conll does not exist"),
-        (("init-config", "a.cfg", "--heads", "nre"), "Unknown head 'nre'. Choose from: ner,"),
+        (
+            ("init-config", "a.cfg", "--heads", "nre"),
+            "Unknown head 'nre'. Choose from: choice, ner,",
+        ),
         (("init-config", "a.cfg", "--train", "no.spacy"), "There is no 'no.spacy'. Make it: "),
     ],
 )

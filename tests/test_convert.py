@@ -15,6 +15,7 @@ from conversion import (
     run_plain,
     samples,
 )
+from raw_text import zstd
 from spacy.training import Corpus
 
 from spacy_bert_heads.data.convert import convert
@@ -47,7 +48,8 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
         ("a.txt", "__label__pos x\n__label__neg y\n", "labelled"),
         ("a.txt", "One plain line.\nAnd another.\n", None),
         ("a.md", "- one\n- two\n- three\n- four\n", None),
-        ("a.json", '{\n "text": "x",\n "text": "x",\n "text": "x"\n}', None),
+        ("a.json", '{\n "text": "x",\n "text": "x",\n "text": "x"\n}', "json"),
+        ("a.txt", "{one}\n(two)\n[three]", None),
         ("a.txt", "x" * 200_000, None),
         ("a.txt", "", None),
     ],
@@ -120,7 +122,7 @@ def test_nothing_kept(tmp_path):
     assert "a.conll:1: empty token" in message
     assert "conll, conllu, labelled, csv, tsv, jsonl" in message
     assert [path.name for path in tmp_path.iterdir()] == ["a.conll"]
-    with pytest.raises(ValueError, match="There are no records"):
+    with pytest.raises(ValueError, match="there are no records"):
         run_plain(tmp_path, "empty.jsonl", "")
     with pytest.raises(ValueError, match="plain.txt: empty file or unknown format"):
         run_plain(tmp_path, "plain.txt", "Just one line.\n")
@@ -140,6 +142,8 @@ def test_wrong_options(tmp_path):
     (tmp_path / "folder.spacy").mkdir()
     with pytest.raises(ValueError, match="in the way"):
         convert(source, tmp_path / "folder.spacy")
+    with pytest.raises(ValueError, match="out.txt would be a folder. Name a file that ends in .sp"):
+        convert(source, tmp_path / "out.txt")
 
 
 def test_a_pipe_is_rejected(tmp_path):
@@ -154,6 +158,13 @@ def test_a_pipe_is_rejected(tmp_path):
 def test_broken_gzip(tmp_path, content):
     with pytest.raises(ValueError, match="a.conll.gz cannot be read"):
         run_plain(tmp_path, "a.conll.gz", content)
+
+
+def test_zstd(tmp_path):
+    packed = zstd((CONLL + "\n").encode())
+    assert run_plain(tmp_path, "a.conll.zst", packed + packed)[0] == CONLL_DOCS * 2
+    with pytest.raises(ValueError, match="a.conll.zst cannot be read: it ends in the middle"):
+        run_plain(tmp_path, "a.conll.zst", packed[:-1])
 
 
 def test_utf16(tmp_path):

@@ -98,25 +98,29 @@ def test_jsonl_rejects(tmp_path, record, reason):
 
 def test_jsonl_broken_lines(tmp_path):
     lines = [
-        b'\xef\xbb\xbf{"text": "a", "spans": []}\r',
+        b'\xef\xbb\xbf{"text": "a", "spans": [[0, 1, "X"]]}\r',
         b"\r",
         b'{"text": "b\xff"}',
         b"[" * 99_999,
         b'{"text": "h',
     ]
     docs, report = run_plain(tmp_path, "a.jsonl", b"\n".join(lines))
-    assert docs == [Plain(["a"], [], {})]
+    assert docs == [Plain(["a"], [(0, 1, "X")], {})]
     assert [sample.split(":")[1] for sample in samples(report)] == ["3", "4", "5"]
     assert report.reasons == {"not a JSON object in UTF-8": 1, "not JSON": 2}
 
 
 def test_tokenizer_of_the_language(tmp_path):
-    content = jsonl({"text": "Don't go", "spans": [[0, 2, "X"]]})
+    records = [{"text": "Don't go", "spans": [[0, 2, "X"]]}, {"text": "a", "spans": [[0, 1, "X"]]}]
+    content = jsonl(*records)
     assert run_plain(tmp_path, "a.jsonl", content, lang="en")[0][0].ents == [(0, 1, "X")]
-    (doc,), report = run(tmp_path, "a.jsonl", content, lang="xx")
+    (doc, _), report = run(tmp_path, "a.jsonl", content, lang="xx")
     assert [token.ent_iob_ for token in doc] == ["", "O"]
     assert report.notes.counts == {"entities left out, not whole tokens": 1}
     assert report.notes.examples == {"entities left out, not whole tokens": "'Do'"}
+    message = "1 entities .* not whole tokens of the language 'xx', such as 'Do', more than are"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "a.jsonl", jsonl(records[0]), lang="xx")
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,14 @@ def test_nli_named_columns(tmp_path, name, content):
         ("a.tsv", "sentence\tlabel\n", "tsv"),
         ("a.csv", "sentence1,label\n", "csv"),
         ("a.jsonl", '{"text": "a"}\n[1]\n{"te', "jsonl"),
-        ("a.json", '{"data": [{"paragraphs": [', "squad"),
-        ("a.json", '{"version": "1", "data": [\n\n{"title": "x",\n "paragraphs" : [', "squad"),
-        ("a.JSON", '{"paragraphs": []}', "squad"),
+        ("a.json", '{"data": [{"paragraphs": [', "json"),  # whose reader says what is wrong
+        ("a.json", '{"version": "1", "data": [\n\n{"title": "x",\n "paragraphs" : []}]}', "squad"),
+        ("a.JSON", '{"paragraphs": [{"qas": []}]}', "squad"),
+        ("a", '{"data": [{"paragraphs": []}]}', "squad"),
         ("a.json", '{"data": []}', "json"),
-        ("a.json", '[{"paragraphs": []}]', "json"),
+        ("a.json", '[{"paragraphs": []}]', "squad"),
+        ("a.json", '[{"context": "a", "qas": []}]', "squad"),
+        ("a.json", '{"features": [{"name": "text"}], "rows": [{"row": {}}]}', "json"),
     ],
 )
 def test_find_format(tmp_path, name, content, format):
@@ -195,8 +198,8 @@ def test_real_sick(tmp_path, data):
     source = data / "nli_sick" / "SICK_train.txt"
     report = convert(source, tmp_path / "out.spacy")
     rows = [line.split("\t") for line in source.read_text(encoding="utf8").splitlines()][1:]
-    assert (report.format, report.hypotheses, report.rejected) == ("nli-tsv", len(rows), 0)
-    assert report.hypotheses == 4500
+    assert (report.format, report.pairs["hypotheses"], report.rejected) == ("nli-tsv", len(rows), 0)
+    assert report.pairs["hypotheses"] == 4500
     assert report.labels == {"neutral": 2536, "entailment": 1299, "contradiction": 665}
     docs = [judged(doc) for doc in load(tmp_path / "out.spacy")]
     assert docs == [

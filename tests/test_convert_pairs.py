@@ -94,7 +94,7 @@ def test_jsonl_pairs_beside_other_annotation(tmp_path):
     record = {"text": TEXT, "label": "x", "spans": spans, "hypotheses": ["A."], "questions": []}
     (doc,), report = run(tmp_path, "a.jsonl", jsonl(record))
     assert (doc.cats, doc.ents[0].text, doc._.hypotheses) == ({"x": 1.0}, "Ada", ["A."])
-    assert (report.labels, report.hypotheses) == (Counter(x=1, PER=1), 1)
+    assert (report.labels, report.pairs["hypotheses"]) == (Counter(x=1, PER=1), 1)
 
 
 def test_jsonl_fixed_offsets_of_kept_records(tmp_path):
@@ -180,7 +180,7 @@ def test_the_report_counts_over_all_files(tmp_path):
     assert report.format == "squad, nli-tsv"
     assert (report.unit, report.read, report.kept, report.rejected) == ("records", 7, 6, 1)
     assert report.notes.counts["answers found by their text, offsets fixed"] == 3
-    assert (report.questions, report.hypotheses) == (2, 4)
+    assert (report.pairs["questions"], report.pairs["hypotheses"]) == (2, 4)
 
 
 def test_command(tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from conversion import jsonl, load, read, run, samples, seen
 from hypothesis import given, settings
@@ -35,6 +36,25 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
         ),
         (jsonl({"text": "a", "label": 3}), {"labels": ("x",)}, "no such label among --labels: 3"),
         (jsonl({"text": "a"}), {"label_columns": ("x",)}, "no column named by --label-columns: x"),
+        (
+            jsonl(
+                {"text": "a", "spans": [8, 9]},
+                {"text": "b", "spans": [3]},
+                {"text": "c", "spans": []},
+            ),
+            {},
+            "No label is left: 2 records in .* were rejected, and the 1 others have none.*jsonl:1",
+        ),
+        (
+            jsonl({"text": "a", "spans": [], "_view_id": "pos_manual", "answer": "accept"}),
+            {},
+            "spans of Prodigy that are tags",
+        ),
+        (
+            "Anna (1)\nleft -\n",
+            {"format": "conll"},
+            "in brackets are not read.*--tag-column: '.1.'",
+        ),
     ],
 )
 def test_what_can_not_be_told_is_an_error(tmp_path, content, options, message):
@@ -103,7 +123,7 @@ def annotated(draw):
 @settings(deadline=None, max_examples=25)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_all_formats_tell_the_same(records):
-    conll, own, doccano, prodigy, tasks = [], [], [], [], []
+    conll, own, doccano, prodigy, tasks, arrays = [], [], [], [], [], ["tokens,tags\n"]
     for words, ents in records:
         tags = ["O"] * len(words)
         text, starts = " ".join(words), []
@@ -115,6 +135,8 @@ def test_all_formats_tell_the_same(records):
             span = {"start": starts[first], "end": starts[end - 1] + len(words[end - 1])}
             spans.append({**span, "label": label})
         conll += [f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)] + ["\n"]
+        numpy = [str(np.array(values, dtype=object)) for values in (words, tags)]
+        arrays.append(",".join(f'"{array}"' for array in numpy) + "\n")
         own.append(json.dumps({"text": text, "spans": spans}))
         triples = [[s["start"], s["end"], s["label"]] for s in spans]
         doccano.append([text, {"entities": triples}])
@@ -128,8 +150,11 @@ def test_all_formats_tell_the_same(records):
         for words, ents in records
     ]
     has_any = any(ents for _, ents in records)
+    swapped = ["\t".join(line.split()[::-1]) + "\n" for line in conll]  # the tags come first
     for name, lines in (
         ("conll", conll),
+        ("conll", swapped if has_any else []),
+        ("csv", arrays),
         ("jsonl", own),
         ("jsonl", prodigy),
         ("json", [json.dumps(doccano)]),

@@ -149,7 +149,8 @@ def test_squad_rejects_question_by_question(tmp_path):
     "content, reason",
     [
         ('{"data": [{"paragraphs": [', "not JSON: "),
-        ("[]", "not a JSON object in UTF-8"),
+        ("3", "neither an object nor an array of JSON in UTF-8"),
+        ("[3]", "not SQuAD: int instead of an object"),
         ('{"data": "x"}', "not SQuAD: an object without a list of data"),
         ('{"data": [{}]}', "not SQuAD: an object without a list of paragraphs"),
         ("{}", "not SQuAD: an object without a list of paragraphs"),

@@ -220,7 +220,45 @@ OBAMA = ("Obama in Paris", [("Obama", "PER")], {"news": 1.0})
             {"text_column": "label", "label_column": "x"},
             [("one", None, {"a": 1.0})],
         ),
+        # Only a header names columns by number: a label of the first row may be one too.
+        (
+            "a.csv",
+            '"3","x","one"\n"4","y","two"\n',
+            {"text_column": "3", "label_column": "1"},
+            [("one", None, {"3": 1.0, "4": 0.0}), ("two", None, {"3": 0.0, "4": 1.0})],
+        ),
+        ("a.csv", "id,data,label\n1,one,a\n", {}, [("one", None, {"a": 1.0})]),  # doccano
+        (
+            "a.json",
+            '{"features": [{"name": "text"}], "rows": [{"row_idx": 0, "row": {"text": "one", '
+            '"label": "a"}}]}',
+            {},
+            [("one", None, {"a": 1.0})],
+        ),
         # columns of tokens
+        (
+            "a.csv",
+            "tokens,tags\n\"['Anna' ',' 'x']\",[1 0 0]\n\"['y', 'z'\",[0 0]\n"
+            "z,\"[np.int64(0)]\"\n['z'],[np.int64(0)]\n",
+            {"labels": ("O", "B-PER")},
+            [("Anna , x", [("Anna", "PER")], {}), ("z", [], {})],
+        ),
+        (
+            "a.conll",
+            "0 Anna B-PER\n1 left O\n\n2 Hi O\n3 you O\n",
+            {},
+            [("Anna left", [("Anna", "PER")], {}), ("Hi you", [], {})],
+        ),
+        ("a.conll", "1 B-X\n2 O\n", {}, [("1 2", [("1", "X")], {})]),
+        ("a.txt", "O\tat\nB-X\tHull\nI-X\tPub\n", {}, [("at Hull Pub", [("Hull Pub", "X")], {})]),
+        ("a.conll", "at O\nHull B\nPub I\n", {}, [("at Hull Pub", [("Hull Pub", "ENTITY")], {})]),
+        ("a.conll", "at O\nHull B_X\nPub I_X\n", {}, [("at Hull Pub", [("Hull Pub", "X")], {})]),
+        (
+            "a.conll",
+            "#begin document (a); part 000\na 0 Anna NNP (1)\na 1 left VBD -\n\n#end document\n",
+            {"token_column": "3", "tag_column": "4"},
+            [("Anna left", None, {})],
+        ),
         (
             "a.tsv",
             "#\thttp://x.de\n1\tJesu\tB-PER\tO\n2\tkam\tO\tB-LOC\n\n",
@@ -320,10 +358,11 @@ def test_brat(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text(text)
     (tmp_path / "in" / "a.ann").write_text(ann)
+    (tmp_path / "in" / "annotation.conf").write_text("[entities]\nPER\n")
     report = convert(tmp_path / "in", tmp_path / "out.spacy")
     (doc,) = load(tmp_path / "out.spacy")
     assert seen(doc) == (text, [("Anna and Ben Lind", "PER")], {})
-    assert (report.format, report.unit) == ("brat", "documents")
+    assert (report.format, report.unit, report.read) == ("brat", "documents", 1)
     assert report.notes.counts == {
         "entities of several parts, read from the first to the last": 1,
         "entities left out, overlapping a longer one": 2,

@@ -91,19 +91,25 @@ def installed(monkeypatch):
             Doc.remove_extension(name)
 
 
-OURS = ["ner", "nli", "qa", "tagger", "textcat", "textcat_multilabel"]
+OURS = ["choice", "ner", "nli", "qa", "similarity", "tagger", "textcat", "textcat_multilabel"]
+INPUTS = {
+    "hypotheses": "nli",
+    "others": "similarities",
+    "choices": "chosen",
+    "questions": "answers",
+}
 
 
 def test_heads_are_found_by_their_factories(installed):
     found = list(head_classes())
     assert found == sorted(found)
     assert set(OURS) | {"doubt", "plain", "toy_head"} <= set(found)
-    assert pairs.INPUTS == {"doubts": "certainties", "hypotheses": "nli", "questions": "answers"}
+    assert {"doubts": "certainties", **INPUTS} == pairs.INPUTS
 
 
 def test_only_what_has_a_factory_is_a_head():
     assert not {ToyHead, DoubtHead, PlainHead} & set(head_classes().values())
-    assert pairs.INPUTS == {"hypotheses": "nli", "questions": "answers"}
+    assert pairs.INPUTS == INPUTS
 
 
 def test_init_config(installed, checkpoint):

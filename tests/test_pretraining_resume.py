@@ -14,7 +14,7 @@ from checkpoints import make_checkpoint
 from pretraining_runs import log, make_settings, run_until, weights
 
 from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
-from spacy_bert_heads.pretraining.checkpoint import list_states, load_state, save_state
+from spacy_bert_heads.pretraining.checkpoint import find_newest, list_states, load_state, save_state
 from spacy_bert_heads.pretraining.loop import check_same, pretrain
 from spacy_bert_heads.pretraining.settings import Settings, adam
 
@@ -95,23 +95,25 @@ def test_a_full_disk(settings, tmp_path, monkeypatch):
     states = tmp_path / "out" / "states"
     before = [path.name for path in states.iterdir()]
 
-    def full(path, state):
+    def full(state, path):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "_write", full)
+    monkeypatch.setattr(checkpoint_module.torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         pretrain(settings, tmp_path / "out", resume=True)
     assert [path.name for path in states.iterdir()] == before
-    assert load_state(states)[0]["step"] == 3
+    newest, _ = find_newest(states)
+    assert newest is not None and load_state(newest)["step"] == 3
 
 
 def test_the_last_states_are_kept(tmp_path):
     for step in (5, 10, 15, 100):
         save_state(tmp_path, step, {"step": step}, keep=2)
     assert [path.name for path in list_states(tmp_path)] == ["step-100", "step-15"]
-    assert load_state(tmp_path) == ({"step": 100}, [])
-    assert load_state(tmp_path / "none") == (None, [])
+    assert find_newest(tmp_path) == (tmp_path / "step-100", [])
+    assert load_state(tmp_path / "step-100") == {"step": 100}
+    assert find_newest(tmp_path / "none") == (None, [])
 
 
 def test_killed_at_any_moment(settings, tmp_path):

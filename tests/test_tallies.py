@@ -131,6 +131,7 @@ def test_verdicts(pairs):
     gold._.nli = [make_verdict(true) for true, _ in pairs]
     predicted._.nli = [guess and make_verdict(guess, {guess: 1.0}) for _, guess in pairs]
     head = BertNLI.__new__(BertNLI)
+    head.cfg = {"labels": LABELS}
     decisions = head.decisions(Example(predicted, gold))
     assert decisions == [(true, guess or "") for true, guess in pairs]
     expected = score_nli([Example(predicted, gold)])

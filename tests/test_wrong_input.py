@@ -11,6 +11,7 @@ import typer
 from checkpoints import make_checkpoint
 from commands import run
 from conftest import make_examples
+from spacy.language import Language
 from spacy.tokens import DocBin
 from transformers import AutoModelForMaskedLM
 
@@ -62,10 +63,13 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     [
         ("convert a.csv o.spacy --lang ja", "Japanese support requires SudachiPy"),
         ("convert a.csv o.spacy --lang zz", "Can't import language zz"),
+        ("convert a.csv o.txt", "o.txt would be a folder. Name a file that ends in .spacy"),
+        ("convert a.csv file/o.spacy", "file is a file, so file/o.spacy can't be in it."),
         ("prepare raw.txt -e mlm -c cache --lang ja", "Japanese support requires SudachiPy"),
         ("init-config n.cfg --lang ja", "Japanese support requires SudachiPy"),
         ("init-config n.cfg --heads nre", "Unknown head 'nre'. Choose from: "),
         ("init-config n.cfg --train junk.spacy", "junk.spacy is damaged, or no .spacy file"),
+        ("init-config n.cfg --train a.csv", "Convert it: python -m spacy bert convert a.csv a.spa"),
         ("init-config n.cfg --source nowhere", "There is no pipeline 'nowhere'"),
         ("init-config n.cfg --source bad_meta", "The pipeline 'bad_meta' can't be loaded: "),
         ("init-config full --force", "full is a folder. Name a file."),
@@ -78,6 +82,8 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("debug-data variable.cfg", "'no.such' which is not a valid option name"),
         ("debug-data binary.cfg", "'utf-8' codec can't decode byte"),
         ("debug-data ner.cfg --paths.train no.spacy", "There is no 'no.spacy'. Make it: "),
+        ("debug-data ner.cfg --paths.train a.csv", "'a.csv' is no .spacy file. Convert it: "),
+        ("debug-data ner.cfg --paths.train full", "There is no .spacy file in 'full'. Make one: "),
         ("debug-data ner.cfg --json file/o.json", "file is a file"),
         ("evaluate nowhere data.spacy", "There is no pipeline 'nowhere'"),
         ("evaluate bad_meta data.spacy", "The pipeline 'bad_meta' can't be loaded: "),
@@ -86,6 +92,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("evaluate pipe data.spacy -o full", "full is a folder. Name a file."),
         ("evaluate pipe data.spacy -o file/o.json", "file is a file"),
         ("evaluate pipe data.spacy --pages full", "was not made by `bert evaluate`"),
+        ("compare pipe bad_meta data.spacy -o file/o.json", "file is a file"),
         ("fill-mask nowhere a", "'nowhere'"),
         ("fill-mask cut a", "Can't load the weights of 'cut': "),
         ("fill-mask bert a", "'bert' has no head for masked pieces"),
@@ -110,6 +117,27 @@ def test_one_line_and_nothing_written(command, said, folder, monkeypatch):
     (line,) = result.output.splitlines()
     assert line.startswith("Error: ") and said in line
     assert contents(folder) == before
+
+
+def test_a_pipeline_is_written_as_a_whole(tmp_path, folder, monkeypatch):
+    """What is written replaces its like in a folder of the command; or, if it fails, nothing."""
+    monkeypatch.setattr("spacy_bert_heads.hf.from_hf", lambda *_, **__: spacy.load(folder / "pipe"))
+    assert run("from-hf", "some", tmp_path / "o").exit_code == 0
+    (tmp_path / "o" / "mine").write_text("mine")
+    before = contents(tmp_path)
+
+    def fill(self, path: Path) -> None:
+        (path / "meta.json").write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Language, "to_disk", fill)
+    for output in ("o", "new"):
+        assert run("from-hf", "some", tmp_path / output).output == "Error: the disk is full\n"
+    assert contents(tmp_path) == before
+    monkeypatch.undo()
+    monkeypatch.setattr("spacy_bert_heads.hf.from_hf", lambda *_, **__: spacy.load(folder / "pipe"))
+    assert run("from-hf", "some", tmp_path / "o").exit_code == 0
+    assert contents(tmp_path).keys() == before.keys()
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
         (
             ("unknown_label", "train", unknown),
             f"that {head.name}, trained before, doesn't have and won't learn",
-            "Train a new head with all labels",
+            f"Add it: nlp.get_pipe('{head.name}').add_label(…), then save and train further",
         ),
     ]
     return [

@@ -21,8 +21,8 @@ from .findings import Finding, Reading, Split, count_of, faults
 MAX_CHARS = 2**18  # of the pairs that are packed at once
 
 
-def entries_of(head: BertPairHead, example: Example) -> Iterator[tuple[str, Any]]:
-    """Yield second texts and their gold entries; nothing if the two don't match."""
+def entries_of(head: BertPairHead, example: Example) -> Iterator[tuple[Any, Any]]:
+    """Yield what is asked and the gold entries; nothing if the two don't match."""
     try:
         yield from head.gold_pairs(example)
     except ValueError:
@@ -41,15 +41,14 @@ def check_entries(head: BertPairHead, split: Split, reading: Reading | None) -> 
         except ValueError as error:
             broken.append(example.reference.text)
             errors.append(str(error))
-    make = "make_answer" if isinstance(head, BertQA) else "make_verdict"
     return faults(
         "gold_entries",
         "error",
         split.name,
         broken,
         f"{count_of(len(broken), 'Doc')} with gold entries that don't fit. " + "".join(errors[:1]),
-        f"Give doc._.{head.output_name} one entry for each of doc._.{head.input_name}, made with "
-        f"spacy_bert_heads.pairs.{make}",
+        f"Give doc._.{head.output_name} one entry for each of doc._.{head.input_name}, "
+        f"{head.made_by}",
     )
 
 
@@ -63,13 +62,14 @@ def too_long(texts: Sequence[str], reading: Reading) -> set[str]:
 
 def check_second_texts(head: BertPairHead, split: Split, reading: Reading | None) -> list[Finding]:
     """Find annotated pairs whose second text is too long for the window: they are left out."""
-    texts = [text for example in split.examples for text, _ in entries_of(head, example)]
+    asked = (one for example in split.examples for one, _ in entries_of(head, example))
+    texts = head.flatten(asked)
     return _report_too_long(head, split.name, texts, reading)
 
 
 def check_config_texts(head: BertPairHead, reading: Reading | None) -> list[Finding]:
     """Find second texts of the config that are too long for the window."""
-    return _report_too_long(head, "config", [*head.texts, *head.extra], reading)
+    return _report_too_long(head, "config", head.flatten([*head.texts, *head.extra]), reading)
 
 
 def _report_too_long(
@@ -79,7 +79,8 @@ def _report_too_long(
         return []
     long_texts = too_long(texts, reading)
     pairs = [text for text in texts if text in long_texts]
-    names = ("question",) if isinstance(head, BertQA) else ("hypothesis", "hypotheses")
+    names = ("hypothesis", "hypotheses") if head.input_name == "hypotheses" else ("second text",)
+    names = ("question",) if isinstance(head, BertQA) else names
     lost = "" if where == "config" else f": {count_of(len(pairs), 'pair')} left out"
     return faults(
         "second_text_too_long",

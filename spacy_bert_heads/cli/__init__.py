@@ -12,6 +12,7 @@ import warnings
 import typer
 from spacy.cli._util import app
 
+from .annotate import annotate_command
 from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
@@ -20,6 +21,7 @@ from .hugging_face import from_hf_command, to_hf_command
 from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
 from .pretrain import fill_mask_command, prepare_command, pretrain_command
 from .serve import serve_command
+from .train import train_command
 
 bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
 inspect_app = typer.Typer(name="inspect", help="Look inside an encoder: PNG and HTML.")
@@ -40,8 +42,10 @@ bert_app.command("convert")(convert_command)
 bert_app.command("prepare", context_settings=OVERRIDES)(prepare_command)
 bert_app.command("init-config")(init_config_command)
 bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
+bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("compare")(compare_command)
+bert_app.command("annotate")(annotate_command)
 bert_app.command("serve")(serve_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)

@@ -63,10 +63,10 @@ def describe(error: BaseException) -> str:
 
 def check_file(file: Path | None) -> None:
     """Raise ValueError if an output can't be a file, before anything is computed for it."""
+    from ..files import check_parents
+
     if file is None:
         return
     if file.is_dir():
         raise ValueError(f"{file} is a folder. Name a file.")
-    for parent in file.parents:
-        if parent.exists() and not parent.is_dir():
-            raise ValueError(f"{parent} is a file, so {file} can't be in it. Name another output.")
+    check_parents(file)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import exits_on_error
+from .common import check_file, exits_on_error
 
 
 @exits_on_error
@@ -48,17 +48,18 @@ def compare_command(
 
     from ..comparison.compare import compare
     from ..comparison.tables import format_comparison
+    from ..files import replace_file
 
+    for file in (output, docs, page):
+        check_file(file)
     import_code(code)
     found = compare(models, data, n_resamples=resamples, seed=seed, gpu_id=gpu_id)
     typer.echo(format_comparison(found.report, markdown=markdown))
-    for file in (output, docs, page):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
     if output is not None:
-        srsly.write_json(output, found.report)
+        replace_file(output, srsly.json_dumps(found.report, indent=2).encode())
     if docs is not None:
-        srsly.write_jsonl(docs, found.documents())
+        lines = "".join(f"{srsly.json_dumps(one)}\n" for one in found.documents())
+        replace_file(docs, lines.encode())
     if page is not None:
         from ..pages.comparison import write_comparison
 

@@ -27,6 +27,9 @@ def convert_command(
         typer.Option(help="The text's column or key; without a header, its number from 1"),
     ] = "text",
     label_column: Annotated[str, typer.Option(help="The label's column or key")] = "label",
+    score_column: Annotated[
+        str, typer.Option(help="The column of a number for two texts, as how similar they are")
+    ] = "score",
     premise_column: Annotated[
         str, typer.Option(help="The column of the first text of pairs")
     ] = "premise",
@@ -44,6 +47,9 @@ def convert_command(
     ] = "",
     label_columns: Annotated[
         str, typer.Option(help="Columns of a category each, with 0 and 1, with commas")
+    ] = "",
+    option_columns: Annotated[
+        str, typer.Option(help="Columns of the options of a multiple choice, with commas")
     ] = "",
     label_separator: Annotated[
         str | None, typer.Option(help="What separates the categories of a text")
@@ -68,12 +74,14 @@ def convert_command(
         force=force,
         text_column=text_column,
         label_column=label_column,
+        score_column=score_column,
         premise_column=premise_column,
         hypothesis_column=hypothesis_column,
         token_column=token_column,
         tag_column=tag_column,
         labels=split_names(labels),
         label_columns=split_names(label_columns),
+        option_columns=split_names(option_columns),
         label_separator=label_separator,
     )
     first, *lines = report.lines()
@@ -181,6 +189,5 @@ def init_config_command(
     if str(output) == "-":
         typer.echo(config.to_str())
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(output, config.to_str().encode())
     typer.echo(f"{output}: now type\npython -m spacy {command}")

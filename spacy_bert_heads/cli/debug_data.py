@@ -43,7 +43,6 @@ def debug_data_command(
     import_code(code)
     report = debug_data(config, overrides)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         replace_file(json, srsly.json_dumps(report.to_dict(), indent=2).encode())
     for section in report.sections:
         show_section(msg, section)

@@ -63,7 +63,6 @@ def evaluate_command(
     )
     typer.echo(format_report(report, per_type=per_type))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, srsly.json_dumps(report, indent=2).encode())
     if pages is not None:
         typer.echo(f"{pages / 'index.html'}: open it in a browser")

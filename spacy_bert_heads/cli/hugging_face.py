@@ -30,14 +30,13 @@ def from_hf_command(
     force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Make a pipeline of fine-tuned Hugging Face checkpoints, a head of each."""
-    from ..files import check_folder, mark_folder
+    from ..files import fill_folder
     from ..hf import from_hf
 
     given = [label.strip() for label in labels.split(",")] if labels else None
-    check_folder(output, "from-hf", force=force)
-    nlp = from_hf(*names, task=task, labels=given, revision=revision, lang=lang)
-    nlp.to_disk(output)
-    mark_folder(output, "from-hf")
+    with fill_folder(output, "from-hf", force=force) as made:
+        nlp = from_hf(*names, task=task, labels=given, revision=revision, lang=lang)
+        nlp.to_disk(made)
     typer.echo(f"{output}: {', '.join(nlp.pipe_names)}")
     for name in nlp.pipe_names:
         labels_of = getattr(nlp.get_pipe(name), "labels", ())

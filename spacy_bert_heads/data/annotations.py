@@ -11,6 +11,7 @@ from ..text.doc_data import make_answer, make_verdict
 from ..text.user_data import set_value
 from .records import Notes, Record, Settings, check_list, check_text, is_utf8, only_one
 
+NOT_TOKENS = "entities left out, not whole tokens"
 Place = tuple[int, int]  # the first character, and the one after the last
 
 
@@ -171,7 +172,7 @@ def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
         if span is not None:
             spans.append(span)
             continue
-        settings.notes.add("entities left out, not whole tokens", repr(text[start:end]))
+        settings.notes.add(NOT_TOKENS, repr(text[start:end]))
         doubtful.update(t.i for t in doc if t.idx < end and t.idx + len(t) > start)
     kept = filter_spans(spans)
     for span in spans:

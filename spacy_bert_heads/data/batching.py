@@ -13,9 +13,8 @@ from spacy.training.batchers import Sizing
 from spacy.util import minibatch
 
 from ..encoder.loading import load_wordpiece_tokenizer
-from ..heads.find import annotations_of, pair_names, teaches_pairs, teaches_text
+from ..heads.find import annotations_of, second_texts, teaches_pairs, teaches_text
 from ..text.arrays import Ints1d, sums
-from ..text.doc_data import inputs_of
 from ..text.wordpieces import WordpieceTokenizer
 
 Item = TypeVar("Item", Doc, Example)
@@ -112,8 +111,7 @@ def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
     unless it is annotated for pairs alone, and again with each of its second texts, special tokens
     included. Overlaps of windows are not counted. Raises ValueError if a second text is not a
     string."""
-    names = pair_names()
-    texts = [[text for name in names for text in inputs_of(doc, name, [])] for doc in docs]
+    texts = [second_texts(doc) for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
     # One call for all texts, so that the tokenizer can use all threads.
     pieces = tokenizer([doc.text for doc in docs] + [text for some in texts for text in some])

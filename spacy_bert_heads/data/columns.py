@@ -9,7 +9,7 @@ from .records import Options, Rejected, name_label, only_one, parse_cell
 
 # Common names of a column, for files that don't have its default name.
 COMMON_NAMES = {
-    "text": ("sentence", "content", "review", "text_a"),
+    "text": ("sentence", "content", "review", "text_a", "data"),
     "label": (
         "category",
         "class",
@@ -19,6 +19,7 @@ COMMON_NAMES = {
         "entailment_label",
     ),
     "premise": ("sentence1", "sentence_a", "question", "question1", "text_a"),
+    "score": ("similarity", "similarity_score", "relatedness", "relatedness_score"),
     "hypothesis": ("sentence2", "sentence_b", "sentence", "question2", "text_b"),
 }
 TOKENS = ("tokens", "words")
@@ -43,9 +44,11 @@ class NoColumns(ValueError):
 
 @dataclass
 class Facts:
-    """What a single row can't tell: which columns have spans in some row, which tags there are in a
-    column of tags, whether Prodigy's annotators rejected anything, and what Label Studio asked."""
+    """What a single row can't tell: which column has lists of tokens, which columns have spans in
+    some row, which tags there are in a column of tags, whether Prodigy's annotators rejected
+    anything, and what Label Studio asked."""
 
+    words: str | None = None
     spans: set[str] = field(default_factory=set)
     tags: dict[str, set[str]] = field(default_factory=dict)
     rejects: bool = False
@@ -118,10 +121,14 @@ def find_column(columns: Iterable[str], kind: str, name: str) -> str | None:
 def words_column(row: Row, options: Options) -> str | None:
     """Find the column of tokens: a list of strings."""
     for name in (options.token_column,) if options.token_column else TOKENS:
-        value = parse_cell(row.cells.get(name))
-        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        if is_words(parse_cell(row.cells.get(name))):
             return name
     return None
+
+
+def is_words(value: Any) -> bool:
+    """Tell a list of strings, and not an empty one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def parse_number(value: Any) -> Any:

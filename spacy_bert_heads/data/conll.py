@@ -10,24 +10,30 @@ from .records import Options, Record, Rejected, attempt, is_utf8
 
 MAX_SENTENCE = 100_000  # tokens; a file with more in one sentence has no blank lines
 TAG = re.compile(r"O|[BILUEMS]-.+")
-# CoNLL-U's "# key = value" and MultiCoNER's "# id …<tab>domain=…". A "#" alone may be a token.
-COMMENT = re.compile(r"# .* = |# id .*\tdomain=")
-NEW_DOCUMENT = re.compile(r"-DOCSTART-|# newdoc")
+# Tags of a single kind of entity, whose label is not written, and tags with another hyphen.
+BARE = re.compile(r"[BILUEMS](_.+)?")
+BARE_LABEL = "ENTITY"
+BRACKETS = re.compile(r"\(.+|.+\)")  # of spans over several lines, in CoNLL-2005 and 2012
+# CoNLL-U's "# key = value", MultiCoNER's "# id …<tab>domain=…", OntoNotes' "#end document". A "#"
+# alone may be a token.
+COMMENT = re.compile(r"# .* = |# id .*\tdomain=|#end document")
+NEW_DOCUMENT = re.compile(r"-DOCSTART-|# newdoc|#begin document")
 Sentence = list[tuple[int, list[str]]]  # numbered rows
 
 
 def read_conll(file: File, options: Options) -> Iterator[Record | Rejected]:
     """Read a record for each sentence: of its tokens in the first column, or the second behind one
-    that counts them, and their tags in the last.
+    that counts them, and their tags in the last. Of two columns, the first may be the tags.
 
     The tags are entities (BIO and its kin, or labels beside "O"), else tags of the tokens. All
     sentences must have as many columns as the first one that could be read. Where two columns
     behind a count have tags (GermEval), the inner entities of the second are not read.
     """
-    counted, tags, nested, has_documents = survey(file, options)
-    token_column = column_number(options.token_column, 1 if counted else 0)
-    tag_column = column_number(options.tag_column, -2 if nested else -1)
-    scheme = scheme_of(tags)
+    found = attempt("", survey, file, options)
+    if isinstance(found, Rejected):
+        yield found
+        return
+    token_column, tag_column, counted, scheme, nested, has_documents = found
     width = 0
 
     def make(rows: Sentence) -> Record:
@@ -85,8 +91,10 @@ def split_columns(line: str) -> list[str]:
 class Survey(NamedTuple):
     """What the sentences of a file have in common."""
 
+    token_column: int
+    tag_column: int
     counted: bool  # the first column counts the tokens
-    tags: set[str]
+    scheme: str  # of `scheme_of`
     nested: bool  # the last column has tags of entities within those of the one before
     has_documents: bool
 
@@ -94,26 +102,34 @@ class Survey(NamedTuple):
 def survey(file: File, options: Options) -> Survey:
     """Read a file once to find out how to read it."""
     counted = several = 0
-    for _, rows in split_sentences(file, counted=False):
+    widths: set[int] = set()
+    documents = set()
+    for document, rows in split_sentences(file, counted=False):
+        documents.add(document)
         numbers = [row[0] for _, row in rows if not row[0].startswith("#")]
+        widths.update(len(row) for _, row in rows if not row[0].startswith("#"))
         if len(numbers) > 1:  # a sentence of one number is no evidence
             several += 1
-            counted += numbers == [str(i + 1) for i in range(len(numbers))]
-    is_counted = counted > several / 2
-    column = column_number(options.tag_column, -1)
-    tags: set[str] = set()
-    outer: set[str] = set()
-    widths, documents = set(), set()
-    for document, rows in split_sentences(file, counted=is_counted):
-        documents.add(document)
+            first = int(numbers[0]) if numbers[0].isdecimal() else 0
+            counted += numbers == [str(first + i) for i in range(len(numbers))]
+    is_counted = counted > several / 2 and widths != {2}
+    tokens = column_number(options.token_column, 1 if is_counted else 0)
+    wanted = column_number(options.tag_column, -1)
+    # By column: the first, the one before the last, the one of the tags.
+    seen: dict[int, set[str]] = {0: set(), -2: set(), wanted: set()}
+    for _, rows in split_sentences(file, counted=is_counted):
         for _, row in rows:
-            widths.add(len(row))
-            if -len(row) <= column < len(row):
-                tags.add(row[column])
-            outer.add(row[-2] if len(row) > 3 else "")
-    both = all(map(TAG.fullmatch, tags | outer))
-    nested = is_counted and not options.tag_column and widths == {4} and both
-    return Survey(is_counted, outer if nested else tags, nested, len(documents) > 1)
+            for column, values in seen.items():
+                if -len(row) <= column < len(row):
+                    values.add(row[column])
+    is_named = bool(options.tag_column or options.token_column)
+    if widths == {2} and not is_named and is_bio(seen[0]) and not is_bio(seen[-1]):
+        tokens, wanted = 1, 0
+    nested = is_counted and not options.tag_column and widths == {4}
+    nested = nested and all(map(TAG.fullmatch, seen[-1] | seen[-2]))
+    column = -2 if nested else wanted
+    scheme = scheme_of(seen[column])
+    return Survey(tokens, column, is_counted, scheme, nested, len(documents) > 1)
 
 
 def find_fault(
@@ -140,12 +156,28 @@ def find_fault(
 
 
 def scheme_of(tags: Iterable[str]) -> str:
-    """Tell tags with B-, I- and so on ("BIO") from labels beside "O" ("IO") and from tags that are
-    not those of entities ("")."""
+    """Tell tags with B-, I- and so on ("BIO"), those without a label or with an underscore ("B"),
+    labels beside "O" ("IO"), and tags that are not those of entities ("").
+
+    Raises ValueError for spans in brackets.
+    """
     tags = set(tags)
-    if any(TAG.fullmatch(tag) for tag in tags - {"O"}):
+    held = tags - {"O"}
+    if any(map(TAG.fullmatch, held)):
         return "BIO"
-    return "IO" if "O" in tags else ""
+    if "O" in tags:
+        is_bare = all(map(BARE.fullmatch, held)) and any(tag[0] == "B" for tag in held)
+        return "B" if is_bare else "IO"
+    if brackets := next(filter(BRACKETS.fullmatch, sorted(tags)), None):
+        raise ValueError(
+            f"spans in brackets are not read, name the column of tags by --tag-column: {brackets!r}"
+        )
+    return ""
+
+
+def is_bio(tags: set[str]) -> bool:
+    """Tell whether all are tags of BIO or its kin, and not all "O"."""
+    return bool(tags - {"O"}) and all(map(TAG.fullmatch, tags))
 
 
 def tagged_record(
@@ -159,6 +191,8 @@ def tagged_record(
             raise ValueError(f"not a tag of BIO or BILOU: {tag!r}")
     if scheme == "IO":
         tags = [tag if tag == "O" else f"I-{tag}" for tag in tags]
+    elif scheme == "B":
+        tags = [tag if tag == "O" else f"{tag[0]}-{tag[2:] or BARE_LABEL}" for tag in tags]
     spans = place_entities(words, spaces, tags_to_entities(tags))
     return Record(where, words=words, spaces=spaces, values={"spans": spans})
 

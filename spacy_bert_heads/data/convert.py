@@ -17,7 +17,7 @@ import spacy
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 
-from ..files import check_folder, mark_folder, naming, read_mark
+from ..files import check_folder, check_parents, mark_folder, naming, read_mark
 from ..heads.find import register_extensions
 from .annotations import Made, make_doc
 from .files import File, list_files
@@ -67,8 +67,14 @@ def convert(
         raise ValueError(f"max_docs must be at least 1, not {max_docs}.")
     shares = None if split is None else read_shares(split)
     one_file = output.suffix == ".spacy"
+    check_parents(output)
     if output.is_dir() if one_file else output.is_file():
         raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
+    if not one_file and output.suffix[1:].isalpha() and not output.exists():
+        raise ValueError(
+            f"{output} would be a folder. Name a file that ends in .spacy, or a folder without "
+            f"'{output.suffix}'."
+        )
     if one_file and shares is not None:
         raise ValueError(f"--split writes several files: name a folder instead of {output}.")
     if not one_file:
@@ -83,10 +89,13 @@ def convert(
         for made, group in read_files(files, settings, user_options, format, report):
             spool.add(made, group)
         if not report.kept:
-            faults = "\n".join(report.samples) or "There are no records."
-            formats = f"Formats: {', '.join(READERS)}. Name one if the wrong one was found."
-            raise ValueError(f"Nothing in {source} could be kept.\n{faults}\n{formats}")
-        check_annotated(report, str(source))
+            fault = report.samples[0] if report.samples else "there are no records"
+            raise ValueError(
+                f"Nothing in {source} could be kept, 0 of {report.read:,} {report.unit} "
+                f"({report.format or 'no format was found'}). The first: {fault}. If it is another "
+                f"format, name it by --format: {', '.join(READERS)}."
+            )
+        check_annotated(report, str(source), lang=lang)
         separator = user_options.label_separator
         check_categories(settings.labels, report.docs, separator=separator)
         spool.complete(settings.labels)

@@ -71,7 +71,8 @@ def check_not_utf16(line: bytes) -> None:
 
 def list_files(source: Path) -> list[File]:
     """List the files of a source in the order in which they are read. Hidden and `.spacy` files of
-    a folder are skipped, and so are texts that are read with their annotations beside them.
+    a folder are skipped, and so are brat's settings, and the texts that are read with their
+    annotations.
 
     Raises FileNotFoundError if the source does not exist, and ValueError if it is a pipe: some
     formats are read twice.
@@ -89,5 +90,8 @@ def list_files(source: Path) -> list[File]:
     seen = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
     stand_off = {path.with_suffix(".txt") for path in seen if path.suffix == ".ann"}
     return [
-        File(source / path) for path in seen if path.suffix != ".spacy" and path not in stand_off
+        File(source / path)
+        for path in seen
+        if path.suffix not in (".spacy", *((".conf",) if stand_off else ()))
+        and path not in stand_off
     ]

@@ -9,7 +9,13 @@ from .brat import read_brat
 from .columns import NoColumns, Row, find_column
 from .conll import TAG, read_conll, read_conllu, split_columns
 from .files import File
-from .objects import read_json_array, read_json_lines, read_parquet
+from .objects import (
+    find_rows,
+    parse_whole,
+    read_json_array,
+    read_json_lines,
+    read_parquet,
+)
 from .pairs import pair_columns
 from .records import Options, Record, Rejected
 from .rows import read_rows
@@ -17,9 +23,7 @@ from .squad import read_squad
 from .tables import FASTTEXT, name_columns, read_labelled, read_table
 
 Reader = Callable[[File, Options], Iterator[Record | Rejected]]
-SQUAD = re.compile(r'"paragraphs"\s*:\s*\[')
 UNIVERSAL = re.compile("[A-Z]+|_")  # a part of speech of CoNLL-U
-LIST_OF_ROWS = re.compile(r'"(data|annotations|rows)"\s*:\s*\[\s*($|[\[{\]])', re.MULTILINE)
 OPENING = re.compile(r"[\[{]\s*($|[\[{\"(])")
 EXTENSIONS = {
     **dict.fromkeys((".conll", ".conll03", ".bio", ".bioes", ".iob", ".iob2", ".ner"), "conll"),
@@ -84,16 +88,19 @@ def find_format(file: File, options: Options) -> str | None:
     objects = [line for line in head if line.startswith("{") and line.endswith("}")]
     if known or len(objects) > half:
         if not known and len(head) == 1:
-            return find_json(head[0]) or "jsonl"
+            return find_json(file) or "jsonl"
         n_pairs = sum(holds_pairs(list_keys(line), options) for line in head)
         return "nli-jsonl" if n_pairs > half else "jsonl"
     rows = [split_columns(line) for line in head]
     if sum(len(row) == 10 and bool(UNIVERSAL.fullmatch(row[3])) for row in rows) > half:
         return "conllu"
-    if sum(len(row) > 1 and bool(TAG.fullmatch(row[-1])) for row in rows) > half:
-        return "conll"
-    if file.extension == ".json" or OPENING.match(head[0]):
-        return find_json("\n".join(head))
+    for place in (-1, 0):
+        if sum(len(row) > 1 and bool(TAG.fullmatch(row[place])) for row in rows) > half:
+            return "conll"
+    if file.extension == ".json":
+        return find_json(file) or "json"  # whose reader says what is wrong
+    if OPENING.match(head[0]):
+        return find_json(file)
     for name, delimiter in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
         columns = [column.strip('"') for column in head[0].split(delimiter)]
         header = name_columns(columns, options)
@@ -109,14 +116,14 @@ def find_format(file: File, options: Options) -> str | None:
     return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
 
 
-def find_json(text: str) -> str | None:
-    """Tell SQuAD from an array of objects; None for another object."""
-    if text.startswith("["):
-        return "json"
-    if SQUAD.search(text):
-        return "squad"
-    rows = LIST_OF_ROWS.search(text)
-    return "json" if rows is not None and '"text"' not in text[: rows.start()] else None
+def find_json(file: File) -> str | None:
+    """Tell SQuAD from records of other kinds; None if there is no list of records."""
+    try:
+        records = find_rows(parse_whole(file.text()))
+    except ValueError:
+        return None
+    first = next((record for record in records if isinstance(record, dict)), {})
+    return "squad" if {"paragraphs", "qas"} & first.keys() else "json"
 
 
 def holds_pairs(columns: Iterable[str], options: Options) -> bool:

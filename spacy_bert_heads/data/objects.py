@@ -8,6 +8,9 @@ from typing import Any
 from .columns import Row
 from .files import File
 from .records import Rejected, is_utf8, parse_json
+from .tools import is_task
+
+ROWS = ("data", "annotations", "rows", "paragraphs")  # keys of a list of records
 
 
 def read_json_lines(file: File) -> Iterator[Row | Rejected]:
@@ -63,11 +66,9 @@ def parse_whole(text: str, *, is_python: bool = False) -> Any:
 
 def find_rows(value: Any) -> list[Any] | tuple[Any, ...]:
     """Find the list of records. Raises ValueError if there is none."""
-    if isinstance(value, dict):
-        for key in ("data", "annotations", "rows"):
-            if isinstance(value.get(key), list):
-                value = value[key]
-                break
+    if isinstance(value, dict) and "text" not in value:
+        lists = [value[key] for key in ROWS if isinstance(value.get(key), list)]
+        value = lists[0] if lists and not is_task(value) else value
     if not isinstance(value, list | tuple):
         raise ValueError(f"no list of records: {type(value).__name__}")
     # `datasets` of the hub's viewer: {"rows": [{"row": {…}}]}

@@ -1,10 +1,11 @@
-"""Rows of two texts: a premise and a hypothesis, a context and a question."""
+"""Rows of two texts: a premise and a hypothesis, texts to compare, a context and a question."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..heads.regression import finite
 from .annotations import read_question, read_verdict
-from .columns import Cells, NoColumns, find_column, list_columns
+from .columns import Cells, NoColumns, find_column, list_columns, parse_number
 from .records import Options, Record, Rejected, check_text
 
 MAX_PAIRS = 32  # of one Doc
@@ -16,7 +17,7 @@ def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | 
     columns = list(columns)
     premise = find_column(columns, "premise", options.premise_column)
     hypothesis = find_column(columns, "hypothesis", options.hypothesis_column)
-    is_named = options.named("premise") and options.named("hypothesis")
+    is_named = {options.premise_column, options.hypothesis_column} <= options.named_columns()
     if premise is not None and hypothesis is not None and premise != hypothesis:
         return (premise, hypothesis) if is_named or options.text_column not in columns else None
     if is_named:
@@ -26,16 +27,27 @@ def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | 
 
 
 def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
-    """Read a premise, a hypothesis and a verdict."""
-    columns = cells.row.cells
-    label = find_column(columns, "label", cells.options.label_column)
-    if label in (None, premise, hypothesis):
-        names = list_columns(columns)
-        raise NoColumns(f"no column for the label, name it by --label-column: {names}")
+    """Read two texts with a verdict, or with a number where there is no column for a label or
+    --score-column names one; with both if there are both then."""
+    columns, options = cells.row.cells, cells.options
+    label = find_column(columns, "label", options.label_column)
+    label = None if label in (premise, hypothesis) else label
+    score = None
+    if label is None or options.score_column in options.named_columns():
+        score = find_column(columns, "score", options.score_column)
+        if score is None:
+            kind = "label" if label is None else "score"
+            names = list_columns(columns)
+            more = "; a number has --score-column" if label is None else ""
+            raise NoColumns(f"no column for the {kind}, name it by --{kind}-column: {names}{more}")
     text = check_text("premise", cells.take_text(premise))
     second = check_text("hypothesis", cells.take_text(hypothesis))
-    verdict = read_verdict(cells.take_label(label))
-    values = {"hypotheses": [{"text": second, "label": verdict}]}
+    values: dict[str, Any] = {}
+    if label is not None:
+        values["hypotheses"] = [{"text": second, "label": read_verdict(cells.take_label(label))}]
+    if score is not None:
+        number = finite(score, parse_number(cells.take(score)))
+        values["similarities"] = [{"text": second, "scores": {score: number}}]
     return Record(cells.row.where, text, values=values, is_pair=True)
 
 

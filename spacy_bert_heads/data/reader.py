@@ -127,10 +127,17 @@ class BertCorpus(Corpus):
 
 
 def check_exists(path: str | Path) -> None:
-    """Raise ValueError, with the command that makes it, if a file or folder of data is missing."""
-    if not Path(path).exists():
-        make_it = f"python -m spacy bert convert SOURCE {path}"
-        raise ValueError(f"There is no '{path}'. Make it: {make_it}")
+    """Raise ValueError, with the command that makes it, if a file or folder of data is missing, or
+    is not converted: spaCy would find no Doc."""
+    path = Path(path)
+    convert = "python -m spacy bert convert"
+    if not path.exists():
+        raise ValueError(f"There is no '{path}'. Make it: {convert} SOURCE {path}")
+    if path.is_file() and path.suffix != ".spacy":
+        made = path.with_suffix(".spacy")
+        raise ValueError(f"'{path}' is no .spacy file. Convert it: {convert} {path} {made}")
+    if path.is_dir() and not any(path.rglob("*.spacy")):
+        raise ValueError(f"There is no .spacy file in '{path}'. Make one: {convert} {path} OUTPUT")
 
 
 def damaged(file: str | Path, error: Exception) -> ValueError:

@@ -11,13 +11,16 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
 from spacy.language import Language
 
 T = TypeVar("T")
+ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+\d][-+.\de]*""")
+ARRAY = re.compile(rf"\[\s*(?:(?:{ITEM.pattern})\s+)+(?:{ITEM.pattern})\s*\]")
+OF_NUMPY = re.compile(r"\bnp\.\w+\(([^()]+)\)|\barray\((\[[^\]]*\])(?:,\s*dtype=\w+)?\)")
 
 
 class Rejected(NamedTuple):
@@ -80,12 +83,15 @@ class Options:
     """What a user says of a file: the names of columns or keys, and what labels mean.
 
     Columns of a file without a header are numbers, from 1. `labels` are the names of labels that
-    are numbers, from 0. `label_columns` are columns of a category each. `label_separator` separates
-    the categories of a text; None for one category, with an error where it looks like several.
+    are numbers, from 0. `label_columns` are columns of a category each, `option_columns` those of
+    the options of a choice. `label_separator` separates the categories of a text; None for one
+    category, with an error where it looks like several.
     """
 
     text_column: str = "text"
     label_column: str = "label"
+    score_column: str = "score"
+    option_columns: tuple[str, ...] = ()
     premise_column: str = "premise"
     hypothesis_column: str = "hypothesis"
     token_column: str = ""
@@ -94,10 +100,11 @@ class Options:
     label_columns: tuple[str, ...] = ()
     label_separator: str | None = None
 
-    def named(self, kind: str) -> bool:
-        """Tell whether the user has named a column."""
-        default = {one.name: one.default for one in fields(self)}
-        return getattr(self, f"{kind}_column") != default[f"{kind}_column"]
+    def named_columns(self) -> set[str]:
+        """Give the columns that the user has named."""
+        columns = {one.name: one.default for one in fields(self) if one.name.endswith("_column")}
+        named = {getattr(self, name) for name in columns if getattr(self, name) != columns[name]}
+        return named | {*self.label_columns, *self.option_columns}
 
 
 @dataclass
@@ -134,12 +141,6 @@ def list_reasons(title: str, reasons: Counter[str], samples: list[str]) -> list[
     return [f"{title}: {reasons.total():,}", *counts, *(f"  {sample}" for sample in samples)]
 
 
-def join_names(names: Iterable[str]) -> str:
-    """Join words as in "a, b and c"."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def parse_json(text: str) -> Any:
     """Parse JSON. Raises ValueError with the reason if the text is anything else."""
     try:
@@ -149,18 +150,24 @@ def parse_json(text: str) -> Any:
 
 
 def parse_cell(cell: Any) -> Any:
-    """Parse a table's cell that is a list or a dict, as JSON or as Python writes it. Anything else
-    stays as it is."""
+    """Parse a table's cell that is a list or a dict, as JSON, Python or numpy writes it. Anything
+    else stays as it is."""
     if not isinstance(cell, str) or cell.strip()[:1] not in ("[", "{"):
         return cell
-    if "," not in cell:  # numpy's lists, which Python would read as one string
-        cell = re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", cell)
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(cell.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+    # Python would read the strings of a numpy array as a single one.
+    written = add_commas(cell.strip())
+    for text in (written, OF_NUMPY.sub(lambda of: of[1] or add_commas(of[2]), written)):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return parse(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
     return cell
+
+
+def add_commas(text: str) -> str:
+    """Write an array of numpy (['a' 'b']) as Python's list; any other text stays as it is."""
+    return f"[{', '.join(ITEM.findall(text))}]" if ARRAY.fullmatch(text) else text
 
 
 def only_one(record: dict[str, Any], *keys: str) -> Any:

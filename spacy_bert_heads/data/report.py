@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..heads.find import label_counters, pair_names
 from ..text.user_data import copy_of_list
-from .annotations import Made
+from .annotations import NOT_TOKENS, Made
 from .records import Notes, Record, Rejected, list_reasons
 
 MAX_SAMPLES = 5
@@ -41,14 +41,6 @@ class ConversionReport:
     notes: Notes = field(default_factory=Notes)
     longest: tuple[int, str] = (0, "")
     parts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def hypotheses(self) -> int:
-        return self.pairs["hypotheses"]
-
-    @property
-    def questions(self) -> int:
-        return self.pairs["questions"]
 
     def add_rejected(self, path: str, rejected: Rejected) -> None:
         """Count a rejected record."""
@@ -106,13 +98,26 @@ def count_of(n: int, noun: str) -> str:
 
 def show_counts(counts: Counter[str], total: int) -> str:
     """Name what was counted, with its number where that is not all there is."""
-    names = [name if n == total else f"{name} ({n:,})" for name, n in counts.most_common(20)]
+    shown = [(name.strip() or repr(name), n) for name, n in counts.most_common(20)]
+    names = [name if n == total else f"{name} ({n:,})" for name, n in shown]
     more = f", and {len(counts) - 20} more" if len(counts) > 20 else ""
     return f"{', '.join(names)}{more}"
 
 
-def check_annotated(report: ConversionReport, source: str) -> None:
-    """Raise ValueError if no Doc is annotated with anything."""
+def check_annotated(report: ConversionReport, source: str, *, lang: str) -> None:
+    """Raise ValueError if no Doc is annotated with anything, or if most entities were lost."""
+    lost, example = report.notes.counts[NOT_TOKENS], report.notes.examples.get(NOT_TOKENS)
+    if lost > report.labels.total():
+        raise ValueError(
+            f"{lost:,} entities in {source} are not whole tokens of the language '{lang}', such as "
+            f"{example}, more than are. Name the language of the texts by --lang."
+        )
+    has_labels = report.labels or report.pairs.total()
+    if report.kinds and not has_labels and report.rejected > report.kept:
+        raise ValueError(
+            f"No label is left: {report.rejected:,} {report.unit} in {source} were rejected, and "
+            f"the {report.kept:,} others have none. {report.samples[0]}"
+        )
     if report.kinds:
         return
     keys = show_counts(report.unread, report.kept) if report.unread else "none but the text's"

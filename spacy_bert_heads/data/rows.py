@@ -9,6 +9,7 @@ from typing import Any
 
 from ..heads.find import json_heads
 from .annotations import holds_spans
+from .choices import choice_columns, read_choice
 from .columns import (
     Cells,
     Facts,
@@ -16,13 +17,14 @@ from .columns import (
     Row,
     Rows,
     find_column,
+    is_words,
     list_columns,
     parse_number,
     words_column,
 )
 from .conll import scheme_of, tagged_record
 from .pairs import join_pairs, pair_columns, read_flat_squad, read_pair
-from .records import Options, Record, Rejected, check_text, name_label, parse_cell
+from .records import Options, Record, Rejected, attempt, check_text, name_label, parse_cell
 from .tools import control_types, is_prodigy, is_task, read_answered, read_task
 
 TAGS = ("ner_tags", "ner", "tags", "labels", "label")
@@ -47,7 +49,8 @@ def survey(rows: Rows, options: Options) -> Facts:
         facts.rejects |= row.cells.get("answer") == "reject"
         if is_task(row.cells):
             facts.controls |= control_types(row.cells)
-        if words_column(row, options):
+        if words := words_column(row, options):
+            facts.words = words
             for key in {*TAGS, options.tag_column} & row.cells.keys():
                 value = parse_cell(row.cells[key])
                 if isinstance(value, list):
@@ -58,17 +61,12 @@ def survey(rows: Rows, options: Options) -> Facts:
 def make_records(
     rows: Iterable[Row | Rejected], facts: Facts, options: Options
 ) -> Iterator[Record | Rejected]:
-    """Make the records. The first row of a table whose columns don't fit ends it."""
+    """Make the records."""
     for row in rows:
         if isinstance(row, Rejected):
             yield row
-            continue
-        try:
-            yield read_row(Cells(row, facts, options))
-        except ValueError as error:
-            yield Rejected(row.where, str(error))
-            if row.in_table and isinstance(error, NoColumns):
-                return
+        else:
+            yield attempt(row.where, read_row, Cells(row, facts, options))
 
 
 def read_row(cells: Cells) -> Record:
@@ -76,8 +74,10 @@ def read_row(cells: Cells) -> Record:
     columns = cells.row.cells
     if is_task(columns):
         record = read_task(cells)
-    elif words := words_column(cells.row, cells.options):
+    elif (words := cells.facts.words) in columns:
         record = read_tokens(cells, words)
+    elif options := choice_columns(columns, cells.options):
+        record = read_choice(cells, options)
     elif {"context", "question"} <= columns.keys():
         record = read_flat_squad(cells)
     elif pair := pair_columns(columns, cells.options):
@@ -164,6 +164,8 @@ def read_tokens(cells: Cells, words: str) -> Record:
     """Read tokens with a tag each, as the `datasets` of Hugging Face have them."""
     row, options, known = cells.row, cells.options, cells.facts.tags
     tokens = cells.take(words)
+    if not is_words(tokens):
+        raise ValueError(f"'{words}' is not a list of tokens: {tokens!r}")
     record = Record(row.where, words=tokens)
     column = options.tag_column or next((name for name in TAGS if known.get(name)), "")
     if column and column not in cells and options.tag_column:

@@ -11,20 +11,22 @@ from .records import Options, Record, Rejected, attempt, check_text, is_utf8, pa
 def read_squad(file: File, options: Options) -> Iterator[Record | Rejected]:
     """Read a record for each paragraph, with all of its questions that can be read.
 
-    The file is one JSON object and is held in memory as a whole. Questions are rejected one by one
-    and named by their id; a bad context rejects each of its questions. Plausible answers
-    (SQuAD 2.0) are ignored. Paragraphs of an article are a group.
+    The file is one JSON object, or an array of articles or paragraphs, and is held in memory as a
+    whole. Questions are rejected one by one and named by their id; a bad context rejects each of
+    its questions. Plausible answers (SQuAD 2.0) are ignored. Paragraphs of an article are a group.
     """
     text = file.text()
     squad = attempt("", parse_json, text)
     if isinstance(squad, Rejected):
         yield squad
-    elif not isinstance(squad, dict) or not is_utf8(text):
-        yield Rejected("", "not a JSON object in UTF-8")
+    elif not isinstance(squad, dict | list) or not is_utf8(text):
+        yield Rejected("", "neither an object nor an array of JSON in UTF-8")
     else:
-        articles = walk(squad, "data") if "data" in squad else iter([squad])
+        data = {"data": squad} if isinstance(squad, list) else squad
+        articles = walk(data, "data") if "data" in data else iter([data])
         for number, article in enumerate(articles):
-            for paragraph in walk(article, "paragraphs"):
+            is_paragraph = isinstance(article, dict) and "qas" in article
+            for paragraph in [article] if is_paragraph else walk(article, "paragraphs"):
                 if isinstance(paragraph, Rejected):
                     yield paragraph
                 else:

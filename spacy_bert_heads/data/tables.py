@@ -71,12 +71,10 @@ def read_table(
 def name_columns(cells: list[str], options: Options) -> list[str]:
     """Name the columns by the first row of a table, or by numbers."""
     numbers = [str(i) for i in range(1, len(cells) + 1)]
-    named = {
-        getattr(options, f"{kind}_column")
-        for kind in ("text", "label", "premise", "hypothesis", "token", "tag")
-    }
-    named = (named | {*options.label_columns}) - {""}
-    if not named.isdisjoint(numbers) and named.isdisjoint(cells):
+    named = options.named_columns()
+    by_number = named & {*numbers}
+    # A number may be in the first row by chance, but not all of them.
+    if by_number and not by_number <= {*cells} and (named - by_number).isdisjoint(cells):
         return numbers
     counts, seen = Counter(cells), Counter[str]()
     header = []

@@ -8,6 +8,7 @@ from .records import Record, check_list, check_text
 
 ANSWERS = ("accept", "reject", "ignore")
 NER_VIEWS = ("ner", "ner_manual", "spans", "spans_manual", "blocks", "relations")
+TAG_VIEWS = ("pos", "pos_manual")
 
 
 # --- Prodigy
@@ -31,6 +32,8 @@ def read_answered(cells: Cells) -> dict[str, Any]:
         raise ValueError("ignored in Prodigy")
     accepted = answer == "accept"
     view = cells.row.cells.get("_view_id")
+    if view in TAG_VIEWS:
+        raise ValueError("spans of Prodigy that are tags, take prodigy data-to-spacy --tagger")
     values: dict[str, Any] = {}
     if "options" in cells or "accept" in cells:
         values["label"] = read_choice(cells)

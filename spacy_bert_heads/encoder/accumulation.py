@@ -9,12 +9,14 @@ is multiplied by `old / (old + new)` before `new / (old + new)` of the next grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from thinc.api import Model
 from torch import nn
+
+Items = dict[int, float | None]  # by listener
 
 
 class Accumulation:
@@ -28,9 +30,13 @@ class Accumulation:
 
     A listener without a number of items (None: spaCy's own components) has a loss that is a sum,
     and its gradients are added up.
+
+    `gather` is set where several processes have a part of each batch. It takes this process's items
+    by listener, and whether nothing has gathered here, and gives those of all processes.
     """
 
     def __init__(self) -> None:
+        self.gather: Callable[[Items, bool], tuple[Items, bool]] | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -39,9 +45,16 @@ class Accumulation:
         self._targets: dict[int, float] = {}  # what a listener's weights should add up to
         self._weights: dict[int, float] = {}  # what they do add up to
 
-    def add(self, items: dict[int, float | None]) -> tuple[float, dict[int, float]]:
-        """Add a sub-batch of `items` for each listener that has answered. Gives the factor for the
-        gradients so far, and the weight of each listener's new gradient."""
+    def add(self, own: Items, *, is_first: bool) -> tuple[float, dict[int, float]]:
+        """Add a sub-batch with a number of items for each listener that has answered; `is_first` if
+        no gradient has gathered before. Gives the factor for the gradients so far, and the weight
+        of each listener's new gradient: summed over processes, the gradients are those of one
+        process with the whole batch."""
+        items = own
+        if self.gather is not None:
+            items, is_first = self.gather(own, is_first)
+        if is_first:
+            self.clear()
         factors = [
             1.0 if self._items[key] == 0 else self._items[key] / (self._items[key] + new)
             for key, new in ((key, items.get(key) or 0.0) for key in self._weights)
@@ -58,7 +71,8 @@ class Accumulation:
             self._targets[key] = 1.0 if new else self._targets.get(key, 0.0) + 1.0
             weights[key] = max(self._targets[key] - self._weights.get(key, 0.0), 0.0)
             self._weights[key] = self._weights.get(key, 0.0) + weights[key]
-        return factor, weights
+        shares = {key: (own.get(key) or 0.0) / total for key, total in items.items() if total}
+        return factor, {key: weight * shares.get(key, 1.0) for key, weight in weights.items()}
 
 
 def has_gradients(module: nn.Module) -> bool:

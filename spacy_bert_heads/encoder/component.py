@@ -91,8 +91,10 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._linked = weakref.WeakSet()
         self._latest = LatestBatch()
         self._steps = threading.local()  # the step that is open in a thread
-        self._accumulation = Accumulation()
+        self.accumulation = Accumulation()
         self._warned: set[str] = set()
+        # Set by nlp.resume_training, as that of every component: what the heads rehearse by.
+        self._rehearsal_model: EncoderModel | None = None
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
 
@@ -107,8 +109,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         yield from stream
 
     def predict(self, docs: Iterable[Doc]) -> HiddenStates:
-        """Encode a batch, or find it encoded. Gives hidden states without a graph. A training step
-        that is open stays as it is."""
+        """Encode a batch without a graph, or find it encoded. An open step stays as it is."""
         docs = docs if isinstance(docs, list) else list(docs)
         version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
         hidden = self._latest.find(docs, version)
@@ -207,14 +208,19 @@ class BertEncoder(ListenedTo, TrainablePipe):
         losses = {} if losses is None else losses
         examples = list(examples)
         validate_examples(examples, "BertEncoder.update")
-        self.close_step()
-        self._latest.drop()
-        losses.setdefault(self.name, MeanLoss())
-        docs = [eg.predicted for eg in examples]
-        self._steps.open = TrainingStep(self.name, docs, losses, self._expected())
+        self.open_step([eg.predicted for eg in examples], losses, self._expected())
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    def open_step(
+        self, docs: list[Doc], losses: dict[str, float], waits_for: Iterable[int]
+    ) -> None:
+        """Open a training step that the listeners with these ids are to answer."""
+        self.close_step()
+        self._latest.drop()
+        losses.setdefault(self.name, MeanLoss())
+        self._steps.open = TrainingStep(self.name, docs, losses, waits_for)
 
     def _expected(self) -> set[int]:
         """The ids of the listeners that are expected to answer."""
@@ -262,9 +268,16 @@ class BertEncoder(ListenedTo, TrainablePipe):
         update that spaCy has asked for meanwhile."""
         step, self._steps.open = self._step, None
         if step is not None:
-            step.close(self.model, self._accumulation)
+            step.close(self.model, self.accumulation)
             if step.finish is not None:
                 self._finish(*step.finish)
+
+    def drop_step(self) -> None:
+        """End the training step that is open in this thread without its gradients, as after an
+        error."""
+        step, self._steps.open = self._step, None
+        if step is not None:
+            step.drop()
 
     def use_params(self, params: dict) -> Iterator[None]:
         """End the open step, because spaCy is about to evaluate with other weights. (A generator,
@@ -272,9 +285,14 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self.close_step()
         yield from super().use_params(params)
 
-    def _warn_not_learning(self, component: str) -> None:
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the pipeline's config keeps the weights as they are."""
         nlp = self.nlp()
-        if nlp is not None and self.name not in frozen_components(nlp):
+        return nlp is not None and self.name in frozen_components(nlp)
+
+    def _warn_not_learning(self, component: str) -> None:
+        if self.nlp() is not None and not self.is_frozen:
             self._warn_once(
                 f"{component} learns, but '{self.name}' does not: it has not been updated with "
                 "these examples, as it is disabled or excluded, or the component was updated by "
@@ -296,10 +314,8 @@ class BertEncoder(ListenedTo, TrainablePipe):
         nlp: Language | None = None,
     ) -> None:
         """Load the checkpoint that the config names, from the hub or a folder. A warning says if
-        many words of the first examples are unknown to it.
-
-        Raises ValueError if it can't be loaded or doesn't go with the settings.
-        """
+        many words of the first examples are unknown to it. Raises ValueError if it can't be loaded
+        or doesn't go with the settings."""
         self.close_step()  # of the weights that are given up
         shim_of(self.model).clear()
         self.model.initialize()
@@ -310,11 +326,9 @@ class BertEncoder(ListenedTo, TrainablePipe):
     # --- files: the folder is a Hugging Face checkpoint
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Save the encoder as a Hugging Face folder, `path/model`, and digests of its files.
-
-        Only files of an encoder saved there before are replaced or deleted. A symbolic link in the
-        place of a file or of the folder is replaced; what it points to is left alone.
-        """
+        """Save the encoder as a Hugging Face folder, `path/model`, and digests of its files. Only
+        files of an encoder saved there before are replaced or deleted. A symbolic link in the place
+        of a file or of the folder is replaced; what it points to is left alone."""
         self.close_step()
         folder = Path(path) / "model"
         if folder.is_symlink():
@@ -331,10 +345,8 @@ class BertEncoder(ListenedTo, TrainablePipe):
             write_digests(Path(path), [f"model/{name}" for name in names])
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":
-        """Load what `to_disk` saved. Needs no network, unless the checkpoint is shared.
-
-        Raises ValueError with the file if one is missing or damaged.
-        """
+        """Load what `to_disk` saved. Needs no network, unless the checkpoint is shared. Raises
+        ValueError with the file if one is missing or damaged."""
         if "model" not in exclude:
             folder = Path(path) / "model"
             if not folder.is_dir():
@@ -380,7 +392,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
 
 def frozen_components(nlp: Language) -> list[str]:
-    """The components that the pipeline's config keeps as they are."""
+    """List the components that the pipeline's config keeps as they are."""
     frozen = nlp.config["training"].get("frozen_components") or []
     if isinstance(frozen, str):  # a variable
         frozen = nlp.config.interpolate()["training"]["frozen_components"]

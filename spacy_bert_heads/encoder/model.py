@@ -216,6 +216,19 @@ def own_encoder(encoder: EncoderModel, listener: Any, component: Any) -> Encoder
     return encoder
 
 
+def reading_layers(encoder: EncoderModel, layers: Any) -> EncoderModel:
+    """Give a model with the same weights, not a copy of them, that reads these layers."""
+    model: EncoderModel = Model(
+        encoder.name,
+        forward,
+        dims={"nO": None, "n_layers": None},
+        shims=encoder.shims,
+        attrs={**encoder.attrs, "layers": layers},
+    )
+    prepare(model)
+    return model
+
+
 def shim_of(model: Model) -> TorchShim:
     """Give the torch side of a model."""
     shim = model.shims[0]

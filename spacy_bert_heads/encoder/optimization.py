@@ -75,6 +75,24 @@ class Optimization:
         self._driver: Optimizer | None = None
         self._scaler: torch.amp.GradScaler | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the moments and the scale of gradients, for a training state."""
+        parts = {"adam": self._adam, "scaler": self._scaler}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(
+        self, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Go on with what `state_dict` gave, for the same module and an equal optimizer."""
+        if "adam" in state:
+            self._adam, self._driver = self._make_adam(module), optimizer
+            self._adam.load_state_dict(state["adam"])
+            for moments in self._adam.state.values():  # which may be mapped from a file
+                moments.update({name: moment.clone() for name, moment in moments.items()})
+        if "scaler" in state:
+            self._scaler = torch.amp.GradScaler(next(module.parameters()).device.type)
+            self._scaler.load_state_dict(state["scaler"])
+
     def backward(
         self, outputs: list[torch.Tensor], gradients: list[torch.Tensor], *, scaled: bool
     ) -> None:

@@ -70,6 +70,15 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "fp32" if precision == "auto" else precision
 
 
+def check_device(device: torch.device) -> None:
+    """Raise ValueError for a device that this package was not made for."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"The device '{device}' is not supported: this package runs on CPUs and on NVIDIA's "
+            "GPUs. Leave out spacy.require_gpu(), spacy.prefer_gpu() and --gpu-id to use the CPU."
+        )
+
+
 def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None:
     """Raise ValueError if there is no such precision."""
     if precision not in options:
@@ -132,7 +141,9 @@ class TorchShim(Shim):
 
     @module.setter
     def module(self, module: nn.Module) -> None:
-        self._model = module.to(get_torch_default_device()).eval()
+        device = get_torch_default_device()
+        check_device(device)
+        self._model = module.to(device).eval()
         self._pid = os.getpid()
         self.version += 1
         self.optimization.forget()
@@ -211,6 +222,7 @@ class TorchShim(Shim):
         """Move the module, as thinc asks when a pipeline moves: to the "cpu", or to a "gpu" by its
         number."""
         if self.has_module:
+            check_device(get_torch_default_device())
             device = "cpu" if device_type == "cpu" else f"cuda:{device_id}"
             self._model.to(device)
             self._pid = os.getpid()

@@ -148,13 +148,17 @@ class TrainingStep:
         self.reads.append(read)
         return read.hidden, lambda gradient: read.add(gradient, None, listener_id)
 
+    def drop(self) -> None:
+        """End the step without its gradients, as after an error."""
+        self.is_closed = True
+        self.reads.clear()
+
     def close(self, model: EncoderModel, accumulation: Accumulation) -> None:
         """Send the gathered gradients through the encoder, weighted by what has gathered in it
         since its last update, and note the norm of each."""
         self.is_closed = True
-        if not has_gradients(shim_of(model).module):
-            accumulation.clear()
-        factor, weights = accumulation.add(self.items)
+        is_first = not has_gradients(shim_of(model).module)
+        factor, weights = accumulation.add(self.items, is_first=is_first)
         if factor != 1.0:
             scale_gradients(model, factor)
         while self.reads:

@@ -59,6 +59,8 @@ _MORE_SETTINGS = {
     *("architectures", "id2label", "label2id", "num_labels", "problem_type"),
     *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id"),
     *("sep_token_id", "is_decoder", "is_encoder_decoder", "tie_word_embeddings", "pruned_heads"),
+    # by which sentence-transformers knows a cross-encoder and what it puts on its logits
+    *("sbert_ce_default_activation_function", "sentence_transformers"),
     # DeBERTa reads these with a default (transformers, modeling_deberta_v2.py)
     *("attention_head_size", "cls_dropout", "conv_act", "conv_groups", "conv_kernel_size"),
     *("embedding_size", "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head"),
@@ -72,7 +74,10 @@ _NO_SETTINGS = {
     *("torchscript", "transformers_version", "tokenizer_class", "prefix", "task_specific_params"),
     *("finetuning_task", "decoder_start_token_id", "use_cache", "chunk_size_feed_forward"),
 }
-_NESTED = {"id2label", "label2id", "pruned_heads", "rope_parameters", "rope_scaling"}
+_NESTED = {
+    *("id2label", "label2id", "pruned_heads", "rope_parameters", "rope_scaling"),
+    "sentence_transformers",
+}
 _TOKENIZER_KEYS = {
     *("add_prefix_space", "added_tokens_decoder", "additional_special_tokens", "do_basic_tokenize"),
     *("clean_up_tokenization_spaces", "do_lower_case", "extra_special_tokens", "keep_accents"),

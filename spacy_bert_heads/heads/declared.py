@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from spacy.tokens import Doc
 from spacy.training import Example
 
+from ..text.doc_data import check_texts
 from .tallies import Counts, Floats, Tally, count_decisions
 
 if TYPE_CHECKING:
@@ -82,6 +83,17 @@ class DeclaredHead:
         return set()
 
     @classmethod
+    def check_asked(cls, asked: Any, where: str) -> list[Any]:
+        """Give a list of what is asked of a Doc, of a head that reads pairs. Raises ValueError if
+        it can't be asked; `where` is what to call the list then."""
+        return check_texts(asked, where)
+
+    @classmethod
+    def texts_of(cls, asked: Any) -> list[str]:
+        """List the second texts of one thing that is asked: by default it is one itself."""
+        return [asked]
+
+    @classmethod
     def set_extensions(cls) -> None:
         """Register the extensions of Doc and Span that this head reads and writes, by
         `doc_data.register_extension`."""
@@ -134,7 +146,8 @@ class DeclaredHead:
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
         """Tell whether a checkpoint for `hf_task` is one for this head: 0 if it isn't, 1 if it may
-        be, 2 if its settings or the names of its classes say so."""
+        be, 2 if its settings or the names of its classes say so, 3 if they also say that it reads
+        pairs."""
         return 0
 
     @classmethod
@@ -142,3 +155,7 @@ class DeclaredHead:
         """Decide what becomes of a checkpoint's classes. Raises ValueError if they can't be this
         head's; `checkpoint` is the name for the message."""
         return HFClasses.as_they_are(names)
+
+    def hf_settings(self) -> dict[str, Any]:
+        """Give the settings of an exported configuration that say what its logits are."""
+        return {} if self.hf_problem_type is None else {"problem_type": self.hf_problem_type}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..text.arrays import Bools1d, Ints1d
+from .crf import Texts, allowed_transitions, bar, best_path, entity_scores
 from .outputs import TokenLogits
+from .tags import Layout
 
 Floats2d = NDArray[np.float64]
 
@@ -35,22 +36,39 @@ def decode(
     with its last; without, one begins wherever a token's label is not that of the token before.
     Entities less probable than `threshold` are left out. An entity's probability is that of its
     tags in a row, and without a tag for its end also that the next token doesn't go on: the model's
-    own, tokens being independent in it.
+    own, in which tokens are independent; or, if the output has transitions, depend on one another
+    (`crf`).
 
-    Time and memory are linear in tokens and in tags.
+    Without transitions, time and memory are linear in tokens and in tags.
     """
     layout = Layout.of(tuple(tags))
     token = np.flatnonzero(output.has_wordpiece)
     # Tokens without a wordpiece are passed over, as if they were not there.
-    logits = output.logits[torch.from_numpy(token).to(output.logits.device)]
-    log_p = logits.double().log_softmax(-1).cpu().numpy()
+    logits = output.logits[torch.from_numpy(token).to(output.logits.device)].double()
     doc = np.repeat(np.arange(len(output.lengths)), output.lengths)[token]
     in_doc = token - np.repeat(np.cumsum(output.lengths) - output.lengths, output.lengths)[token]
-    if strict:
-        path = viterbi(log_p, np.bincount(doc, minlength=len(output.lengths)), tags)
+    lengths = np.bincount(doc, minlength=len(output.lengths))
+    if output.transitions is not None and len(token):
+        allowed = allowed_transitions(tags, strict=strict)
+        chain = logits, Texts.of(lengths), bar(output.transitions, allowed)
+        path = best_path(*chain)
+        first, after = find_spans(path, doc, layout)
+        score = entity_scores(*chain, path, first, after, layout)
     else:
-        path = log_p.argmax(axis=1)
+        log_p = logits.log_softmax(-1).cpu().numpy()
+        path = viterbi(log_p, lengths, tags) if strict else log_p.argmax(axis=1)
+        first, after = find_spans(path, doc, layout)
+        score = independent_scores(log_p, path, doc, first, after, layout)
 
+    keep = score >= threshold
+    first, after = first[keep], after[keep]
+    label = layout.label[path[first]]
+    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label, score[keep])
+
+
+def find_spans(path: Ints1d, doc: Ints1d, layout: Layout) -> tuple[Ints1d, Ints1d]:
+    """Give the first token of each entity of a path, and the one after its last; `doc` is the Doc
+    of each token."""
     label = layout.label[path]
     goes_on = layout.goes_on[path]
     goes_on[:1] = False
@@ -58,8 +76,13 @@ def decode(
     goes_on[1:] &= ~layout.ends[path[:-1]]
     first = np.flatnonzero((label >= 0) & ~goes_on)
     stops = np.append(np.flatnonzero(~goes_on), len(path))
-    after = stops[np.searchsorted(stops, first, side="right")]
+    return first, stops[np.searchsorted(stops, first, side="right")]
 
+
+def independent_scores(
+    log_p: Floats2d, path: Ints1d, doc: Ints1d, first: Ints1d, after: Ints1d, layout: Layout
+) -> NDArray[np.float64]:
+    """Give the probability of each entity by those of single tokens (n_spans,)."""
     sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
     score = sums[after] - sums[first]
     if not layout.has_ends:
@@ -68,68 +91,7 @@ def decode(
         going_on = layout.inside_of[path[first[at]]]
         p_on = np.exp(log_p[after[at], going_on])
         score[at] += np.log1p(-np.minimum(p_on, 1 - 1e-12))
-    score = np.exp(score)
-
-    keep = score >= threshold
-    first, after = first[keep], after[keep]
-    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label[first], score[keep])
-
-
-class Layout(NamedTuple):
-    """Where the tags of each kind are among the classes, label after label.
-
-    Every transition follows from the kinds, so that no table of tag against tag is needed: a tag
-    that goes on (I, L) comes after one of the same label that is open (B, I); any other tag comes
-    after one that is not open, or, where no tag marks an end, after any.
-    """
-
-    outside: int
-    begin: Ints1d  # (n_labels,)
-    inside: Ints1d  # (n_labels,) of labels that have one
-    last: Ints1d  # (n_labels,) BILOU alone, else empty
-    label: Ints1d  # (n_tags,) the number of a tag's label, -1 for "O"
-    goes_on: Bools1d  # (n_tags,) I and L
-    is_open: Bools1d  # (n_tags,) B and I
-    ends: Bools1d  # (n_tags,) L and U
-    closed: Ints1d  # tags that may come before one that doesn't go on, or at the end of a text
-    inside_of: Ints1d  # (n_tags,) the I of a tag's label, the place of "O" without one
-
-    @property
-    def has_ends(self) -> bool:
-        """Whether tags mark the end of an entity."""
-        return len(self.last) > 0
-
-    @staticmethod
-    @cache
-    def of(tags: tuple[str, ...]) -> Layout:
-        """Sort the tags. In a layout of BIO or BILOU every label has all of its tags."""
-        outside = tags.index("O") if "O" in tags else 0
-        marks = np.asarray([tag[0] if tag != "O" else "O" for tag in tags])
-        labels = {
-            label: i for i, label in enumerate(dict.fromkeys(t[2:] for t in tags if t != "O"))
-        }
-        label = np.asarray([labels[tag[2:]] if tag != "O" else -1 for tag in tags], dtype=np.int64)
-        ends, is_open = np.isin(marks, ("L", "U")), np.isin(marks, ("B", "I"))
-        inside = np.flatnonzero(marks == "I")
-        inside_of_label = np.full(len(labels) + 1, outside)  # the last one is for "O"
-        inside_of_label[label[inside]] = inside
-        return Layout(
-            outside=outside,
-            begin=np.flatnonzero(marks == "B"),
-            inside=inside,
-            last=np.flatnonzero(marks == "L"),
-            label=label,
-            goes_on=np.isin(marks, ("I", "L")),
-            is_open=is_open,
-            ends=ends,
-            closed=np.flatnonzero(~is_open) if ends.any() else np.arange(len(tags)),
-            inside_of=inside_of_label[label],
-        )
-
-    def may_follow(self, before: Ints1d, tag: Ints1d) -> Bools1d:
-        """Whether each tag may come after the one beside it in `before` (n,)."""
-        continues = self.is_open[before] & (self.label[before] == self.label[tag])
-        return np.where(self.goes_on[tag], continues, ~(self.is_open[before] & self.has_ends))
+    return np.exp(score)
 
 
 def surely_outside(log_p: Floats2d, inner: Bools1d, layout: Layout) -> Bools1d:

@@ -13,42 +13,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the class for sequences has its layers.
-
-    dense (str): The layer between the pooled state and the classifier.
-    classifier (str): The classifier.
-    """
+    """Where the class for sequences has its layers: `dense` is the one between the pooled state and
+    the classifier. `choice_dense` is that of the class for multiple choice, if it is another one;
+    its classifier is everywhere called so."""
 
     dense: str
     classifier: str = "classifier"
+    choice_dense: str = ""
 
 
 # A tag that the checkpoint lacks starts as the nearest tag of its label, so much below it that it
 # never wins and takes less than e^-10 = 5e-5 of its probability; training brings it up from there.
 MARGIN = 10.0
-_ROBERTA = Family("classifier.dense", "classifier.out_proj")
+_ROBERTA = Family("classifier.dense", "classifier.out_proj", "roberta.pooler.dense")
 FAMILIES = {
     "albert": Family("albert.pooler"),
     "bert": Family("bert.pooler.dense"),
     "camembert": _ROBERTA,
     "deberta-v2": Family("pooler.dense"),
     "distilbert": Family("pre_classifier"),
-    "electra": _ROBERTA,
+    "electra": Family("classifier.dense", "classifier.out_proj", "sequence_summary.summary"),
     "modernbert": Family("head.dense"),
-    "mpnet": _ROBERTA,
+    "mpnet": Family("classifier.dense", "classifier.out_proj", "mpnet.pooler.dense"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }
 
 
-def dense_settings(config: Any, dropout: float) -> dict[str, Any]:
-    """The dense layer of a family's class for sequences.
+IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+# The second one is that of versions before 4.
+CROSS_ENCODER_SETTINGS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
-    config (Any): The checkpoint's configuration, or None for BERT's kind.
-    dropout (float): The rate before the classifier.
-    RETURNS (Dict[str, Any]): The settings of `layers.Dense`, without its width.
-    """
-    match getattr(config, "model_type", "bert"):
+
+def cross_encoder_activation(config: Any) -> str | None:
+    """Name what a cross-encoder of sentence-transformers puts on its logits, IDENTITY or SIGMOID;
+    None if the configuration is not that of one. By default a single logit has a sigmoid."""
+    settings, named = (getattr(config, name, None) for name in CROSS_ENCODER_SETTINGS)
+    if isinstance(settings, dict):
+        default = SIGMOID if config.num_labels == 1 else IDENTITY
+        named = settings.get("activation_fn") or default
+    if named is None:
+        return None
+    return SIGMOID if str(named).endswith("Sigmoid") else IDENTITY
+
+
+def as_cross_encoder(activation: str) -> dict[str, Any]:
+    """Make the setting by which sentence-transformers knows a cross-encoder and its activation."""
+    return {"sentence_transformers": {"activation_fn": activation}}
+
+
+def dense_settings(config: Any, dropout: float, *, is_choice: bool = False) -> dict[str, Any]:
+    """Give the settings of a `modules.Dense`, without its width, that make it the dense layer of a
+    family's class for sequences, or for multiple choice. `config` is the checkpoint's
+    configuration, None for BERT's kind, `dropout` the rate before the classifier."""
+    family = getattr(config, "model_type", "bert")
+    if is_choice and family in FAMILIES and FAMILIES[family].choice_dense:
+        return {"activation": "gelu" if family == "electra" else "tanh"}
+    match family:
         case "roberta" | "xlm-roberta" | "camembert" | "mpnet":
             return {"activation": "tanh", "dropout": dropout}
         case "electra":
@@ -85,13 +106,9 @@ def select_classes(
 
 
 def layer_names(family: str, task: str) -> dict[str, str]:
-    """Which layer of ours is which of theirs.
-
-    family (str): The model's type, as its config calls it.
-    task (str): "text-classification", "token-classification" or "question-answering".
-    RETURNS (Dict[str, str]): Names in our module, and in Hugging Face's model.
-    RAISES (ValueError): If the family is not known.
-    """
+    """Give the names of our module's layers with those in Hugging Face's model for a task:
+    "text-classification", "token-classification", "question-answering" or "multiple-choice". Raises
+    ValueError if the family, the model's type, is not known."""
     if family not in FAMILIES:
         raise ValueError(
             f"Heads of '{family}' models can't be exchanged with Hugging Face. The families are: "
@@ -101,6 +118,9 @@ def layer_names(family: str, task: str) -> dict[str, str]:
     if task == "text-classification":
         layers = FAMILIES[family]
         names = {"classifier": layers.classifier, "dense.linear": layers.dense}
+    elif task == "multiple-choice":
+        layers = FAMILIES[family]
+        names["dense.linear"] = layers.choice_dense or layers.dense
     elif task == "question-answering" and family != "modernbert":
         names = {"classifier": "qa_outputs"}
     if family == "modernbert":

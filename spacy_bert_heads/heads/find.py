@@ -6,6 +6,7 @@ from functools import cache
 from spacy.tokens import Doc
 from spacy.util import registry
 
+from ..text.doc_data import inputs_of
 from ..text.user_data import copy_of_list, set_value
 from .declared import Score
 from .head import BertHead
@@ -33,6 +34,18 @@ def head_classes() -> dict[str, type[BertHead]]:
 def pair_names() -> dict[str, str]:
     """Name what heads that read pairs find in `doc._`: the inputs, with the output of each."""
     return {cls.input_name: cls.output_name for cls in head_classes().values() if cls.input_name}
+
+
+def second_texts(doc: Doc) -> list[str]:
+    """List the second texts that heads read beside a Doc. Raises ValueError if something can't be
+    asked."""
+    readers = {cls.input_name: cls for cls in head_classes().values() if cls.input_name}
+    return [
+        text
+        for name, cls in readers.items()
+        for one in inputs_of(doc, name, [], cls.check_asked)
+        for text in cls.texts_of(one)
+    ]
 
 
 def json_heads() -> dict[tuple[str, ...], type[BertHead]]:

@@ -22,12 +22,14 @@ from ..encoder.step import MeanLoss, note_loss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import DeclaredHead
 from .free_text import parse_labels
+from .layers import add_classes
 from .losses import num_items_of
-from .outputs import map_tensors
+from .outputs import differentiate, map_tensors
+from .rehearsal import Rehearsing
 from .stream import group_docs
 
 
-class BertHead(DeclaredHead, TrainablePipe):
+class BertHead(DeclaredHead, Rehearsing, TrainablePipe):
     """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
     it writes (`set_annotations`), and by what the rest of the package knows it (`DeclaredHead`).
 
@@ -52,7 +54,7 @@ class BertHead(DeclaredHead, TrainablePipe):
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
-        self._num_items = 0.0  # that the head's gradients are a mean over, since its last update
+        self.num_items = 0.0  # that the head's gradients are a mean over, since its last update
         for node in model.walk():  # an error before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
@@ -94,19 +96,23 @@ class BertHead(DeclaredHead, TrainablePipe):
         return list(self.labels)
 
     def add_label(self, label: str) -> int:
-        """Add a label before the first training. Returns 0 if it is there already, else 1. Raises
-        ValueError if it is no string, or if the head has weights for its labels."""
+        """Add a label. Returns 0 if it is there already, else 1. A head that has weights keeps them
+        for its other labels, so what it gives them stays until it learns more; the new label begins
+        as one of a new head. Raises ValueError if it is no string, or can't be added."""
         if not isinstance(label, str) or not label:
             raise ValueError(f"A label must be a string, not {label!r}.")
         if label in self.labels:
             return 0
-        if shim_of(self.model).has_module:
-            raise ValueError(
-                f"{self.name} is trained for {', '.join(self.labels)}; '{label}' can't be added. "
-                "Add labels before nlp.initialize(), or train a new head with all of them."
-            )
+        before = self.n_classes
         self.cfg["labels"].append(label)
         self.vocab.strings.add(label)
+        if shim_of(self.model).has_module:
+            try:
+                self.check_labels()
+            except ValueError:
+                self.cfg["labels"].pop()
+                raise
+            add_classes(self.model, self.n_classes - before)
         return 1
 
     def warn_unknown(self, label: str) -> None:
@@ -115,8 +121,8 @@ class BertHead(DeclaredHead, TrainablePipe):
             self._unknown.add(label)
             warnings.warn(
                 f"{self.name} has no label '{label}' and does not learn from it. Its labels are "
-                f"{', '.join(self.labels)}: to learn it too, name it under "
-                f"[initialize.components.{self.name}.labels] and train anew.",
+                f"{', '.join(self.labels)}: to learn it too, add it with "
+                f"nlp.get_pipe('{self.name}').add_label('{label}').",
                 stacklevel=2,
             )
 
@@ -239,32 +245,26 @@ class BertHead(DeclaredHead, TrainablePipe):
     def _differentiate(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any, float]:
         """Give what `get_loss` does, and over how many items the loss is a mean."""
         examples = list(examples)
-        leaves = map_tensors(scores, lambda tensor: tensor.detach().requires_grad_())
-        with torch.enable_grad():
-            loss = self.loss(examples, leaves)
-        loss.backward()
-
-        def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-
-        num_items = num_items_of(loss, default=len(examples))
-        return float(loss.detach()), map_tensors(leaves, gradient_of), num_items
+        loss, gradient = differentiate(lambda output: self.loss(examples, output), scores)
+        return float(loss.detach()), gradient, num_items_of(loss, default=len(examples))
 
     def _backprop(self, gradient: Any, backprop: Callable[[Any], Any], num_items: float) -> None:
         """Add a gradient to those of the sub-batches before it, as a mean over the items of all.
         The encoder, which learns from other heads too, weights it by itself."""
         if not has_gradients(shim_of(self.model).module):
-            self._num_items = 0.0
-        self._num_items += num_items
-        share = num_items / self._num_items if num_items else 1.0
+            self.num_items = 0.0
+        self.num_items += num_items
+        share = num_items / self.num_items if num_items else 1.0
         if share < 1:
             scale_gradients(self.model, 1 - share)
             gradient = map_tensors(gradient, lambda part: part * share)
         for listener in self._listeners():
             listener.num_items, listener.share = num_items, share
-        backprop(gradient)
-        for listener in self._listeners():
-            listener.num_items, listener.share = None, 1.0
+        try:
+            backprop(gradient)
+        finally:
+            for listener in self._listeners():
+                listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
         """Run the model with a graph on annotated examples, one at least.

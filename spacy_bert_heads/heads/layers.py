@@ -22,15 +22,21 @@ from ..encoder.shim import TorchShim, without_graph
 from ..text.arrays import sums
 from ..text.batch import PackedBatch, batch_of_tokens
 from .families import dense_settings
-from .modules import Classifier, PositionClassifier, SequenceClassifier, TokenClassifier
+from .modules import (
+    ChoiceClassifier,
+    Classifier,
+    PositionClassifier,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
 MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
 # What configurations call the rate of a head alone.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
-# An attribute of token heads' models that a component sets, see `TokenClassifier.forward`.
-AGGREGATION = "aggregation"
+# Attributes of token heads' models that a component sets, see `TokenClassifier`.
+AGGREGATION, CRF = "aggregation", "crf"
 
 
 def build_token_head(
@@ -119,6 +125,24 @@ def build_pair_head(
     )
 
 
+def build_choice_head(
+    tok2vec: Model[PackedPairs, HiddenStates],
+    *,
+    dropout: float | None = None,
+    max_windows: int | None = MAX_WINDOWS,
+    rate_factor: float = 1.0,
+    nO: int | None = None,
+) -> Model[PackedPairs, torch.Tensor]:
+    """Build a head that gives a logit to each pair of a text and an option (BERT, section 4.4), as
+    Hugging Face's classes for multiple choice do. The settings are those of `build_pair_head`; nO
+    is 1. Gives logits (n_pairs, 1)."""
+    settings = {"dropout": dropout, "pooling": "pooler"}
+    settings["max_windows"] = check_max_windows(max_windows)
+    return _build(
+        "choice_head", sequence_output, ChoiceClassifier, tok2vec, settings, rate_factor, nO
+    )
+
+
 def build_span_head(
     tok2vec: Model[PackedPairs, HiddenStates],
     *,
@@ -193,6 +217,8 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     checkpoint = checkpoint_behind(tok2vec)
     config = None if checkpoint is None else checkpoint.config
     settings = {k: v for k, v in model.attrs["settings"].values.items() if k != "max_windows"}
+    if CRF in model.attrs:
+        settings[CRF] = model.attrs[CRF]
     if settings["dropout"] is None:
         settings["dropout"] = classifier_dropout(config, module_class)
     if settings.get("pooling") in (None, "pooler"):
@@ -200,13 +226,28 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
     module = module_class(tok2vec.get_dim("nO"), model.get_dim("nO"), **settings)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=getattr(config, "initializer_range", 0.02))
+            nn.init.normal_(layer.weight, std=initializer_range(config))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     if isinstance(module, SequenceClassifier) and checkpoint and reads_last_layer(tok2vec):
         module.start_from(checkpoint)
     shim_of(model).module = module
     return model
+
+
+def initializer_range(config: Any) -> float:
+    """Give the standard deviation that a checkpoint's new weights have; 0.02 without one."""
+    return getattr(config, "initializer_range", 0.02)
+
+
+def add_classes(model: Model, number: int) -> None:
+    """Add classes to a head that has weights, see `Classifier.add_classes`."""
+    shim, checkpoint = shim_of(model), checkpoint_behind(model.get_ref("tok2vec"))
+    module = shim.module
+    assert isinstance(module, Classifier)
+    module.add_classes(number, std=initializer_range(checkpoint and checkpoint.config))
+    shim.module = module  # another one for the optimizer, and for predictions
+    model.set_dim("nO", module.settings["n_classes"], force=True)
 
 
 def set_aggregation(model: Model, aggregation: str) -> None:
@@ -224,15 +265,10 @@ def set_aggregation(model: Model, aggregation: str) -> None:
 def family_settings(
     config: Any, module_class: type[Classifier], *, dropout: float
 ) -> dict[str, Any]:
-    """How a family's class is built.
-
-    config (Any): The checkpoint's configuration, or None for BERT's kind.
-    module_class (Type[Classifier]): The head's module.
-    dropout (float): The rate before the classifier.
-    RETURNS (Dict[str, Any]): The settings of the module that differ from family to family.
-    """
-    dense = dense_settings(config, dropout)
-    if module_class is SequenceClassifier:
+    """Give the settings of a head's module that differ from family to family. `config` is the
+    checkpoint's, None for BERT's kind, `dropout` the rate before the classifier."""
+    dense = dense_settings(config, dropout, is_choice=module_class is ChoiceClassifier)
+    if issubclass(module_class, SequenceClassifier):
         return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
     # Only ModernBERT has one under heads for tokens and spans too.
     is_modern = getattr(config, "model_type", "") == "modernbert"
@@ -240,14 +276,9 @@ def family_settings(
 
 
 def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
-    """The rate that Hugging Face's heads use on a checkpoint.
-
-    config (Any): The checkpoint's configuration, or None.
-    module_class (Type[Classifier]): The head's module.
-    RETURNS (float): The rate; 0.1 without a checkpoint.
-    """
+    """Give the rate that Hugging Face's heads use on a checkpoint; 0.1 without one."""
     of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
-    own = of_sequences if module_class is SequenceClassifier else ()
+    own = of_sequences if issubclass(module_class, SequenceClassifier) else ()
     for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
         rate = getattr(config, name, None)
         if rate is not None:
@@ -256,9 +287,7 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
 
 
 def head_to_files(module: nn.Module) -> Files:
-    """module (Classifier): A head's module.
-    RETURNS (Files): Its settings and weights.
-    """
+    """Give the settings and weights of a head's module."""
     from safetensors.torch import save
 
     assert isinstance(module, Classifier)
@@ -268,10 +297,7 @@ def head_to_files(module: nn.Module) -> Files:
 
 
 def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
-    """module_class (Type[Classifier]): The class of the module.
-    files (Files): What `head_to_files` gave.
-    RETURNS (Classifier): The module.
-    """
+    """Make the module of what `head_to_files` gave."""
     from safetensors.torch import load
 
     module = module_class(**srsly.json_loads(files["config.json"]))
@@ -327,14 +353,20 @@ def forward(
     hidden = pack_vectors(vectors) if foreign else vectors
     shim = shim_of(model)
     how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
+
+    def run(module: nn.Module, states: torch.Tensor) -> Any:
+        output = make_output(module(states, hidden.batch, **how), hidden.batch, **how)
+        transitions = getattr(module, "transitions", None)
+        return output if transitions is None else output._replace(transitions=transitions)
+
     if not is_train:
         module = shim.derive(lambda module, precision: copy_sharing(module).eval())
-        logits = without_graph(lambda: module(hidden.states, hidden.batch, **how))
-        return make_output(logits, hidden.batch, **how), lambda gradient: inputs
+        output = without_graph(lambda: run(module, hidden.states))
+        return map_tensors(output, torch.Tensor.detach), lambda gradient: inputs
 
     states = hidden.states.detach().requires_grad_()
     with shim.training():
-        output = make_output(shim.module(states, hidden.batch, **how), hidden.batch, **how)
+        output = run(shim.module, states)
 
     def backprop(gradient: Any) -> Any:
         shim.backward(tensors_of(output), tensors_of(gradient))

@@ -83,6 +83,18 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, n_classes)
 
+    def add_classes(self, number: int, *, std: float) -> None:
+        """Add classes behind those that there are, whose weights stay. The new ones are initialised
+        as in a new head."""
+        old = self.classifier
+        new = nn.Linear(old.in_features, old.out_features + number)
+        nn.init.normal_(new.weight, std=std)
+        nn.init.zeros_(new.bias)
+        self.classifier = new.to(old.weight.device)
+        copy_corner(old.weight, self.classifier.weight)
+        copy_corner(old.bias, self.classifier.bias)
+        self.settings["n_classes"] += number
+
     def classify(self, states: torch.Tensor) -> torch.Tensor:
         """states (Tensor): (n, width).
         RETURNS (Tensor): Logits (n, n_classes).
@@ -90,6 +102,12 @@ class Classifier(nn.Module):
         if self.dense is not None:
             states = self.dense(states)
         return self.classifier(self.dropout(states))
+
+
+def copy_corner(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy a tensor to where a larger one begins."""
+    with torch.no_grad():
+        target[tuple(map(slice, source.shape))] = source
 
 
 class PositionClassifier(Classifier):
@@ -105,23 +123,36 @@ AGGREGATIONS = ("first", "average", "max", "simple")
 
 class TokenClassifier(Classifier):
     """Classify every token by the hidden state of its first wordpiece, perhaps with an LSTM over
-    the Doc.
+    the Doc: `lstm_width` is the width, in each direction, of two layers over the tokens, 0 for
+    none. With `crf` it has transitions from class to class, see `crf`."""
 
-    width (int): The width of the states.
-    n_classes (int): The number of classes.
-    lstm_width (int): The width, in each direction, of two LSTM layers over the tokens of a Doc;
-        0 for none.
-    settings (Any): As in `Classifier`.
-    """
-
-    def __init__(self, width: int, n_classes: int, *, lstm_width: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        n_classes: int,
+        *,
+        lstm_width: int = 0,
+        crf: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(2 * lstm_width or width, n_classes, **settings)
         self.settings |= {"width": width, "lstm_width": lstm_width}
+        self.transitions = None
+        if crf:
+            self.settings["crf"] = True
+            self.transitions = nn.Parameter(torch.zeros(n_classes + 1, n_classes + 1))
         self.lstm = None
         if lstm_width:
             self.lstm = nn.LSTM(
                 width, lstm_width, num_layers=2, bidirectional=True, batch_first=True
             )
+
+    def add_classes(self, number: int, *, std: float) -> None:
+        super().add_classes(number, std=std)
+        if self.transitions is not None:
+            old, size = self.transitions, self.settings["n_classes"] + 1
+            self.transitions = nn.Parameter(old.new_zeros(size, size))
+            copy_corner(old, self.transitions)
 
     def forward(
         self, states: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
@@ -211,6 +242,11 @@ class SequenceClassifier(Classifier):
         else:
             vectors = states.index_select(0, _to(batch.cu_seqlens[:-1], states))
         return mean_by_group(self.classify(vectors), batch.num_windows)
+
+
+class ChoiceClassifier(SequenceClassifier):
+    """Pool and classify each pair of a text and an option, by the layers that a family has for
+    multiple choice: its encoder's pooler where its class for sequences has another layer."""
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from spacy.attrs import ENT_IOB, ENT_TYPE
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
@@ -18,15 +17,18 @@ from thinc.api import Model
 from ..data.annotations import set_entities
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
+from ..encoder.model import shim_of
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
 from ..text.user_data import set_value
+from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
+from .entities import write_entities
 from .find import register_extensions
 from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
-from .layers import set_aggregation
+from .layers import CRF, set_aggregation
 from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
 from .outputs import TokenLogits
@@ -34,6 +36,7 @@ from .tags import SCHEMES, STRICT_SCHEMES, read_tags
 from .tallies import Counts, Floats, Tally, count_decisions, match_entities, micro
 from .units import ALIGNMENT_MODES, Units, to_tokens
 
+LOSSES = ("softmax", "crf")
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
@@ -60,6 +63,7 @@ SCORES = {
         "incorrect_spans_key": None,
         "alignment_mode": "strict",
         "aggregation": "first",
+        "loss": "softmax",
         "class_weights": None,
         "label_smoothing": 0.0,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
@@ -76,6 +80,7 @@ def make_bert_ner(
     incorrect_spans_key: str | None,
     alignment_mode: str,
     aggregation: str,
+    loss: str,
     class_weights: dict[str, float] | str | None,
     label_smoothing: float,
     scorer: Callable | None,
@@ -102,9 +107,11 @@ def make_bert_ner(
         wordpiece, by the "average" of its wordpieces' probabilities, by the wordpiece of the "max"
         probability; or "simple": wordpieces have the tags, and `alignment_mode` finds the tokens.
         It can be changed when a pipeline is loaded.
+    loss (str): "softmax", the cross-entropy of each token; or "crf", a conditional random field,
+        which learns transitions between tags, at most 200 of them, and weighs whole texts.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label, "O" for tokens of no
-        entity; 1 if not named.
-    label_smoothing (float): As in torch's cross-entropy, 0 to 1.
+        entity; 1 if not named. Not with "crf".
+    label_smoothing (float): As in torch's cross-entropy, 0 to 1. Not with "crf".
     """
     (weights,) = read_text(nlp, name, class_weights=class_weights)
     return BertNER(
@@ -117,6 +124,7 @@ def make_bert_ner(
         incorrect_spans_key=incorrect_spans_key,
         alignment_mode=alignment_mode,
         aggregation=aggregation,
+        loss=loss,
         class_weights=weights,
         label_smoothing=label_smoothing,
         scorer=scorer,
@@ -147,6 +155,7 @@ class BertNER(BertHead):
         incorrect_spans_key: str | None = None,
         alignment_mode: str = "strict",
         aggregation: str = "first",
+        loss: str = "softmax",
         class_weights: dict[str, float] | None = None,
         label_smoothing: float = 0.0,
         scorer: Callable | None = None,
@@ -158,9 +167,17 @@ class BertNER(BertHead):
         for setting, value, values in (
             ("alignment_mode", alignment_mode, ALIGNMENT_MODES),
             ("aggregation", aggregation, AGGREGATIONS),
+            ("loss", loss, LOSSES),
         ):
             if value not in values:
                 raise ValueError(f"{setting} is '{value}'. Choose one of: {', '.join(values)}.")
+        if loss == "crf":
+            if class_weights or label_smoothing:
+                raise ValueError(
+                    f"{name} has class_weights or label_smoothing, which are for single tokens, "
+                    'but loss = "crf" weighs whole texts. Leave them out, or set loss = "softmax".'
+                )
+            model.attrs[CRF] = True
         register_extensions()
         super().__init__(
             vocab,
@@ -174,6 +191,7 @@ class BertNER(BertHead):
             incorrect_spans_key=incorrect_spans_key,
             alignment_mode=alignment_mode,
             aggregation=aggregation,
+            loss=loss,
             label_smoothing=check_label_smoothing(label_smoothing),
         )
         self._moved, self._dropped, self._lost = make_warnings(name)
@@ -254,8 +272,24 @@ class BertNER(BertHead):
                 f'{self.name} was trained with scheme = "{self.cfg["scheme"]}", so it can\'t be '
                 f'loaded with "{self._config["scheme"]}". Train it anew for that.'
             )
+        shim, wanted = shim_of(self.model), self._config["loss"]
+        has_crf = shim.has_module and getattr(shim.module, "transitions", None) is not None
+        if shim.has_module and has_crf != (wanted == "crf"):
+            raise ValueError(
+                f'{self.name} was trained with another loss than "{wanted}": it can\'t be loaded '
+                "with that. Train it anew for that."
+            )
         super()._settle()
         return self
+
+    def check_labels(self) -> None:
+        super().check_labels()
+        if self.cfg["loss"] == "crf" and self.n_classes > MAX_TAGS:
+            raise ValueError(
+                f'{self.name} has {self.n_classes} tags; loss = "crf" takes at most {MAX_TAGS}: '
+                'it learns a transition from each to each. Set loss = "softmax", or scheme = "BIO" '
+                "if it is another one, or use fewer labels."
+            )
 
     def predict(self, docs: Iterable[Doc]) -> TokenLogits:
         set_aggregation(self.model, self.cfg["aggregation"])
@@ -267,7 +301,8 @@ class BertNER(BertHead):
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Cross-entropy in nats, and −log(1 − p) of what is known to be wrong: a weighted mean over
-        the tokens that are annotated and can have a tag, and over the spans that are wrong."""
+        the tokens that are annotated and can have a tag, and over the spans that are wrong. With a
+        conditional random field, −log p of all that is annotated in a Doc, see `crf_loss`."""
         units = Units.of(output, [example.predicted for example in examples])
         gold = read_gold(
             examples,
@@ -283,12 +318,24 @@ class BertNER(BertHead):
         by_label = self.cfg["class_weights"] or {}
         weights = [by_label.get(tag[2:] or tag, 1.0) for tag in self.tags]
         scheme = self.cfg["scheme"]
+        classes = tag_classes(gold, self.tags, scheme)
+        wrong = negations(gold, units, self.tags, scheme, weights)
+        if output.transitions is not None:
+            return crf_loss(
+                output.logits,
+                output.transitions,
+                classes,
+                units.lengths,
+                units.tagged,
+                allowed=allowed_transitions(self.tags, strict=scheme in STRICT_SCHEMES),
+                negations=wrong,
+            )
         return tag_loss(
             output.logits,
-            tag_classes(gold, self.tags, scheme),
+            classes,
             weights=output.logits.new_tensor(weights),
             label_smoothing=self.cfg["label_smoothing"],
-            negations=negations(gold, units, self.tags, scheme, weights),
+            negations=wrong,
         )
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
@@ -326,75 +373,5 @@ class BertNER(BertHead):
         )
         bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
-            self._write(doc, rows[bounds[i] : bounds[i + 1]])
-
-    def _write(self, doc: Doc, entities: list[tuple[int, int, int, float]]) -> None:
-        """Write one Doc's entities: (start, end, label, score). Those of earlier components stay,
-        so a second recognizer adds to the first; what this one found before gives way."""
-        before = get_ent_scores(doc)
-        own = {_place(doc, entry) for entry in before if entry["component"] == self.name}
-        others = [e for e in doc.ents if (e.start, e.end, e.label_) not in own]
-        others = self._without_group(doc, others)
-        blocked = blocked_tokens(doc)
-        taken = {token for ent in others for token in range(ent.start, ent.end)}.union(blocked)
-        entities = [row for row in entities if taken.isdisjoint(range(row[0], row[1]))]
-
-        found = [Span(doc, start, end, label=label) for start, end, label, _ in entities]
-        blocks = [doc[token : token + 1] for token in blocked]
-        doc.set_ents([*others, *found], blocked=blocks, default="outside")
-        entries = [entry for entry in before if entry["component"] != self.name]
-        entries += [
-            {
-                "start_char": span.start_char,
-                "end_char": span.end_char,
-                "label": span.label_,
-                "score": row[3],
-                "component": self.name,
-            }
-            for span, row in zip(found, entities, strict=True)
-        ]
-        if entries or before:
-            entries.sort(key=lambda entry: (entry["start_char"], entry["end_char"]))
-            set_value(ENT_SCORES, doc, entries)
-        if self.cfg["spans_key"] is not None:
-            self._write_group(doc, entities)
-
-    def _without_group(self, doc: Doc, ents: list[Span]) -> list[Span]:
-        """Entities without those that this component has put into its span group, which is how
-        version 0.1 told its own."""
-        key = self.cfg["spans_key"]
-        group = doc.spans.get(key, ())
-        own = {(s.start, s.end, s.label) for s in group if s.id_ == self.name}
-        return [ent for ent in ents if (ent.start, ent.end, ent.label) not in own]
-
-    def _write_group(self, doc: Doc, entities: list[tuple[int, int, int, float]]) -> None:
-        """Write the entities with their probabilities to the span group, beside spans of others. A
-        span's id says who found it, in the group and not in doc.ents."""
-        key = self.cfg["spans_key"]
-        group = list(doc.spans[key]) if key in doc.spans else []
-        # Spans that somebody appended by hand have no score: they are certain.
-        known = doc.spans[key].attrs.get("scores", []) if group else []
-        scores = [*known, *[1.0] * len(group)]
-        scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != self.name]
-        scored += [
-            (Span(doc, start, end, label=label, span_id=self.name), score)
-            for start, end, label, score in entities
-        ]
-        scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
-        doc.spans[key] = [span for span, _ in scored]
-        doc.spans[key].attrs["scores"] = [score for _, score in scored]
-
-
-def _place(doc: Doc, entry: dict[str, Any]) -> tuple[int, int, str] | None:
-    """Find the tokens of an entry of `doc._.ent_scores`: all that it touches, which may have been
-    merged or split since."""
-    span = doc.char_span(entry["start_char"], entry["end_char"], alignment_mode="expand")
-    return None if span is None else (span.start, span.end, entry["label"])
-
-
-def blocked_tokens(doc: Doc) -> list[int]:
-    """RETURNS (List[int]): The tokens that `doc.set_ents(…, blocked=…)` keeps out of entities."""
-    if not doc.has_annotation("ENT_IOB"):
-        return []
-    iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).T
-    return np.flatnonzero((iob == 3) & (label == 0)).tolist()
+            found = rows[bounds[i] : bounds[i + 1]]
+            write_entities(doc, found, component=self.name, spans_key=self.cfg["spans_key"])

@@ -1,12 +1,14 @@
-"""Whether a text entails a hypothesis, contradicts it, or neither."""
+"""What two texts are to each other, by labels: the first entails the second, contradicts it or
+neither, is a paraphrase of it, answers it. With a single label: whether that holds."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from spacy.language import Language
 from spacy.scorer import PRFScore
 from spacy.tokens import Doc
@@ -17,17 +19,20 @@ from thinc.api import Model
 from ..data.annotations import read_hypotheses
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from ..encoder.model import PackedPairs
-from ..text.doc_data import check_texts, drop_results, make_verdict
+from ..encoder.model import PackedPairs, shim_of
+from ..text.doc_data import drop_results, make_verdict
 from ..text.pairs import Pairs
 from ..text.user_data import copy_of_list, set_value
-from .declared import HFClasses, Score, check_softmax, score_weights
+from .declared import Score, score_weights
+from .families import IDENTITY, SIGMOID, as_cross_encoder, cross_encoder_activation
 from .free_text import read_text
 from .layers import MAX_WINDOWS
-from .losses import cross_entropy
+from .losses import cross_entropy, mean_over
 from .pair_head import MAX_CHARS, BertPairHead, match_predictions
 from .tallies import Counts, Floats, precision_recall_f, ratio
 
+NONE = "none"  # the verdict where the only label does not hold
+LEFT_OUT = ""  # of a pair that was too long
 SOFTMAXES = ("labels", "contradiction", "categories")
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
@@ -67,11 +72,13 @@ def make_bert_nli(
     class_weights: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
-    """Create a component that judges hypotheses by the Doc, their premise.
+    """Create a component that judges hypotheses by the Doc, their premise; or any second texts by
+    any labels.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[Pairs, Tensor]): The pair head.
+    Several labels have a softmax. A single one, as of a cross-encoder that says how relevant a
+    passage is, has a sigmoid: name it under [initialize.components], and verdicts of other labels
+    say that it does not hold.
+
     hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
         `doc._.hypotheses` or in a context of `as_tuples`.
     categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
@@ -84,7 +91,6 @@ def make_bert_nli(
         In a config file these settings stand as JSON in a string if they have characters that mean
         something there, see `as_setting`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    scorer (Optional[Callable]): The scorer.
     """
     own_texts, texts_of, weights = read_text(
         nlp, name, hypotheses=hypotheses, categories=categories, class_weights=class_weights
@@ -106,26 +112,23 @@ def is_entailment(label: str) -> bool:
 
 
 def make_nli_scorer() -> Callable:
-    """RETURNS (Callable): The scorer."""
     return score_nli
 
 
-def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-    """Score verdicts.
-
-    examples (Iterable[Example]): The examples.
-    RETURNS (Dict[str, Any]): `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that
-        occur of `nli_f_per_type`, their precision, recall and F; None without any verdict.
-    RAISES (ValueError): If a reference has hypotheses that were not asked of the prediction.
-    """
+def score_nli(
+    examples: Iterable[Example], *, labels: Sequence[str] = (), **kwargs: Any
+) -> dict[str, Any]:
+    """Score verdicts: `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that occur
+    of `nli_f_per_type`, their precision, recall and F; None without any verdict. `labels` are those
+    of the head. Raises ValueError if a reference has hypotheses that were not asked of the
+    prediction."""
     per_type: dict[str, PRFScore] = {}
     right = total = 0
     for example in examples:
-        for gold, predicted in match_predictions(example, "hypotheses", "nli"):
+        for true, guess in match_labels(example, labels):
             total += 1
-            true, guess = gold["label"], predicted["label"] if predicted else None
             right += true == guess
-            for label in {true, guess} - {None}:
+            for label in {true, guess} - {NONE, LEFT_OUT}:
                 score = per_type.setdefault(label, PRFScore())
                 score.tp += label == true == guess
                 score.fp += label == guess != true
@@ -134,9 +137,17 @@ def score_nli(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         return {"nli_acc": None, "nli_macro_f": None, "nli_f_per_type": None}
     return {
         "nli_acc": right / total,
-        "nli_macro_f": sum(score.fscore for score in per_type.values()) / len(per_type),
+        "nli_macro_f": sum(score.fscore for score in per_type.values()) / max(len(per_type), 1),
         "nli_f_per_type": {label: per_type[label].to_dict() for label in sorted(per_type)},
     }
+
+
+def match_labels(example: Example, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the true and the predicted label of each annotated pair. Of a head with a single label
+    it is that or NONE."""
+    for gold, found in match_predictions(example, BertNLI.input_name, BertNLI.output_name):
+        true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
+        yield true if len(labels) != 1 or true in labels else NONE, guess
 
 
 class Judged(NamedTuple):
@@ -147,18 +158,8 @@ class Judged(NamedTuple):
 
 
 class BertNLI(BertPairHead):
-    """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[Pairs, Tensor]): The pair head.
-    name (str): The component's name.
-    hypotheses (Sequence[str]): What to ask of Docs that bring no hypotheses of their own.
-    categories (Optional[Dict[str, str]]): A hypothesis for each category of `doc.cats`.
-    category_softmax (str): "labels", "contradiction" or "categories", see `make_bert_nli`.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If a setting makes no sense.
-    """
+    """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`. The settings are those of
+    `make_bert_nli`; ValueError if one makes no sense."""
 
     factory = "bert_nli"
     scores = SCORES
@@ -166,6 +167,7 @@ class BertNLI(BertPairHead):
     doc_first = True
     json_keys = ("hypotheses",)
     annotation = "verdicts"
+    made_by = "made with spacy_bert_heads.pairs.make_verdict"
     hf_task = "text-classification"
     hf_problem_type = "single_label_classification"
 
@@ -193,10 +195,18 @@ class BertNLI(BertPairHead):
             model,
             name,
             texts=hypotheses,
-            extra=check_texts(list(self.categories.values()), "the config's 'categories'"),
+            extra=self.check_asked(list(self.categories.values()), "the config's 'categories'"),
             class_weights=class_weights,
             scorer=scorer,
         )
+
+    def add_label(self, label: str) -> int:
+        if len(self.labels) == 1 and label not in self.labels and shim_of(self.model).has_module:
+            raise ValueError(
+                f"{self.name} has a single logit, which says whether '{self.labels[0]}' holds; "
+                f"'{label}' can't be added to that. Train a new head with all labels."
+            )
+        return super().add_label(label)
 
     def check_gold(self, example: Example) -> None:
         for text, entry in self.gold_pairs(example):
@@ -221,19 +231,34 @@ class BertNLI(BertPairHead):
         verdicts = copy_of_list(cls.output_name, doc)
         return Counter(verdict["label"] for verdict in verdicts if verdict is not None)
 
+    def start_from_data(self, examples: Iterable[Example]) -> None:
+        """Raise ValueError if there is only one label, and it holds of every pair."""
+        labels = {label for example in examples for label in self.labels_of(example)}
+        if len(self.labels) == 1 and labels == {*self.labels}:
+            raise ValueError(
+                f"{self.name} tells verdicts apart, but the training data has only "
+                f"'{self.labels[0]}'. Annotate pairs of which it does not hold, too."
+            )
+
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
+        activation = cross_encoder_activation(config)
+        if activation is not None:
+            return 3 if len(names) > 1 or activation == SIGMOID else 0
         single = config.problem_type in (None, cls.hf_problem_type)
         return 2 if single and any(map(is_entailment, names)) else 0
 
-    @classmethod
-    def read_hf(cls, config: Any, names: Sequence[str], checkpoint: str) -> HFClasses:
-        check_softmax(names, checkpoint)
-        return super().read_hf(config, names, checkpoint)
+    def hf_settings(self) -> dict[str, Any]:
+        if len(self.labels) > 1:
+            return {**super().hf_settings(), **as_cross_encoder(IDENTITY)}
+        # What transformers learns by a binary cross-entropy, and a cross-encoder by a sigmoid.
+        return {"problem_type": "multi_label_classification", **as_cross_encoder(SIGMOID)}
+
+    def scorer_settings(self) -> dict[str, Any]:
+        return {"labels": self.labels}
 
     def decisions(self, example: Example) -> list[tuple[str, str]]:
-        matched = match_predictions(example, self.input_name, self.output_name)
-        return [(gold["label"], guess["label"] if guess else "") for gold, guess in matched]
+        return [*match_labels(example, self.labels)]
 
     @classmethod
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
@@ -245,31 +270,34 @@ class BertNLI(BertPairHead):
         }
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Softmax cross-entropy in nats, a mean over the annotated pairs, weighted as torch does.
-        `output` has the logits (n_pairs, n_labels)."""
+        """Softmax cross-entropy in nats, or of a single label the binary one: a mean over the
+        annotated pairs, weighted as torch does. `output` has the logits (n_pairs, n_labels)."""
         number = {label: i for i, label in enumerate(self.labels)}
-        classes = []
-        for example in examples:
-            for _, entry in self.taught_pairs(example):
-                if entry["label"] not in number:
-                    self.warn_unknown(entry["label"])
-                classes.append(number.get(entry["label"], -1))
-        return cross_entropy(output, np.asarray(classes), weights=self._weights(output))
+        labels = [entry["label"] for eg in examples for _, entry in self.taught_pairs(eg)]
+        if len(number) == 1:
+            holds = output.new_tensor([float(label in number) for label in labels])
+            losses = F.binary_cross_entropy_with_logits(output[:, 0], holds, reduction="sum")
+            return mean_over(losses, len(labels))
+        for label in labels:
+            if label not in number:
+                self.warn_unknown(label)
+        classes = np.asarray([number.get(label, -1) for label in labels], dtype=np.int64)
+        return cross_entropy(output, classes, weights=self._weights(output))
 
     def read_out(self, output: torch.Tensor) -> Iterable[Judged]:
         """Give a verdict for each pair, from the logits (n_pairs, n_labels)."""
         labels = self.labels
-        for row, logits in zip(output.softmax(-1).tolist(), output.float().cpu(), strict=True):
+        p = output.sigmoid() if len(labels) == 1 else output.softmax(-1)
+        for row, logits in zip(p.tolist(), output.float().cpu(), strict=True):
             probabilities = dict(zip(labels, row, strict=True))
             label = max(labels, key=probabilities.__getitem__)
+            if len(labels) == 1 and row[0] < 0.5:
+                label = NONE
             yield Judged(make_verdict(label, probabilities), logits)
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the verdicts, and what the categories' hypotheses came to.
-
-        docs (Sequence[Doc]): The Docs.
-        results (list): What `predict` gave.
-        """
+        """Write the verdicts, and what the categories' hypotheses came to; `results` is what
+        `predict` gave."""
         for doc, (texts, judged) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
             if n_own:
@@ -307,6 +335,8 @@ class BertNLI(BertPairHead):
         """The probability of each category (n_categories,), from logits (n_categories, n_labels)
         of its hypothesis."""
         entailment = self.labels.index(self.entailment)
+        if len(self.labels) == 1:
+            return logits[:, 0].sigmoid()
         if softmax == "labels":
             return logits.softmax(-1)[:, entailment]
         if softmax == "categories" and len(logits) > 1:
@@ -339,12 +369,12 @@ class BertNLI(BertPairHead):
 
     def check_labels(self) -> None:
         super().check_labels()
-        if len(self.labels) < 2:
+        if len(self.labels) == 1 and self.cfg["class_weights"]:
             raise ValueError(
-                f"{self.name} tells verdicts apart, but the training data has only "
-                f"'{self.labels[0]}'. It needs two labels at least."
+                f"class_weights of {self.name} weighs labels against each other, but it has only "
+                f"'{self.labels[0]}'. Leave class_weights out."
             )
         if self.categories:
             _ = self.entailment  # raises
-            if self.category_softmax != "labels":
+            if self.category_softmax != "labels" and len(self.labels) > 1:
                 _ = self.contradiction

@@ -21,6 +21,8 @@ class TokenLogits(NamedTuple):
     lengths: Ints1d  # (num_docs,) tokens of each Doc
     # Of wordpieces: the characters of each in its Doc (num_wordpieces, 2).
     offsets: Ints2d | None = None
+    # Of a conditional random field, see `crf` (num_classes + 1, num_classes + 1), float32.
+    transitions: torch.Tensor | None = None
 
 
 class SpanLogits(NamedTuple):
@@ -39,6 +41,20 @@ def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     if isinstance(output, tuple):
         return type(output)(*(map_tensors(part, change) for part in output))
     return output
+
+
+def differentiate(loss: Callable[[Any], torch.Tensor], output: Any) -> tuple[torch.Tensor, Any]:
+    """Give a loss of a head's output, and its gradient by the tensors of that, in a structure like
+    that of the output."""
+    leaves = map_tensors(output, lambda tensor: tensor.detach().requires_grad_())
+    with torch.enable_grad():
+        value = loss(leaves)
+    value.backward()
+
+    def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+    return value, map_tensors(leaves, gradient_of)
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import chain, count
 from typing import Any
 
+import srsly
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -14,7 +15,7 @@ from thinc.api import Model
 
 from ..encoder.listener import checkpoint_behind, pack_for
 from ..encoder.model import PackedPairs
-from ..text.doc_data import check_texts, inputs_of, register_extension
+from ..text.doc_data import inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
 from ..text.user_data import copy_of_list, get_list, set_value
 from .find import register_extensions
@@ -27,19 +28,17 @@ MAX_CHARS = 2**18
 class BertPairHead(BertHead):
     """The base of the heads that read pairs. A head defines what it is asked and where the results
     go (`input_name`, `output_name`), which text comes first (`doc_first`) and what its gold data
-    must be (`check_gold`).
+    must be (`check_gold`). What is asked is a second text; or something that has several of them
+    (`texts_of`), whose results `join` puts together.
 
-    vocab (Vocab): The vocabulary.
-    model (Model): The head, with its listener.
-    name (str): The component's name.
-    texts (List[str]): What to ask of each Doc that brings no texts of its own.
-    extra (List[str]): What to ask of every Doc besides, without a word of it in `doc._`.
-    scorer (Optional[Callable]): Scores examples.
-    settings (Any): As in `BertHead`.
-    RAISES (ValueError): If the texts are not a list of strings that say something.
+    `texts` are what to ask of each Doc that brings nothing of its own, `extra` what to ask of every
+    Doc besides, without a word of it in `doc._`. Raises ValueError if the texts are not a list of
+    strings that say something.
     """
 
     doc_first: bool
+    # How users make a gold entry, for messages.
+    made_by = "made with spacy_bert_heads.pairs"
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class BertPairHead(BertHead):
     ) -> None:
         register_extensions()
         super().__init__(vocab, model, name, scorer=scorer, **settings)
-        self.texts = check_texts(texts, f"the config's '{self.input_name}'")
+        self.texts = self.check_asked(texts, f"the config's '{self.input_name}'")
         self.extra = list(extra)
         self._too_long: set[str] = set()  # found in training
 
@@ -75,13 +74,8 @@ class BertPairHead(BertHead):
         nlp: Language | None = None,
         labels: Sequence[str] | str | None = None,
     ) -> None:
-        """Collect the labels and make the weights.
-
-        get_examples (Callable): Returns examples; all are looked at if labels are not given.
-        nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
-        RAISES (ValueError): If there is no label, or no encoder that reads pairs.
-        """
+        """Collect the labels and make the weights, as `BertHead.initialize`. Raises ValueError also
+        if there is no encoder that reads pairs."""
         tok2vec = self.model.get_ref("tok2vec")
         if checkpoint_behind(tok2vec) is None:
             raise ValueError(
@@ -96,39 +90,40 @@ class BertPairHead(BertHead):
     def is_annotated(cls, doc: Doc) -> bool:
         return any(entry is not None for entry in copy_of_list(cls.output_name, doc))
 
-    def gold_pairs(self, example: Example) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Find what a reference teaches.
+    @classmethod
+    def join(cls, results: list[Any]) -> Any:
+        """Make the result for something that is asked of those for its second texts, none of which
+        is None."""
+        (result,) = results
+        return result
 
-        example (Example): An example.
-        YIELDS (Tuple[str, Dict[str, Any]]): Second texts and their gold entries.
-        RAISES (ValueError): If there are not as many entries as texts.
-        """
+    def gold_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
+        """Yield what is asked of a reference with its gold entries. Raises ValueError if there are
+        not as many entries as there is asked."""
         doc = example.reference
         entries = get_list(self.output_name, doc)
         if not entries:
             return
-        texts = inputs_of(doc, self.input_name, [])
-        if len(entries) != len(texts):
+        asked = inputs_of(doc, self.input_name, [], self.check_asked)
+        if len(entries) != len(asked):
             raise ValueError(
-                f"doc._.{self.output_name} has {len(entries)} entries for {len(texts)} "
+                f"doc._.{self.output_name} has {len(entries)} entries for {len(asked)} "
                 f"{self.input_name}. Give one for each, None where there is no annotation: "
                 f"{start_of(doc)}"
             )
-        for text, entry in zip(texts, entries, strict=True):
+        for one, entry in zip(asked, entries, strict=True):
             if entry is not None:
-                yield text, entry
+                yield one, entry
 
-    def taught_pairs(self, example: Example) -> Iterator[tuple[str, dict[str, Any]]]:
+    def taught_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
         """Yield those of `gold_pairs` that the head learns from: texts that are too long to be read
         count in scores, where they are wrong, but teach nothing."""
-        for text, entry in self.gold_pairs(example):
-            if text not in self._too_long:
-                yield text, entry
+        for one, entry in self.gold_pairs(example):
+            if self._too_long.isdisjoint(self.texts_of(one)):
+                yield one, entry
 
     def check_gold(self, example: Example) -> None:
-        """example (Example): An example.
-        RAISES (ValueError): If the head can't learn from an entry of its reference.
-        """
+        """Raise ValueError if the head can't learn from an entry of the reference."""
         raise NotImplementedError
 
     def has_gold(self, example: Example) -> bool:
@@ -148,14 +143,33 @@ class BertPairHead(BertHead):
         doesn't end the run; None if every text is."""
         for example in examples:
             self.check_gold(example)
+        return self._pack_all(
+            [eg.predicted for eg in examples],
+            lambda: [self.flatten(one for one, _ in self.taught_pairs(eg)) for eg in examples],
+        )
+
+    def rehearsal_inputs(self, docs: list[Doc]) -> PackedPairs | None:
+        asked = [self.flatten(self.ask(doc) + self.extra) for doc in docs]
+        pairs = self._pack_all(
+            docs, lambda: [[text for text in own if text not in self._too_long] for own in asked]
+        )
+        if pairs is None:
+            return None
+        return pairs._replace(batch=pairs.batch.sample(self.model.attrs.get("max_windows")))
+
+    def _pack_all(
+        self, docs: list[Doc], list_texts: Callable[[], list[list[str]]]
+    ) -> PackedPairs | None:
+        """Pack Docs with the second texts that `list_texts` gives for each: again without those
+        that turn out to be too long."""
         while True:
-            texts = [[text for text, _ in self.taught_pairs(eg)] for eg in examples]
-            docs = [eg.predicted for eg, asked in zip(examples, texts, strict=True) if asked]
-            texts = [asked for asked in texts if asked]
-            if not texts:
+            with_texts = [pair for pair in zip(docs, list_texts(), strict=True) if pair[1]]
+            if not with_texts:
                 return None
+            docs_asked, texts = map(list, zip(*with_texts, strict=True))
             try:
-                return self.pack(Pairs(docs, texts, self.doc_first), is_train=True)
+                pairs = Pairs(docs_asked, texts, self.doc_first)
+                return self.pack(pairs, is_train=True)
             except TextTooLong as error:
                 self._too_long.update(error.texts)
                 warnings.warn(f"{self.name} does not learn from a pair: {error}", stacklevel=2)
@@ -176,32 +190,34 @@ class BertPairHead(BertHead):
 
     # --- predicting
 
-    def ask(self, doc: Doc) -> list[str]:
-        """Find what is asked of a Doc, and write it there.
+    def ask(self, doc: Doc) -> list[Any]:
+        """Find what is asked of a Doc, and write it there. Raises ValueError if it can't be
+        asked."""
+        asked = inputs_of(doc, self.input_name, self.texts, self.check_asked)
+        if asked:
+            set_value(self.input_name, doc, list(asked))
+        return asked
 
-        doc (Doc): The Doc.
-        RETURNS (List[str]): The second texts.
-        RAISES (ValueError): If they are not a list of strings that say something.
-        """
-        texts = inputs_of(doc, self.input_name, self.texts)
-        if texts:
-            set_value(self.input_name, doc, list(texts))
-        return texts
+    def flatten(self, asked: Iterable[Any]) -> list[str]:
+        """List the second texts of all that is asked."""
+        return [text for one in asked for text in self.texts_of(one)]
 
-    def predict(self, docs: Iterable[Doc]) -> list[tuple[list[str], Any]]:
+    def predict(self, docs: Iterable[Doc]) -> list[tuple[list[Any], list[Any]]]:
         """Read every Doc with its second texts. A Doc without any costs nothing. A text that is
         too long to be read is left out with a warning, so that it takes nothing else with it.
 
-        docs (Iterable[Doc]): The Docs.
-        RETURNS (List[Tuple[List[str], Any]]): For each Doc its texts, and a result for each: None
-            where the text is too long.
-        RAISES (ValueError): If something can't be asked.
+        Gives for each Doc what is asked, and a result for each: None where a text is too long.
+        Raises ValueError if something can't be asked.
         """
         docs = list(docs)
-        texts = [self.ask(doc) + self.extra for doc in docs]
-        pairs = Pairs(docs, texts, self.doc_first)
+        asked = [self.ask(doc) + self.extra for doc in docs]
+        pairs = Pairs(docs, [self.flatten(own) for own in asked], self.doc_first)
         results = chain.from_iterable(map(self._read, pairs.split(MAX_CHARS)))
-        return [(doc_texts, [next(results) for _ in doc_texts]) for doc_texts in texts]
+        return [(own, [self._join_next(one, results) for one in own]) for own in asked]
+
+    def _join_next(self, asked: Any, results: Iterator[Any]) -> Any:
+        own = [next(results) for _ in self.texts_of(asked)]
+        return None if any(result is None for result in own) else self.join(own)
 
     def _read(self, pairs: Pairs) -> list[Any]:
         try:
@@ -225,28 +241,32 @@ class BertPairHead(BertHead):
 
 def match_predictions(
     example: Example, input_name: str, output_name: str
-) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Match the annotated entries of a reference with the predicted ones, by the texts asked.
+) -> Iterator[tuple[Any, Any]]:
+    """Match the annotated entries of a reference with the predicted ones, by what is asked.
 
     Yields gold entry and predicted entry, which is None for what was too long to be read: that is
     wrong whatever the truth. Raises ValueError if the prediction was not asked the same.
     """
     gold, predicted = example.reference, example.predicted
-    found = dict(
-        zip(get_list(input_name, predicted), get_list(output_name, predicted), strict=False)
-    )
-    for text, entry in zip(get_list(input_name, gold), get_list(output_name, gold), strict=False):
+    asked = map(key_of_asked, get_list(input_name, predicted))
+    found = dict(zip(asked, get_list(output_name, predicted), strict=False))
+    for one, entry in zip(get_list(input_name, gold), get_list(output_name, gold), strict=False):
         if entry is None:
             continue
-        if text not in found:
+        if key_of_asked(one) not in found:
             raise ValueError(
-                f"A reference has {input_name} that were not asked of the prediction ('{text}'). "
+                f"A reference has {input_name} that were not asked of the prediction ('{one}'). "
                 "`spacy evaluate` reads texts alone: use `python -m spacy bert evaluate`, or read "
                 "the data with spacy_bert_heads.Corpus.v1."
             )
-        yield entry, found[text]
+        yield entry, found[key_of_asked(one)]
+
+
+def key_of_asked(asked: Any) -> str:
+    """Give what tells something that is asked from others: a text itself."""
+    return asked if isinstance(asked, str) else srsly.json_dumps(asked, sort_keys=True)
 
 
 def start_of(doc: Doc) -> str:
-    """RETURNS (str): How a Doc begins, for an error."""
+    """Quote how a Doc begins, for an error."""
     return f"'{doc[:10].text} …'"

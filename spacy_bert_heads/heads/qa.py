@@ -118,6 +118,7 @@ class BertQA(BertPairHead):
     doc_first = False
     json_keys = ("questions",)
     annotation = "answers"
+    made_by = "made with spacy_bert_heads.pairs.make_answer"
     # The question takes its share: as BERT's own SQuAD code, with Hugging Face's overlaps of 128.
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"

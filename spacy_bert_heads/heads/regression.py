@@ -1,6 +1,6 @@
 """Numbers for a whole text, such as ratings or similarities: one or several, by label."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,17 +51,25 @@ def make_regression_scorer() -> Callable:
 def score_regression(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     """Give the mean squared error and both correlations of each label, and their means. Where a
     label's true or predicted values are all equal, its correlations are undefined: None."""
+    matched = ((gold_values(eg), copy_of_dict("regression", eg.predicted)) for eg in examples)
+    return score_numbers(matched, "regression")
+
+
+Numbers = Mapping[str, float]  # by label
+
+
+def score_numbers(matched: Iterable[tuple[Numbers, Numbers]], prefix: str) -> dict[str, Any]:
+    """Do that for pairs of true and predicted numbers; `prefix` begins the scores' names."""
     rows: dict[str, list[tuple[float, float]]] = {}
-    for example in examples:
-        predicted = copy_of_dict("regression", example.predicted)
-        for label, value in gold_values(example).items():
+    for gold, predicted in matched:
+        for label, value in gold.items():
             if label in predicted:
                 rows.setdefault(label, []).append((value, predicted[label]))
     per_type = {label: compare(*np.asarray(rows[label]).T) for label in sorted(rows)}
-    scores: dict[str, Any] = {"regression_per_type": per_type or None}
+    scores: dict[str, Any] = {f"{prefix}_per_type": per_type or None}
     for name in FIGURES:
         known = [figure for row in per_type.values() if (figure := row[name]) is not None]
-        scores[f"regression_{name}"] = sum(known) / len(known) if known else None
+        scores[f"{prefix}_{name}"] = sum(known) / len(known) if known else None
     return scores
 
 
@@ -94,7 +102,40 @@ def finite(label: str, value: Any, where: str = "") -> float:
     raise ValueError(f"not a finite number: {label!r} is {value!r}{where}")
 
 
-class BertRegression(BertHead):
+def read_numbers(value: Any) -> dict[str, float]:
+    """Read the numbers of a record of JSONL by label, or one alone for the label "score"; null is
+    not annotated. Raises ValueError if one is no finite number."""
+    values = value if isinstance(value, dict) else {"score": value}
+    known = {check_text("label", k): v for k, v in values.items() if v is not None}
+    return {label: finite(label, v) for label, v in known.items()}
+
+
+class NumbersHead(BertHead):
+    """The base of the heads that learn numbers by label, a logit each. A head defines which
+    (`list_gold`)."""
+
+    def list_gold(self, examples: Iterable[Example]) -> Iterable[Numbers]:
+        """Give the true numbers of each row of the logits."""
+        raise NotImplementedError
+
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return {label for numbers in self.list_gold([example]) for label in numbers}
+
+    def start_from_data(self, examples: Iterable[Example]) -> None:
+        gold = self.label_rows(self.list_gold(examples)).astype(np.float64)
+        means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
+        # From 0 the encoder would first be changed to cover the distance to the values.
+        module = shim_of(self.model).module
+        module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
+
+    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over the annotated values of the logits (n, n_labels)."""
+        gold = torch.from_numpy(self.label_rows(self.list_gold(examples))).to(output.device)
+        known = ~gold.isnan()
+        return mean_over(((output - gold.nan_to_num()).square() * known).sum(), known.sum())
+
+
+class BertRegression(NumbersHead):
     """Write a number for each label to `doc._.regression`, a dict."""
 
     factory = "bert_regression"
@@ -104,8 +145,8 @@ class BertRegression(BertHead):
     hf_task = "text-classification"
     hf_problem_type = "regression"
 
-    def labels_of(self, example: Example) -> Iterable[str]:
-        return gold_values(example)
+    def list_gold(self, examples: Iterable[Example]) -> Iterable[Numbers]:
+        return map(gold_values, examples)
 
     @property
     def writes(self) -> set[str]:
@@ -118,9 +159,7 @@ class BertRegression(BertHead):
 
     @classmethod
     def read_json(cls, doc: Doc, value: Any, settings: Any) -> None:
-        values = value if isinstance(value, dict) else {"score": value}
-        known = {check_text("label", k): v for k, v in values.items() if v is not None}
-        set_value("regression", doc, {label: finite(label, v) for label, v in known.items()})
+        set_value("regression", doc, read_numbers(value))
 
     @classmethod
     def count_labels(cls, doc: Doc) -> dict[str, int]:
@@ -131,19 +170,6 @@ class BertRegression(BertHead):
         # Hugging Face's loss also takes a single logit without a problem_type for a number.
         single = config.problem_type is None and len(names) == 1
         return 2 if single or config.problem_type == cls.hf_problem_type else 0
-
-    def start_from_data(self, examples: Iterable[Example]) -> None:
-        gold = self.label_rows(map(gold_values, examples)).astype(np.float64)
-        means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
-        # From 0 the encoder would first be changed to cover the distance to the values.
-        module = shim_of(self.model).module
-        module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
-
-    def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the annotated values of the logits (n_docs, n_labels)."""
-        gold = torch.from_numpy(self.label_rows(map(gold_values, examples))).to(output.device)
-        known = ~gold.isnan()
-        return mean_over(((output - gold.nan_to_num()).square() * known).sum(), known.sum())
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
         """Write the logits (n_docs, n_labels), beside the values of other components."""

@@ -265,6 +265,12 @@ class BertTextCat(BertHead):
         self.cfg["positive_label"] = positive_label
         check_apart(self, classifiers(self))
 
+    def add_label(self, label: str) -> int:
+        is_new = super().add_label(label)
+        if is_new and self.cfg.get("positive_label") is not None:
+            self.cfg["positive_label"] = None  # which was one of two
+        return is_new
+
     def scorer_settings(self) -> dict[str, Any]:
         return {
             "labels": self.labels,

@@ -127,7 +127,6 @@ def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
     """
     name = output.with_suffix("") if output.suffix in (".png", ".html") else output
     files = [name.with_name(f"{name.name}.{kind}") for kind in ("png", "html")]
-    name.parent.mkdir(parents=True, exist_ok=True)
     replace_file(files[0], picture)
     replace_file(files[1], make_page(title, body, style=STYLE).encode())
     return files

@@ -47,6 +47,9 @@ def render_result(result: Result, colours: dict[str, str], lang: str, heading: s
     if result.verdicts:
         verdicts = map(render_judged, result.verdicts)
         parts.append(fold("Verdicts on hypotheses", "verdicts", result, verdicts, heading))
+    if result.choices:
+        choices = map(render_judged, result.choices)
+        parts.append(fold("Multiple choice", "choices", result, choices, heading))
     if result.answers:
         answers = (render_answer(answer, result.text, lang) for answer in result.answers)
         parts.append(fold("Answers to questions", "answers", result, answers, heading))
@@ -143,7 +146,7 @@ def mark_entities(
     return "".join([*parts, escape(text[end:])])
 
 
-# --- categories and verdicts
+# --- categories, verdicts and choices
 
 
 def render_judged(judged: Judged) -> str:

@@ -11,6 +11,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..heads.answers import accepted, compare_answers
+from ..heads.pair_head import key_of_asked
 from ..text.doc_data import get_ent_score
 from ..text.user_data import get_list
 
@@ -19,6 +20,7 @@ TASKS = {
     "entities": "doc.ents",
     "categories": "doc.cats",
     "verdicts": "doc._.nli",
+    "choices": "doc._.chosen",
     "answers": "doc._.answers",
 }
 
@@ -34,7 +36,7 @@ class Entity(NamedTuple):
 
 
 class Category(NamedTuple):
-    """A category, or a label of a verdict."""
+    """A category, a label of a verdict, or an option."""
 
     label: str
     score: float
@@ -43,10 +45,10 @@ class Category(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Categories that one component gives, or the verdict on one hypothesis."""
+    """Categories that one component gives, the verdict on one hypothesis, or a choice."""
 
     title: str
-    categories: list[Category]  # most probable first; none for a hypothesis that was too long
+    categories: list[Category]  # most probable first; none for a text that was too long
     is_right: bool | None
 
 
@@ -73,6 +75,7 @@ class Result:
     entities: list[Entity] | None = None
     categories: list[Judged] = field(default_factory=list)
     verdicts: list[Judged] = field(default_factory=list)
+    choices: list[Judged] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
     def given(self, task: str) -> list[Any]:
@@ -81,7 +84,7 @@ class Result:
             return [(entity.start, entity.end, entity.label) for entity in self.entities or ()]
         if task == "answers":
             return [(answer.question, answer.text) for answer in self.answers]
-        judged = self.categories if task == "categories" else self.verdicts
+        judged = getattr(self, task)
         labels = [[one.label for one in group.categories if one.is_given] for group in judged]
         if task == "categories":  # whichever component gives them
             return sorted(label for group in labels for label in group)
@@ -116,6 +119,11 @@ def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Resu
         result.verdicts = [
             compare_verdict(text, true, found)
             for text, true, found in match(gold, predicted, "hypotheses", "nli")
+        ]
+    if "choices" in tasks:
+        result.choices = [
+            compare_choice(choice, true, found)
+            for choice, true, found in match(gold, predicted, "choices", "chosen")
         ]
     if "answers" in tasks:
         result.answers = [
@@ -185,12 +193,13 @@ def compare_group(
     return Judged(title, categories, is_right)
 
 
-def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[str, Any, Any]]:
+def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[Any, Any, Any]]:
     """Give what was asked with the gold entry, None without one, and with the predicted one, None
     where the text was too long."""
-    true = dict(zip(get_list(inputs, gold), get_list(outputs, gold), strict=False))
+    keys = map(key_of_asked, get_list(inputs, gold))
+    true = dict(zip(keys, get_list(outputs, gold), strict=False))
     asked = zip(get_list(inputs, predicted), get_list(outputs, predicted), strict=False)
-    return [(text, true.get(text), found) for text, found in asked]
+    return [(one, true.get(key_of_asked(one)), found) for one, found in asked]
 
 
 def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
@@ -203,6 +212,19 @@ def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
     ]
     is_right = None if true is None else found is not None and found["label"] == true
     return Judged(hypothesis, categories, is_right)
+
+
+def compare_choice(choice: dict[str, Any], gold: Any, found: Any) -> Judged:
+    """Judge what is chosen; the options stand in the place of labels."""
+    title = choice.get("question") or "Which one?"
+    scores = [] if found is None else found["scores"]
+    categories = [
+        Category(option, score, i == found["answer"], None if gold is None else i == gold["answer"])
+        for i, (option, score) in enumerate(zip(choice["options"], scores, strict=False))
+    ]
+    categories.sort(key=lambda one: -one.score)
+    is_right = None if gold is None else found is not None and found["answer"] == gold["answer"]
+    return Judged(title, categories, is_right)
 
 
 def compare_answer(question: str, gold: Any, found: Any, lang: str) -> Answer:

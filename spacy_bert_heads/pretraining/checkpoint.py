@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ NAME = re.compile(r"step-(\d+)")
 STATE = "state.pt"
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
+def save_state(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    write: Callable[[Path], None] | None = None,
+) -> None:
     """Save the state after a step, of tensors, numbers, strings, and lists and dicts of them, and
-    keep the newest `keep` ones.
+    keep the newest `keep` ones. `write` puts what else belongs to it into its folder.
 
     It is written tensor by tensor, so it takes no memory beside them. It appears under its name in
     one step when all of it is on the disk; only then are older ones deleted. Raises OSError if the
@@ -29,8 +37,13 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> 
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir()
     try:
-        _write(writing / STATE, state)
-        write_digests(writing, [STATE])
+        if write is not None:
+            write(writing)
+        torch.save(state, writing / STATE)
+        files = [path for path in writing.rglob("*") if path.is_file()]
+        for path in files:
+            _sync(path)
+        write_digests(writing, [path.relative_to(writing).as_posix() for path in files])
         _sync(writing / DIGESTS)
         _sync(writing)
         final = folder / f"step-{step}"
@@ -45,22 +58,22 @@ def save_state(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> 
         shutil.rmtree(old)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Load the newest state that is whole, and say what is wrong with newer ones. The state is None
-    if there is none.
-
-    Its tensors are mapped: they are read from the disk where they are copied from, and take no
-    memory until then.
-    """
+def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest state that is whole, None if there is none, and say what is wrong with newer
+    ones."""
     faults: list[str] = []
     for path in list_states(folder):
         damage = find_damage(path)
         if damage is None:
-            return torch.load(
-                path / STATE, weights_only=True, mmap=True, map_location="cpu"
-            ), faults
+            return path, faults
         faults.append(f"{damage[0]} is {damage[1]}.")
     return None, faults
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Load a state. Its tensors are mapped: they are read from the disk where they are copied from,
+    and take no memory until then."""
+    return torch.load(path / STATE, weights_only=True, mmap=True, map_location="cpu")
 
 
 def list_states(folder: Path) -> list[Path]:
@@ -104,11 +117,6 @@ def remove_leftovers(output: Path, num_processes: int) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    torch.save(state, path)
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

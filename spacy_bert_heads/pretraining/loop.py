@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..files import check_folder, mark_folder
-from .checkpoint import list_states, load_state, remove_leftovers
+from .checkpoint import find_newest, list_states, load_state, remove_leftovers
 from .data import Data
 from .guard import Signals, lock_folder
 from .objectives import load_pretrainer
@@ -210,7 +210,8 @@ def find_state(
             )
         processes.wait()  # no process writes before all have checked
         return None
-    state, faults = load_state(states)
+    path, faults = find_newest(states)
+    state = None if path is None else load_state(path)
     processes.wait()
     if state is None and faults:
         raise ValueError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         number = int(os.environ.get("LOCAL_RANK", 0)) if self.size > 1 else gpu_id
+        self.gpu_id = number if gpu_id >= 0 else -1
         self.device = torch.device("cpu" if gpu_id < 0 else f"cuda:{number}")
         if gpu_id >= 0 and number >= torch.cuda.device_count():
             raise ValueError(
@@ -101,21 +102,34 @@ class Processes:
             for parameter in module.parameters():
                 dist.broadcast(parameter.data, 0)
 
-    def sum_gradients(self, module: nn.Module) -> None:
-        """Sum the gradients of a module over all processes, in one call after the backward pass.
+    def tell(self, make: Callable[[], T]) -> T:
+        """Have the first process compute something, and give it to all."""
+        if self.size == 1:
+            return make()
+        told = [make() if self.is_first else None]
+        dist.broadcast_object_list(told, 0, group=self._group)
+        return cast(T, told[0])
+
+    def sum_gradients(
+        self, parameters: Iterable[nn.Parameter], *, num_items: float | None = None
+    ) -> None:
+        """Sum the gradients of parameters over all processes, in one call after the backward pass.
+        If they are means over a number of items, what comes is the mean over those of all
+        processes. A parameter that has no gradient in any process still has none.
 
         Unlike torch's DistributedDataParallel this doesn't overlap with the backward pass, but all
         but the last part of a batch couldn't either. It takes memory for one more set of gradients,
         at a time when the graph's is free.
         """
-        if self.size == 1:
+        learning = [one for one in parameters if one.requires_grad]
+        if self.size == 1 or not learning:
             return
-        learning = [one for one in module.parameters() if one.requires_grad]
-        for one in learning:
-            if one.grad is None:  # this process has no example of the batch
-                one.grad = torch.zeros_like(one)
-        flat = torch.cat([one.grad.flatten() for one in learning if one.grad is not None])
+        factor = 1.0 if num_items is None else num_items
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in learning]
+        notes = grads[0].new_tensor([factor, *(float(one.grad is not None) for one in learning)])
+        flat = torch.cat([notes, *(factor * grad.flatten() for grad in grads)])
         dist.all_reduce(flat)
-        parts = flat.split([one.numel() for one in learning])
-        for one, part in zip(learning, parts, strict=True):
-            one.grad = part.view_as(one)
+        total = 1.0 if num_items is None else (float(flat[0]) or 1.0)
+        parts = flat[len(notes) :].split([one.numel() for one in learning])
+        for one, part, n_grads in zip(learning, parts, flat[1 : len(notes)], strict=True):
+            one.grad = (part / total).view_as(one) if n_grads else None

@@ -96,7 +96,7 @@ class Run:
         self.pretrainer.train()
         sums = self._run(batch, scales)
         self.pretrainer.eval()
-        self.processes.sum_gradients(self.pretrainer)
+        self.processes.sum_gradients(self.pretrainer.parameters())
         parameters = self.pretrainer.parameters()
         norm = nn.utils.clip_grad_norm_(parameters, values.grad_clip or math.inf).item()
         if not math.isfinite(norm):

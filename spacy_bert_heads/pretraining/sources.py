@@ -96,8 +96,8 @@ def list_files(source: str | Path) -> list[Path]:
     files = sorted(found for found in map(Path, glob(str(path), recursive=True)) if found.is_file())
     if not files:
         raise FileNotFoundError(
-            f"{source} does not exist: name a file, a folder, a pattern like 'shards/*.jsonl.gz', "
-            "or - for standard input."
+            f"{source} does not exist: name a file, a folder, or a pattern such as "
+            "'shards/*.jsonl.gz'."
         )
     return files
 

@@ -105,24 +105,23 @@ def get_ent_score(span: Span) -> float | None:
 
 
 def drop_results(doc: Doc, name: str) -> bool:
-    """Take back what was found, because nothing is asked any more.
-
-    doc (Doc): The Doc.
-    name (str): "nli" or "answers".
-    RETURNS (bool): Whether there was anything.
-    """
+    """Take back what was found, "nli" or "answers" and so on, because nothing is asked any more.
+    Gives whether there was anything."""
     return values_of(doc).pop(key_of(name), None) is not None
 
 
-def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
+def inputs_of(
+    doc: Doc,
+    name: str,
+    default: list[Any],
+    check: Callable[[Any, str], list[Any]] | None = None,
+) -> list[Any]:
     """Find what is asked of a Doc: by `doc._`, else by the context of
     `nlp.pipe(…, as_tuples=True)` if that is a dict with this key, else by a component's config.
 
-    doc (Doc): The Doc.
-    name (str): "hypotheses" or "questions".
-    default (List[str]): The component's own list.
-    RETURNS (List[str]): The texts.
-    RAISES (ValueError): If they are not a list of strings that say something.
+    `name` is that of the extension, as "questions", `default` the component's own list. `check`
+    gives the list of what is asked, of such a value and how to call it; by default `check_texts`.
+    Raises ValueError as that does.
     """
     texts = values_of(doc).get(key_of(name))
     where = f"doc._.{name}"
@@ -130,7 +129,7 @@ def inputs_of(doc: Doc, name: str, default: list[str]) -> list[str]:
         texts, where = doc._context.get(name), f"the context's '{name}'"
     if texts is None or (not texts and isinstance(texts, (list, tuple))):
         texts, where = default, f"the config's '{name}'"
-    return check_texts(texts, where)
+    return (check or check_texts)(texts, where)
 
 
 def check_texts(texts: Any, where: str) -> list[str]:
@@ -160,13 +159,37 @@ def check_texts(texts: Any, where: str) -> list[str]:
 
 
 def make_verdict(label: str, scores: dict[str, float] | None = None) -> dict[str, Any]:
-    """Make an entry of `doc._.nli`.
-
-    label (str): The label.
-    scores (Optional[Dict[str, float]]): Probabilities by label; of a true verdict, 1 for its own.
-    RETURNS (Dict[str, Any]): The entry.
-    """
+    """Make an entry of `doc._.nli` of a label and the probabilities by label; of a true verdict, 1
+    for its own."""
     return {"label": label, "scores": {label: 1.0} if scores is None else scores}
+
+
+def check_choices(choices: Any, where: str) -> list[dict[str, Any]]:
+    """Make sure of a list of choices, each a dict with "options", two texts at least, and perhaps a
+    "question". Raises ValueError if it is anything else; `where` is what to call the list then."""
+    if not isinstance(choices, (list, tuple)):
+        raise ValueError(f"{where} must be a list of dicts, not {show(choices)}.")
+    checked = []
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, dict) or "options" not in choice:
+            raise ValueError(
+                f'{where}[{i}] must be a dict with "options" and perhaps a "question", not '
+                f"{show(choice)}."
+            )
+        options = check_texts(choice["options"], f"{where}[{i}]['options']")
+        if len(options) < 2:
+            raise ValueError(f"{where}[{i}] needs two options at least, not {show(options)}.")
+        question = choice.get("question") or ""
+        if question:
+            check_texts([question], f"the question of {where}[{i}]")
+        checked.append({"question": question, "options": options})
+    return checked
+
+
+def make_choice(answer: int, scores: Iterable[float] = ()) -> dict[str, Any]:
+    """Make an entry of `doc._.chosen`: the number of the right option, from 0, and the probability
+    of each, which a true entry does without."""
+    return {"answer": answer, "scores": list(scores)}
 
 
 def make_answer(

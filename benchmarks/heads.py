@@ -1,0 +1,229 @@
+"""What heads and their settings are worth: named jobs, a JSON file for each, tables of those.
+
+    python benchmarks/heads.py DATA ENCODER OUT --list
+    python benchmarks/heads.py DATA ENCODER OUT --jobs "loss-*"
+    python benchmarks/heads.py DATA ENCODER OUT --table
+
+loss-TASK-LOSS-SEED
+    Entities by a softmax over each token's tags, and by a conditional random field.
+choice-TASK-SEED, similarity-stsb-SEED
+    Multiple choice beside chance, and Spearman's correlation.
+added-SEED
+    WNUT17 without one type of entities, then with it: a label is added to the trained head, which
+    learns on from the whole data; or from sentences with the new type alone, in which nothing else
+    is annotated, with rehearsal on the other sentences between, or without. The score is the F1 of
+    the old types on the test set.
+
+Every setting is that of `init-config`, but for what a job is about. Nothing is chosen by a score on
+a test set.
+"""
+
+import random
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import spacy
+import typer
+from jobs import (
+    RATE,
+    SEEDS,
+    Bench,
+    Job,
+    finetune,
+    print_head,
+    print_row,
+    read_results,
+    run_jobs,
+    runs_of,
+    show_jobs,
+    spread,
+)
+from quality import BATCH_SIZE
+from spacy.training import Example
+from spacy.util import fix_random_seed, minibatch
+from thinc.api import Adam, Config
+
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.data.reader import BertCorpus
+from spacy_bert_heads.heads.tallies import match_entities
+
+EPOCHS = 3
+TASKS = ("wnut17", "ncbi")
+LOSSES = ("softmax", "crf")
+CHOICES = ("codah", "copa")
+ALL = 10_000  # examples, more than there are
+NEW = "location"
+WAYS = ("mixed", "new alone", "new and rehearsal")
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
+    encoder: Annotated[str, typer.Argument(help="The checkpoint")],
+    out: Annotated[Path, typer.Argument(help="The folder of the results")],
+    jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
+    precision: str = "fp32",
+    scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
+    show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print, run none")] = False,
+) -> None:
+    """Run the jobs that were not run yet."""
+    bench = Bench(data, encoder, out.absolute(), precision, scale)
+    chosen = [job for job in list_jobs() if fnmatch(job.name, jobs)]
+    if table:
+        print_tables(bench)
+    elif show:
+        show_jobs(bench, chosen)
+    else:
+        bench.out.mkdir(parents=True, exist_ok=True)
+        run_jobs(bench, chosen)
+
+
+def list_jobs() -> list[Job]:
+    """All jobs, seed after seed, so that what is done first is of everything."""
+    jobs = []
+    for seed in SEEDS:
+        for task in TASKS:
+            for loss in LOSSES:
+                name = f"loss-{task}-{loss}-{seed}"
+                jobs.append(Job(name, 12, partial(train, name, task, seed, loss=loss)))
+        for task in (*CHOICES, "stsb"):
+            name = f"{'similarity' if task == 'stsb' else 'choice'}-{task}-{seed}"
+            jobs.append(Job(name, 8, partial(train, name, task, seed)))
+        jobs.append(Job(f"added-{seed}", 20, partial(add_label, seed)))
+    return jobs
+
+
+def train(
+    name: str, task: str, seed: int, bench: Bench, *, loss: str | None = None
+) -> dict[str, Any]:
+    def change(config: Config) -> None:
+        if loss is not None:
+            config["components"]["bert_ner"]["loss"] = loss
+
+    sizes = {"n_train": ALL, "n_dev": 50, "seed": seed, "epochs": EPOCHS}
+    result = finetune(bench, bench.work(name), task, bench.encoder, change=change, **sizes)
+    return {"task": task, "loss": loss, "seed": seed, **result}
+
+
+# --- labels that are added
+
+
+def add_label(seed: int, bench: Bench) -> dict[str, Any]:
+    folder = bench.work(f"added-{seed}")
+    without = folder / "without" / "ner_wnut17"
+    without.mkdir(parents=True, exist_ok=True)
+    for source in (bench.data / "ner_wnut17").glob("*.conll"):
+        text = source.read_text(encoding="utf8")
+        text = text.replace(f"B-{NEW}", "O").replace(f"I-{NEW}", "O")
+        (without / source.name).write_text(text, encoding="utf8")
+    whole = {}
+    for part in ("train", "test"):
+        whole[part] = folder / f"{part}.spacy"
+        convert(bench.data / "ner_wnut17" / f"{part}.conll", whole[part])
+
+    def look(nlp: spacy.Language) -> dict[str, Any]:
+        test = list(BertCorpus(whole["test"])(nlp))
+        before = score(nlp, test)
+        saved = nlp.to_bytes()
+        after = {}
+        for way in WAYS:
+            learner = spacy.blank(nlp.lang).from_config(nlp.config).from_bytes(saved)
+            learn_more(learner, whole["train"], way, seed, bench)
+            after[way] = score(learner, test)
+        return {"before": before, "after": after}
+
+    result = finetune(
+        replace(bench, data=without.parent),
+        folder / "run",
+        "wnut17",
+        bench.encoder,
+        n_train=ALL,
+        n_dev=50,
+        seed=seed,
+        epochs=EPOCHS,
+        look=look,
+    )
+    return {"seed": seed, **result}
+
+
+def learn_more(nlp: spacy.Language, data: Path, way: str, seed: int, bench: Bench) -> None:
+    """Add the label, and learn for an epoch, at a learning rate that falls to 0."""
+    fix_random_seed(seed)
+    nlp.resume_training()
+    nlp.get_pipe("bert_ner").add_label(NEW)
+    examples = list(BertCorpus(data)(nlp))
+    examples = random.sample(examples, min(len(examples), bench.scaled(ALL, BATCH_SIZE)))
+    others = [eg for eg in examples if not has_new(eg)]
+    if way != "mixed":
+        examples = [only_new(eg) for eg in examples if has_new(eg)] * 3
+    batches = [list(batch) for batch in minibatch(examples, BATCH_SIZE)]
+    optimizer = Adam(RATE, use_averages=False, L2=0.01, L2_is_weight_decay=True, grad_clip=1.0)
+    for step, batch in enumerate(batches):
+        optimizer.learn_rate = RATE * (1 - step / len(batches))
+        nlp.update(batch, sgd=optimizer)
+        if way == "new and rehearsal":
+            old = random.sample(others, min(len(others), BATCH_SIZE))
+            nlp.get_pipe("bert_ner").rehearse(old, sgd=optimizer)
+    nlp.get_pipe("bert_encoder").close_step()
+
+
+def has_new(example: Example) -> bool:
+    return any(ent.label_ == NEW for ent in example.reference.ents)
+
+
+def only_new(example: Example) -> Example:
+    """The same where nothing but the new entities is known."""
+    gold = example.reference.copy()
+    gold.set_ents([ent for ent in gold.ents if ent.label_ == NEW], default="missing")
+    return Example(example.predicted, gold)
+
+
+def score(nlp: spacy.Language, examples: list[Example]) -> dict[str, float]:
+    """F1 of the old types, and of the new one."""
+    docs = nlp.pipe([nlp.make_doc(eg.reference.text) for eg in examples])
+    pairs = [
+        pair
+        for eg, doc in zip(examples, docs, strict=True)
+        for pair in match_entities(Example(doc, eg.reference))
+    ]
+    return {
+        "old": f_score([pair for pair in pairs if NEW not in pair]),
+        "new": f_score([pair for pair in pairs if NEW in pair]),
+    }
+
+
+def f_score(pairs: list[tuple[str, str]]) -> float:
+    right = sum(true == guess for true, guess in pairs)
+    return 2 * right / (len(pairs) + right) if pairs else 0.0
+
+
+# --- tables
+
+
+def print_tables(bench: Bench) -> None:
+    done = read_results(bench)
+    print_head("entity F1, test", *LOSSES)
+    for task in TASKS:
+        runs = (runs_of(done, f"loss-{task}-{loss}") for loss in LOSSES)
+        print_row(task, *(spread([run["test"] for run in found]) for found in runs))
+    print()
+    print_head("test", "score")
+    for prefix in (*(f"choice-{task}" for task in CHOICES), "similarity-stsb"):
+        found = runs_of(done, prefix)
+        print_row(prefix, spread([run["test"] for run in found]))
+    print()
+    print_head("WNUT17, F1", "old types", f"loss on these, points, and of {NEW}")
+    runs = runs_of(done, "added")
+    print_row("before", spread([run["before"]["old"] for run in runs]), "")
+    for way in WAYS:
+        old = [run["after"][way]["old"] for run in runs]
+        lost = [100 * (run["before"]["old"] - run["after"][way]["old"]) for run in runs]
+        new = spread([run["after"][way]["new"] for run in runs])
+        print_row(way, spread(old), f"{spread(lost, '.1f')}; {new}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,302 @@
+"""A pipeline that annotates parts: batches of documents, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import spacy
+import torch
+from spacy.cli._util import import_code
+from spacy.tokens import Doc
+
+from ..data.records import is_utf8
+from ..evaluate import load_pipeline, set_precision
+from ..files import naming, replace_file
+from ..heads.find import pair_names, register_extensions
+from ..text.doc_data import check_texts
+from ..text.user_data import set_value
+from .claims import Claim, Range
+from .outputs import WRITERS, Row, Writer
+from .plan import WAIT, Part, Run
+from .records import Columns
+from .source import Document, read_documents
+
+# A batch is so many documents or characters (some 30,000 wordpieces). The encoder cuts it into
+# batches of `max_batch_tokens` wordpieces, the better the more there is to choose from.
+BATCH_DOCS = 512
+BATCH_CHARS = 2**17
+LONGEST_ERROR = 500  # characters
+DEATHS = 2  # of a process with a document that was alone at work, until that one is given up
+
+
+class Unfit(ValueError):
+    """A document can't be annotated. What stands before the first colon is the kind of failure."""
+
+
+class Annotator:
+    """A worker: a pipeline, loaded once, that annotates one part after the other.
+
+    Raises ValueError if the pipeline can't be loaded or annotates nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        job = run.job
+        self.run = run
+        import_code(job.code)
+        register_extensions()
+        if job.num_threads is not None:
+            torch.set_num_threads(job.num_threads)
+            os.environ["RAYON_NUM_THREADS"] = str(job.num_threads)  # of the tokenizer
+        if job.gpu_id >= 0:
+            spacy.require_gpu(job.gpu_id)
+        self.nlp = load_pipeline(job.model)
+        if job.precision is not None:
+            set_precision(self.nlp, job.precision)
+        self.columns = Columns.of(self.nlp)
+        self.nlp.set_error_handler(self._note_error)  # type: ignore[arg-type]
+        self._errors: dict[int, str] = {}
+        self._open: tuple[int, int, Iterator[Document]] | None = None
+
+    def work(self) -> None:
+        """Annotate parts until all of the run are there. Waits for those that others work on, and
+        takes them over if their process dies."""
+        while missing := self.run.missing():
+            if not any([self.try_part(part) for part in missing]):
+                sleep(WAIT)
+
+    def try_part(self, part: Part) -> bool:
+        """Annotate a part, unless it is there or somebody works on it. Tells whether it did."""
+        if self.run.path(part).exists():
+            return False
+        claim = self.run.claim(part)
+        if claim is None:
+            return False
+        with claim:
+            self.annotate(part, claim)
+        return True
+
+    def annotate(self, part: Part, claim: Claim) -> None:
+        """Write a part, which appears when it is whole. Raises OSError with the path if it can't be
+        written."""
+        run, start = self.run, perf_counter()
+        path = run.path(part)
+        left = f".{path.name}~{socket.gethostname()}~"
+        for unfinished in path.parent.glob(f"{left}*"):
+            unfinished.unlink(missing_ok=True)  # of a process that is dead, or gave the part up
+        written = path.with_name(f"{left}{os.getpid()}")
+        figures: dict[str, float] = {"docs": 0, "words": 0}
+        failures: Counter[str] = Counter()
+        try:
+            with (
+                naming(path),
+                closing(self._make_writer(written)) as writer,
+                self.nlp.memory_zone(),  # strings and lexemes of a part are freed with it
+            ):
+                for rows in self._rows(part, claim):
+                    writer.write(rows)
+                    figures["docs"] += len(rows)
+                    figures["words"] += sum(len(row.doc) for row in rows if not row.error)
+                    failures.update(kind_of(row.error) for row in rows if row.error)
+            if figures["docs"] != part.num_docs:
+                raise ValueError(
+                    f"{run.files[part.file].path} has changed since the run began: there are "
+                    f"{figures['docs']:,} documents where {part.num_docs:,} were."
+                )
+            figures |= {"seconds": perf_counter() - start, "memory": peak_memory()}
+            notes = json.dumps(figures | {"failures": failures}).encode("utf8")
+            replace_file(run.notes(part), notes)
+            # Whoever took the part over from us, as if we were dead, has deleted what we wrote.
+            with suppress(FileNotFoundError):
+                written.replace(path)
+        finally:
+            written.unlink(missing_ok=True)
+
+    def _make_writer(self, path: Path) -> Writer:
+        return WRITERS[self.run.job.format](path, self.columns, self.run.plan.types)
+
+    # --- the documents of a part
+
+    def _rows(self, part: Part, claim: Claim) -> Iterator[list[Row]]:
+        deaths = Deaths(claim.died)
+        for first, batch in make_batches(self._read(part), deaths.alone):
+            claim.note((first, first + len(batch)))
+            if deaths.gave_up(first) and len(batch) == 1:
+                reason = f"killed the process: {DEATHS} times, while it was annotated alone"
+                yield [self._failed(batch[0], reason)]
+            else:
+                yield self.annotate_batch(batch)
+
+    def _read(self, part: Part) -> Iterator[Document]:
+        """Read the documents of a part. Where files can only be read from their beginning, reading
+        goes on from the part before."""
+        number, at, documents = self._open or (-1, 0, iter(()))
+        if number != part.file or at > part.first or part.offset is not None:
+            at = part.first
+            documents = read_documents(
+                self.run.files[part.file],
+                self.run.plan.files[part.file].text_column,
+                first=part.first,
+                offset=part.offset,
+                carry=self.run.job.format == "parquet",
+            )
+        self._open = None
+        end = part.first + part.num_docs
+        for number, document in enumerate(documents, at):
+            if number >= part.first:
+                yield document
+            if number + 1 == end:
+                break
+        if part.offset is None:
+            self._open = (part.file, end, documents)
+
+    def annotate_batch(self, batch: Sequence[Document]) -> list[Row]:
+        """Annotate documents together; those that fail by themselves have an error."""
+        self._errors = {}
+        docs = [self._make_doc(number, document) for number, document in enumerate(batch)]
+        asked = [(doc, number) for number, doc in enumerate(docs) if doc is not None]
+        found = self._pipe(asked)
+        for number, document in enumerate(batch):
+            # A component that failed on several documents at once has taken good ones with it.
+            if number not in found and self._errors.get(number, "") == "":
+                doc = self._make_doc(number, document)
+                found |= self._pipe([(doc, number)]) if doc is not None else {}
+        return [
+            Row(document, found[number], self.columns.read(found[number]), None)
+            if number in found
+            else self._failed(document, self._errors.get(number) or "lost: no component says why")
+            for number, document in enumerate(batch)
+        ]
+
+    def _pipe(self, asked: Sequence[tuple[Doc, int]]) -> dict[int, Doc]:
+        annotated = self.nlp.pipe(asked, as_tuples=True, batch_size=max(len(asked), 1))
+        return {number: doc for doc, number in annotated}
+
+    def _make_doc(self, number: int, document: Document) -> Doc | None:
+        """Tokenize a text, and ask what its row asks; note the error and give None if that can't
+        be."""
+        try:
+            text = self._check_text(document)
+            doc = self.nlp.make_doc(text)
+            for name in pair_names():
+                if texts := read_asked(document.columns.get(name), name):
+                    set_value(name, doc, texts)
+        except Unfit as error:
+            self._errors[number] = str(error)
+            return None
+        except Exception as error:  # of somebody's tokenizer
+            self._errors[number] = f"{type(error).__name__} in tokenizer: {error}"
+            return None
+        return doc
+
+    def _check_text(self, document: Document) -> str:
+        text, where = document.text, document.where
+        if document.error is not None:
+            raise Unfit(document.error)
+        if text is None:
+            raise Unfit(f"no text: it is null or missing ({where})")
+        if not isinstance(text, str):
+            raise Unfit(f"no text: it is {type(text).__name__}, not a string ({where})")
+        if not is_utf8(text):
+            raise Unfit(f"not UTF-8: the text ({where})")
+        if len(text) > self.nlp.max_length:
+            raise Unfit(
+                f"too long: {len(text):,} characters, split it into texts of at most "
+                f"{self.nlp.max_length:,} ({where})"
+            )
+        return text
+
+    def _note_error(self, name: str, component: Any, docs: Sequence[Doc], error: Exception) -> None:
+        for doc in docs:
+            alone = len(docs) == 1
+            message = f"{type(error).__name__} in {name}: {error}"
+            self._errors[doc._context] = message if alone else ""
+
+    def _failed(self, document: Document, error: str) -> Row:
+        """Make the row of a document that failed, with as much of a Doc as there can be."""
+        doc = Doc(self.nlp.vocab)
+        text = document.text
+        if isinstance(text, str) and is_utf8(text) and len(text) <= self.nlp.max_length:
+            try:
+                doc = self.nlp.make_doc(text)
+            except Exception:
+                doc = Doc(self.nlp.vocab, [text], [False])
+        error = " ".join(error.split())
+        shown = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 1]}…"
+        return Row(document, doc, None, shown)
+
+
+def kind_of(error: str) -> str:
+    """Give what failures are counted by: the error up to its first colon."""
+    return error.partition(":")[0]
+
+
+def read_asked(value: Any, name: str) -> list[str]:
+    """Read what a row asks: a list of texts, or of objects with one, as `convert` reads them.
+    Raises Unfit if it is anything else."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        keys = (name.removesuffix("s"), "text")
+        value = [
+            next((one[key] for key in keys if key in one), one) if isinstance(one, dict) else one
+            for one in value
+        ]
+    try:
+        return check_texts(value, f"the column '{name}'")
+    except ValueError as error:
+        raise Unfit(f"wrong {name}: {error}") from None
+
+
+class Deaths:
+    """What a part's earlier processes died of: the documents that were at work then."""
+
+    def __init__(self, died: Iterable[Range]) -> None:
+        self.died = [tuple(one) for one in died]
+
+    def alone(self, number: int) -> bool:
+        """Whether a document has to be annotated alone, because some process died with it."""
+        return any(first <= number < stop for first, stop in self.died)
+
+    def gave_up(self, number: int) -> bool:
+        """Whether a document, alone, has ended so many processes that it counts as the cause."""
+        return self.died.count((number, number + 1)) >= DEATHS
+
+
+def make_batches(
+    documents: Iterable[Document], alone: Callable[[int], bool]
+) -> Iterator[tuple[int, list[Document]]]:
+    """Put documents into batches, each with the number of its first; those that are to be alone
+    into one each. Where batches end depends on the documents only, so that every run has the same
+    ones."""
+    batch: list[Document] = []
+    first, chars = 0, 0
+    for number, document in enumerate(documents):
+        size = len(document.text) if isinstance(document.text, str) else 0
+        full = len(batch) == BATCH_DOCS or chars + size > BATCH_CHARS
+        if batch and (full or alone(number) or alone(number - 1)):
+            yield first, batch
+            batch, first, chars = [], number, 0
+        batch.append(document)
+        chars += size
+    if batch:
+        yield first, batch
+
+
+def peak_memory() -> int:
+    """Give the largest resident memory that this process has had, in bytes; 0 where that is not
+    known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,43 @@
+"""The command `bert train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import FORCE, exits_on_error
+from .pretrain import CODE
+
+
+@exits_on_error
+def train_command(
+    ctx: typer.Context,
+    config: Annotated[Path, typer.Argument(help="The config of `spacy train`", exists=True)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder for pipelines and training states")
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest state in the output")
+    ] = False,
+    force: Annotated[bool, FORCE] = False,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
+) -> None:
+    """Train a pipeline as `spacy train` does, on one or more processes, and go on after a break.
+
+    Several GPUs: torchrun --nproc-per-node 4 -m spacy bert train CONFIG --output FOLDER --gpu-id 0
+    """
+    from spacy.cli._util import import_code, parse_config_overrides
+    from spacy.util import load_config
+
+    from ..training.loop import train
+
+    import_code(code)
+    overrides = parse_config_overrides(ctx.args)
+    train(
+        load_config(config, overrides=overrides, interpolate=False),
+        output,
+        resume=resume,
+        force=force,
+        gpu_id=gpu_id,
+    )

@@ -1,0 +1,81 @@
+"""Rows of a multiple choice: a text, perhaps a question about it, and options of which one is right
+(COPA, CODAH, SWAG, HellaSwag, RACE)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .columns import Cells, NoColumns, find_column, list_columns
+from .records import Options, Record, check_text, parse_cell
+
+OPTION = re.compile(r"(choice|ending|option|answer)[ _]?[0-9a-e]", re.IGNORECASE)
+LISTS = ("options", "endings", "choices")
+TEXTS = ("premise", "article", "passage", "context", "ctx", "sent1", "prompt")
+QUESTIONS = ("question", "sent2")
+ANSWERS = ("label", "answer", "answerKey", "answer_key")
+# What COPA's questions are asked by (Roemmele et al. 2011).
+ASKED = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+
+
+def choice_columns(columns: dict[str, Any], options: Options) -> list[str]:
+    """Name the columns of the options: those that the user has named, or that are called so, or one
+    with a list of texts. None if it is no row of a choice."""
+    if options.option_columns:
+        missing = [name for name in options.option_columns if name not in columns]
+        if missing:
+            there = list_columns(columns)
+            raise NoColumns(f"no column named by --option-columns: {', '.join(missing)}, {there}")
+        return list(options.option_columns)
+    if not any(name in columns for name in (options.label_column, *ANSWERS)):
+        return []
+    numbered = [name for name in columns if OPTION.fullmatch(name)]
+    if len(numbered) > 1:
+        return numbered
+    return [name for name in LISTS if _is_list_of_texts(parse_cell(columns.get(name)))][:1]
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(x, str) for x in value)
+
+
+def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
+    """Read a text with its options and the number of the right one, from 0; its letter or its text
+    will do."""
+    given, options = cells.row.cells, cells.options
+    found = [cells.take(name) for name in columns]
+    texts = found[0] if len(found) == 1 and isinstance(found[0], list) else found
+    texts = [check_text("option", text) for text in texts]
+    left = [name for name in given if name not in columns]
+    text = find_column(left, "text", options.text_column)
+    text = text or next((name for name in TEXTS if name in left), None)
+    if text is None:
+        raise NoColumns(f"no column for the text, name it by --text-column: {list_columns(given)}")
+    question = next((name for name in QUESTIONS if name in left and name != text), None)
+    answer = next((x for x in (options.label_column, *ANSWERS) if x in left and x != text), None)
+    asked = cells.take(question) if question else None
+    choice = {
+        "question": ASKED.get(str(asked), asked or ""),
+        "options": texts,
+        "answer": read_answer(cells.take(answer) if answer else None, texts),
+    }
+    record = check_text("text", cells.take_text(text))
+    return Record(cells.row.where, record, values={"choices": [choice]}, is_pair=True)
+
+
+def read_answer(value: Any, options: Sequence[str]) -> int | None:
+    """Give the number of the right option, from 0; None where it is not annotated. Raises
+    ValueError if there is no such option."""
+    if value is None or value == "" or value in (-1, "-1"):
+        return None
+    number = value
+    if isinstance(value, str):
+        letter = value.strip().upper()
+        if value in options:
+            number = options.index(value)
+        elif value.strip().isdecimal():
+            number = int(value)
+        elif len(letter) == 1 and letter.isascii() and letter.isalpha():
+            number = ord(letter) - ord("A")
+    if type(number) is not int or not 0 <= number < len(options):
+        raise ValueError(f"no number of an option, from 0: {value!r}")
+    return number

@@ -1,0 +1,120 @@
+"""Rehearsal: a head that learns something new goes on predicting what it did before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples
+from spacy.util import replace_model_node
+from thinc.api import Model, Optimizer
+
+from ..encoder.listener import BertListener
+from ..encoder.model import PackedPairs, reading_layers
+from ..encoder.step import MeanLoss, note_loss
+from .losses import mean_over, num_items_of
+from .outputs import differentiate, tensors_of
+
+
+def distance(output: Any, old: Any) -> torch.Tensor:
+    """Give half the squared difference between the logits of two outputs for the same batch, a mean
+    over rows: distillation at a high temperature (Hinton et al. 2015, section 2.1). Classes that
+    the old output doesn't have are free. Transitions between classes count in the same way."""
+    total = torch.zeros(())
+    for new, before in zip(tensors_of(output), tensors_of(old), strict=True):
+        common = new[tuple(map(slice, before.shape))]
+        total = total + (common - before).square().sum() / (2 * max(len(before), 1))
+    rows = len(tensors_of(old)[0])
+    return mean_over(total * rows, rows)
+
+
+class Rehearsing:
+    """What heads have for `nlp.resume_training` and `nlp.rehearse`."""
+
+    name: str
+    model: Model
+    finish_update: Callable[[Optimizer], None]
+    note_encoder: Callable[..., None]
+    _listeners: Callable[[], list[BertListener]]
+    _backprop: Callable[[Any, Callable[[Any], Any], float], None]
+    _old: Model | None = None
+
+    @property
+    def _rehearsal_model(self) -> Model | None:
+        """The head as it was when spaCy set this, in `nlp.resume_training`, with its encoder as
+        that was."""
+        return self._old
+
+    @_rehearsal_model.setter
+    def _rehearsal_model(self, model: Model | None) -> None:
+        self._old = model
+        if model is not None:
+            for node in list(model.walk()):
+                if isinstance(node, BertListener):
+                    encoder = node.encoder_for()
+                    # spaCy has copied that of the encoder before, which stands in front.
+                    old = encoder._rehearsal_model or encoder.model.copy()
+                    replace_model_node(model, node, reading_layers(old, node.reads))
+
+    def rehearsal_inputs(self, docs: list[Doc]) -> list[Doc] | PackedPairs | None:
+        """Give what the model reads of Docs, without any gold annotation; None for nothing."""
+        return docs or None
+
+    def rehearse(
+        self,
+        examples: Iterable[Example],
+        *,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+        **config: Any,
+    ) -> dict[str, float]:
+        """Learn to predict what this head predicted when `nlp.resume_training` was called, see
+        `distance`: call it between updates on data that has only new labels, so that the old ones
+        are not forgotten. Gold annotation is not looked at; a head that reads pairs needs what is
+        asked. Without `nlp.resume_training` nothing is done.
+
+        `sgd` updates the head and its encoder; `losses` gets this component's entry.
+
+        Raises ValueError if `nlp.rehearse` calls this and the optimizer can't be found.
+        """
+        losses = {} if losses is None else losses
+        examples = list(examples)
+        validate_examples(examples, f"{type(self).__name__}.rehearse")
+        losses.setdefault(self.name, MeanLoss())
+        docs = [example.predicted for example in examples if len(example.predicted)]
+        inputs = None if self._old is None else self.rehearsal_inputs(docs)
+        if self._old is None or inputs is None:
+            return losses
+        old = self._old.predict(inputs)
+        encoders = {one: one.encoder_for(docs, is_train=True) for one in self._listeners()}
+        for listener, encoder in encoders.items():
+            if not encoder.is_frozen:
+                encoder.open_step(docs, losses, {listener.id})
+        output, backprop = self.model.begin_update(inputs)
+        loss, gradient = differentiate(lambda output: distance(output, old), output)
+        self._backprop(gradient, backprop, num_items_of(loss, default=len(docs)))
+        note_loss(losses, self.name, float(loss.detach()))
+        self.note_encoder(docs)
+        if sgd not in (None, False):
+            sgd = self._optimizer_for(sgd)
+            self.finish_update(sgd)
+            for encoder in encoders.values():
+                if not encoder.is_frozen:
+                    encoder.finish_update(sgd)
+        return losses
+
+    def _optimizer_for(self, sgd: Any) -> Optimizer:
+        """Give the optimizer. `nlp.rehearse` hands components a function that collects gradients,
+        which torch's AdamW has no use for: then it is the pipeline's."""
+        if isinstance(sgd, Optimizer):
+            return sgd
+        pipelines = (one.upstream.nlp() for one in self._listeners() if one.upstream is not None)
+        found = next((nlp._optimizer for nlp in pipelines if nlp is not None), None)
+        if found is None:
+            raise ValueError(
+                f"{self.name} needs an optimizer to rehearse. Call the component itself: "
+                f"nlp.get_pipe('{self.name}').rehearse(examples, sgd=nlp.resume_training())."
+            )
+        return found

@@ -1,0 +1,1 @@
+"""`spacy train` on several processes, and after a break."""

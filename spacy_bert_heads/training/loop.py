@@ -1,0 +1,338 @@
+"""spaCy's training loop, on any number of processes, and going on after a break."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.schemas import ConfigSchemaTraining
+from spacy.training.initialize import init_nlp
+from spacy.training.loop import (
+    create_before_to_disk_callback,
+    create_evaluation_callback,
+    update_meta,
+)
+from spacy.util import load_model, registry, resolve_dot_names
+from thinc.api import Config, constant, fix_random_seed, require_gpu, set_gpu_allocator
+
+from ..encoder.step import MeanLoss
+from ..files import check_folder, mark_folder
+from ..pretraining.checkpoint import (
+    list_states,
+    load_state,
+    remove_leftovers,
+    replace_folder,
+    save_state,
+)
+from ..pretraining.guard import Signals, lock_folder
+from ..pretraining.processes import Processes
+from .batches import Batches
+from .state import (
+    FORMAT,
+    PIPELINE,
+    find_state,
+    flatten,
+    optimizer_state,
+    pack_losses,
+    restore_optimizer,
+    unpack_losses,
+)
+from .update import Updater
+
+Log = Callable[[dict[str, Any] | None], None]
+
+
+def train(
+    config: Config,
+    output: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    gpu_id: int = -1,
+    stdout: IO[str] = sys.stdout,
+    stderr: IO[str] = sys.stderr,
+) -> Language:
+    """Train a pipeline as `spacy train` does. Returns it.
+
+    Started by torchrun, the processes take the steps that one process would take: each has a part
+    of every batch. The first one evaluates and writes. `output` gets `model-best`, `model-last` and
+    a training state at each evaluation. `resume` goes on from the newest one and ends with the same
+    weights as a run without a break, on a CPU to the bit. `force` starts again in a folder that has
+    a run.
+
+    Random numbers of an update (dropout, samples of windows) depend on the seed, the step and the
+    process; those of the order of the examples are spaCy's.
+
+    At SIGTERM or Ctrl-C the run finishes its step, saves a state and raises `SystemExit(143)` or
+    KeyboardInterrupt.
+
+    Raises ValueError if a setting is invalid, the run to resume has other settings, or several
+    processes can't train the pipeline; BlockingIOError if another run has the folder;
+    FloatingPointError if a loss is not finite, before anything is saved; ConnectionError if
+    another process of the run has ended.
+    """
+    processes = Processes(gpu_id)
+    if gpu_id >= 0:
+        require_gpu(processes.gpu_id)
+    with ExitStack() as stack:
+        stack.enter_context(processes.joined())
+        if processes.is_first:
+            has_states = bool(list_states(output / "states"))
+            check_folder(output, "train", force=force or has_states)
+            stack.enter_context(lock_folder(output))
+
+        def say(text: str) -> None:
+            if processes.is_first:
+                print(text, file=stdout, flush=True)
+
+        run = begin(config, output, processes, resume=resume, force=force, say=say)
+        signals = stack.enter_context(Signals(alone=processes.size == 1))
+        log = stack.enter_context(run.logger(stdout, stderr))
+        for info in run.steps():
+            stop = processes.sum([signals.received is not None])[0] > 0
+            if info is not None or stop:
+                run.save(info, log)
+            else:
+                log(None)
+            if stop and not run.is_done:
+                say(f"Stopped after step {run.step}, which is saved. Go on by --resume.")
+                processes.wait()  # torchrun ends the others as soon as one has ended
+                signals.end()
+        run.save_pipeline()
+        say(f"Saved pipeline to output directory: {output / 'model-last'}")
+    return run.nlp
+
+
+def begin(
+    config: Config,
+    output: Path,
+    processes: Processes,
+    *,
+    resume: bool,
+    force: bool,
+    say: Callable[[str], None],
+) -> Run:
+    """Set up a run, from its newest training state if it is resumed. The arguments are those of
+    `train`."""
+    given = config.interpolate()
+    states, path = output / "states", None
+    if resume:
+        path, faults = find_state(states, given)
+        for fault in faults:
+            say(f"{fault} Going back to the state before.")
+        if path is None:
+            say(f"There is nothing to resume in {output}: starting from the beginning.")
+    elif list_states(states) and not force:
+        raise ValueError(
+            f"{output} has a run already. Go on with it by --resume, name another folder, or give "
+            "--force to start again there."
+        )
+    processes.wait()  # no process writes before all have checked
+    if processes.is_first:
+        mark_folder(output, "train")
+        remove_leftovers(output, processes.size)
+        if path is None:
+            for name in ("states", "model-best", "model-last"):
+                shutil.rmtree(output / name, ignore_errors=True)
+    if path is None:
+        # One after the other where it may be downloaded.
+        nlp = processes.in_turn(lambda: init_nlp(config, use_gpu=processes.gpu_id))
+        return Run(nlp, given, output, processes)
+    nlp = load_model(path / PIPELINE)
+    nlp.config = nlp.config.merge(config)
+    run = Run(nlp, given, output, processes)
+    run.restore(load_state(path))
+    say(f"Going on after step {run.step}.")
+    return run
+
+
+class Run:
+    """A training: the pipeline, its optimizer, and where it is."""
+
+    def __init__(
+        self, nlp: Language, given: dict[str, Any], output: Path, processes: Processes
+    ) -> None:
+        self.nlp, self.given, self.output, self.processes = nlp, given, output, processes
+        config = nlp.config.interpolate()
+        seed = config["training"]["seed"]
+        self.seed = processes.tell(lambda: np.random.randint(2**31) if seed is None else seed)
+        fix_random_seed(self.seed)
+        allocator = config["training"]["gpu_allocator"]
+        if processes.gpu_id >= 0 and allocator:
+            set_gpu_allocator(allocator)
+        t = self.settings = registry.resolve(config["training"], schema=ConfigSchemaTraining)
+        train_corpus, dev_corpus = resolve_dot_names(config, [t["train_corpus"], t["dev_corpus"]])
+        self.batches = Batches(nlp, train_corpus, t["batcher"], t["max_epochs"])
+        self.evaluate = create_evaluation_callback(nlp, dev_corpus, t["score_weights"])
+        self.optimizer = t["optimizer"]
+        self.updater = Updater(
+            nlp,
+            self.optimizer,
+            processes,
+            exclude=t["frozen_components"],
+            annotates=t["annotating_components"],
+            accumulate_gradient=t["accumulate_gradient"],
+        )
+        is_number = isinstance(t["dropout"], float)
+        self.dropouts: Iterator[float] = iter(constant(t["dropout"]) if is_number else t["dropout"])
+        self.step = -1  # the last one that was taken; spaCy counts from 0
+        self.results: list[tuple[float, int]] = []  # score and step
+        self.losses: dict[str, float] = {}
+        self.words, self.seconds = 0, 0.0
+        self.before_to_disk = create_before_to_disk_callback(t["before_to_disk"])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `max_steps` are taken, or the score hasn't risen for `patience` steps."""
+        t = self.settings
+        best = max(self.results, key=lambda one: (one[0], -one[1]), default=(0.0, self.step))
+        waited = self.step - best[1]
+        return bool(
+            (t["patience"] and waited >= t["patience"])
+            or (t["max_steps"] and self.step >= t["max_steps"])
+        )
+
+    def steps(self) -> Iterator[dict[str, Any] | None]:
+        """Take a step at a time. Gives what the logger takes at an evaluation, otherwise None."""
+        if self.step >= 0 and self.is_done:
+            return
+        t, begun = self.settings, time.perf_counter() - self.seconds
+        for epoch, batch in self.batches:
+            self.step += 1
+            if t["before_update"]:
+                t["before_update"](self.nlp, {"step": self.step, "epoch": epoch})
+            numbers = np.random.SeedSequence([self.seed, self.step, self.processes.rank])
+            fix_random_seed(int(numbers.generate_state(1)[0]))
+            self.losses = self.updater(batch, dropout=next(self.dropouts), losses=self.losses)
+            self.optimizer.step_schedules()
+            self.words += sum(len(eg) for eg in batch)
+            self.seconds = time.perf_counter() - begun
+            if self.step % t["eval_frequency"]:
+                yield None
+            else:
+                yield self._evaluate(epoch)
+                self.losses = {}
+            if self.is_done:
+                return
+
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
+        """Score the development data. Raises FloatingPointError if a loss is not finite."""
+        losses = mean_losses(self.losses, self.processes)
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss of {name} is {loss} at step {self.step}, so nothing is saved. Lower "
+                    "the learning rate (training.optimizer.learn_rate.initial_rate) or check the "
+                    'data by `bert debug-data`; with precision "fp16", use "bf16". --resume goes '
+                    "on from the last evaluation."
+                )
+
+        def score() -> tuple[float, dict[str, Any]]:
+            with self.nlp.use_params(self.optimizer.averages or {}):
+                return self.evaluate()
+
+        score_, others = self.processes.tell(score)
+        self.results.append((float(score_), self.step))
+        return {
+            "epoch": epoch,
+            "step": self.step,
+            "score": score_,
+            "other_scores": others,
+            "losses": losses,
+            "checkpoints": self.results,
+            "seconds": int(self.seconds),
+            "words": self.words,
+        }
+
+    @contextmanager
+    def logger(self, stdout: IO[str], stderr: IO[str]) -> Iterator[Log]:
+        """Hold the logger of the config, in the first process."""
+        if not self.processes.is_first:
+            yield lambda info: None
+            return
+        with self.nlp.select_pipes(disable=self.updater.exclude):
+            log, end = self.settings["logger"](self.nlp, stdout, stderr)
+        try:
+            yield log
+        finally:
+            end()
+
+    # --- files
+
+    def save(self, info: dict[str, Any] | None, log: Log) -> None:
+        """Save a training state; after an evaluation the pipeline too, as the best if it is."""
+        if info is not None:
+            with self.nlp.select_pipes(disable=self.updater.exclude):
+                update_meta(self.settings, self.nlp, info)
+            is_best = info["score"] == max(self.results)[0]
+            self.save_pipeline(is_best=is_best)
+            info["output_path"] = str(self.output / "model-last")
+            log(info)
+        if self.processes.is_first:
+            losses = {} if info is not None else self.losses
+            state = {
+                "format": FORMAT,
+                "settings": flatten(self.given),
+                "seed": self.seed,
+                "step": self.step,
+                "place": self.batches.place(),
+                "results": [list(result) for result in self.results],
+                "losses": pack_losses(losses),
+                "words": self.words,
+                "seconds": self.seconds,
+                "accumulate_gradient": self.updater.accumulate_gradient,
+                "optimizer": optimizer_state(self.nlp, self.optimizer),
+            }
+
+            def write(folder: Path) -> None:
+                self.nlp.to_disk(folder / PIPELINE)
+
+            save_state(self.output / "states", self.step, state, keep=1, write=write)
+
+    def save_pipeline(self, *, is_best: bool = False) -> None:
+        """Save the pipeline as `model-last`, and as `model-best`: whole, or not at all."""
+        if not self.processes.is_first:
+            return
+        new = self.output / ".new-model"
+        shutil.rmtree(new, ignore_errors=True)
+        with self.nlp.use_params(self.optimizer.averages or {}):
+            self.before_to_disk(self.nlp).to_disk(new)
+        if is_best:
+            best = self.output / ".new-model-best"
+            shutil.rmtree(best, ignore_errors=True)
+            shutil.copytree(new, best)
+            replace_folder(best, self.output / "model-best")
+        replace_folder(new, self.output / "model-last")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `save` wrote. Raises ValueError if the texts have changed."""
+        self.batches.go_to(state["place"])
+        self.seed, self.step = state["seed"], state["step"]
+        self.results = [(score, step) for score, step in state["results"]]
+        self.losses = unpack_losses(state["losses"])
+        self.words, self.seconds = state["words"], state["seconds"]
+        self.updater.accumulate_gradient = state["accumulate_gradient"]
+        restore_optimizer(self.nlp, self.optimizer, state["optimizer"])
+        for _ in range(self.step + 1):
+            self.optimizer.step_schedules()
+            next(self.dropouts)
+
+
+def mean_losses(losses: dict[str, float], processes: Processes) -> dict[str, float]:
+    """Give the mean losses over the updates of all processes."""
+    names = sorted(losses)
+    counts = [getattr(losses[name], "count", 0) for name in names]
+    sums = [losses[name] * (count or 1) for name, count in zip(names, counts, strict=True)]
+    totals = processes.sum([*sums, *counts])
+    return {
+        name: MeanLoss(total / count, int(count)) if count else total
+        for name, total, count in zip(names, totals, totals[len(names) :], strict=False)
+    }

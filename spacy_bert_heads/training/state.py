@@ -1,0 +1,156 @@
+"""What a training goes on from: a pipeline, moments, and where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from spacy.language import Language
+from thinc.api import Config, Model, Optimizer, get_current_ops
+
+from ..encoder.shim import TorchShim
+from ..encoder.step import MeanLoss
+from ..pretraining.checkpoint import find_newest, load_state
+
+FORMAT = 1
+PIPELINE = "pipeline"
+# What may differ between a run and its continuation: where things are and how long it goes on, but
+# not what is learned. Of the texts a checksum is compared.
+FREE = (
+    "paths.",
+    "corpora.train.path",
+    "corpora.dev.",
+    "training.max_steps",
+    "training.max_epochs",
+    "training.patience",
+    "training.logger.",
+    "system.gpu_allocator",
+)
+
+
+def find_state(states: Path, settings: dict[str, Any]) -> tuple[Path | None, list[str]]:
+    """Find the newest training state that is whole, None if there is none, and say what is wrong
+    with newer ones.
+
+    Raises ValueError if no state can be read, another version wrote it, or the settings differ.
+    """
+    path, faults = find_newest(states)
+    if path is None:
+        if faults:
+            raise ValueError(
+                f"No training state in {states} can be read. {' '.join(faults)} Copy them again, "
+                "or give --force, without --resume, to start again."
+            )
+        return None, []
+    state = load_state(path)
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"The run in {states.parent} was begun by another version of this package. End it with "
+            "that one, or start a new run in another folder."
+        )
+    before, now = state["settings"], flatten(settings)
+    for name in sorted(set(before) | set(now)):
+        if not name.startswith(FREE) and before.get(name) != now.get(name):
+            raise ValueError(
+                f"The run began with {name} = {before.get(name)!r}; now it is {now.get(name)!r}. "
+                "Put it back to resume, or start a new run in another folder."
+            )
+    return path, faults
+
+
+def flatten(section: Config | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the values of an interpolated config by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+# --- the optimizer
+
+
+def optimizer_state(nlp: Language, optimizer: Optimizer) -> dict[str, Any]:
+    """Give the moments of all components, those that thinc keeps and those that torch keeps."""
+    arrays = {}
+    for name in ("mom1", "mom2", "averages", "nr_update", "last_seen"):
+        values: dict[tuple[int, str], Any] = getattr(optimizer, name) or {}
+        kept = [(place, key, values[key]) for place, key in _keys(nlp) if key in values]
+        arrays[name] = {f"{place}:{key[1]}": _to_torch(value) for place, key, value in kept}
+    shims = {
+        place: shim.optimization.state_dict() for place, shim in _shims(nlp) if shim.has_module
+    }
+    return {"thinc": arrays, "torch": shims}
+
+
+def restore_optimizer(nlp: Language, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on with what `optimizer_state` gave."""
+    for name, values in state["thinc"].items():
+        if values:
+            getattr(optimizer, name).update(
+                {
+                    key: _from_torch(values[f"{place}:{key[1]}"])
+                    for place, key in _keys(nlp)
+                    if f"{place}:{key[1]}" in values
+                }
+            )
+    for place, shim in _shims(nlp):
+        if place in state["torch"]:
+            shim.optimization.load_state_dict(shim.module, optimizer, state["torch"][place])
+
+
+def _nodes(nlp: Language) -> Iterator[tuple[str, Model]]:
+    """Give the nodes of the components' models, each with a name that is the same in every
+    process."""
+    for name, pipe in nlp.components:
+        model = getattr(pipe, "model", None)
+        if isinstance(model, Model):
+            for i, node in enumerate(model.walk()):
+                yield f"{name}.{i}", node
+
+
+def _shims(nlp: Language) -> Iterator[tuple[str, TorchShim]]:
+    for place, node in _nodes(nlp):
+        for i, shim in enumerate(node.shims):
+            if isinstance(shim, TorchShim):
+                yield f"{place}.{i}", shim
+
+
+def _keys(nlp: Language) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Give the keys of a thinc optimizer, which have the running numbers of nodes and shims."""
+    for place, node in _nodes(nlp):
+        yield from ((place, (node.id, name)) for name in node.param_names)
+    for place, shim in _shims(nlp):
+        if shim.has_module:
+            yield from ((place, (shim.id, name)) for name, _ in shim.module.named_parameters())
+
+
+def _to_torch(value: Any) -> Any:
+    return value if isinstance(value, int) else torch.from_numpy(np.array(_to_numpy(value)))
+
+
+def _to_numpy(value: Any) -> Any:
+    return get_current_ops().to_numpy(value)
+
+
+def _from_torch(value: Any) -> Any:
+    return value if isinstance(value, int) else get_current_ops().asarray(value.numpy().copy())
+
+
+# --- losses since the last evaluation
+
+
+def pack_losses(losses: dict[str, float]) -> dict[str, list[float]]:
+    """Give the losses as numbers: the mean and over how many updates it is, 0 for a sum."""
+    return {name: [float(loss), getattr(loss, "count", 0)] for name, loss in losses.items()}
+
+
+def unpack_losses(packed: dict[str, list[float]]) -> dict[str, float]:
+    """Give the losses back."""
+    return {
+        name: MeanLoss(loss, int(count)) if count else loss
+        for name, (loss, count) in packed.items()
+    }
