@@ -153,6 +153,7 @@ def learn_more(nlp: spacy.Language, data: Path, way: str, seed: int, bench: Benc
     """Add the label, and learn for an epoch, at a learning rate that falls to 0."""
     fix_random_seed(seed)
     nlp.resume_training()
+    nlp.get_pipe("bert_ner").remember()
     nlp.get_pipe("bert_ner").add_label(NEW)
     examples = list(BertCorpus(data)(nlp))
     examples = random.sample(examples, min(len(examples), bench.scaled(ALL, BATCH_SIZE)))

@@ -199,7 +199,7 @@ def test_the_distance_by_hand():
 
 def distance_to_old(nlp, head) -> float:
     inputs = inputs_of(nlp, head)
-    return float(distance(*(m.predict(inputs) for m in (head.model, head._rehearsal_model))))
+    return float(distance(*(m.predict(inputs) for m in (head.model, head._old))))
 
 
 @pytest.mark.filterwarnings("ignore:A learning rate")
@@ -210,10 +210,11 @@ def test_rehearsal_leads_back_to_the_old_predictions(checkpoint):
     encoder, heads = nlp.get_pipe("bert_encoder"), [nlp.get_pipe(kind) for kind in kinds]
     before = {head.name: logits_of(nlp, head.name) for head in heads}
     for head in heads:
-        assert head.rehearse(make_examples(nlp)) == {head.name: 0.0}  # nothing to go by
+        assert head.rehearse(make_examples(nlp)) == {}  # nothing to go by
+        head.remember()
     optimizer = nlp.resume_training()
     optimizer.learn_rate = 1e-3
-    copies = {id(head._rehearsal_model.get_ref("tok2vec").shims[0]) for head in heads}
+    copies = {id(head._old.get_ref("tok2vec").shims[0]) for head in heads}
     assert len(copies) == 1  # one copy of the encoder serves all
     for head in heads:
         losses = head.rehearse(make_examples(nlp))
@@ -222,7 +223,7 @@ def test_rehearsal_leads_back_to_the_old_predictions(checkpoint):
     learn(nlp, [*DATA, NEW], steps=5)
     forgotten = {head.name: distance_to_old(nlp, head) for head in heads}
     for head in heads:
-        old = head._rehearsal_model.predict(inputs_of(nlp, head))
+        old = head._old.predict(inputs_of(nlp, head))
         torch.testing.assert_close(tensors_of(old)[0], before[head.name])
         assert forgotten[head.name] > 1e-3
         updates = encoder.num_updates
@@ -244,20 +245,25 @@ def test_rehearsal_leads_back_to_the_old_predictions(checkpoint):
 def test_a_head_with_an_encoder_of_its_own(checkpoint):
     nlp = build(checkpoint, "textcat")
     nlp.replace_listeners("bert_encoder", "textcat", ["model.tok2vec"])
-    optimizer = nlp.resume_training()
-    head = nlp.get_pipe("textcat")
+    head, optimizer = nlp.get_pipe("textcat"), nlp.resume_training()
+    head.remember()
     head.rehearse(make_examples(nlp), sgd=optimizer)
-    with pytest.raises(ValueError, match="needs an optimizer to rehearse. Call the component"):
+    with pytest.raises(ValueError, match="needs an optimizer to rehearse. Call nlp.resume"):
         nlp.rehearse(make_examples(nlp))
 
 
 def test_texts_that_are_too_long_are_left_out(checkpoint):
     nlp = build(checkpoint, "nli")
-    nlp.resume_training()
     (example, _) = make_examples(nlp)
     head = nlp.get_pipe("nli")
+    head.remember()
     example.predicted._.hypotheses = ["x " * 40, "She left"]
     with pytest.warns(UserWarning, match="does not learn from a pair"):
         assert len(head.rehearsal_inputs([example.predicted]).batch.num_windows) == 1
     example.predicted._.hypotheses = ["x " * 40]
-    assert head.rehearse([example]) == {"nli": 0.0}
+    assert head.rehearse([example]) == {}
+
+
+def test_nothing_is_remembered_without_weights():
+    with pytest.raises(ValueError, match="has no weights yet"):
+        spacy.blank(LANG).create_pipe("bert_textcat").remember()

@@ -10,6 +10,7 @@ from conversion import jsonl
 from hf_models import MOODS, SEQUENCES, save
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin
+from spacy.training import Example
 
 from spacy_bert_heads import from_hf, pairs, to_hf
 from spacy_bert_heads.comparison.compare import compare
@@ -204,7 +205,11 @@ def test_second_texts_of_another_head(installed, tmp_path):
     (example,) = BertCorpus(tmp_path / "a.spacy")(nlp)
     assert example.predicted._.doubts == ["A", "B"]
     assert example.predicted._.certainties == []
-    assert nlp.add_pipe("bert_doubt").writes == {"doc._.certainties"}
+    head = nlp.add_pipe("bert_doubt")
+    assert head.writes == {"doc._.certainties"}
+    doc._.certainties = [pairs.make_verdict("yes"), None]
+    example.predicted._.certainties = [pairs.make_verdict("no"), pairs.make_verdict("yes")]
+    assert head.decisions(Example(example.predicted, doc)) == [("yes", "no")]
 
 
 MODULE = """

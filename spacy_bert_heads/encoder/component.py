@@ -22,7 +22,7 @@ from ..text.unknown import warn_of_unknown
 from .accumulation import Accumulation
 from .cache import StatesCache
 from .encoder import Encoder
-from .hidden_states import HiddenStates
+from .hidden_states import HiddenStates, Layers
 from .identity import count_update
 from .latest import LatestBatch
 from .listened import ListenedTo
@@ -35,6 +35,7 @@ from .model import (
     may_lack_windows,
     pack,
     prepare,
+    reading_layers,
     shim_of,
 )
 from .optimization import AdamSettings, adam_settings
@@ -74,8 +75,7 @@ def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEnc
 
 
 class BertEncoder(ListenedTo, TrainablePipe):
-    """Serve the hidden states of one BERT to every head that listens. The encoder does not set any
-    annotations.
+    """Serve the hidden states of one BERT to every head that listens. It does not set annotations.
 
     Nothing happens until a head asks. The latest batch is kept, so that the heads of a pipeline
     share one pass; in training, so that their gradients add up to one backward pass.
@@ -93,8 +93,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._steps = threading.local()  # the step that is open in a thread
         self.accumulation = Accumulation()
         self._warned: set[str] = set()
-        # Set by nlp.resume_training, as that of every component: what the heads rehearse by.
-        self._rehearsal_model: EncoderModel | None = None
+        self._remembered: tuple[int, EncoderModel] | None = None  # a copy with its version
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
 
@@ -149,12 +148,9 @@ class BertEncoder(ListenedTo, TrainablePipe):
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
         """Answer a listener: with a graph if it is training (else it gives None) and a step is open
         for its Docs in this thread. Hidden states of pairs are not kept, as no other head reads the
-        same pairs.
-
-        Returns the hidden states, and the callback that takes their gradient (num_positions,
-        num_layers * hidden_size). Outside of a step, where this encoder doesn't learn, the callback
-        drops it.
-        """
+        same pairs. Returns the hidden states, and the callback that takes their gradient
+        (num_positions, num_layers * hidden_size); outside of a step, where this encoder doesn't
+        learn, it drops that."""
         docs = inputs.docs if isinstance(inputs, PackedPairs) else inputs
         step = None if listener is None else self._step
         if listener is None or step is None or not step.has(docs):
@@ -222,6 +218,14 @@ class BertEncoder(ListenedTo, TrainablePipe):
         losses.setdefault(self.name, MeanLoss())
         self._steps.open = TrainingStep(self.name, docs, losses, waits_for)
 
+    def remember(self, layers: Layers) -> EncoderModel:
+        """Give a copy of the model as it is now that reads these layers. Until the next update its
+        weights are copied once."""
+        version = shim_of(self.model).version
+        if self._remembered is None or self._remembered[0] != version:
+            self._remembered = version, self.model.copy()
+        return reading_layers(self._remembered[1], layers)
+
     def _expected(self) -> set[int]:
         """The ids of the listeners that are expected to answer."""
         nlp = self.nlp()
@@ -236,10 +240,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
     def finish_update(self, sgd: Optimizer) -> None:
         """Step the weights. While no head has answered yet (`nlp.update(…, sgd=…)` calls this
         before the heads), the optimizer's settings are only noted: AdamW must not touch weights
-        that an open graph still needs.
-
-        Raises ValueError if the optimizer averages parameters.
-        """
+        that an open graph still needs. Raises ValueError if the optimizer averages parameters."""
         rate = sgd.learn_rate * shim_of(self.model).optimization.rate_factor
         if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
             self._warn_once(
@@ -280,8 +281,8 @@ class BertEncoder(ListenedTo, TrainablePipe):
             step.drop()
 
     def use_params(self, params: dict) -> Iterator[None]:
-        """End the open step, because spaCy is about to evaluate with other weights. (A generator,
-        which is what spaCy takes here for a context manager.)"""
+        """End the open step: spaCy is about to evaluate with other weights. (A generator, which it
+        takes for a context manager.)"""
         self.close_step()
         yield from super().use_params(params)
 

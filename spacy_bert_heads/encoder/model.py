@@ -19,7 +19,7 @@ from ..text.pairs import Pairs
 from .adapters import AdapterSettings, make_settings, merge_adapter
 from .checkpoint import Checkpoint
 from .encoder import Encoder
-from .hidden_states import HiddenStates
+from .hidden_states import HiddenStates, Layers
 from .identity import give_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
@@ -216,7 +216,7 @@ def own_encoder(encoder: EncoderModel, listener: Any, component: Any) -> Encoder
     return encoder
 
 
-def reading_layers(encoder: EncoderModel, layers: Any) -> EncoderModel:
+def reading_layers(encoder: EncoderModel, layers: Layers) -> EncoderModel:
     """Give a model with the same weights, not a copy of them, that reads these layers."""
     model: EncoderModel = Model(
         encoder.name,

@@ -142,10 +142,12 @@ def score_nli(
     }
 
 
-def match_labels(example: Example, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the true and the predicted label of each annotated pair. Of a head with a single label
-    it is that or NONE."""
-    for gold, found in match_predictions(example, BertNLI.input_name, BertNLI.output_name):
+def match_labels(
+    example: Example, labels: Sequence[str], names: tuple[str, str] = ("hypotheses", "nli")
+) -> Iterator[tuple[str, str]]:
+    """Yield the true and the predicted label of each annotated pair; `names` are those of the input
+    and the output. Of a head with a single label it is that or NONE."""
+    for gold, found in match_predictions(example, *names):
         true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
         yield true if len(labels) != 1 or true in labels else NONE, guess
 
@@ -258,7 +260,7 @@ class BertNLI(BertPairHead):
         return {"labels": self.labels}
 
     def decisions(self, example: Example) -> list[tuple[str, str]]:
-        return [*match_labels(example, self.labels)]
+        return [*match_labels(example, self.labels, (self.input_name, self.output_name))]
 
     @classmethod
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from spacy.util import replace_model_node
 from thinc.api import Model, Optimizer
 
 from ..encoder.listener import BertListener
-from ..encoder.model import PackedPairs, reading_layers
-from ..encoder.step import MeanLoss, note_loss
+from ..encoder.model import PackedPairs, shim_of
+from ..encoder.step import note_loss
 from .losses import mean_over, num_items_of
 from .outputs import differentiate, tensors_of
 
@@ -31,7 +32,7 @@ def distance(output: Any, old: Any) -> torch.Tensor:
 
 
 class Rehearsing:
-    """What heads have for `nlp.resume_training` and `nlp.rehearse`."""
+    """What heads have for `nlp.rehearse`."""
 
     name: str
     model: Model
@@ -39,24 +40,19 @@ class Rehearsing:
     note_encoder: Callable[..., None]
     _listeners: Callable[[], list[BertListener]]
     _backprop: Callable[[Any, Callable[[Any], Any], float], None]
+    # Not spaCy's `_rehearsal_model`: `spacy train` would copy every sourced head and its encoder.
     _old: Model | None = None
 
-    @property
-    def _rehearsal_model(self) -> Model | None:
-        """The head as it was when spaCy set this, in `nlp.resume_training`, with its encoder as
-        that was."""
-        return self._old
-
-    @_rehearsal_model.setter
-    def _rehearsal_model(self, model: Model | None) -> None:
-        self._old = model
-        if model is not None:
-            for node in list(model.walk()):
-                if isinstance(node, BertListener):
-                    encoder = node.encoder_for()
-                    # spaCy has copied that of the encoder before, which stands in front.
-                    old = encoder._rehearsal_model or encoder.model.copy()
-                    replace_model_node(model, node, reading_layers(old, node.reads))
+    def remember(self) -> None:
+        """Keep a copy of this head and of its encoder as they are now, for `rehearse`. Heads that
+        do so before the next update share the encoder's copy. Raises ValueError if there are no
+        weights yet."""
+        _ = shim_of(self.model).module  # raises
+        old = deepcopy(self.model)
+        for node in list(old.walk()):
+            if isinstance(node, BertListener):
+                replace_model_node(old, node, node.encoder_for().remember(node.reads))
+        self._old = old
 
     def rehearsal_inputs(self, docs: list[Doc]) -> list[Doc] | PackedPairs | None:
         """Give what the model reads of Docs, without any gold annotation; None for nothing."""
@@ -70,10 +66,10 @@ class Rehearsing:
         losses: dict[str, float] | None = None,
         **config: Any,
     ) -> dict[str, float]:
-        """Learn to predict what this head predicted when `nlp.resume_training` was called, see
-        `distance`: call it between updates on data that has only new labels, so that the old ones
-        are not forgotten. Gold annotation is not looked at; a head that reads pairs needs what is
-        asked. Without `nlp.resume_training` nothing is done.
+        """Learn to predict what this head predicted when `remember` was called, see `distance`:
+        call it between updates on data that has only new labels, so that the old ones are not
+        forgotten. Gold annotation is not looked at; a head that reads pairs needs what is asked.
+        Nothing is done without `remember`.
 
         `sgd` updates the head and its encoder; `losses` gets this component's entry.
 
@@ -82,7 +78,6 @@ class Rehearsing:
         losses = {} if losses is None else losses
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.rehearse")
-        losses.setdefault(self.name, MeanLoss())
         docs = [example.predicted for example in examples if len(example.predicted)]
         inputs = None if self._old is None else self.rehearsal_inputs(docs)
         if self._old is None or inputs is None:
@@ -114,7 +109,7 @@ class Rehearsing:
         found = next((nlp._optimizer for nlp in pipelines if nlp is not None), None)
         if found is None:
             raise ValueError(
-                f"{self.name} needs an optimizer to rehearse. Call the component itself: "
-                f"nlp.get_pipe('{self.name}').rehearse(examples, sgd=nlp.resume_training())."
+                f"{self.name} needs an optimizer to rehearse. Call nlp.resume_training() first, or "
+                f"the component: nlp.get_pipe('{self.name}').rehearse(examples, sgd=optimizer)."
             )
         return found
