@@ -38,10 +38,10 @@ from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining.data import Data, Position
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
-from spacy_bert_heads.pretraining.processes import Processes
 from spacy_bert_heads.pretraining.run import Run
 from spacy_bert_heads.pretraining.settings import adam, check_config
 from spacy_bert_heads.pretraining.store import Corpus
+from spacy_bert_heads.runs.processes import Processes
 
 # What others are compared with, in fp32.
 BASE = {"text": "run_mlm", "sentences": "run_mlm, dynamic"}

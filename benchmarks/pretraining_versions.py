@@ -24,12 +24,26 @@ import typer
 
 import spacy_bert_heads
 from spacy_bert_heads.encoder.loading import load_wordpiece_tokenizer
-from spacy_bert_heads.pretraining.checkpoint import load_state, save_state
 from spacy_bert_heads.pretraining.data import Data, Position
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.objectives import Pretrainer, load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
+
+try:
+    from spacy_bert_heads.runs.states import find_newest, load_state, save_state
+
+    def load_newest(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+        return load_state(find_newest(folder)[0])
+
+except ImportError:  # of 0.1
+    from spacy_bert_heads.pretraining import checkpoint
+
+    save_state = checkpoint.save_state
+
+    def load_newest(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+        return checkpoint.load_state(folder)[0]
+
 
 CONFIG = """
 [paths]
@@ -160,7 +174,7 @@ def measure_state(settings: Settings, folder: Path, what: str) -> Found:
     if what == "write":
         save_state(folder, 1, state, keep=1)
     else:
-        found, _ = load_state(folder)
+        found = load_newest(folder)
         for name, part in state.items():
             for key, tensor in part.items():
                 tensor.copy_(found[name][key])

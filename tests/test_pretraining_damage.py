@@ -12,9 +12,9 @@ from hypothesis import settings as configure
 from hypothesis import strategies as st
 from pretraining_runs import log, run_until, weights, write_raw
 
-from spacy_bert_heads.pretraining.checkpoint import list_states
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.settings import Settings, adam, check_config
+from spacy_bert_heads.runs.states import list_states
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ..files import check_folder, mark_folder
-from .checkpoint import find_newest, list_states, load_state, remove_leftovers
+from ..runs.guard import Signals, lock_folder
+from ..runs.processes import Processes
+from ..runs.states import find_newest, list_states, load_state, remove_leftovers
 from .data import Data
-from .guard import Signals, lock_folder
 from .objectives import load_pretrainer
-from .processes import Processes
 from .reports import Report, mend_log, open_logger
 from .run import FORMAT, Run
 from .settings import Settings
