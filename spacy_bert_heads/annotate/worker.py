@@ -16,8 +16,8 @@ from typing import Any
 
 import spacy
 import torch
-from spacy.cli._util import import_code
 from spacy.tokens import Doc
+from spacy.util import import_file
 
 from ..data.records import is_utf8
 from ..evaluate import load_pipeline, set_precision
@@ -53,7 +53,8 @@ class Annotator:
     def __init__(self, run: Run) -> None:
         job = run.job
         self.run = run
-        import_code(job.code)
+        if job.code is not None:
+            import_code(job.code)
         register_extensions()
         if job.num_threads is not None:
             torch.set_num_threads(job.num_threads)
@@ -247,6 +248,15 @@ class Annotator:
         error = " ".join(error.split())
         shown = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 1]}…"
         return Row(document, doc, None, shown)
+
+
+def import_code(path: Path) -> None:
+    """Import a file of the user. Raises ValueError if that fails; spaCy's own function would end
+    the process."""
+    try:
+        import_file("python_code", path)
+    except Exception as error:
+        raise ValueError(f"'{path}' can't be imported: {error!r}") from error
 
 
 def kind_of(error: str) -> str:
