@@ -110,7 +110,7 @@ def speed(
             output.unlink(missing_ok=True)
             command = [str(output) if word == "OUT" else word for word in commands[name]]
             if not name.startswith("pipe"):
-                command += ["--docs-per-part", "100"]
+                command += ["--docs-per-part", "50"]
             start, cpu = time.perf_counter(), cpu_of_children()
             environment = os.environ | {"OMP_NUM_THREADS": "2"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -374,6 +374,17 @@ def test_memory_of_a_part_is_freed_with_it(joint, tmp_path):
     assert (len(vocab.strings), sum(1 for _ in vocab)) == (strings, lexemes)
 
 
+def test_many_new_words_have_the_pipeline_loaded_anew(joint, corpus, once, tmp_path, monkeypatch):
+    monkeypatch.setattr("spacy_bert_heads.annotate.worker.MAX_NEW_WORDS", 12)
+    annotator = Annotator(open_run(Job(str(joint), str(corpus), tmp_path / "out", docs_per_part=3)))
+    used = []
+    for part in annotator.run.parts:
+        used.append(annotator.nlp.vocab)
+        annotator.try_part(part)
+    assert [vocab is used[0] for vocab in used] == [True, True, False]
+    assert read(tmp_path / "out") == once
+
+
 def test_progress(joint, corpus, tmp_path, monkeypatch):
     from spacy_bert_heads.annotate import run as module
 

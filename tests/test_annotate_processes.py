@@ -168,5 +168,6 @@ def test_an_error_of_a_worker_ends_the_run(joint, corpus, tmp_path, engine):
     arguments += ["--code", code, *engine]
     process = subprocess.run([str(one) for one in arguments], capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr.splitlines()[-1] == "Error: the code is wrong"
+    message = f"Error: '{code}' can't be imported: ValueError('the code is wrong')"
+    assert process.stderr.splitlines()[-1] == message
     assert parts(tmp_path / "out") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -15,8 +16,8 @@ from typing import Any
 
 import spacy
 import torch
-from spacy.cli._util import import_code
 from spacy.tokens import Doc
+from spacy.util import import_file
 
 from ..data.records import is_utf8
 from ..evaluate import load_pipeline, set_precision
@@ -34,6 +35,7 @@ from .source import Document, read_documents
 # batches of `max_batch_tokens` wordpieces, the better the more there is to choose from.
 BATCH_DOCS = 512
 BATCH_CHARS = 2**17
+MAX_NEW_WORDS = 2_000_000  # 70 MB
 LONGEST_ERROR = 500  # characters
 DEATHS = 2  # of a process with a document that was alone at work, until that one is given up
 
@@ -51,20 +53,33 @@ class Annotator:
     def __init__(self, run: Run) -> None:
         job = run.job
         self.run = run
-        import_code(job.code)
+        if job.code is not None:
+            import_code(job.code)
         register_extensions()
         if job.num_threads is not None:
             torch.set_num_threads(job.num_threads)
             os.environ["RAYON_NUM_THREADS"] = str(job.num_threads)  # of the tokenizer
         if job.gpu_id >= 0:
             spacy.require_gpu(job.gpu_id)
-        self.nlp = load_pipeline(job.model)
-        if job.precision is not None:
-            set_precision(self.nlp, job.precision)
+        self._load()
         self.columns = Columns.of(self.nlp)
-        self.nlp.set_error_handler(self._note_error)  # type: ignore[arg-type]
         self._errors: dict[int, str] = {}
         self._open: tuple[int, int, Iterator[Document]] | None = None
+
+    def _load(self) -> None:
+        self.nlp = load_pipeline(self.run.job.model)
+        if self.run.job.precision is not None:
+            set_precision(self.nlp, self.run.job.precision)
+        self.nlp.set_error_handler(self._note_error)  # type: ignore[arg-type]
+        self._num_lexemes = len(self.nlp.vocab)
+
+    def _free_words(self) -> None:
+        """Load the pipeline anew after many new words. A memory zone frees their lexemes, but not
+        their places in the vocabulary's table, which `len` goes on counting."""
+        if len(self.nlp.vocab) > self._num_lexemes + MAX_NEW_WORDS:
+            del self.nlp
+            gc.collect()
+            self._load()
 
     def work(self) -> None:
         """Annotate parts until all of the run are there. Waits for those that others work on, and
@@ -82,6 +97,7 @@ class Annotator:
             return False
         with claim:
             self.annotate(part, claim)
+        self._free_words()
         return True
 
     def annotate(self, part: Part, claim: Claim) -> None:
@@ -232,6 +248,15 @@ class Annotator:
         error = " ".join(error.split())
         shown = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 1]}…"
         return Row(document, doc, None, shown)
+
+
+def import_code(path: Path) -> None:
+    """Import a file of the user. Raises ValueError if that fails; spaCy's own function would end
+    the process."""
+    try:
+        import_file("python_code", path)
+    except Exception as error:
+        raise ValueError(f"'{path}' can't be imported: {error!r}") from error
 
 
 def kind_of(error: str) -> str:
