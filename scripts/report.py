@@ -1,6 +1,8 @@
 """The end of the demo: how each pipeline does beside a trivial baseline, and a page of what the
 joint one finds."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -80,6 +82,9 @@ def main(
     )
     output.write_text(html, encoding="utf8")
     msg.good(f"{output}: {len(shown)} reports with what the joint pipeline found in them")
+    python = os.path.relpath(sys.executable)
+    command = f"{python} -m spacy bert serve {training / JOINT / 'model-best'}"
+    msg.info("To try it on texts of your own, run this and open http://127.0.0.1:8000", command)
 
 
 def predict(nlp: Language, data: Path) -> tuple[list[Example], float]:

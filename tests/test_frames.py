@@ -13,7 +13,7 @@ OURS = str(Path(spacy_bert_heads.__file__).parent)
 
 
 def frames_of_ours(nlp, model, head: str) -> list[str]:
-    """Our frames on the stack when transformers begins, from the head's `predict` on."""
+    """Our frames on the stack when transformers' embeddings begin, from the head's `predict`."""
     seen: list[list[str]] = []
 
     def note(module, args, kwargs):
@@ -23,7 +23,7 @@ def frames_of_ours(nlp, model, head: str) -> list[str]:
 
     for shim in model.shims:
         shim.version += 1  # so that the inference copy gets the hook
-        hook = shim.module.model.register_forward_pre_hook(note, with_kwargs=True)
+        hook = shim.module.model.embeddings.register_forward_pre_hook(note, with_kwargs=True)
     nlp.get_pipe(head).predict(make_docs(nlp)[:1])
     hook.remove()
     return seen[0]

@@ -16,8 +16,9 @@ from thinc.api import Adam
 from torch import nn
 from transformers.activations import GELUActivation
 
-from spacy_bert_heads.encoder import inference
+from spacy_bert_heads.encoder import fused, inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
+from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.inference import (
     Int8Linear,
@@ -30,6 +31,7 @@ from spacy_bert_heads.encoder.inference import (
 )
 from spacy_bert_heads.encoder.model import encoder_of, shim_of
 from spacy_bert_heads.encoder.shim import resolve_precision
+from spacy_bert_heads.text.batch import PackedBatch, cumulate
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
 CPU = torch.device("cpu")
@@ -58,9 +60,13 @@ def states(nlp):
 
 
 def run_bert(bert, layers=None):
-    ids = torch.tensor([bert.checkpoint.tokenizer.tokenizer.encode("Anna left Skagen").ids])
+    ids = torch.tensor(bert.checkpoint.tokenizer.tokenizer.encode("Anna left Skagen").ids)
+    at = torch.arange(len(ids))
+    layout = BucketedBatch(
+        ids, torch.zeros_like(ids), at >= 0, at, shapes=[(1, len(ids))], is_padded=[False]
+    )
     with torch.no_grad():
-        return bert(ids, torch.zeros_like(ids), torch.ones_like(ids), layers)[0]
+        return bert.run(layout, layers)
 
 
 def cosines(a, b):
@@ -274,6 +280,24 @@ def test_packed_states_in_every_family(family, tmp_path):
     fast = for_inference(bert, "fp32")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("packing")
+@pytest.mark.parametrize("family", fused.FAMILIES)
+@pytest.mark.parametrize("lengths", [(7,), (16,), (5, 5), (9, 3, 4, 20)])
+def test_fused_layers_are_the_familys_own(family, lengths, folders):
+    bert = load_encoder(folders(family))
+    fast = for_inference(bert, "fp32")
+    assert fast.is_fused is bool(bert.interface)  # transformers 4 has no such ELECTRA
+    torch.manual_seed(0)
+    ids = torch.randint(5, 20, (sum(lengths),)).numpy()
+    batch = PackedBatch(ids, np.zeros_like(ids), cumulate(np.asarray(lengths)), np.ones(1, int))
+    layers = (0, 1, 2)
+    made, exact = (one.encode(batch, layers, max_batch_tokens=32).states for one in (fast, bert))
+    torch.testing.assert_close(made, exact, atol=1e-5, rtol=1e-5)
+    made, exact = (one.encode(batch, max_batch_tokens=32).states for one in (fast, bert))
+    torch.testing.assert_close(made, exact, atol=1e-5, rtol=1e-5)
 
 
 @needs_onednn

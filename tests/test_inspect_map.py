@@ -59,7 +59,7 @@ def test_a_limit_takes_the_same_documents_of_the_whole_file(tmp_path):
 def test_a_documents_vector_is_the_mean_of_its_states(checkpoint, layer):
     source = open_source(checkpoint)
     texts = ["Anna swam.", *SENTENCES]
-    vectors = encode_documents(source, [source.nlp.make_doc(text) for text in texts], layer)
+    vectors = encode_documents(source, [source.nlp.make_doc(text) for text in texts], [layer])[:, 0]
     tokenizer, model = (
         AutoTokenizer.from_pretrained(checkpoint),
         AutoModel.from_pretrained(checkpoint),
@@ -104,7 +104,7 @@ def test_layers_and_methods_of_a_map(checkpoint, monkeypatch):
     labelled = Labelled(docs, ["x", "y"] * 6, 0)
     last, first = map_documents(source, labelled), map_documents(source, labelled, layer=0)
     assert (last.layer, first.layer, last.depth) == (2, 0, 2)
-    vectors = encode_documents(source, docs, 2)
+    vectors = encode_documents(source, docs, [2])[:, 0]
     np.testing.assert_allclose(last.points, pca(vectors)[0], atol=1e-6)
     assert (last.accuracy, last.chance) == nearest_neighbour_accuracy(vectors, ["x", "y"] * 6)
     by_tsne = map_documents(source, labelled, method="tsne")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from joint import annotate, assert_same, make_docs
 
+from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.attention import PackedAttention
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import attention_interface
@@ -23,13 +24,23 @@ def nlp(joint):
     return spacy.load(joint)
 
 
+@pytest.fixture
+def unfused(joint, monkeypatch):
+    """The same pipeline with the code of transformers, which needs the mode."""
+    monkeypatch.setattr(inference, "packing_pays", lambda: False)
+    nlp = spacy.load(joint)
+    nlp("Anna Grete left Skagen on Tuesday")
+    return nlp
+
+
 @pytest.mark.skipif(
     attention_interface() != "function mode", reason="this transformers needs no function mode"
 )
 @pytest.mark.parametrize("name", ["_push_mode", "_pop_mode"])
 @pytest.mark.parametrize("before", [True, False])
-def test_an_interrupt_between_two_instructions(nlp, monkeypatch, name, before):
+def test_an_interrupt_between_two_instructions(unfused, monkeypatch, name, before):
     """As a signal arrives before or after attention's mode goes onto torch's stack or off it."""
+    nlp = unfused
     expected = annotate(nlp)
     plain = getattr(torch.overrides, name)
     depth = torch._C._len_torch_function_stack()

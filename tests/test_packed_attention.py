@@ -262,7 +262,7 @@ def test_one_kernel_for_sequences_of_any_length(tmp_path, monkeypatch, family):
     calls = []
     with torch.no_grad():
         expected = bert.run(layout)
-        monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
+        monkeypatch.setattr(attention, "load_varlen", lambda: varlen_by_hand)
         monkeypatch.setattr(attention, "uses_varlen", lambda query: calls.append(1) or True)
         bert.multiplies_by_onednn = True  # so that there is padding behind the buckets
         made = bert.run(layout)
@@ -274,7 +274,7 @@ def test_that_kernel_is_for_a_gpu_in_half_precision():
     half, device = torch.zeros(1, dtype=torch.bfloat16), SimpleNamespace(type="cuda")
     on_gpu = SimpleNamespace(device=device, dtype=half.dtype)
     with torch.no_grad():
-        assert attention.uses_varlen(on_gpu) == (attention.varlen_attn is not None)
+        assert attention.uses_varlen(on_gpu) == (attention.load_varlen() is not None)
         assert not attention.uses_varlen(half)
         assert not attention.uses_varlen(SimpleNamespace(device=device, dtype=torch.float32))
     assert not attention.uses_varlen(on_gpu)  # its gradient is not known to us

@@ -17,9 +17,11 @@ from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
 from .evaluate import evaluate_command
+from .glue import glue_command
 from .hugging_face import from_hf_command, to_hf_command
 from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
 from .pretrain import fill_mask_command, prepare_command, pretrain_command
+from .serve import serve_command
 from .train import train_command
 
 bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
@@ -45,6 +47,8 @@ bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("compare")(compare_command)
 bert_app.command("annotate")(annotate_command)
+bert_app.command("glue")(glue_command)
+bert_app.command("serve")(serve_command)
 bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)
 bert_app.command("from-hf")(from_hf_command)

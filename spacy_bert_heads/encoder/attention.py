@@ -16,12 +16,6 @@ from torch import nn
 
 from .buckets import BucketedBatch, round_up
 
-varlen_attn: Any
-try:  # torch 2.10
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-
 NAME = "spacy_bert_heads"  # in the configuration of a model
 KEYS = 16  # that a processor with AVX-512 takes at once
 
@@ -37,8 +31,10 @@ class PackedAttention:
         # A processor takes what is left of a vector of keys one by one, which takes longer than
         # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
         is_cpu = layout.input_ids.device.type == "cpu"
-        step = KEYS if is_cpu and not torch.is_grad_enabled() else 1
-        self._widths = [round_up(length, step) for _, length in layout.shapes]
+        self._step = KEYS if is_cpu and not torch.is_grad_enabled() else 1
+        self._is_one_sequence = len(layout.input_ids) == layout.shapes[0][1]
+        self._one_mask: torch.Tensor | None = None
+        self._widths = [round_up(length, self._step) for _, length in layout.shapes]
         self._masks = [
             F.pad(mask, (0, width - mask.shape[1]))[:, None, None]
             if is_padded or width > mask.shape[1]
@@ -59,15 +55,33 @@ class PackedAttention:
         sliding_window: int | None = None,
     ) -> torch.Tensor:
         """Attend. `query`, `key` and `value` are (1, num_heads, num_positions, head_size), where
-        there may be more positions than the buckets have; `scale` is 1 / sqrt(head_size) if not
-        given; with a `sliding_window` a position sees those less than so far away.
+        there may be more positions than the buckets have. The rest is as in `attend`.
+        """
+        self.num_calls += 1
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
+        return self.attend(q, k, v, dropout=dropout, scale=scale, sliding_window=sliding_window)
+
+    def attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        sliding_window: int | None = None,
+    ) -> torch.Tensor:
+        """Attend. `queries`, `keys` and `values` are (num_positions, num_heads, head_size); `scale`
+        is 1 / sqrt(head_size) if not given; with a `sliding_window` a position sees those less than
+        so far away.
 
         Returns (num_positions, num_heads, head_size).
         """
-        self.num_calls += 1
-        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-        if sliding_window is None and not dropout and uses_varlen(queries):
-            return self._attend_varlen(queries, keys, values, scale)
+        if sliding_window is None and not dropout:
+            if uses_varlen(queries):
+                return self._attend_varlen(queries, keys, values, scale)
+            if self._is_one_sequence and len(keys) % self._step == 0:
+                return self._attend_one(queries, keys, values, scale)
         sizes = [n * length for n, length in self.layout.shapes]
         beyond = len(queries) - sum(sizes)
         sizes.append(beyond)  # padding behind the buckets
@@ -75,7 +89,7 @@ class PackedAttention:
         found = []
         parts = zip(*(states.split(sizes) for states in (queries, keys, values)), strict=True)
         masks = self._masks if sliding_window is None else self._band(sliding_window)
-        drops = dropout > 0 and query.device.type == "cpu"
+        drops = dropout > 0 and queries.device.type == "cpu"
         attend = attend_and_drop if drops else F.scaled_dot_product_attention
         for shape, width, mask, (q, k, v) in zip(
             self.layout.shapes, self._widths, masks, parts, strict=False
@@ -87,6 +101,18 @@ class PackedAttention:
             found.append(out.transpose(1, 2).flatten(0, 1))
         found.append(values[len(values) - beyond :])  # nothing is made of padding
         return torch.cat(found)
+
+    def _attend_one(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """Attend within one sequence, padding behind it included, which nothing sees."""
+        length, width = len(self.layout.mask), len(key)
+        if length < width and self._one_mask is None:
+            self._one_mask = query.new_zeros(1, 1, 1, width)
+            self._one_mask[..., length:] = -torch.inf
+        q, k, v = (one.transpose(0, 1).unsqueeze(0) for one in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, self._one_mask, scale=scale)
+        return out[0].transpose(0, 1)
 
     def _attend_varlen(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -100,7 +126,7 @@ class PackedAttention:
         if scale is not None:  # its own is 1 / sqrt(head_size)
             query = query * (scale * query.shape[-1] ** 0.5)
         packed = (states.index_select(0, places) for states in (query, key, value))
-        out = varlen_attn(*packed, cu_seqlens, cu_seqlens, longest, longest)
+        out = load_varlen()(*packed, cu_seqlens, cu_seqlens, longest, longest)
         return torch.zeros_like(query).index_copy_(0, places, out)
 
     def _band(self, sliding_window: int) -> list[torch.Tensor]:
@@ -123,11 +149,22 @@ def uses_varlen(query: torch.Tensor) -> bool:
     """Whether torch has a kernel for sequences of any length here: on a GPU, in half precision,
     without a graph."""
     return (
-        varlen_attn is not None
-        and query.device.type == "cuda"
+        query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and not torch.is_grad_enabled()
+        and load_varlen() is not None
     )
+
+
+@cache
+def load_varlen() -> Any:
+    """Import that kernel, None before torch 2.10. Only where it is used: torch's compiler comes
+    with it, which takes a second."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 @cache

@@ -17,9 +17,18 @@ from ..text.arrays import Ints1d
 from ..text.batch import PackedBatch
 from .adapters import replace_module
 from .attention import NAME, Dropout, PackedAttention, register
-from .buckets import BucketedBatch, Part, common_size, group_buckets, lay_out, make_buckets
+from .buckets import (
+    BucketedBatch,
+    Part,
+    common_size,
+    group_buckets,
+    lay_out,
+    lay_out_one,
+    make_buckets,
+)
 from .checkpoint import Checkpoint
 from .function_mode import AttentionMode, drop_ended_modes
+from .fused import run_layers
 from .hidden_states import HiddenStates
 
 # Families in which wordpieces of different positions meet in attention alone, and attention is that
@@ -33,14 +42,15 @@ class Encoder(nn.Module):
     """Run Hugging Face's model of a checkpoint over packed batches.
 
     `multiplies_by_onednn` says whether linear layers are oneDNN's, as in the inference copy on most
-    CPUs: the number of rows is then rounded up to one of few sizes.
+    CPUs: the number of rows is then rounded up to one of few sizes. `is_fused` says that its layers
+    are those of `fused.py`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.checkpoint = checkpoint
         self.model: Any = checkpoint.model
-        self.multiplies_by_onednn = False
+        self.multiplies_by_onednn = self.is_fused = False
         self.interface = attention_interface() if can_pack(checkpoint) else ""
         self._takes_types = checkpoint.takes("token_type_ids")
         if self.interface == "registered":
@@ -90,6 +100,9 @@ class Encoder(nn.Module):
         was_enabled = torch.is_grad_enabled()
         try:
             torch._C._set_grad_enabled(False)
+            if len(batch.cu_seqlens) == 2:  # one sequence, which needs no other order
+                (part,) = self.lay_out(batch, max_batch_tokens)
+                return HiddenStates(self.run(part.layout, layers).float(), batch, layers)
             size = self.checkpoint.hidden_size * len(layers)
             states = torch.empty(len(batch.input_ids), size, device=self.device)
             for part in self.lay_out(batch, max_batch_tokens):
@@ -119,6 +132,8 @@ class Encoder(nn.Module):
     def lay_out(self, batch: PackedBatch, max_batch_tokens: int) -> list[Part]:
         """Group the sequences of a batch into parts of at most `max_batch_tokens` positions,
         padding included, that are run at once."""
+        if len(batch.cu_seqlens) == 2:
+            return [lay_out_one(batch, self.device)]
         lengths, overhead = batch.seqlens, self.bucket_overhead
         buckets = make_buckets(lengths, max_tokens=max_batch_tokens, overhead=overhead)
         groups = group_buckets(buckets, lengths, max_batch_tokens)
@@ -145,6 +160,10 @@ class Encoder(nn.Module):
         if not self.interface:
             return self._run_each(layout, layers)
         inputs, attention = self._inputs(layout), PackedAttention(layout)
+        if self.is_fused:
+            states = run_layers(self.model, self.model.embeddings(**inputs)[0], attention)
+            chosen = [states[n][: len(layout.input_ids)] for n in layers]
+            return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
         if self.interface == "registered":
             output = self.model(**inputs, **self._ask_for(layers), packed_attention=attention)
         else:
@@ -194,7 +213,7 @@ class Encoder(nn.Module):
             types = F.pad(layout.token_type_ids, (0, beyond))[None]
             uses_types = checkpoint.uses_token_types
             inputs["token_type_ids"] = types if uses_types else torch.zeros_like(input_ids)
-        if self.interface == "function mode":
+        if self.interface == "function mode" and not self.is_fused:
             # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at
             # one.
             inputs["attention_mask"] = torch.ones_like(input_ids)

@@ -17,6 +17,7 @@ from torch import nn
 
 from .adapters import Bottleneck, LowRank, replace_module
 from .encoder import Encoder
+from .fused import fuse_layers
 from .parameters import copy_sharing
 
 TRIM_AFTER = 32768  # wordpieces
@@ -43,6 +44,7 @@ def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
     model: Any = copy_sharing(
         encoder.model, lambda weight: nn.Parameter(weight.to(dtype), requires_grad=False)
     )
+    is_fused = layer is not None and bool(encoder.interface) and fuse_layers(model)
     if layer is not None:
         for name, module in list(model.named_modules()):
             parent = model.get_submodule(name.rpartition(".")[0])
@@ -53,6 +55,7 @@ def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
         fuse(model)
     fast = copy.copy(encoder)
     fast._modules = {**encoder._modules, "model": model}
+    fast.is_fused = is_fused
     fast.multiplies_by_onednn = is_cpu and (layer is not None or precision == "bf16")
     return fast.eval()  # whatever another thread does with the weights
 

@@ -2,7 +2,8 @@
 neither, is a paraphrase of it, answers it. With a single label: whether that holds."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,14 @@ from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs, shim_of
 from ..text.doc_data import drop_results, make_verdict
+from ..text.pairs import Pairs
 from ..text.user_data import copy_of_list, set_value
 from .declared import Score, score_weights
 from .families import IDENTITY, SIGMOID, as_cross_encoder, cross_encoder_activation
 from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
-from .pair_head import BertPairHead, match_predictions
+from .pair_head import MAX_CHARS, BertPairHead, match_predictions
 from .tallies import Counts, Floats, precision_recall_f, ratio
 
 NONE = "none"  # the verdict where the only label does not hold
@@ -306,18 +308,40 @@ class BertNLI(BertPairHead):
                 drop_results(doc, self.output_name)
             if self.categories:
                 logits = torch.stack([one.logits for one in judged[n_own:]])
-                scores = self._category_scores(logits).tolist()
+                scores = self._category_scores(logits, self.category_softmax).tolist()
                 doc.cats.update(zip(self.categories, scores, strict=True))
 
-    def _category_scores(self, logits: torch.Tensor) -> torch.Tensor:
+    def classify(
+        self, docs: Sequence[Doc], asked: Sequence[tuple[Mapping[str, str], str | None]]
+    ) -> list[dict[str, float]]:
+        """Give each Doc the probabilities of categories of its own, and write nothing: zero-shot
+        classification (Yin et al. 2019, section 5).
+
+        `asked` has for each Doc a hypothesis by category, at least one, and what their
+        probabilities are among, see `make_bert_nli`; None for the component's own
+        `category_softmax`. Raises TextTooLong for a hypothesis that doesn't fit into a window.
+        """
+        texts = [list(categories.values()) for categories, _ in asked]
+        parts = Pairs(list(docs), texts, self.doc_first).split(MAX_CHARS)
+        judged = chain.from_iterable(
+            self.read_out(self.model.predict(self.pack(part))) for part in parts
+        )
+        found = []
+        for categories, softmax in asked:
+            logits = torch.stack([one.logits for one in islice(judged, len(categories))])
+            scores = self._category_scores(logits, softmax or self.category_softmax)
+            found.append(dict(zip(categories, scores.tolist(), strict=True)))
+        return found
+
+    def _category_scores(self, logits: torch.Tensor, softmax: str) -> torch.Tensor:
         """The probability of each category (n_categories,), from logits (n_categories, n_labels)
         of its hypothesis."""
         entailment = self.labels.index(self.entailment)
         if len(self.labels) == 1:
             return logits[:, 0].sigmoid()
-        if self.category_softmax == "labels":
+        if softmax == "labels":
             return logits.softmax(-1)[:, entailment]
-        if self.category_softmax == "categories" and len(logits) > 1:
+        if softmax == "categories" and len(logits) > 1:
             return logits[:, entailment].softmax(0)
         both = [entailment, self.labels.index(self.contradiction)]
         return logits[:, both].softmax(-1)[:, 0]

@@ -13,7 +13,7 @@ from spacy.tokens import Doc
 
 from ..data.reader import BertCorpus
 from ..heads.modules import mean_by_group
-from .source import Floats2d, Source, encode_layers
+from .source import Floats2d, Floats3d, Source, encode_layers
 
 BATCH_DOCS = 256  # Docs whose hidden states are in memory at once
 NEAREST_ROWS = 1024  # rows of the matrix of all distances that are in memory at once
@@ -102,21 +102,21 @@ def map_documents(
         )
     (layer,) = source.encoder.checkpoint.layer_numbers([layer])
     reduce = pca if method == "pca" else tsne
-    vectors = encode_documents(source, labelled.docs, layer)
+    vectors = encode_documents(source, labelled.docs, [layer])[:, 0]
     points, axes = reduce(vectors)
     accuracy, chance = nearest_neighbour_accuracy(vectors, labelled.categories)
     return MapView(source.name, layer, source.depth, points, axes, accuracy, chance)
 
 
-def encode_documents(source: Source, docs: Sequence[Doc], layer: int) -> Floats2d:
-    """Return the mean hidden state of each Doc (n_docs, width), as a category head with
-    `pooling = "mean"` has it: special tokens included, windows averaged."""
+def encode_documents(source: Source, docs: Sequence[Doc], layers: Sequence[int]) -> Floats3d:
+    """Return the mean hidden states of each Doc (n_docs, n_layers, width), as a category head with
+    `pooling = "mean"` has them: special tokens included, windows averaged."""
     parts = []
     for start in range(0, len(docs), BATCH_DOCS):
         batch = source.pack(docs[start : start + BATCH_DOCS])
-        states = encode_layers(source.encoder, batch, [layer])[:, 0]
+        states = encode_layers(source.encoder, batch, layers).flatten(1)
         means = mean_by_group(mean_by_group(states, batch.seqlens), batch.num_windows)
-        parts.append(means.double().cpu().numpy())
+        parts.append(means.unflatten(1, (len(layers), -1)).double().cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -1,0 +1,74 @@
+"""The command `serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from spacy.cli._util import import_code
+
+from .common import exits_on_error
+
+
+@exits_on_error
+def serve_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; 0.0.0.0 is for all networks")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535)] = 8000,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a batch waits for more requests")
+    ] = 5,
+    batch_wordpieces: Annotated[
+        int, typer.Option(min=1, help="The most wordpieces of a batch, about")
+    ] = 2048,
+    queue_wordpieces: Annotated[
+        int, typer.Option(min=1, help="The most wordpieces that wait, about; more is status 429")
+    ] = 65536,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to an answer; later is status 504")
+    ] = 30,
+    max_body: Annotated[int, typer.Option(min=1, help="The most bytes of a request")] = 2**20,
+    max_texts: Annotated[int, typer.Option(min=1, help="The most texts of a request")] = 128,
+    max_chars: Annotated[int, typer.Option(min=1, help="The most characters of a text")] = 100_000,
+    max_pairs: Annotated[
+        int,
+        typer.Option(
+            min=1, help="The most questions, hypotheses and categories of a request, times texts"
+        ),
+    ] = 256,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto; else the pipeline's")
+    ] = None,
+    num_threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of torch; else all cores")
+    ] = None,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[
+        Path | None, typer.Option("--code", "-c", help="A Python file to import first")
+    ] = None,
+) -> None:
+    """Serve a pipeline over HTTP, with a page to try it."""
+    from ..serving.limits import Limits
+    from ..serving.run import serve
+
+    import_code(code)
+    limits = Limits(
+        max_wait=max_wait / 1000,
+        batch_wordpieces=batch_wordpieces,
+        queue_wordpieces=queue_wordpieces,
+        timeout=timeout,
+        max_body=max_body,
+        max_texts=max_texts,
+        max_chars=max_chars,
+        max_pairs=max_pairs,
+    )
+    serve(
+        model,
+        host=host,
+        port=port,
+        limits=limits,
+        precision=precision,
+        num_threads=num_threads,
+        gpu_id=gpu_id,
+    )

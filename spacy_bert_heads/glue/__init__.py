@@ -1,0 +1,1 @@
+"""The tasks of GLUE from their own files, with the official measures and submission files."""

@@ -1,0 +1,99 @@
+"""The same tasks by Hugging Face's classes and a plain loop, to compare with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..encoder.shim import autocast_for
+from .tasks import Item, Task
+
+MAX_LENGTH = 256
+CPU = torch.device("cpu")
+
+
+def run_plain(
+    task: Task,
+    train: Sequence[Item],
+    tests: Sequence[Sequence[Item]],
+    *,
+    model: str,
+    seed: int,
+    steps: int,
+    learn_rate: float,
+    batch_size: int,
+    precision: str,
+    device: torch.device = CPU,
+) -> list[list[str]]:
+    """Train by AdamW, with weight decay of 0.01 except for biases and LayerNorms, a linear warm-up
+    over a tenth of the steps and a linear decay, and clipping at 1. Gives the predictions for each
+    test set. Raises ValueError for a NER task."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if task.head == "ner":
+        raise ValueError(f"The plain loop is for texts and pairs; {task.name} has entities.")
+    torch.manual_seed(seed)
+    labels = [] if task.is_regression else sorted({str(item.label) for item in train})
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network: Any = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=len(labels) or 1
+    ).to(device)
+
+    def encode(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        texts = [[item.text for item in items]]
+        if items[0].second is not None:
+            texts.append([item.second or "" for item in items])
+        return tokenizer(
+            *texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
+        ).to(device)
+
+    def target(items: Sequence[Item]) -> torch.Tensor:
+        if task.is_regression:
+            return torch.tensor([float(item.label or 0) for item in items], device=device)
+        return torch.tensor([labels.index(str(item.label)) for item in items], device=device)
+
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learn_rate)
+    warmup = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: i / warmup if i < warmup else max(steps - i, 0) / max(1, steps - warmup),
+    )
+    network.train()
+    for batch in _batches(train, batch_size, steps, seed):
+        with autocast_for(precision, device):
+            loss = network(**encode(batch), labels=target(batch)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    network.eval()
+
+    def predict(items: Sequence[Item]) -> list[str]:
+        found: list[str] = []
+        for start in range(0, len(items), batch_size):
+            with torch.no_grad(), autocast_for(precision, device):
+                logits = network(**encode(items[start : start + batch_size])).logits.float()
+            if task.is_regression:
+                found += [str(value) for value in logits[:, 0].tolist()]
+            else:
+                found += [labels[i] for i in logits.argmax(1).tolist()]
+        return found
+
+    return [predict(items) for items in tests]
+
+
+def _batches(items: Sequence[Item], size: int, steps: int, seed: int) -> Iterator[list[Item]]:
+    order, left = random.Random(seed), list[Item]()
+    for _ in range(steps):
+        if not left:
+            left = order.sample(list(items), len(items))
+        yield left[:size]
+        left = left[size:]

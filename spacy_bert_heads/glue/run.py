@@ -1,0 +1,289 @@
+"""Train and score the tasks, and write what GLUE's server takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spacy
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+from spacy.util import filter_spans
+from thinc.api import Config
+
+from ..encoder.shim import resolve_precision
+from ..files import check_folder, mark_folder, replace_file
+from ..heads.find import register_extensions
+from ..init_config import init_config
+from ..pretraining.processes import Processes
+from ..text.doc_data import make_verdict
+from ..training.loop import train as train_pipeline
+from .plain import run_plain
+from .tasks import TASKS, Item, Task, find_tasks
+
+OURS, PLAIN = "spacy_bert_heads", "plain loop"
+BATCH_SIZE = 32  # of `init-config`, too
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How all tasks are trained. `limit` cuts training and development sets, for a first look."""
+
+    model: str
+    epochs: int = 3
+    learn_rate: float = 1e-4
+    precision: str = "auto"
+    gpu_id: int = -1
+    limit: int | None = None
+
+
+def run_glue(
+    folder: Path,
+    output: Path,
+    setup: Setup,
+    *,
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    beside: bool = False,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train and score tasks (all that the folder has, by default) with each seed, and with `beside`
+    also by Hugging Face's classes and a plain loop. Returns the scores by task, program and seed,
+    which `output` has as `results.json`.
+
+    What is there already is not run again, so an interrupted call goes on where it was. For the
+    first seed the predictions of the test sets are written as GLUE's server takes them. Raises
+    ValueError if a task is not known or not in the folder, or the output has results with another
+    setup.
+    """
+    there = find_tasks(folder)
+    for name in tasks:
+        if name not in there:
+            known = name in TASKS
+            raise ValueError(
+                f"There is no task '{name}'{f' in {folder}' if known else ''}. "
+                f"Choose of: {', '.join(there)}."
+            )
+    check_folder(output, "glue", force=force)
+    results = _load(output, setup, force=force)
+    mark_folder(output, "glue")
+    for name in tasks or there:
+        task, data = TASKS[name], there[name]
+        programs = [OURS, PLAIN] if beside and task.head != "ner" else [OURS]
+        for seed in seeds:
+            for program in programs:
+                own = results["scores"].setdefault(name, {}).setdefault(program, {})
+                if str(seed) not in own:
+                    run = run_ours if program == OURS else run_beside
+                    own[str(seed)] = run(task, data, output, setup, seed)
+                    replace_file(output / "results.json", json.dumps(results, indent=1).encode())
+                scores = ", ".join(f"{key} {100 * v:.1f}" for key, v in own[str(seed)].items())
+                say(f"{name}, {program}, seed {seed}: {scores}")
+    return results["scores"]
+
+
+def _load(output: Path, setup: Setup, *, force: bool) -> dict[str, Any]:
+    path, wanted = output / "results.json", {**vars(setup)}
+    if force:
+        for name in ("results.json", "data", "runs", "submissions"):
+            left = output / name
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    if not path.exists():
+        return {"setup": wanted, "scores": {}}
+    results = json.loads(path.read_bytes())
+    if results["setup"] != wanted:
+        raise ValueError(
+            f"{output} has results with {results['setup']}. Name another folder, or give --force "
+            "to begin again."
+        )
+    return results
+
+
+def read(task: Task, data: Path, names: Iterable[str], limit: int | None) -> list[list[Item]]:
+    """Read some of a task's files, those that are there."""
+    paths = [data / name for name in names]
+    return [list(task.read(path))[:limit] for path in paths if path.is_file()]
+
+
+def count_steps(num_items: int, setup: Setup) -> int:
+    """Count the steps of both programs."""
+    return setup.epochs * -(-num_items // BATCH_SIZE)
+
+
+# --- by a pipeline
+
+
+def run_ours(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> dict[str, float]:
+    """Train a pipeline, score it on the development sets, and write predictions of the test sets
+    with the first seed. Gives the measures."""
+    (train,), devs = (read(task, data, names, setup.limit) for names in ((task.train,), task.dev))
+    files = output / "data" / task.name
+    paths = {"train": train, "dev": [item for items in devs for item in items]}
+    nlp = spacy.blank(task.lang)
+    for name, items in paths.items():
+        files.mkdir(parents=True, exist_ok=True)
+        docs = [make_doc(task, item, nlp) for item in items]
+        DocBin(docs=docs, store_user_data=True).to_disk(files / f"{name}.spacy")
+    config = make_config(task, files, setup, seed, count_steps(len(train), setup))
+    folder = output / "runs" / f"{task.name}-{seed}"
+    silent = io.StringIO()
+    trained = train_pipeline(
+        config, folder, resume=True, gpu_id=setup.gpu_id, stdout=silent, stderr=silent
+    )
+    scores: dict[str, list[float]] = {}
+    for items in devs:
+        if task.head == "ner":
+            found = {"F1": score_entities(trained, task, items)}
+        else:
+            found = measure(task, items, predict(trained, task, items))
+        for key, value in found.items():
+            scores.setdefault(key, []).append(value)
+    for name, items in zip(task.submissions, read(task, data, task.test, None), strict=False):
+        path = output / "submissions" / f"{name}.tsv"
+        if not path.exists():
+            write_submission(path, predict(trained, task, items))
+    shutil.rmtree(folder)  # of what is measured, the scores are kept
+    return {key: float(np.mean(values)) for key, values in scores.items()}
+
+
+def make_doc(task: Task, item: Item, nlp: Language) -> Doc:
+    """Make a Doc of an item, annotated if it has a label."""
+    register_extensions()
+    doc = nlp.make_doc(item.text)
+    if item.second is not None:
+        doc._.set("others" if task.is_regression else "hypotheses", [item.second])
+    if item.label is None:
+        return doc
+    if task.head == "similarity":
+        doc._.similarities = [{"score": float(item.label)}]
+    elif task.head == "nli":
+        doc._.nli = [make_verdict(item.label)]
+    elif task.head == "textcat":
+        doc.cats = {item.label: 1.0}
+    else:
+        spans = [
+            doc.char_span(start, end, label, alignment_mode="expand")
+            for start, end, label in json.loads(item.label)
+        ]
+        doc.set_ents(filter_spans([span for span in spans if span is not None]))
+    return doc
+
+
+def make_config(task: Task, files: Path, setup: Setup, seed: int, steps: int) -> Config:
+    """Make the config of `init-config`, for so many steps."""
+    config = init_config(
+        [task.head],
+        name=setup.model,
+        lang=task.lang,
+        train=files / "train.spacy",
+        dev=files / "dev.spacy",
+        gpu=setup.gpu_id >= 0,
+    )
+    config["system"]["seed"] = seed
+    config["components"]["bert_encoder"]["model"]["precision"] = setup.precision
+    training = config["training"]
+    training["max_steps"] = max(steps - 1, 1)  # spaCy takes one more, and 0 is without end
+    training["eval_frequency"] = steps  # at the first and the last step
+    rate = training["optimizer"]["learn_rate"]
+    rate["initial_rate"], rate["warmup_steps"] = setup.learn_rate, steps // 10
+    config["corpora"]["dev"]["limit"] = 1  # scored here
+    return config
+
+
+def predict(nlp: Language, task: Task, items: Sequence[Item]) -> list[str]:
+    """Give the label, or the number, of each item."""
+    bare = (make_doc(task, item._replace(label=None), nlp) for item in items)
+    docs = nlp.pipe(bare)
+    if task.head == "similarity":
+        return [str(doc._.similarities[0]["score"]) for doc in docs]
+    if task.head == "nli":
+        return [doc._.nli[0]["label"] for doc in docs]
+    return [max(doc.cats, key=doc.cats.__getitem__) for doc in docs]
+
+
+def score_entities(nlp: Language, task: Task, items: Sequence[Item]) -> float:
+    """Give spaCy's F1 of entities."""
+    gold = [make_doc(task, item, nlp) for item in items]
+    docs = nlp.pipe(nlp.make_doc(item.text) for item in items)
+    examples = [Example(doc, one) for doc, one in zip(docs, gold, strict=True)]
+    return Scorer.score_spans(examples, "ents")["ents_f"] or 0.0
+
+
+# --- by a plain loop
+
+
+def run_beside(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> dict[str, float]:
+    """Train and score by Hugging Face's classes. Gives the measures."""
+    (train,), devs = (read(task, data, names, setup.limit) for names in ((task.train,), task.dev))
+    device = Processes(setup.gpu_id).device
+    predicted = run_plain(
+        task,
+        train,
+        devs,
+        model=setup.model,
+        seed=seed,
+        steps=count_steps(len(train), setup),
+        learn_rate=setup.learn_rate,
+        batch_size=BATCH_SIZE,
+        precision=resolve_precision(setup.precision, device),
+        device=device,
+    )
+    found = [measure(task, *both) for both in zip(devs, predicted, strict=True)]
+    return {key: float(np.mean([one[key] for one in found])) for key in task.measures}
+
+
+# --- what comes out
+
+
+def measure(task: Task, items: Sequence[Item], predicted: Sequence[str]) -> dict[str, float]:
+    """Give a task's measures."""
+    gold = [str(item.label) for item in items]
+    return {name: function(gold, predicted) for name, function in task.measures.items()}
+
+
+def write_submission(path: Path, predicted: Sequence[str]) -> None:
+    """Write predictions as GLUE's server takes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n")
+    writer.writerow(["index", "prediction"])
+    writer.writerows(enumerate(predicted))
+    replace_file(path, text.getvalue().encode("utf8"))
+
+
+def format_results(scores: dict[str, Any]) -> str:
+    """Format the scores as a Markdown table: mean and standard deviation over the seeds, and the
+    mean of the tasks' means, as GLUE has it."""
+    programs = [one for one in (OURS, PLAIN) if any(one in own for own in scores.values())]
+    lines = [f"| task | measure | seeds | {' | '.join(programs)} |"]
+    lines.append("|---" * (3 + len(programs)) + "|")
+    means: dict[str, list[float]] = {}
+    for name, own in scores.items():
+        measures = next(iter(own[OURS].values()))
+        for measure_ in measures:
+            cells = []
+            for program in programs:
+                values = [100 * run[measure_] for run in own.get(program, {}).values()]
+                spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.1f}{spread}" if values else "–")
+            lines.append(f"| {name} | {measure_} | {len(own[OURS])} | {' | '.join(cells)} |")
+        for program in programs:
+            runs = own.get(program, {}).values()
+            if runs:
+                means.setdefault(program, []).append(
+                    100 * float(np.mean([list(run.values()) for run in runs]))
+                )
+    cells = [
+        f"{np.mean(means[one]):.1f}" if len(means[one]) == len(scores) else "–" for one in programs
+    ]
+    return "\n".join([*lines, f"| mean | | | {' | '.join(cells)} |"])

@@ -1,0 +1,1 @@
+"""A pipeline behind HTTP: micro-batches, an API, and a page to try it."""

@@ -1,0 +1,285 @@
+"""The HTTP server: routes, limits, errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from time import monotonic
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from spacy.language import Language
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..data.records import is_utf8
+from . import hugging_face as hf
+from .annotator import Annotator, Query, Record, log_error
+from .batcher import Batcher
+from .limits import Limits, Rejected
+from .metrics import Metrics
+from .page import render_page
+from .schemas import (
+    AnnotateRequest,
+    ClassifyRequest,
+    Error,
+    InputsRequest,
+    QuestionRequest,
+    ZeroShotRequest,
+    make_response,
+)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error, "description": description}
+    for status, description in {
+        413: "The request is too large",
+        422: "The request doesn't say what is to be done",
+        429: "Too many requests are waiting",
+        503: "The server is about to stop",
+        504: "The answer took too long",
+    }.items()
+}
+NOT_UNICODE = (
+    "A text holds half of a surrogate pair, which is no text. Decode the source again with the "
+    "right encoding."
+)
+# The page has scripts and styles of its own alone, and asks nobody but this server.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src "
+    "'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastAPI:
+    """Make the server of a pipeline. `name` is shown on its page.
+
+    Raises ValueError if the pipeline annotates nothing.
+    """
+    limits = limits or Limits()
+    annotator = Annotator(nlp)
+    batcher = Batcher(annotator.annotate, limits, lambda *batch: metrics.note_batch(*batch))
+    metrics = Metrics(lambda: batcher.queue_cost)
+    desk = Desk(annotator, batcher, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = FastAPI(
+        title=name,
+        version=version("spacy_bert_heads"),
+        description=f"Annotations of {name} ({', '.join(nlp.pipe_names)}).",
+        lifespan=lifespan,
+        docs_url=None,  # they need scripts of others
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, metrics=metrics, max_body=limits.max_body)
+    for kind in (RequestValidationError, HTTPException, Rejected):
+        app.add_exception_handler(kind, show_error)
+    page = render_page(annotator, name=name, lang=nlp.lang or "xx", limits=limits)
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        return HTMLResponse(page, headers=HEADERS)
+
+    @app.get("/health", responses={503: {"model": Error}})
+    async def health() -> JSONResponse:
+        """Say whether requests are taken."""
+        if not batcher.is_ready:
+            raise Rejected(503, "The server is about to stop.")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def show_metrics() -> PlainTextResponse:
+        """Give counts and times in Prometheus's format."""
+        return PlainTextResponse(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    response = make_response(annotator)
+
+    @app.post("/annotate", responses={200: {"model": response}, **ERRORS})
+    async def annotate(request: AnnotateRequest) -> JSONResponse:
+        """Annotate one text or many. A text that can't be annotated has an "error" in its place."""
+        return JSONResponse({"results": await desk.answer(request.queries())})
+
+    add_tasks(app, desk)
+    return app
+
+
+class Desk:
+    """Where queries of every format are checked and answered."""
+
+    def __init__(
+        self, annotator: Annotator, batcher: Batcher, limits: Limits, metrics: Metrics
+    ) -> None:
+        self.annotator, self._batcher = annotator, batcher
+        self._limits, self._metrics = limits, metrics
+
+    async def answer(self, queries: Sequence[Query]) -> list[Record]:
+        """Answer queries, in their order. Raises Rejected if there are too many, or if they ask
+        what the pipeline doesn't know."""
+        self._check(queries)
+        faults = [self._fault_of(query.text) for query in queries]
+        pairs = zip(queries, faults, strict=True)
+        good = [self.annotator.complete(query) for query, fault in pairs if not fault]
+        answers = iter(await self._batcher.submit(good) if good else ())
+        records = [{"error": fault} if fault else next(answers) for fault in faults]
+        self._metrics.failed.inc(sum("error" in record for record in records))
+        return records
+
+    def _fault_of(self, text: str) -> str:
+        """Say why a text can't be annotated; "" if it can."""
+        longest = min(self._limits.max_chars, self.annotator.nlp.max_length)
+        if len(text) > longest:
+            return f"This text has {len(text):,} characters, of at most {longest:,}. Split it."
+        return "" if is_utf8(text) else NOT_UNICODE
+
+    def _check(self, queries: Sequence[Query]) -> None:
+        limits, annotator = self._limits, self.annotator
+        num_pairs = sum(len(query.second_texts) for query in queries)
+        if len(queries) > limits.max_texts:
+            raise Rejected(413, f"{len(queries)} texts, of at most {limits.max_texts}. Split them.")
+        if num_pairs > limits.max_pairs:
+            raise Rejected(
+                413,
+                f"{num_pairs} pairs of a text with a question, hypothesis or category, of at most "
+                f"{limits.max_pairs}. Split the request.",
+            )
+        if not all(is_utf8(text) for query in queries for text in query.second_texts):
+            raise Rejected(422, NOT_UNICODE)
+        for name, is_known, head in (
+            ("questions", annotator.answers_questions, "bert_qa"),
+            ("hypotheses", annotator.judges_hypotheses, "bert_nli"),
+            ("categories", annotator.classifies, 'bert_nli with a label "entailment"'),
+        ):
+            if not is_known and any(getattr(query, name) for query in queries):
+                raise Rejected(422, f"The pipeline takes no {name}: it has no {head}.")
+
+    async def run(self, asked: hf.Asked, write: Callable[[Record, Query], Any]) -> list[Any]:
+        """Answer the queries of one of Hugging Face's tasks, whose formats have no place for the
+        error of a single text."""
+        records = await self.answer(asked[0])
+        for record in records:
+            if "error" in record:
+                raise Rejected(422, record["error"])
+        return [write(record, query) for record, query in zip(records, asked[0], strict=True)]
+
+
+def add_tasks(app: FastAPI, desk: Desk) -> None:
+    """Add a route for each of Hugging Face's tasks that the pipeline has: the URL for
+    `InferenceClient(model=…)`."""
+    annotator = desk.annotator
+    route: dict[str, Any] = {"responses": ERRORS, "tags": ["Hugging Face's formats"]}
+
+    if "entities" in annotator.columns.labels:
+
+        @app.post("/pipeline/token-classification", **route)
+        async def token_classification(request: InputsRequest) -> JSONResponse:
+            asked = hf.read_token_classification(request)
+            found = await desk.run(asked, lambda record, _: hf.write_entities(record))
+            return JSONResponse(found if asked[1] else found[0])
+
+    if "categories" in annotator.columns.labels or annotator.judges_hypotheses:
+
+        @app.post("/pipeline/text-classification", **route)
+        async def text_classification(request: ClassifyRequest) -> JSONResponse:
+            top_k = (request.parameters or {}).get("top_k")
+            asked = hf.read_text_classification(request)
+            has_categories = "categories" in annotator.columns.labels
+            if not has_categories and not all(query.hypotheses for query in asked[0]):
+                raise Rejected(422, 'The pipeline classifies pairs: {"text": …, "text_pair": …}.')
+            return JSONResponse(
+                await desk.run(asked, lambda record, query: hf.write_classes(record, query, top_k))
+            )
+
+    if annotator.classifies:
+
+        @app.post("/pipeline/zero-shot-classification", **route)
+        async def zero_shot(request: ZeroShotRequest, http: Request) -> JSONResponse:
+            client = re.search(r"hf_hub/(\d+)", http.headers.get("user-agent", ""))
+            is_new = client is not None and int(client[1]) >= 1
+            asked = hf.read_zero_shot(request)
+            found = await desk.run(
+                asked, lambda record, query: hf.write_zero_shot(record, query, is_new)
+            )
+            return JSONResponse(found if asked[1] else found[0])
+
+    if annotator.answers_questions:
+
+        @app.post("/pipeline/question-answering", **route)
+        async def question_answering(request: QuestionRequest) -> JSONResponse:
+            parameters = request.parameters or {}
+            asked = hf.read_question(request)
+            found = await desk.run(asked, lambda record, _: hf.write_answers(record, parameters))
+            return JSONResponse(found[0])
+
+
+# --- errors
+
+
+async def show_error(request: Request, error: Exception) -> JSONResponse:
+    """Say what is wrong, in a format that Hugging Face's clients show too. A user's text is not
+    repeated."""
+    headers = {}
+    if isinstance(error, RequestValidationError):
+        status = 422
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        message = "; ".join(dict.fromkeys(faults))
+    elif isinstance(error, HTTPException):
+        status, message = error.status_code, str(error.detail)
+    else:
+        assert isinstance(error, Rejected)
+        status, message = error.status, str(error)
+    if status in (429, 503):
+        headers["Retry-After"] = "2"
+    return JSONResponse({"error": message}, status, headers)
+
+
+class Guard:
+    """What stands around all routes: the size of a body, counts, and errors that nobody expected,
+    of which a client learns no more than that."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body: int) -> None:
+        self._app, self._metrics, self._max_body = app, metrics, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status, size = monotonic(), 0, 0
+
+        async def count(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        async def measure() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max_body:
+                raise HTTPException(
+                    413, f"The request has more than {self._max_body:,} bytes. Split it."
+                )
+            return message
+
+        try:
+            await self._app(scope, measure, count)
+        except Exception as error:
+            log_error(error)
+            if not status:
+                message = {"error": "The server failed; its log says where."}
+                await JSONResponse(message, 500)(scope, receive, count)
+        route = scope.get("route")
+        path = getattr(route, "path", "other")
+        self._metrics.note_request(path, status or 500, monotonic() - start)

@@ -1,0 +1,158 @@
+"""Micro-batches: requests that come at the same time are read at once.
+
+    requests ──▶ queue ──▶ one thread: a batch within a budget of wordpieces ──▶ answers
+
+A batch waits a few milliseconds for as many queries as the one before it had. So a client that is
+alone never waits, and of many that ask again as soon as they are answered, all are in each batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import NamedTuple
+
+from .annotator import FAILED, Query, Record, log_error
+from .limits import Limits, Rejected
+
+
+class Job(NamedTuple):
+    """A query that waits for its answer."""
+
+    query: Query
+    cost: int
+    answer: asyncio.Future[Record]
+
+
+class Batcher:
+    """A thread that runs `annotate` on batches of queries.
+
+    `note` is told of each batch: its number of queries, its cost, and the seconds that it took.
+    """
+
+    def __init__(
+        self,
+        annotate: Callable[[Sequence[Query]], list[Record]],
+        limits: Limits,
+        note: Callable[[int, int, float], None] = lambda *batch: None,
+    ) -> None:
+        self._annotate, self._limits, self._note = annotate, limits, note
+        self._waiting: deque[Job] = deque()
+        self._cost = 0  # of those that wait
+        self._last = 1  # the queries of the last batch
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="pipeline", daemon=True)
+
+    @property
+    def queue_cost(self) -> int:
+        """The wordpieces that wait."""
+        return self._cost
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether queries are taken."""
+        return self._thread.is_alive() and not self._is_closing
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what waits, then end the thread."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    async def submit(self, queries: Sequence[Query]) -> list[Record]:
+        """Answer queries. Raises Rejected if there are more than the queue has room for, if the
+        server is about to stop, or if the answer takes too long."""
+        loop = asyncio.get_running_loop()
+        jobs = [Job(query, query.cost, loop.create_future()) for query in queries]
+        self._put(jobs)
+        answers = asyncio.gather(*(job.answer for job in jobs))
+        try:
+            return await asyncio.wait_for(answers, self._limits.timeout)
+        except TimeoutError:  # the jobs are cancelled, so that nobody works on them any more
+            raise Rejected(
+                504,
+                f"No answer within {self._limits.timeout:g} seconds. Ask for less at once, or try "
+                "again later.",
+            ) from None
+
+    def _put(self, jobs: list[Job]) -> None:
+        cost, room = sum(job.cost for job in jobs), self._limits.queue_wordpieces
+        if cost > room:
+            raise Rejected(
+                413,
+                f"The request has about {cost:,} wordpieces to read (a text counts again for each "
+                f"question, hypothesis and category), of at most {room:,}. Split it.",
+            )
+        with self._changed:
+            if not self.is_ready:
+                raise Rejected(503, "The server is about to stop. Ask another one.")
+            if self._cost + cost > room:
+                raise Rejected(429, "Too many requests are waiting. Try again in a few seconds.")
+            self._waiting.extend(jobs)
+            self._cost += cost
+            self._changed.notify()
+
+    # --- the thread
+
+    def _work(self) -> None:
+        while jobs := self._next_batch():
+            start = monotonic()
+            records: list[Record] | None = None
+            try:
+                records = self._annotate([job.query for job in jobs])
+            except Exception as error:  # the thread must live on
+                log_error(error)
+            self._note(len(jobs), sum(job.cost for job in jobs), monotonic() - start)
+            with suppress(RuntimeError):  # the loop may be closed
+                jobs[0].answer.get_loop().call_soon_threadsafe(deliver, jobs, records)
+
+    def _next_batch(self) -> list[Job]:
+        """Wait for a batch; none is there if the server stops."""
+        with self._changed:
+            jobs: list[Job] = []
+            while not jobs:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if not self._waiting:
+                    return []
+                self._changed.wait_for(self._is_batch_full, self._limits.max_wait)
+                jobs = self._take()
+            self._last = len(jobs)
+            return jobs
+
+    def _is_batch_full(self) -> bool:
+        is_enough = len(self._waiting) >= self._last or self._is_closing
+        return is_enough or self._cost >= self._limits.batch_wordpieces
+
+    def _take(self) -> list[Job]:
+        """Take the oldest jobs that the budget allows, one at least, without those that nobody
+        waits for any more."""
+        jobs: list[Job] = []
+        room = self._limits.batch_wordpieces
+        while self._waiting and (not jobs or self._waiting[0].cost <= room):
+            job = self._waiting.popleft()
+            self._cost -= job.cost
+            if not job.answer.done():
+                jobs.append(job)
+                room -= job.cost
+        return jobs
+
+
+def deliver(jobs: list[Job], records: list[Record] | None) -> None:
+    """Give jobs their answers, in the thread of the event loop; None where the pipeline failed."""
+    for i, job in enumerate(jobs):
+        if job.answer.done():  # nobody waits for it any more
+            continue
+        if records is None:
+            job.answer.set_exception(Rejected(500, FAILED))
+        else:
+            job.answer.set_result(records[i])

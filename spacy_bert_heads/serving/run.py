@@ -1,0 +1,59 @@
+"""A pipeline, loaded and served until somebody stops the process."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..evaluate import load_pipeline, set_precision
+from .limits import Limits
+
+
+def serve(
+    model: str,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    precision: str | None = None,
+    num_threads: int | None = None,
+    gpu_id: int = -1,
+) -> None:
+    """Serve a pipeline. SIGTERM and Ctrl-C end it after the requests that are being worked on.
+
+    Raises ImportError without FastAPI, ValueError if the pipeline can't be loaded.
+    """
+    try:
+        import uvicorn
+
+        from .app import make_app
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is not installed, which the server needs: pip install "
+            "'spacy_bert_heads[serve]'."
+        ) from error
+    import spacy
+    import torch
+
+    from .annotator import Annotator, Query
+
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    if gpu_id >= 0:
+        spacy.require_gpu(gpu_id)
+    nlp = load_pipeline(model)
+    if precision is not None:
+        set_precision(nlp, precision)
+    app = make_app(nlp, name=name_of(model), limits=limits)
+    Annotator(nlp).annotate([Query("Ready.")])  # or the first request would wait for that
+    warnings.simplefilter("ignore")  # they may have a user's text in them
+    settings: dict[str, Any] = {"access_log": False, "log_level": "info", "server_header": False}
+    settings["timeout_graceful_shutdown"] = int(limits.timeout) + 1
+    uvicorn.run(app, host=host, port=port, **settings)
+
+
+def name_of(model: str) -> str:
+    """Name a pipeline by its folder, of which training calls many "model-best"."""
+    parts = Path(model).resolve().parts if Path(model).exists() else (model,)
+    return " · ".join(parts[-2:] if parts[-1].startswith("model-") else parts[-1:])

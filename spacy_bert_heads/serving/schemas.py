@@ -1,0 +1,158 @@
+"""What requests and responses look like, with the pipeline's own labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+
+from .annotator import Annotator, Query
+
+TEMPLATE = "This example is {}."  # Hugging Face's
+Asked = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Softmax = Literal["labels", "contradiction", "categories"]
+
+
+class AnnotateRequest(BaseModel):
+    """Texts, and what is asked of each of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[str] | str = Field(description="One text or many")
+    questions: list[Asked] = Field([], description="Answered by parts of the text")
+    hypotheses: list[Asked] = Field([], description="Does the text entail them?")
+    categories: list[Asked] | dict[Asked, Asked] = Field(
+        [], description="Zero-shot: categories, or a hypothesis for each"
+    )
+    hypothesis_template: str = Field(
+        TEMPLATE, description="Makes a hypothesis of a category", pattern=r"\{\}"
+    )
+    category_softmax: Softmax | None = Field(
+        None,
+        description="What a category's probability is among: the verdicts (labels), entailment and "
+        "contradiction, or all categories, so that they add up to 1",
+    )
+
+    def queries(self) -> list[Query]:
+        """Make a query of each text."""
+        texts = [self.texts] if isinstance(self.texts, str) else self.texts
+        categories = make_hypotheses(self.categories, self.hypothesis_template)
+        asked = (self.questions, self.hypotheses, categories, self.category_softmax)
+        return [Query(text, *asked) for text in texts]
+
+
+def make_hypotheses(categories: list[str] | dict[str, str], template: str) -> dict[str, str]:
+    """Give each category its hypothesis."""
+    if isinstance(categories, dict):
+        return categories
+    return {category: template.replace("{}", category) for category in categories}
+
+
+Place = Annotated[int | None, Field(description="A character of the text")]
+Probability = Annotated[float | None, Field(ge=0, le=1)]
+
+
+class Span(BaseModel):
+    text: str | None = Field(description="An answer, empty if there is none")
+    start: Place
+    end: Place
+    score: Probability
+
+
+class Answer(Span):
+    question: str
+    no_answer_score: Probability
+    alternatives: list[Span]
+
+
+class Error(BaseModel):
+    """What went wrong, and what to do."""
+
+    error: str
+
+
+def make_response(annotator: Annotator) -> type[BaseModel]:
+    """Make the model of a response of `POST /annotate`, for the documentation."""
+    label = one_of(annotator.labels("entities"))
+    verdict_label = one_of(annotator.labels("verdicts"))
+    tag = {"start": int, "end": int, "tag": str | None, "pos": str | None}
+    verdict = {
+        "hypothesis": str,
+        "label": verdict_label | None,
+        "score": Probability,
+        "scores": by_label(verdict_label) | None,
+    }
+    kinds: dict[str, Any] = {
+        "entities": list_of(make_model("Entity", {"label": label}, base=Span)),
+        "categories": by_label(one_of(annotator.labels("categories"))),
+        "verdicts": list_of(make_model("Verdict", verdict)),
+        "answers": list[Answer],
+        "numbers": by_label(one_of(annotator.labels("numbers"))),
+        "tags": list_of(make_model("Tag", tag)),
+    }
+    fields = {name: kinds[name] for name in annotator.columns.labels}
+    if annotator.classifies:
+        described = Field(description="Of the request's categories; left out if it has none")
+        fields["zero_shot"] = Annotated[dict[str, float], described]
+    result: Any = make_model("Annotations", fields) | Error
+    described = Field(description="One for each text, in their order")
+    return make_model("AnnotateResponse", {"results": Annotated[list_of(result), described]})
+
+
+def make_model(name: str, fields: dict[str, Any], base: type[BaseModel] = BaseModel) -> Any:
+    """Make a model of fields that are all required."""
+    required: dict[str, Any] = {key: (kind, ...) for key, kind in fields.items()}
+    return create_model(name, __base__=base, **required)
+
+
+def list_of(kind: Any) -> Any:
+    return list[kind]
+
+
+def by_label(label: Any) -> Any:
+    """Give the type of numbers by label."""
+    return dict[label, float]
+
+
+def one_of(labels: list[str]) -> Any:
+    """Give the type of labels: these, or any string if they are not known."""
+    return Literal[tuple(labels)] if labels else str
+
+
+# --- Hugging Face's formats
+
+
+class InputsRequest(BaseModel):
+    inputs: str | list[str]
+    parameters: dict[str, Any] | None = None
+
+
+class TextPair(BaseModel):
+    text: str
+    text_pair: Asked
+
+
+class ClassifyRequest(BaseModel):
+    inputs: str | list[str] | TextPair | list[TextPair]
+    parameters: dict[str, Any] | None = None
+
+
+class ZeroShotParameters(BaseModel):
+    candidate_labels: list[Asked] | Asked
+    hypothesis_template: str = Field(TEMPLATE, pattern=r"\{\}")
+    multi_label: bool = False
+
+
+class ZeroShotRequest(BaseModel):
+    inputs: str | list[str]
+    parameters: ZeroShotParameters
+
+
+class QuestionContext(BaseModel):
+    question: Asked
+    context: str
+
+
+class QuestionRequest(BaseModel):
+    inputs: QuestionContext
+    parameters: dict[str, Any] | None = None
