@@ -1,4 +1,4 @@
-# make demo   the whole project on its own data: convert, train, score, report
+# make demo   the whole project on its own data: convert, train, score, report; how to try the result
 # make test   lint, types, tests
 # Both make .venv first. PYTHON=python3.12 takes another interpreter, TORCH=… another torch.
 

@@ -38,18 +38,10 @@ from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pretraining.data import Data, Position
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
-from spacy_bert_heads.pretraining.processes import Processes
 from spacy_bert_heads.pretraining.run import Run
-from spacy_bert_heads.pretraining.settings import (
-    Objective,
-    Paths,
-    Phase,
-    Settings,
-    Text,
-    Training,
-    adam,
-)
+from spacy_bert_heads.pretraining.settings import adam, check_config
 from spacy_bert_heads.pretraining.store import Corpus
+from spacy_bert_heads.runs.processes import Processes
 
 # What others are compared with, in fp32.
 BASE = {"text": "run_mlm", "sentences": "run_mlm, dynamic"}
@@ -205,17 +197,19 @@ def read_corpus(raw: str, encoder: str, work: Path) -> Corpus:
 
 
 def start_ours(job: Job, corpus: Corpus) -> tuple[Step, float]:
-    settings = Settings(
-        Paths([job.raw], job.encoder),
-        text=Text(held_out=0.0),
-        objective=Objective(sentences=job.contender),
-        training=Training(
-            batch_tokens=job.pieces,
-            max_batch_tokens=job.pieces,
-            precision=job.precision,
-            phases=[Phase(job.length)],
-            optimizer=adam() | {"learn_rate": 1e-4},  # the full rate, whichever step it is
-        ),
+    settings = check_config(
+        {
+            "paths": {"raw": job.raw, "encoder": job.encoder},
+            "text": {"held_out": 0.0},
+            "objective": {"sentences": job.contender},
+            "training": {
+                "batch_tokens": job.pieces,
+                "max_batch_tokens": job.pieces,
+                "precision": job.precision,
+                "phases": [{"max_length": job.length}],
+                "optimizer": adam() | {"learn_rate": 1e-4},  # the full rate, whichever step it is
+            },
+        }
     )
     pretrainer = load_pretrainer(job.encoder, sentence_objective=job.contender)
     pretrainer.to(job.device).eval()

@@ -12,17 +12,9 @@ from hypothesis import settings as configure
 from hypothesis import strategies as st
 from pretraining_runs import log, run_until, weights, write_raw
 
-from spacy_bert_heads.pretraining.checkpoint import list_states
 from spacy_bert_heads.pretraining.loop import pretrain
-from spacy_bert_heads.pretraining.settings import (
-    Encoder,
-    Paths,
-    Phase,
-    Settings,
-    Text,
-    Training,
-    adam,
-)
+from spacy_bert_heads.pretraining.settings import Settings, adam, check_config
+from spacy_bert_heads.runs.states import list_states
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +29,25 @@ def whole(tmp_path_factory) -> Path:
 
 
 def make_settings(folder: Path) -> Settings:
-    return Settings(
-        Paths([str(folder / "raw.jsonl")], None, str(folder / "cache")),
-        Encoder(size="tiny", vocab_size=80),
-        Text(workers=1, held_out=0.2),
-        training=Training(
-            max_steps=6,
-            batch_tokens=64,
-            eval_tokens=64,
-            eval_frequency=3,
-            checkpoint_frequency=2,
-            phases=[Phase(16, 0.5), Phase(32, 0.5)],
-            optimizer=adam(1e-3, warmup_steps=1),
-        ),
+    return check_config(
+        {
+            "paths": {
+                "raw": str(folder / "raw.jsonl"),
+                "encoder": None,
+                "cache": str(folder / "cache"),
+            },
+            "encoder": {"size": "tiny", "vocab_size": 80},
+            "text": {"workers": 1, "held_out": 0.2},
+            "training": {
+                "max_steps": 6,
+                "batch_tokens": 64,
+                "eval_tokens": 64,
+                "eval_frequency": 3,
+                "checkpoint_frequency": 2,
+                "phases": [{"max_length": 16, "share": 0.5}, {"max_length": 32, "share": 0.5}],
+                "optimizer": adam(1e-3, warmup_steps=1),
+            },
+        }
     )
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.cli.common import exits_on_error
-from spacy_bert_heads.pretraining.checkpoint import list_states
-from spacy_bert_heads.pretraining.guard import Signals, lock_folder
 from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.run import Run
 from spacy_bert_heads.pretraining.settings import Settings, adam
+from spacy_bert_heads.runs.guard import Signals, lock_folder
+from spacy_bert_heads.runs.states import list_states
 
 
 @pytest.fixture(scope="module")

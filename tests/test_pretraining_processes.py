@@ -14,10 +14,10 @@ import torch
 from checkpoints import make_checkpoint
 from pretraining_runs import log, make_settings, weights
 
-from spacy_bert_heads.pretraining.checkpoint import list_states
 from spacy_bert_heads.pretraining.loop import pretrain
-from spacy_bert_heads.pretraining.processes import Processes
 from spacy_bert_heads.pretraining.settings import Settings
+from spacy_bert_heads.runs.processes import Processes
+from spacy_bert_heads.runs.states import list_states
 
 PROGRAM = """
 import os, signal, sys, torch

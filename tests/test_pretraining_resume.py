@@ -13,10 +13,10 @@ import torch
 from checkpoints import make_checkpoint
 from pretraining_runs import log, make_settings, run_until, weights
 
-from spacy_bert_heads.pretraining import checkpoint as checkpoint_module
-from spacy_bert_heads.pretraining.checkpoint import find_newest, list_states, load_state, save_state
 from spacy_bert_heads.pretraining.loop import check_same, pretrain
 from spacy_bert_heads.pretraining.settings import Settings, adam
+from spacy_bert_heads.runs import states as states_module
+from spacy_bert_heads.runs.states import find_newest, list_states, load_state, save_state
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_full_disk(settings, tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module.torch, "save", full)
+    monkeypatch.setattr(states_module.torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         pretrain(settings, tmp_path / "out", resume=True)
     assert [path.name for path in states.iterdir()] == before

@@ -70,20 +70,23 @@ def pretrain_command(
     from tqdm import tqdm
 
     from ..pretraining.loop import pretrain
-    from ..pretraining.reports import COLUMNS, format_row
+    from ..pretraining.reports import COLUMNS, Report, format_row
     from ..pretraining.settings import read_settings
 
     import_code(code)
     settings = read_settings(config, parse_config_overrides(ctx.args))
     # Of several processes that torchrun started, the first one speaks.
     first = os.environ.get("RANK", "0") == "0"
-    if first:
-        typer.echo(COLUMNS)
+    titles = iter([COLUMNS])  # above the first row: an error before it has no table
     total = settings.training.max_steps  # None if epochs are counted
     with tqdm(total=total, unit="step", disable=None if first else True) as bar:
 
         def move(step: int) -> None:
             bar.update(step - bar.n)
+
+        def show(report: Report) -> None:
+            for line in (*titles, format_row(report)):
+                bar.write(line)
 
         pretrain(
             settings,
@@ -92,7 +95,7 @@ def pretrain_command(
             force=force,
             gpu_id=gpu_id,
             say=bar.write,
-            on_report=lambda report: bar.write(format_row(report)),
+            on_report=show,
             on_step=move,
         )
     if first:

@@ -1,7 +1,7 @@
 """BERT's layers for prediction on a CPU, without the Python code that transformers has around them.
 
-For a sentence that code takes as long as a third of the matrix products: wrappers of deprecated
-arguments, chunks, masks, and with transformers 4 a function mode around each of torch's functions.
+For a sentence that code takes a third of the time: wrappers of deprecated arguments, chunks, masks,
+and with transformers 4 a function mode around each of torch's functions.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ..encoder.shim import resolve_precision
 from ..files import check_folder, mark_folder, replace_file
 from ..heads.find import register_extensions
 from ..init_config import init_config
-from ..pretraining.processes import Processes
+from ..runs.processes import Processes
 from ..text.doc_data import make_verdict
 from ..training.loop import train as train_pipeline
 from .plain import run_plain

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ..files import check_folder, mark_folder
-from .checkpoint import find_newest, list_states, load_state, remove_leftovers
+from ..runs.guard import Signals, lock_folder
+from ..runs.processes import Processes
+from ..runs.states import find_newest, list_states, load_state, remove_leftovers
 from .data import Data
-from .guard import Signals, lock_folder
 from .objectives import load_pretrainer
-from .processes import Processes
 from .reports import Report, mend_log, open_logger
 from .run import FORMAT, Run
 from .settings import Settings
@@ -71,7 +71,9 @@ def pretrain(
         if processes.is_first:
             check_folder(output, "pretrain", force=force or bool(list_states(output / "states")))
             stack.enter_context(lock_folder(output))
-        run = begin(settings, output, processes, resume=resume, force=force, say=say)
+        state = find_state(settings, output, resume=resume, force=force, say=say)
+        processes.wait()  # none writes before all have checked
+        run = begin(settings, output, processes, state, force=force, say=say)
         # Only in the first process: each logger would begin a file or a run of its own.
         log = open_logger(settings) if processes.is_first else None
         signals = stack.enter_context(Signals(alone=processes.size == 1))
@@ -114,18 +116,13 @@ def begin(
     settings: Settings,
     output: Path,
     processes: Processes,
+    state: dict[str, Any] | None,
     *,
-    resume: bool,
     force: bool,
     say: Callable[[str], None],
 ) -> Run:
-    """Set up a run, from its newest training state if it is resumed. The arguments are those of
-    `pretrain`.
-
-    Raises ValueError if a setting is invalid, or the run to resume has other settings or another
-    text.
-    """
-    state = find_state(settings, output, processes, resume=resume, force=force, say=say)
+    """Set up a run, to go on from the training state if there is one. Raises ValueError if a
+    setting is invalid, or the state is of another text."""
     start, plans, log = output / "start", output / "plans", output / "log.jsonl"
     if processes.is_first:
         mark_folder(output, "pretrain")
@@ -193,7 +190,6 @@ def begin(
 def find_state(
     settings: Settings,
     output: Path,
-    processes: Processes,
     *,
     resume: bool,
     force: bool,
@@ -208,11 +204,9 @@ def find_state(
                 f"{output} holds a run already. Go on with it by --resume, name another folder, or "
                 "give --force to start anew there."
             )
-        processes.wait()  # no process writes before all have checked
         return None
     path, faults = find_newest(states)
     state = None if path is None else load_state(path)
-    processes.wait()
     if state is None and faults:
         raise ValueError(
             f"No training state in {states} can be read. {' '.join(faults)} Copy them again, or "

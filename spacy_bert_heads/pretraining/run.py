@@ -15,11 +15,11 @@ from torch import nn
 
 from ..encoder.parameters import group_parameters
 from ..encoder.shim import autocast_for
-from .checkpoint import list_states, replace_folder, save_state
+from ..runs.processes import Processes
+from ..runs.states import list_states, replace_folder, save_state
 from .data import Data, Position
 from .examples import Batch
 from .objectives import Guess, Pretrainer, Totals, guess_masked, no_totals, save_pretrainer
-from .processes import Processes
 from .reports import Report, Sample, draw_curves, log_report, pick_samples
 from .schedule import AdamValues, phase_at
 

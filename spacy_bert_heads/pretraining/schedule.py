@@ -97,10 +97,11 @@ def _check_warm_up(block: dict[str, Any], name: str, num_steps: int) -> None:
 
 
 def _fill(block: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Have every null total_steps be the length of the run."""
+    """Have every null total_steps be the length of the run, every null warmup_steps a tenth."""
     filled = {k: _fill(v, num_steps) if isinstance(v, dict) else v for k, v in block.items()}
-    if filled.get("total_steps", 0) is None:
-        filled["total_steps"] = num_steps
+    for key, value in (("total_steps", num_steps), ("warmup_steps", num_steps // 10)):
+        if filled.get(key, 0) is None:
+            filled[key] = value
     return filled
 
 

@@ -158,14 +158,15 @@ class Phase:
 
 
 def adam(
-    learn_rate: float | Block = 1e-4, *, warmup_steps: int = 100, **arguments: float
+    learn_rate: float | Block = 1e-4, *, warmup_steps: int | None = None, **arguments: float
 ) -> dict[str, Any]:
-    """Make the block of an optimizer: AdamW as BERT has it, with linear warm-up and then linear
-    decay to 0 at the end of the run (Devlin et al. 2019, section A.2), unless `learn_rate` is the
-    block of another schedule. `arguments` are others of thinc's Adam.v1."""
+    """Make the block of an optimizer: AdamW as BERT has it, with linear warm-up, over a tenth of
+    the run by default, and then linear decay to 0 at its end (Devlin et al. 2019, section A.2),
+    unless `learn_rate` is the block of another schedule. `arguments` are others of thinc's
+    Adam.v1."""
     if not isinstance(learn_rate, dict):
         learn_rate = {
-            "@schedules": "warmup_linear.v1",
+            "@schedules": "spacy_bert_heads.warmup_linear.v1",
             "initial_rate": learn_rate,
             "warmup_steps": warmup_steps,
             "total_steps": None,
@@ -191,8 +192,9 @@ class Training:
     sequences has fewer of them. max_batch_tokens: of what a process computes at once, padding
     counted; gradients of the parts of a batch add up. new_head_lr_multiplier: heads that the
     checkpoint lacks learn at this times the learning rate. keep: how many training states are kept
-    to resume from. optimizer, logger: blocks with @optimizers and @loggers. A null total_steps in
-    the block of a schedule is the number of steps of the run."""
+    to resume from. optimizer, logger: blocks with @optimizers and @loggers. In the block of a
+    schedule a null total_steps is the number of steps of the run, a null warmup_steps a tenth of
+    it."""
 
     max_steps: Count | None = None
     max_epochs: Positive | None = None

@@ -50,10 +50,39 @@ def pack_docs(
     """
     texts = [doc.text for doc in docs]  # spaCy builds a Doc's text anew at every access
     wordpieces = tokenizer(texts)
-    doc_of = np.arange(len(docs))
-    windows = cut_windows(
-        wordpieces.lengths, capacity=window - tokenizer.num_special, stride=stride
+    capacity = window - tokenizer.num_special
+    if len(docs) == 1 and len(wordpieces.ids) <= capacity:
+        batch, best = _pack_one(wordpieces, tokenizer)
+    else:
+        batch, best = _pack_windows(wordpieces, tokenizer, capacity, stride)
+    first, count, num_tokens = align(wordpieces, docs, texts)
+    return replace(batch, tokens=TokenMap(num_tokens, count, best[ranges(first, count)]))
+
+
+def _pack_one(wordpieces: Wordpieces, tokenizer: WordpieceTokenizer) -> tuple[PackedBatch, Ints1d]:
+    """Do what `_pack_windows` does for one text that fits into one window, with few operations: for
+    a sentence, their number counts."""
+    ids = np.concatenate([tokenizer.prefix, wordpieces.ids, tokenizer.suffix])
+    best = np.arange(len(wordpieces.ids)) + len(tokenizer.prefix)
+    starts, ends = np.full((2, len(ids)), -1, dtype=np.int64)
+    starts[best], ends[best] = wordpieces.starts, wordpieces.ends
+    batch = PackedBatch(
+        input_ids=ids,
+        token_type_ids=np.zeros_like(ids),
+        cu_seqlens=np.asarray([0, len(ids)]),
+        num_windows=np.ones(1, dtype=np.int64),
+        offsets=OffsetMapping(starts, ends, starts >= 0),
     )
+    return batch, best
+
+
+def _pack_windows(
+    wordpieces: Wordpieces, tokenizer: WordpieceTokenizer, capacity: int, stride: int
+) -> tuple[PackedBatch, Ints1d]:
+    """Pack windows of texts between special tokens. Returns the batch, and for each wordpiece of
+    each text its best position."""
+    doc_of = np.arange(len(wordpieces.lengths))
+    windows = cut_windows(wordpieces.lengths, capacity=capacity, stride=stride)
     num_sequences = len(windows.starts)
     document = _document_segment(wordpieces, doc_of, windows, type_id=0)
     segments = [
@@ -61,9 +90,7 @@ def pack_docs(
         document,
         Segment.special(tokenizer.suffix, num_sequences, 0),
     ]
-    batch, best = _concatenate(segments, document, wordpieces, doc_of, windows)
-    first, count, num_tokens = align(wordpieces, docs, texts)
-    return replace(batch, tokens=TokenMap(num_tokens, count, best[ranges(first, count)]))
+    return _concatenate(segments, document, wordpieces, doc_of, windows)
 
 
 def pack_pairs(

@@ -25,15 +25,15 @@ from thinc.api import Config, constant, fix_random_seed, require_gpu, set_gpu_al
 
 from ..encoder.step import MeanLoss
 from ..files import check_folder, mark_folder
-from ..pretraining.checkpoint import (
+from ..runs.guard import Signals, lock_folder
+from ..runs.processes import Processes
+from ..runs.states import (
     list_states,
     load_state,
     remove_leftovers,
     replace_folder,
     save_state,
 )
-from ..pretraining.guard import Signals, lock_folder
-from ..pretraining.processes import Processes
 from .batches import Batches
 from .state import (
     FORMAT,

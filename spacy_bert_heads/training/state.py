@@ -13,7 +13,7 @@ from thinc.api import Config, Model, Optimizer, get_current_ops
 
 from ..encoder.shim import TorchShim
 from ..encoder.step import MeanLoss
-from ..pretraining.checkpoint import find_newest, load_state
+from ..runs.states import find_newest, load_state
 
 FORMAT = 1
 PIPELINE = "pipeline"

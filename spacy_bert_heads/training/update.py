@@ -18,7 +18,7 @@ from ..encoder.component import BertEncoder
 from ..encoder.shim import TorchShim
 from ..encoder.step import MeanLoss
 from ..heads.head import BertHead
-from ..pretraining.processes import Processes
+from ..runs.processes import Processes
 from .batches import checksum
 
 

@@ -1,0 +1,2 @@
+"""What trainings of encoders and of pipelines have in common: processes, locks, signals, training
+states."""
