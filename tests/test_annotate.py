@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import time
 
 import pytest
 import spacy
@@ -383,20 +382,3 @@ def test_many_new_words_have_the_pipeline_loaded_anew(joint, corpus, once, tmp_p
         annotator.try_part(part)
     assert [vocab is used[0] for vocab in used] == [True, True, False]
     assert read(tmp_path / "out") == once
-
-
-def test_progress(joint, corpus, tmp_path, monkeypatch):
-    from spacy_bert_heads.annotate import run as module
-
-    monkeypatch.setattr(module, "LOOK", 0.01)
-    monkeypatch.setattr(module, "LINE", 0.01)
-    opened = open_run(Job(str(joint), str(corpus), tmp_path / "out", docs_per_part=3))
-    lines = []
-    with module.shown_progress(opened, lines.append):
-        Annotator(opened).work()
-        while not lines or not lines[-1].startswith("7 of 7 documents, "):
-            time.sleep(0.01)
-    assert module.format_progress(100, 400, 1000, 60) == (
-        "400 of 1,000 documents, 5.0 a second, 0:02:00 left"
-    )
-    assert module.format_progress(0, 0, 10, 1) == "0 of 10 documents, 0.0 a second"

@@ -1,14 +1,18 @@
-"""Claims: one process works on a part, and a dead one is relieved."""
+"""Claims: one process works on a part, and a dead one is relieved; and how far all of them are."""
 
 import json
 import os
 import socket
+import time
 
 import pytest
+from annotation import ROWS, write_jsonl
 
 from spacy_bert_heads.annotate import claims
+from spacy_bert_heads.annotate import run as module
 from spacy_bert_heads.annotate.claims import STALE, Claim, documents_at_work
-from spacy_bert_heads.annotate.worker import Deaths
+from spacy_bert_heads.annotate.plan import Job, open_run
+from spacy_bert_heads.annotate.worker import Annotator, Deaths
 
 GONE = 2**22 + 1  # no process has that number
 
@@ -83,3 +87,19 @@ def test_deaths():
     deaths = Deaths([(0, 4), (2, 3), (2, 3), (3, 4)])
     assert [deaths.alone(i) for i in range(-1, 6)] == [False, True, True, True, True, False, False]
     assert [deaths.gave_up(i) for i in range(5)] == [False, False, True, False, False]
+
+
+def test_progress(joint, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    monkeypatch.setattr(module, "LINE", 0.01)
+    corpus = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    opened = open_run(Job(str(joint), str(corpus), tmp_path / "out", docs_per_part=3))
+    lines = []
+    with module.shown_progress(opened, lines.append):
+        Annotator(opened).work()
+        while not lines or not lines[-1].startswith("7 of 7 documents, "):
+            time.sleep(0.01)
+    assert module.format_progress(100, 400, 1000, 60) == (
+        "400 of 1,000 documents, 5.0 a second, 0:02:00 left"
+    )
+    assert module.format_progress(0, 0, 10, 1) == "0 of 10 documents, 0.0 a second"

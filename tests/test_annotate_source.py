@@ -7,7 +7,7 @@ import json
 import pytest
 import spacy
 from annotation import annotations, parts, read, run, write_jsonl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from joint import BURNED, SAILED, assert_same
 from spacy.tokens import Doc, DocBin
@@ -27,10 +27,10 @@ from spacy_bert_heads.pairs import make_verdict
 TEXTS = [BURNED, "", SAILED, "  ", "Grete left 😀", "the last"]
 
 
-def documents(path, output, size, **settings):
+def documents(path, output, size):
     """All documents of a corpus, part by part."""
     files = list_source(path, output)
-    plan = make_plan(Job("", str(path), output, docs_per_part=size, **settings), "", files)
+    plan = make_plan(Job("", str(path), output, docs_per_part=size), "", files)
     return [
         document
         for part in plan.parts
@@ -204,6 +204,7 @@ def test_types():
 # --- properties
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf8"))), st.integers(1, 4), st.booleans())
 def test_parts_make_up_the_lines(tmp_path_factory, texts, size, as_text):
     folder = tmp_path_factory.mktemp("lines")
@@ -225,6 +226,7 @@ def test_parts_make_up_the_lines(tmp_path_factory, texts, size, as_text):
         assert [document.text for document in parted] == whole
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_lines_of_any_length(content):
     read, before = [], source.MAX_LINE
@@ -240,6 +242,7 @@ def test_lines_of_any_length(content):
     assert [line for _, line in lines] == [line if len(line) <= 5 else None for line in expected]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0, 10, BATCH_CHARS // 2, BATCH_CHARS + 1]), max_size=30),
     st.sets(st.integers(0, 30)),
