@@ -13,6 +13,7 @@ import typer
 from spacy.cli._util import app
 
 from .annotate import annotate_command
+from .common import BertGroup
 from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
@@ -24,8 +25,15 @@ from .pretrain import fill_mask_command, prepare_command, pretrain_command
 from .serve import serve_command
 from .train import train_command
 
-bert_app = typer.Typer(name="bert", help="Data, configs and scores for BERT pipelines.")
-inspect_app = typer.Typer(name="inspect", help="Look inside an encoder: PNG and HTML.")
+bert_app = typer.Typer(
+    name="bert",
+    cls=BertGroup,
+    no_args_is_help=True,
+    help="Data, configs and scores for BERT pipelines.",
+)
+inspect_app = typer.Typer(
+    name="inspect", no_args_is_help=True, help="Look inside an encoder: PNG and HTML."
+)
 
 
 @bert_app.callback()
