@@ -188,9 +188,11 @@ def note_sequences(encoder) -> list[int]:
     counts: list[int] = []
 
     def note(module, args, inputs):  # a sequence begins with [CLS], padding doesn't
-        counts.append(int((inputs["input_ids"] == encoder.checkpoint.tokenizer.prefix[0]).sum()))
+        ids = args[0] if args else inputs["input_ids"]
+        counts.append(int((ids == encoder.checkpoint.tokenizer.prefix[0]).sum()))
 
-    encoder.model.register_forward_pre_hook(note, with_kwargs=True)
+    # Not of the whole model, which predictions of some families pass by.
+    encoder.model.embeddings.register_forward_pre_hook(note, with_kwargs=True)
     return counts
 
 

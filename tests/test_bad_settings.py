@@ -152,7 +152,7 @@ def test_unknown_label(make_nlp, head, unknown, masked):
     messages = [str(warning.message) for warning in caught if "no label" in str(warning.message)]
     assert len(messages) == 1
     assert f"{name} has no label 'CAR'" in messages[0]
-    assert f"[initialize.components.{name}.labels]" in messages[0]
+    assert f"add it with nlp.get_pipe('{name}').add_label('CAR')" in messages[0]
     assert nlp.get_pipe(name).labels == labels
 
     with warnings.catch_warnings():
