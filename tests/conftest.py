@@ -42,6 +42,9 @@ TRAIN_DATA = [
 ]
 
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
 needs_int8 = pytest.mark.skipif(
     inference._INT8_PRODUCT is None, reason="this build of torch has no int8"
 )
@@ -160,6 +163,12 @@ def answering_folder(answering, tmp_path_factory) -> Path:
 def answering_results(answering) -> list[dict]:
     """What each Doc of the stream gets by itself."""
     return [pair_stream.results(answering(doc)) for doc in pair_stream.make_stream(answering)]
+
+
+@pytest.fixture
+def packing(monkeypatch) -> None:
+    """As on a CPU with AVX-512."""
+    monkeypatch.setattr(inference, "packing_pays", lambda: True)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import pytest
 import spacy
 import torch
 from checkpoints import FAMILIES, load_encoder, make_checkpoint
-from conftest import TRAIN_DATA, make_examples, needs_int8
+from conftest import TRAIN_DATA, make_examples, needs_int8, needs_onednn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from thinc.api import Adam
 from torch import nn
 from transformers.activations import GELUActivation
 
-from spacy_bert_heads.encoder import fused, inference
+from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import Encoder
@@ -31,21 +31,11 @@ from spacy_bert_heads.encoder.inference import (
 )
 from spacy_bert_heads.encoder.model import encoder_of, shim_of
 from spacy_bert_heads.encoder.shim import resolve_precision
-from spacy_bert_heads.text.batch import PackedBatch, cumulate
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore:precision is .bf16.")
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
-)
-
-
-@pytest.fixture
-def packing(monkeypatch) -> None:
-    """As on a CPU with AVX-512."""
-    monkeypatch.setattr(inference, "packing_pays", lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -280,24 +270,6 @@ def test_packed_states_in_every_family(family, tmp_path):
     fast = for_inference(bert, "fp32")
     assert any(isinstance(module, PackedLinear) for module in fast.modules())
     torch.testing.assert_close(run_bert(fast), run_bert(bert), atol=1e-5, rtol=1e-5)
-
-
-@needs_onednn
-@pytest.mark.usefixtures("packing")
-@pytest.mark.parametrize("family", fused.FAMILIES)
-@pytest.mark.parametrize("lengths", [(7,), (16,), (5, 5), (9, 3, 4, 20)])
-def test_fused_layers_are_the_familys_own(family, lengths, folders):
-    bert = load_encoder(folders(family))
-    fast = for_inference(bert, "fp32")
-    assert fast.is_fused is bool(bert.interface)  # transformers 4 has no such ELECTRA
-    torch.manual_seed(0)
-    ids = torch.randint(5, 20, (sum(lengths),)).numpy()
-    batch = PackedBatch(ids, np.zeros_like(ids), cumulate(np.asarray(lengths)), np.ones(1, int))
-    layers = (0, 1, 2)
-    made, exact = (one.encode(batch, layers, max_batch_tokens=32).states for one in (fast, bert))
-    torch.testing.assert_close(made, exact, atol=1e-5, rtol=1e-5)
-    made, exact = (one.encode(batch, max_batch_tokens=32).states for one in (fast, bert))
-    torch.testing.assert_close(made, exact, atol=1e-5, rtol=1e-5)
 
 
 @needs_onednn
