@@ -107,4 +107,4 @@ def start(address: str | None) -> None:
             # pipeline.
             "_system_config": {"worker_niceness": 0},
         }
-    ray.init(logging_level="warning", **settings)
+    ray.init(logging_level=logging.WARNING, **settings)

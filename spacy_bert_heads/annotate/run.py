@@ -98,8 +98,9 @@ def annotate(
 
 
 def clean_up(run: Run) -> None:
-    """Delete unfinished parts of processes that died on other machines."""
-    for path in run.job.output.glob(".part-*~*"):
+    """Delete what processes that died have left: unfinished parts of those on other machines, and
+    claims of those that died between the end of a part and the end of its claim."""
+    for path in (*run.job.output.glob(".part-*~*"), *(run.state / "claims").iterdir()):
         path.unlink(missing_ok=True)
 
 
