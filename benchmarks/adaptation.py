@@ -33,7 +33,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,9 +52,8 @@ from jobs import (
     print_row,
     read_log,
     read_results,
-    run_jobs,
+    run_or_show,
     runs_of,
-    show_jobs,
 )
 from thinc.api import Config
 
@@ -108,13 +106,9 @@ def main(
 ) -> None:
     """Run the jobs that were not run yet."""
     bench = Bench(data, encoder, out.absolute(), precision, scale)
-    chosen = [job for job in list_jobs(steps, rate) if fnmatch(job.name, jobs)]
-    if table:
-        print_tables(bench)
-    elif show:
-        show_jobs(bench, chosen)
-    else:
-        run_jobs(bench, chosen)
+    run_or_show(
+        bench, list_jobs(steps, rate), jobs, show=show, print_tables=print_tables if table else None
+    )
 
 
 def list_jobs(steps: int, rate: float) -> list[Job]:

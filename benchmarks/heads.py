@@ -20,7 +20,6 @@ a test set.
 
 import random
 from dataclasses import replace
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,9 +35,8 @@ from jobs import (
     print_head,
     print_row,
     read_results,
-    run_jobs,
+    run_or_show,
     runs_of,
-    show_jobs,
     spread,
 )
 from quality import BATCH_SIZE
@@ -71,14 +69,8 @@ def main(
 ) -> None:
     """Run the jobs that were not run yet."""
     bench = Bench(data, encoder, out.absolute(), precision, scale)
-    chosen = [job for job in list_jobs() if fnmatch(job.name, jobs)]
-    if table:
-        print_tables(bench)
-    elif show:
-        show_jobs(bench, chosen)
-    else:
-        bench.out.mkdir(parents=True, exist_ok=True)
-        run_jobs(bench, chosen)
+    tables = print_tables if table else None
+    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=tables)
 
 
 def list_jobs() -> list[Job]:

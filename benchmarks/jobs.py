@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ class Job:
     minutes: float
     run: Callable[[Bench], dict[str, Any]]
     needs: str | None = None  # the job that makes its encoder
+
+
+def run_or_show(
+    bench: Bench,
+    jobs: list[Job],
+    pattern: str,
+    *,
+    show: bool,
+    print_tables: Callable[[Bench], None] | None,
+) -> None:
+    """Print the tables if there is something that does, show the jobs of a pattern, or run them."""
+    chosen = [job for job in jobs if fnmatch(job.name, pattern)]
+    if print_tables is not None:
+        print_tables(bench)
+    elif show:
+        show_jobs(bench, chosen)
+    else:
+        bench.out.mkdir(parents=True, exist_ok=True)
+        run_jobs(bench, chosen)
 
 
 def show_jobs(bench: Bench, jobs: list[Job]) -> None:

@@ -114,9 +114,8 @@ def predict(
     `evaluate`."""
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
-    nlp = load_pipeline(model) if lang is None else load_with_tokenizer(model, lang)
-    if precision is not None:
-        set_precision(nlp, precision)
+    settings = {} if lang is None else tokenizer_of(lang)
+    nlp = load_pipeline(model, precision=precision, **settings)
     with TemporaryDirectory() as folder:
         examples = list(
             BertCorpus(as_spacy(data, Path(folder), lang=lang or nlp.lang or "en"))(nlp)
@@ -177,31 +176,29 @@ def check_pipeline(name: str | Path) -> None:
         )
 
 
-def load_pipeline(name: str | Path, **settings: Any) -> Language:
-    """Load a pipeline, with the settings of `spacy.load`. Raises ValueError, with its name, if
-    there is none or it can't be loaded."""
+def load_pipeline(name: str | Path, *, precision: str | None = None, **settings: Any) -> Language:
+    """Load a pipeline, with the settings of `spacy.load`, to predict in a precision, None for its
+    own. Raises ValueError, with its name, if there is none or it can't be loaded; and as
+    `set_precision` does."""
     check_pipeline(name)
     try:
-        return spacy.load(name, **settings)
+        nlp = spacy.load(name, **settings)
     except Exception as error:  # srsly and msgpack don't name the file, spaCy not always
         reason = str(error) if isinstance(error, ValueError | ImportError) else repr(error)
         raise ValueError(f"The pipeline '{name}' can't be loaded: {reason}") from error
+    if precision is not None:
+        set_precision(nlp, precision)
+    return nlp
 
 
-def load_with_tokenizer(model: str, lang: str) -> Language:
-    """Load a pipeline to read another language.
-
-    model (str): A pipeline's folder, or the name of an installed one.
-    lang (str): The language.
-    RETURNS (Language): The pipeline, with that language's tokenizer in place of its own.
-    RAISES (ValueError): If spaCy doesn't have the language.
-    """
+def tokenizer_of(lang: str) -> dict[str, Any]:
+    """Give the settings of `spacy.load` that put a language's tokenizer in the place of the
+    pipeline's own. Raises ValueError if spaCy doesn't have the language."""
     try:
         tokenizer = spacy.blank(lang).config["nlp"]["tokenizer"]
     except ImportError as error:
         raise ValueError(f"spaCy has no tokenizer for '{lang}': {error}") from error
-    config = {"nlp": {"lang": lang, "tokenizer": tokenizer}}
-    return load_pipeline(model, config=config, exclude=["tokenizer"])
+    return {"config": {"nlp": {"lang": lang, "tokenizer": tokenizer}}, "exclude": ["tokenizer"]}
 
 
 def set_precision(nlp: Language, precision: str) -> None:

@@ -90,7 +90,7 @@ def in_component(component: str, path: Path | None = None) -> Iterator[None]:
 
 def write_digests(folder: Path, files: Iterable[str]) -> None:
     """Store the sha256 of a saved component's files beside them, in digests.json."""
-    digests = {name: _digest(folder / name) for name in sorted(files)}
+    digests = {name: sha256_of(folder / name) for name in sorted(files)}
     replace_file(folder / DIGESTS, json.dumps(digests, indent=1).encode("utf8"))
 
 
@@ -110,7 +110,7 @@ def find_damage(folder: Path, *, exclude: Iterable[str] = ()) -> tuple[Path, str
         file = folder / name
         if not file.is_file():
             return file, "missing"
-        if _digest(file) != digests[name]:
+        if sha256_of(file) != digests[name]:
             return file, "damaged"
     return None
 
@@ -137,7 +137,8 @@ def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) 
     )
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Digest a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,6 +1,6 @@
 """Annotate by the workers of a Ray cluster, whose machines have the folders in common.
 
-Ray Data keeps one actor for each worker, which loads the pipeline once, and starts anew those that
+Ray Data keeps one actor for each worker, which loads the pipeline once, and starts those again that
 die. Its own checkpoints commit nothing before the end of a run; ours are the parts.
 """
 

@@ -22,7 +22,7 @@ from spacy.util import get_package_path
 
 from ..compression import decompress
 from ..evaluate import check_pipeline
-from ..files import check_folder, mark_folder, read_mark, replace_file
+from ..files import check_folder, mark_folder, read_mark, replace_file, sha256_of
 from .claims import Claim, documents_at_work
 from .outputs import INT64, check_format
 from .source import (
@@ -229,7 +229,7 @@ def check_same(plan: Plan, job: Job, model: str, files: list[SourceFile]) -> Non
     if fault:
         raise ValueError(
             f"The run in {job.output} {fault}. Go on with what it was begun with, name another "
-            f"folder, or delete {job.output} to begin anew."
+            f"folder, or delete {job.output} to start again."
         )
 
 
@@ -246,16 +246,8 @@ def digest_pipeline(name: str) -> str:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
             digest.update(path.relative_to(folder).as_posix().encode("utf8"))
-            digest.update(_digest_bytes(path))
+            digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
-
-
-def _digest_bytes(path: Path) -> bytes:
-    digest = sha256()
-    with path.open("rb") as file_:
-        while block := file_.read(2**20):
-            digest.update(block)
-    return digest.digest()
 
 
 def digest_file(file: SourceFile) -> str:
@@ -267,7 +259,7 @@ def digest_file(file: SourceFile) -> str:
                 for _ in read_lines(stream, digest.update):
                     pass
             return digest.hexdigest()
-    return _digest_bytes(file.path).hex()
+    return sha256_of(file.path)
 
 
 def make_plan(job: Job, model: str, files: list[SourceFile]) -> Plan:

@@ -25,7 +25,7 @@ MAX_DEATHS = 12  # of workers one after the other, without a part between; a bad
 
 def work_in_processes(run: Run, workers: int) -> None:
     """Annotate by several processes, which share torch's threads. One that is killed is started
-    anew; an error of one ends them all.
+    again; an error of one ends them all.
 
     Raises what a worker raises, and ChildProcessError if they die again and again.
     """

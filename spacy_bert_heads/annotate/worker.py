@@ -20,7 +20,7 @@ from spacy.tokens import Doc
 from spacy.util import import_file
 
 from ..data.records import is_utf8
-from ..evaluate import load_pipeline, set_precision
+from ..evaluate import load_pipeline
 from ..files import naming, replace_file
 from ..heads.find import pair_names, register_extensions
 from ..text.doc_data import check_texts
@@ -67,14 +67,12 @@ class Annotator:
         self._open: tuple[int, int, Iterator[Document]] | None = None
 
     def _load(self) -> None:
-        self.nlp = load_pipeline(self.run.job.model)
-        if self.run.job.precision is not None:
-            set_precision(self.nlp, self.run.job.precision)
+        self.nlp = load_pipeline(self.run.job.model, precision=self.run.job.precision)
         self.nlp.set_error_handler(self._note_error)  # type: ignore[arg-type]
         self._num_lexemes = len(self.nlp.vocab)
 
     def _free_words(self) -> None:
-        """Load the pipeline anew after many new words. A memory zone frees their lexemes, but not
+        """Load the pipeline again after many new words. A memory zone frees their lexemes, but not
         their places in the vocabulary's table, which `len` goes on counting."""
         if len(self.nlp.vocab) > self._num_lexemes + MAX_NEW_WORDS:
             del self.nlp

@@ -21,7 +21,7 @@ from ..text.user_data import copy_of_list, set_value
 from .declared import HFClasses, Score, score_weights
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy
-from .pair_head import BertPairHead, match_predictions
+from .pair_head import UnlabelledPairHead, match_predictions
 from .tallies import Counts, Floats, ratio
 
 DEFAULT_MODEL = {
@@ -74,7 +74,7 @@ def score_choices(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     return {"choice_acc": float(np.mean(right)), "choice_chance": float(np.mean(chance))}
 
 
-class BertChoice(BertPairHead):
+class BertChoice(UnlabelledPairHead):
     """Write the number of the most probable option, from 0, and the probability of each to
     `doc._.chosen`, for each of `doc._.choices`: dicts with "options" and perhaps a "question".
 
@@ -85,6 +85,7 @@ class BertChoice(BertPairHead):
     factory = "bert_choice"
     scores = SCORES
     input_name, output_name = "choices", "chosen"
+    does = "chooses between options"
     doc_first = True
     json_keys = ("choices",)
     annotation = "choices"
@@ -101,19 +102,6 @@ class BertChoice(BertPairHead):
         scorer: Callable | None = score_choices,
     ) -> None:
         super().__init__(vocab, model, name, texts=(), scorer=scorer)
-
-    # --- there are no labels
-
-    @property
-    def label_data(self) -> None:  # type: ignore[override]
-        return None
-
-    def add_label(self, label: str) -> int:
-        """Raise ValueError: there are no labels."""
-        raise ValueError(f"{self.name} chooses between options; it has no labels.")
-
-    def check_labels(self) -> None:
-        pass
 
     # --- data, and exchange with Hugging Face
 
@@ -169,13 +157,6 @@ class BertChoice(BertPairHead):
         return ["LABEL_0"]
 
     # --- training and predicting
-
-    def initialize(  # type: ignore[override]
-        self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
-    ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if a gold
-        entry is wrong."""
-        super().initialize(get_examples, nlp=nlp, labels=())
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
         for example in examples:

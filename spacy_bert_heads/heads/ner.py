@@ -270,14 +270,14 @@ class BertNER(BertHead):
         if self.cfg["scheme"] != self._config["scheme"]:
             raise ValueError(
                 f'{self.name} was trained with scheme = "{self.cfg["scheme"]}", so it can\'t be '
-                f'loaded with "{self._config["scheme"]}". Train it anew for that.'
+                f'loaded with "{self._config["scheme"]}". Train it again for that.'
             )
         shim, wanted = shim_of(self.model), self._config["loss"]
         has_crf = shim.has_module and getattr(shim.module, "transitions", None) is not None
         if shim.has_module and has_crf != (wanted == "crf"):
             raise ValueError(
                 f'{self.name} was trained with another loss than "{wanted}": it can\'t be loaded '
-                "with that. Train it anew for that."
+                "with that. Train it again for that."
             )
         super()._settle()
         return self

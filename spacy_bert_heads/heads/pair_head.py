@@ -239,6 +239,31 @@ class BertPairHead(BertHead):
         raise NotImplementedError
 
 
+class UnlabelledPairHead(BertPairHead):
+    """The base of the pair heads whose classes are no labels. `does` says what such a head does,
+    for an error."""
+
+    does: str
+
+    @property
+    def label_data(self) -> None:  # type: ignore[override]
+        return None
+
+    def add_label(self, label: str) -> int:
+        """Raise ValueError: there are no labels."""
+        raise ValueError(f"{self.name} {self.does}; it has no labels.")
+
+    def check_labels(self) -> None:
+        pass
+
+    def initialize(  # type: ignore[override]
+        self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
+    ) -> None:
+        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if a gold
+        entry is wrong."""
+        super().initialize(get_examples, nlp=nlp, labels=())
+
+
 def match_predictions(
     example: Example, input_name: str, output_name: str
 ) -> Iterator[tuple[Any, Any]]:

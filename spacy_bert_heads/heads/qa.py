@@ -27,7 +27,7 @@ from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .losses import span_loss
 from .outputs import SpanLogits
-from .pair_head import BertPairHead
+from .pair_head import UnlabelledPairHead
 from .qa_windows import check_room, choose_windows, longest_everywhere, widen_to_tokens
 from .tallies import Counts, Floats, Tally, ratio
 
@@ -103,7 +103,7 @@ def make_qa_scorer() -> Callable:
     return score_qa
 
 
-class BertQA(BertPairHead):
+class BertQA(UnlabelledPairHead):
     """Write an answer to each of `doc._.questions` to `doc._.answers`, and to a span group.
 
     The settings are those of `make_bert_qa`. With `no_answer_threshold = None` the first evaluation
@@ -115,6 +115,7 @@ class BertQA(BertPairHead):
     factory = "bert_qa"
     scores = SCORES
     input_name, output_name = "questions", "answers"
+    does = "answers questions"
     doc_first = False
     json_keys = ("questions",)
     annotation = "answers"
@@ -164,19 +165,6 @@ class BertQA(BertPairHead):
         tuned = self.cfg["no_answer_threshold"]
         return 1.0 if tuned is None else tuned
 
-    # --- there are no labels
-
-    @property
-    def label_data(self) -> None:  # type: ignore[override]
-        return None
-
-    def add_label(self, label: str) -> int:
-        """Raise ValueError: there are no labels."""
-        raise ValueError(f"{self.name} answers questions; it has no labels.")
-
-    def check_labels(self) -> None:
-        pass
-
     # --- data, and exchange with Hugging Face
 
     @classmethod
@@ -222,7 +210,7 @@ class BertQA(BertPairHead):
     ) -> None:
         """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if
         `max_answer_length` has no room in its windows."""
-        super().initialize(get_examples, nlp=nlp, labels=())
+        super().initialize(get_examples, nlp=nlp)
         self._check_room()
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
@@ -264,7 +252,7 @@ class BertQA(BertPairHead):
         self._tunes = self.fixed_threshold is None
         return super().update(examples, **kwargs)
 
-    update.__doc__ = BertPairHead.update.__doc__
+    update.__doc__ = UnlabelledPairHead.update.__doc__
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
         return span_loss(output)

@@ -15,7 +15,7 @@ import torch
 from ..files import check_folder, mark_folder
 from ..runs.guard import Signals, lock_folder
 from ..runs.processes import Processes
-from ..runs.states import find_newest, list_states, load_state, remove_leftovers
+from ..runs.states import find_state, list_states, remove_leftovers
 from .data import Data
 from .objectives import load_pretrainer
 from .reports import Report, mend_log, open_logger
@@ -71,7 +71,7 @@ def pretrain(
         if processes.is_first:
             check_folder(output, "pretrain", force=force or bool(list_states(output / "states")))
             stack.enter_context(lock_folder(output))
-        state = find_state(settings, output, resume=resume, force=force, say=say)
+        state = find_start(settings, output, resume=resume, force=force, say=say)
         processes.wait()  # none writes before all have checked
         run = begin(settings, output, processes, state, force=force, say=say)
         # Only in the first process: each logger would begin a file or a run of its own.
@@ -187,7 +187,7 @@ def begin(
     return run
 
 
-def find_state(
+def find_start(
     settings: Settings,
     output: Path,
     *,
@@ -197,51 +197,13 @@ def find_state(
 ) -> dict[str, Any] | None:
     """Load the training state to go on from; None to start anew. Raises ValueError if there is a
     run that is neither resumed nor replaced, or it can't be resumed with these settings."""
-    states = output / "states"
-    if not resume:
-        if not force and (list_states(states) or (output / "log.jsonl").exists()):
-            raise ValueError(
-                f"{output} holds a run already. Go on with it by --resume, name another folder, or "
-                "give --force to start anew there."
-            )
-        return None
-    path, faults = find_newest(states)
-    state = None if path is None else load_state(path)
-    if state is None and faults:
+    if resume:
+        now = dataclasses.asdict(settings)
+        found = find_state(output, now, format=FORMAT, free=FREE, say=say)
+        return None if found is None else found[1]
+    if not force and (list_states(output / "states") or (output / "log.jsonl").exists()):
         raise ValueError(
-            f"No training state in {states} can be read. {' '.join(faults)} Copy them again, or "
-            "give --force, without --resume, to start anew."
+            f"{output} holds a run already. Go on with it by --resume, name another folder, or "
+            "give --force to start anew there."
         )
-    for fault in faults:
-        say(f"{fault} Going back to the state before.")
-    if state is None:
-        say(f"There is nothing to resume in {output}: starting anew.")
-    elif state.get("format") != FORMAT:
-        raise ValueError(
-            f"The run in {output} was begun by another version of this package. End it with that "
-            "one, or start a new run in another folder, with its model-best as paths.encoder."
-        )
-    else:
-        check_same(state["settings"], settings)
-    return state
-
-
-def check_same(before: dict[str, Any], settings: Settings) -> None:
-    """Check that a run is resumed with the settings that it began with. Raises ValueError if one
-    differs that is not in `FREE`."""
-    old, new = _flatten(before), _flatten(dataclasses.asdict(settings))
-    for name in sorted(set(old) | set(new)):
-        if not name.startswith(FREE) and old.get(name) != new.get(name):
-            raise ValueError(
-                f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
-                "it back to resume, or start a new run in another folder."
-            )
-
-
-def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+    return None

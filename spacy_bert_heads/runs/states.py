@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,63 @@ def load_state(path: Path) -> dict[str, Any]:
     """Load a state. Its tensors are mapped: they are read from the disk where they are copied from,
     and take no memory until then."""
     return torch.load(path / STATE, weights_only=True, mmap=True, map_location="cpu")
+
+
+def find_state(
+    output: Path,
+    settings: Mapping[str, Any],
+    *,
+    format: int,
+    free: tuple[str, ...],
+    say: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]] | None:
+    """Find the newest training state that is whole in a run's folder, to go on from: where it is,
+    and what is in it; None if there is none. `say` is told of damaged ones. `settings` and `free`
+    are those of `check_same`, `format` is that of the states of this version.
+
+    Raises ValueError if no state can be read, another version wrote it, or the settings differ.
+    """
+    states = output / "states"
+    path, faults = find_newest(states)
+    if path is None and faults:
+        raise ValueError(
+            f"No training state in {states} can be read. {' '.join(faults)} Copy them again, or "
+            "give --force, without --resume, to start again."
+        )
+    for fault in faults:
+        say(f"{fault} Going back to the state before.")
+    if path is None:
+        say(f"There is nothing to resume in {output}: starting anew.")
+        return None
+    state = load_state(path)
+    if state.get("format") != format:
+        raise ValueError(
+            f"The run in {output} was begun by another version of this package. End it with that "
+            "one, or start a new run in another folder that begins with its model-best."
+        )
+    check_same(state["settings"], settings, free)
+    return path, state
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> None:
+    """Check that a run is resumed with the settings that it began with. Raises ValueError if one
+    differs whose dotted name doesn't begin with one of `free`."""
+    old, new = flatten(before), flatten(now)
+    for name in sorted(set(old) | set(new)):
+        if not name.startswith(free) and old.get(name) != new.get(name):
+            raise ValueError(
+                f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
+                "it back to resume, or start a new run in another folder."
+            )
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the values of nested sections by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def list_states(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..evaluate import load_pipeline, set_precision
+from ..evaluate import load_pipeline
 from .limits import Limits
 
 
@@ -42,9 +42,7 @@ def serve(
         torch.set_num_threads(num_threads)
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
-    nlp = load_pipeline(model)
-    if precision is not None:
-        set_precision(nlp, precision)
+    nlp = load_pipeline(model, precision=precision)
     app = make_app(nlp, name=name_of(model), limits=limits)
     Annotator(nlp).annotate([Query("Ready.")])  # or the first request would wait for that
     warnings.simplefilter("ignore")  # they may have a user's text in them

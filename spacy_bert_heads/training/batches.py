@@ -23,7 +23,7 @@ class Batches:
     finds it again: `place` says where it is, and `go_to` goes there, by making the batches of that
     epoch again.
 
-    `fingerprint` is a checksum of the texts; 0 for a corpus that is read anew in each epoch
+    `fingerprint` is a checksum of the texts; 0 for a corpus that is read again in each epoch
     (`max_epochs` -1).
     """
 

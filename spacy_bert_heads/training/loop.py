@@ -28,8 +28,9 @@ from ..files import check_folder, mark_folder
 from ..runs.guard import Signals, lock_folder
 from ..runs.processes import Processes
 from ..runs.states import (
+    find_state,
+    flatten,
     list_states,
-    load_state,
     remove_leftovers,
     replace_folder,
     save_state,
@@ -37,9 +38,8 @@ from ..runs.states import (
 from .batches import Batches
 from .state import (
     FORMAT,
+    FREE,
     PIPELINE,
-    find_state,
-    flatten,
     optimizer_state,
     pack_losses,
     restore_optimizer,
@@ -122,15 +122,10 @@ def begin(
 ) -> Run:
     """Set up a run, from its newest training state if it is resumed. The arguments are those of
     `train`."""
-    given = config.interpolate()
-    states, path = output / "states", None
+    given, found = config.interpolate(), None
     if resume:
-        path, faults = find_state(states, given)
-        for fault in faults:
-            say(f"{fault} Going back to the state before.")
-        if path is None:
-            say(f"There is nothing to resume in {output}: starting from the beginning.")
-    elif list_states(states) and not force:
+        found = find_state(output, given, format=FORMAT, free=FREE, say=say)
+    elif list_states(output / "states") and not force:
         raise ValueError(
             f"{output} has a run already. Go on with it by --resume, name another folder, or give "
             "--force to start again there."
@@ -139,17 +134,18 @@ def begin(
     if processes.is_first:
         mark_folder(output, "train")
         remove_leftovers(output, processes.size)
-        if path is None:
+        if found is None:
             for name in ("states", "model-best", "model-last"):
                 shutil.rmtree(output / name, ignore_errors=True)
-    if path is None:
+    if found is None:
         # One after the other where it may be downloaded.
         nlp = processes.in_turn(lambda: init_nlp(config, use_gpu=processes.gpu_id))
         return Run(nlp, given, output, processes)
+    path, state = found
     nlp = load_model(path / PIPELINE)
     nlp.config = nlp.config.merge(config)
     run = Run(nlp, given, output, processes)
-    run.restore(load_state(path))
+    run.restore(state)
     say(f"Going on after step {run.step}.")
     return run
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from spacy.language import Language
-from thinc.api import Config, Model, Optimizer, get_current_ops
+from thinc.api import Model, Optimizer, get_current_ops
 
 from ..encoder.shim import TorchShim
 from ..encoder.step import MeanLoss
-from ..runs.states import find_newest, load_state
 
 FORMAT = 1
 PIPELINE = "pipeline"
@@ -29,45 +27,6 @@ FREE = (
     "training.logger.",
     "system.gpu_allocator",
 )
-
-
-def find_state(states: Path, settings: dict[str, Any]) -> tuple[Path | None, list[str]]:
-    """Find the newest training state that is whole, None if there is none, and say what is wrong
-    with newer ones.
-
-    Raises ValueError if no state can be read, another version wrote it, or the settings differ.
-    """
-    path, faults = find_newest(states)
-    if path is None:
-        if faults:
-            raise ValueError(
-                f"No training state in {states} can be read. {' '.join(faults)} Copy them again, "
-                "or give --force, without --resume, to start again."
-            )
-        return None, []
-    state = load_state(path)
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"The run in {states.parent} was begun by another version of this package. End it with "
-            "that one, or start a new run in another folder."
-        )
-    before, now = state["settings"], flatten(settings)
-    for name in sorted(set(before) | set(now)):
-        if not name.startswith(FREE) and before.get(name) != now.get(name):
-            raise ValueError(
-                f"The run began with {name} = {before.get(name)!r}; now it is {now.get(name)!r}. "
-                "Put it back to resume, or start a new run in another folder."
-            )
-    return path, faults
-
-
-def flatten(section: Config | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give the values of an interpolated config by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 # --- the optimizer

@@ -90,7 +90,9 @@ class Updater:
         Raises ValueError if a single example of the batch doesn't fit into memory, or the processes
         of the run have read different batches.
         """
-        self._check_same(batch)
+        is_alone = self.processes.size == 1
+        if not is_alone:
+            self._check_same(batch)
         while (learned := self._learn(batch, dropout, losses)) is None:
             self._forget_gradients()
             if self.accumulate_gradient >= len(batch):
@@ -109,7 +111,8 @@ class Updater:
                 stacklevel=2,
             )
         for pipe in self.pipes.values():
-            self._sum_gradients(pipe)
+            if not is_alone:
+                self._sum_gradients(pipe)
             pipe.finish_update(self.optimizer)
         return learned
 
