@@ -23,10 +23,14 @@ ROWS = [
     {"id": 5, "text": BURNED, "hypotheses": ["It burned.", "It rained."]},
     {"id": 6, "text": "Grete"},
 ]
-# A component that can't do with some texts: it raises, alone or for a whole batch, or dies.
+# Components that can't do with some texts: they raise, alone or for a whole batch, die, or take time.
 CODE = """
-import os, signal
+import os, signal, time
 from spacy.language import Language
+
+def slow(doc):
+    time.sleep(0.02)
+    return doc
 
 def weak(doc):
     if "BOOM" in doc.text:
@@ -52,6 +56,7 @@ class Brittle:
             yield from docs
 
 if not Language.has_factory("weak"):
+    Language.component("slow", func=slow)
     Language.component("weak", func=weak)
     Language.factory("brittle", func=Brittle)
 """

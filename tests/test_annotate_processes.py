@@ -106,13 +106,15 @@ def assert_exactly_once(output, expected):
 
 def test_workers_that_are_killed(joint, corpus, expected, tmp_path, engine):
     output, chosen = tmp_path / "out", random.Random(1)
-    process = start(joint, corpus, output, *engine)
+    # At 20 ms a document the last kill comes before the end on any machine.
+    pipeline, code = write_weak_pipeline(joint, tmp_path, "slow")
+    process = start(pipeline, corpus, output, "--code", code, *engine)
     killed = 0
     while killed < KILLS:
         # At random moments, each time after some more parts.
         wanted = len(expected) // PER_PART * (killed + chosen.random()) / (KILLS + 1)
         wait_for(lambda wanted=wanted: len(parts(output)) >= wanted, process, output)
-        time.sleep(chosen.random())
+        time.sleep(chosen.random() * 0.02 * PER_PART)
         pid = chosen.choice(wait_for(lambda: holders(output), process, output))
         try:
             os.kill(pid, signal.SIGKILL)
@@ -126,7 +128,8 @@ def test_workers_that_are_killed(joint, corpus, expected, tmp_path, engine):
 
 def test_a_driver_that_is_killed_and_started_again(joint, corpus, expected, tmp_path, engine):
     output = tmp_path / "out"
-    process = start(joint, corpus, output, *engine)
+    pipeline, code = write_weak_pipeline(joint, tmp_path, "slow")
+    process = start(pipeline, corpus, output, "--code", code, *engine)
     wait_for(lambda: len(parts(output)) >= 3, process, output)
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [one for one in children if WORKER.search(" ".join(one.cmdline()))]
@@ -137,7 +140,7 @@ def test_a_driver_that_is_killed_and_started_again(joint, corpus, expected, tmp_
     assert alive == []
     there = {path: path.stat().st_mtime_ns for path in parts(output)}
     assert len(there) < DOCS // PER_PART
-    process = start(joint, corpus, output, *engine)
+    process = start(pipeline, corpus, output, "--code", code, *engine)
     assert process.wait(timeout=3600) == 0
     assert_exactly_once(output, expected)
     assert {path: path.stat().st_mtime_ns for path in there} == there
