@@ -23,7 +23,7 @@ ROWS = [
     {"id": 5, "text": BURNED, "hypotheses": ["It burned.", "It rained."]},
     {"id": 6, "text": "Grete"},
 ]
-# Components that can't do with some texts: they raise, alone or for a whole batch, die, or take time.
+# Components that can't do with some texts: they raise, alone or for a batch, die, or take time.
 CODE = """
 import os, signal, time
 from spacy.language import Language
