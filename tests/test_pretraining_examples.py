@@ -162,8 +162,8 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch, tmp_path):
             peaks[objective, size] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
     for objective in ("nsp", "full-sentences"):
-        # No more than a number or two for each document, whatever its length.
-        assert peaks[objective, 3000] - peaks[objective, 300] < 20 * (3000 - 300)
+        # No more than a few numbers for each document, whatever its length.
+        assert peaks[objective, 3000] - peaks[objective, 300] < 32 * (3000 - 300)
 
 
 def test_a_plan_is_opened_again_and_an_unfinished_one_is_not(tmp_path):
@@ -195,7 +195,7 @@ def test_what_cannot_be_planned():
     with pytest.raises(ValueError, match="a second one, but there is only one"):
         Epoch(corpus, "nsp", 16)
     assert len(Epoch(corpus, "nsp", 16, held_out=0.0, evaluation=True).plan) == 0
-    assert len(Epoch(corpus, "sop", 16).plan) == 1
+    assert len(Epoch(corpus, "sop", 16).plan) == 2
     with pytest.raises(ValueError, match="of 4 have no room beside 3 special"):
         Epoch(corpus, "sop", 4)
     with pytest.raises(ValueError, match="of 2 have no room beside 2 special"):

@@ -141,7 +141,7 @@ def test_what_is_read_is_said(settings, tmp_path):
     said: list[str] = []
     training = replace(settings.training, max_steps=1, optimizer=adam(warmup_steps=0))
     pretrain(replace(settings, training=training), tmp_path / "a", say=said.append)
-    assert said[-1] == "Steps: 1. The run reads 0.037 of the corpus."
+    assert said[-1] == "Steps: 1. The run reads 0.024 of the corpus."
 
 
 def test_masks_grow_fewer(make_data):

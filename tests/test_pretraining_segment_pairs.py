@@ -14,42 +14,37 @@ def test_sop_by_hand():
     # Room for 9 pieces of 12. The first document is one pair; the second makes one of 4 + 5
     # sentences' pieces, and its last sentence, which is left alone, one with that before it.
     corpus = corpus_of([2, 3], [4, 5, 2], [6])
-    seen = set()
-    for seed in range(60):
-        epoch = Epoch(corpus, "sop", 12, seed=seed)
-        assert epoch.plan.skipped == 1
-        assert len(epoch.plan) == 3
-        batch = batch_of(corpus, epoch.plan)
-        expected = [[(0, 2), (2, 3)], [(5, 4), (9, 5)], [(9, 5), (14, 2)]]
-        for rows, label, found in zip(expected, epoch.labels, epoch.examples, strict=True):
-            assert found == (rows if label == 0 else rows[::-1])
-        assert batch.labels.tolist() == epoch.labels
-        seen.add(tuple(epoch.labels))
-        first, second = [A, A + 1], [A + 2, A + 3, A + 4]
-        if epoch.labels[0]:
-            first, second = second, first
-        n = len(first) + 2
-        assert restored(batch)[0] == [CLS, *first, SEP, *second, SEP]
-        assert batch.packed.token_type_ids[:8].tolist() == [0] * n + [1] * (8 - n)
-    assert len(seen) == 8
+    epoch = Epoch(corpus, "sop", 12)
+    assert epoch.plan.skipped == 1
+    pairs = [[(0, 2), (2, 3)], [(5, 4), (9, 5)], [(9, 5), (14, 2)]]
+    assert epoch.examples == [rows for pair in pairs for rows in (pair, pair[::-1])]
+    assert epoch.labels == [0, 1] * 3
+    batch = batch_of(corpus, epoch.plan)
+    assert batch.labels.tolist() == epoch.labels
+    first, second = [A, A + 1], [A + 2, A + 3, A + 4]
+    assert restored(batch)[:2] == [
+        [CLS, *first, SEP, *second, SEP],
+        [CLS, *second, SEP, *first, SEP],
+    ]
+    types = batch.packed.token_type_ids[:16].tolist()
+    assert types == [0] * 4 + [1] * 4 + [0] * 5 + [1] * 3
 
 
 def test_nsp_by_hand():
-    # Room for 6 of 9. Either the document is one pair, or each of its sentences has a random
-    # next: three pieces of the other document, or fewer where that ends.
+    # Room for 6 of 9. A random segment of the second document never begins with its first
+    # sentence, has three pieces, or fewer where that document ends.
     corpus = corpus_of([3, 3], [1, 1, 1, 1])
-    true, seen = [(0, 3), (3, 3)], set()
+    seen = set()
     for seed in range(60):
         epoch = Epoch(corpus, "nsp", 9, seed=seed)
-        first, rest = epoch.examples[0], epoch.examples[1]
-        seen.add(epoch.labels[0])
-        if epoch.labels[0] == 0:
-            assert first == true
-            continue
-        assert first[0] == (0, 3)
-        assert first[1] in [(6, 3), (7, 3), (8, 2), (9, 1)]
-        assert rest == true if epoch.labels[1] == 0 else rest[0] == (3, 3)
-    assert seen == {0, 1}
+        assert epoch.labels == [0, 1] * 2
+        assert epoch.examples[0] == [(0, 3), (3, 3)]
+        assert epoch.examples[1][0] == (0, 3)
+        seen.add(epoch.examples[1][1])
+        (first, n_first), (second, n_second) = epoch.examples[2]
+        assert (first, second, n_first + n_second) == (6, 6 + n_first, 4)
+        assert epoch.examples[3][1][0] == 3
+    assert seen == {(7, 3), (8, 2), (9, 1)}
 
 
 def test_pairs_of_a_tokenizer_without_types():
@@ -60,13 +55,14 @@ def test_pairs_of_a_tokenizer_without_types():
     (a, n_a), (b, n_b) = epoch.examples[0]
     first, second = range(A + a, A + a + n_a), range(A + b, A + b + n_b)
     batch = batch_of(corpus, epoch.plan, kind="bytes")
-    assert restored(batch) == [[bos, *first, eos, eos, *second, eos]]
-    assert batch.packed.token_type_ids.tolist() == [0] * 9
+    assert restored(batch)[0] == [bos, *first, eos, eos, *second, eos]
+    assert batch.packed.token_type_ids.tolist() == [0] * 18
 
 
 def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed: int, epoch: int):
-    """BERT's and ALBERT's code, sentence by sentence, with our generators. What is cut off at
-    either end is drawn by its number, not piece by piece, and so it is here."""
+    """BERT's and ALBERT's code, sentence by sentence, with our generators and both labels for each
+    pair. What is cut off at either end is drawn by its number, not piece by piece, and so it is
+    here."""
     sentences = [
         list(range(*corpus.sentences[i : i + 2])) for i in range(len(corpus.sentences) - 1)
     ]
@@ -82,38 +78,46 @@ def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed
             target = room
             if random.random() < short:
                 target = 2 + int(random.random() * (room - 1))
-            altered = random.random() >= 0.5
-            is_random = altered and objective == "nsp"
             chunk: list[list[int]] = []
-            start = i - 1 if i == len(units) - 1 and not is_random else i
+            start = i - 1 if i == len(units) - 1 else i
             for unit in units[start:]:
                 chunk.append(unit)
                 if sum(map(len, chunk)) >= target and len(chunk) > 1:
                     break
-            split = 1 + int(random.random() * max(len(chunk) - 1, 1))
+            split = 1 + int(random.random() * (len(chunk) - 1))
             a, b = sum(chunk[:split], []), sum(chunk[split:], [])
-            i = start + split if is_random else start + len(chunk)
-            if is_random:
-                other, b = number, []
-                while other == number:
-                    other = int(random.random() * len(documents))
-                first = int(random.random() * len(documents[other]))
-                for sentence in documents[other][first:]:
-                    b += sentence
-                    if len(b) >= max(target - len(a), 1):
-                        break
-                b = b[:room]
-            off = [0, 0]
-            while len(a) + len(b) - sum(off) > room:
-                off[len(a) - off[0] <= len(b) - off[1]] += 1
-            cut = []
-            for part, n in zip((a, b), off, strict=True):
-                front = random.binomial(n, 0.5) if n else 0
-                cut.append(part[front : len(part) - n + front])
-            swap = altered and objective == "sop"
-            pairs.append(cut[::-1] if swap else cut)
-            labels.append(int(altered))
+            i = start + len(chunk)
+            cut = truncated(a, b, room, random)
+            pairs += [cut]
+            labels += [0, 1]
+            if objective == "sop":
+                pairs += [cut[::-1]]
+                continue
+            seconds = [
+                (other, first)
+                for other, one in enumerate(documents)
+                for first in range(min(len(one) - 1, 1), len(one))
+                if other != number
+            ]
+            other, first = seconds[int(random.random() * len(seconds))]
+            b = []
+            for sentence in documents[other][first:]:
+                b += sentence
+                if len(b) >= max(target - len(a), 1):
+                    break
+            pairs += [truncated(a, b[:room], room, random)]
     return pairs, labels
+
+
+def truncated(a: list[int], b: list[int], room: int, random) -> list[list[int]]:
+    off = [0, 0]
+    while len(a) + len(b) - sum(off) > room:
+        off[len(a) - off[0] <= len(b) - off[1]] += 1
+    cut = []
+    for part, n in zip((a, b), off, strict=True):
+        front = random.binomial(n, 0.5) if n else 0
+        cut.append(part[front : len(part) - n + front])
+    return cut
 
 
 @settings(max_examples=80, deadline=None)
@@ -158,8 +162,8 @@ def test_pairs_hold_every_sentence(sizes, seed):
     for objective in ("nsp", "sop"):
         epoch = Epoch(corpus, objective, 10, seed=seed, short_seq_prob=0.3)
         held = set()
-        for rows, label in zip(epoch.examples, epoch.labels, strict=True):
-            for first, n in rows[:1] if objective == "nsp" and label else rows:
+        for rows in epoch.examples[::2]:
+            for first, n in rows:
                 held |= set(range(first, first + n))
         assert held == expected
 
@@ -183,16 +187,8 @@ def test_random_segments_stay_on_their_side():
     assert {corpus.document_of(rows[0][0]) for rows in packed.examples} == sides[1]
 
 
-def test_chances_of_pairs():
-    # Documents of 2 to 9 sentences: short ones, where BERT's own code has far more than half random
-    rng = np.random.default_rng(0)
-    corpus = corpus_of(*(rng.integers(1, 20, size).tolist() for size in rng.integers(2, 10, 4000)))
-    for objective in ("nsp", "sop"):
-        epoch = Epoch(corpus, objective, 64, short_seq_prob=0.1)
-        n = len(epoch.labels)
-        assert n > 5000
-        assert within(sum(epoch.labels) / n, 0.5, n)
-    # All documents are as likely, and so is each of their sentences.
+def test_random_segments_come_from_the_places_of_true_ones():
+    # Each sentence is as likely, but for the first ones of documents with others.
     corpus = corpus_of([1] * 60_000, [1], [1] * 2, [1] * 7)
     epoch = Epoch(corpus, "nsp", 20)
     pairs = zip(epoch.examples, epoch.labels, strict=True)
@@ -200,15 +196,34 @@ def test_chances_of_pairs():
     n = len(firsts)
     assert n > 1000
     shares = np.bincount(firsts, minlength=10) / n
-    expected = [1 / 3] + [1 / 6] * 2 + [1 / 21] * 7
+    expected = [1 / 8, 0, 1 / 8, 0] + [1 / 8] * 6
     assert all(within(*one, n) for one in zip(shares, expected, strict=True))
+
+
+def test_no_second_segment_tells_the_label():
+    # What a segment's document, place and length are is no better known by its label.
+    rng = np.random.default_rng(0)
+    corpus = corpus_of(*(rng.integers(1, 20, size).tolist() for size in rng.integers(60, 300, 300)))
+    epoch = Epoch(corpus, "nsp", 64)
+    sizes = np.diff(corpus.documents)
+    by_label: tuple[list, list] = ([], [])
+    for rows, label in zip(epoch.examples, epoch.labels, strict=True):
+        first, n = rows[1]
+        own = corpus.document_of(first)
+        place = (first - corpus.span(own)[0]) / (corpus.span(own)[1] - corpus.span(own)[0])
+        by_label[label].append((sizes[own], place, n))
+    true, random = (np.array(one, dtype=float) for one in by_label)
+    n = len(true)
+    assert n == len(random) > 5000
+    deviations = abs(true.mean(0) - random.mean(0)) / true.std(0)
+    assert (deviations < 0.08).all()
 
 
 def test_chance_and_lengths_of_short_pairs():
     # One piece a sentence and a long document: a true pair has just as many as it was to have.
     corpus = corpus_of([1] * 200_000)
     epoch = Epoch(corpus, "sop", 103, short_seq_prob=0.3)
-    lengths = np.asarray([sum(n for _, n in rows) for rows in epoch.examples[:-1]])
+    lengths = np.asarray([sum(n for _, n in rows) for rows in epoch.examples[:-2:2]])
     n = len(lengths)
     # Any length from 2 to 100 is as likely, the whole one among them
     assert within((lengths < 100).mean(), 0.3 * 98 / 99, n)
@@ -216,7 +231,7 @@ def test_chance_and_lengths_of_short_pairs():
     assert short.min() == 2
     assert abs(short.mean() - 50.5) < 5 * 28.3 / len(short) ** 0.5
     # The first segment ends anywhere.
-    shares = np.asarray([rows[0][1] / sum(n for _, n in rows) for rows in epoch.examples[:-1]])
+    shares = np.asarray([rows[0][1] / sum(n for _, n in rows) for rows in epoch.examples[:-2:2]])
     assert abs(shares.mean() - 0.5) < 5 * 0.29 / n**0.5
     whole = Epoch(corpus, "sop", 103, short_seq_prob=0.0)
     assert {sum(n for _, n in rows) for rows in whole.examples} == {100}
@@ -226,7 +241,7 @@ def test_pieces_are_cut_off_at_either_end():
     # Two sentences of 20 in room for 20, so each loses 10, every one from a random end.
     corpus = corpus_of(*([[20, 20]] * 2000))
     epoch = Epoch(corpus, "sop", 23)
-    fronts = np.array([first % 20 for rows in epoch.examples for first, _ in rows])
+    fronts = np.array([first % 20 for rows in epoch.examples[::2] for first, _ in rows])
     assert {n for rows in epoch.examples for _, n in rows} == {10}
     n = len(fronts)
     assert abs(fronts.mean() - 5) < 5 * (10 / 4 / n) ** 0.5

@@ -14,7 +14,7 @@ import numpy as np
 from ..files import find_damage, write_digests
 from ..text.arrays import Ints1d
 from .documents import Side, hold_out
-from .examples import Batch, Plan, make_batch, plan_epoch
+from .examples import PAIRS, Batch, Plan, make_batch, plan_epoch
 from .masking import Vocabulary
 from .schedule import divide_steps
 from .settings import Settings
@@ -171,9 +171,11 @@ class Data:
         return [self._make(corpus, plan, numbers[i : i + size], self.num_steps) for i in starts]
 
     def batch_size(self, phase: int) -> int:
-        """Return the number of examples in a batch, of all processes together."""
+        """Return the number of examples in a batch, of all processes together. Both examples of a
+        pair of segments are in the same one."""
         t = self.settings.training
-        return max(t.batch_tokens // t.phases[phase].max_length, 1)
+        per_pair = 2 if self.settings.objective.sentences in PAIRS else 1
+        return max(t.batch_tokens // t.phases[phase].max_length // per_pair, 1) * per_pair
 
     def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:
         masking = self.settings.masking

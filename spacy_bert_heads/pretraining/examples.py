@@ -64,8 +64,11 @@ class Plan:
 
     @cached_property
     def order(self) -> Ints1d:
-        """The order in which the examples are read (n_examples,), see `shuffle`."""
-        return shuffle(len(self), seed=self.seed, epoch=self.epoch)
+        """The order in which the examples are read (n_examples,), see `shuffle`. The two examples
+        of a pair of segments are read one after the other."""
+        per_pair = 2 if len(self) and self.examples[0, 2] >= 0 else 1
+        order = shuffle(len(self) // per_pair, seed=self.seed, epoch=self.epoch)
+        return (per_pair * order[:, None] + np.arange(per_pair)).ravel()
 
 
 def _open_rows(path: Path, shape: tuple[int, int]) -> Ints2d:
@@ -93,24 +96,24 @@ def plan_epoch(
     """Plan the examples of an epoch of the `chosen` documents (n_documents,), and write them to the
     folder `path`, in corpus order.
 
-    "nsp"             a text and the next or, half the time, one of another document (BERT, section
-                      3.1, Task 2, and `create_pretraining_data.py` of google-research/bert)
-    "sop"             a text and the next, swapped half the time (ALBERT, section 3.1)
+    "nsp"             a text and the next one; the same text and one of another document (BERT,
+                      section 3.1, Task 2, where a text has one of both)
+    "sop"             a text and the next one; the two swapped (ALBERT, section 3.1)
     "full-sentences"  sentences up to max_length, across documents (RoBERTa, section 4.2)
     "doc-sentences"   the same, one document at a time
 
     `max_length` is in wordpieces, special tokens included. `short_seq_prob` is the share of pairs
     with a random shorter length, because the encoder will meet short texts later; packings have
-    none, as in RoBERTa.
+    none, as in RoBERTa. The two examples of a pair follow each other, the true one first.
 
     Raises ValueError if `max_length` leaves no room for text, or "nsp" finds no other document.
 
     Notes
     -----
     A sentence that doesn't fit is cut into parts. The two packings hold every wordpiece of a
-    document exactly once. The pairs hold every sentence, but lose wordpieces of it at either end
-    where the two together don't fit, as in BERT's code. Memory holds the examples of one document,
-    or of a part of it.
+    document exactly once. The pairs hold every sentence twice, but lose wordpieces of it at either
+    end where the two together don't fit, as in BERT's code. Memory holds the examples of one
+    document, or of a part of it.
     """
     tokenizer = vocabulary.tokenizer
     if objective not in PAIRS + PACKINGS:

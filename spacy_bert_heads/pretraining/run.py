@@ -24,7 +24,7 @@ from .reports import Report, Sample, draw_curves, log_report, pick_samples
 from .schedule import AdamValues, phase_at
 
 N_SAMPLES, N_GUESSES = 3, 5
-FORMAT = 2  # of the training state
+FORMAT = 3  # of the training state, and of the plans that it has a position in
 
 
 class Run:

@@ -29,17 +29,18 @@ def pair_segments(
     short_seq_prob: float,
     choose_other: ChooseOther | None,
 ) -> Iterator[tuple[list[Segment], int]]:
-    """Yield the pairs of a document, each with its label, none if it has only one unit. Half of the
-    pairs are altered (label 1): the second segment is one that `choose_other` gives, or the two
-    are swapped if there is no `choose_other`.
+    """Yield two examples for each pair of consecutive segments of a document: the pair itself
+    (label 0), and its first segment with one that `choose_other` gives, or the two swapped if there
+    is no `choose_other` (label 1). A document of only one unit has none.
 
     Notes
     -----
-    The method is `create_instances_from_document` in google-research/bert. Two things differ. The
-    target length is drawn for each example, not for each document, so that not all examples of a
-    long document are short. And where only one sentence is left, BERT always takes a random next
-    segment, so in short documents far more than half of the pairs are random; here the true pair is
-    then the sentence with the one before it.
+    The segments are those of `create_instances_from_document` in google-research/bert, which draws
+    one label for each pair. With both labels in the same batch, nothing about the first segment
+    alone (its style, its source) predicts the label, so it cancels in the gradient; what remains is
+    whether the two belong together. The target length is drawn for each pair, not for each
+    document, so that not all examples of a long document are short. Where only one unit is left, it
+    is paired with the one before it; BERT's code always gives it a random next segment.
     """
     bounds, i, last = document.bounds, 0, len(document.bounds) - 1
     while i < last and last > 1:
@@ -47,39 +48,44 @@ def pair_segments(
         target = capacity
         if random.random() < short_seq_prob:
             target = 2 + below(random, capacity - 1)
-        altered = below(random, 2)
-        replaced = altered and choose_other is not None
-        first = i - 1 if i + 1 == last and not replaced else i
+        first = min(i, last - 2)
         # At least two units, so that neither segment is empty.
         behind = min(max(bisect_left(bounds, bounds[first] + target), first + 2), last)
         # Any unit can be the last of the first segment, so that its place doesn't reveal the label.
-        split = first + 1 + below(random, max(behind - first - 1, 1))
+        split = first + 1 + below(random, behind - first - 1)
         a = (bounds[first], bounds[split] - bounds[first])
-        if replaced and choose_other:
-            b = choose_other(random, document.number, target - a[1])
-            i = split  # the text that was replaced is not lost: it begins the next example
-        else:
-            b = (bounds[split], bounds[behind] - bounds[split])
-            i = behind
+        b = (bounds[split], bounds[behind] - bounds[split])
         pair = _truncate(a, b, capacity, random)
-        yield (pair[::-1] if altered and not replaced else pair), altered
+        yield pair, 0
+        if choose_other is None:
+            yield pair[::-1], 1
+        else:
+            other = choose_other(random, document.number, target - a[1])
+            yield _truncate(a, other, capacity, random), 1
+        i = behind
 
 
 def other_document(corpus: Corpus, chosen: Bools1d, capacity: int) -> ChooseOther:
-    """Return what chooses segments of other documents. Each of the `chosen` documents is equally
-    likely, whatever its length, and so is each sentence of it to be the first one.
+    """Return what chooses segments of other documents. Each sentence of the `chosen` documents is
+    equally likely to be the first one, except the first of a document that has others, because true
+    pairs don't have it as second segment either: both labels draw from the same text.
 
     Training never sees what is held out, not even as a wrong answer. A segment has at least one
-    sentence and at most `capacity` wordpieces.
+    sentence and at most `capacity` wordpieces. The price is 16 bytes for each document.
     """
     numbers = np.flatnonzero(chosen)
+    # Sentences that can be the first one, numbered over all chosen documents.
+    ends = np.cumsum(np.maximum(np.diff(corpus.documents)[numbers] - 1, 1))
 
     def choose(random: np.random.Generator, own: int, wanted: int) -> Segment:
-        other = own
-        while other == own:
-            other = int(numbers[below(random, len(numbers))])
-        first, behind = corpus.documents[other : other + 2].tolist()
-        first += below(random, behind - first)
+        i = int(np.searchsorted(numbers, own))
+        own_begin, own_end = int(ends[i - 1]) if i else 0, int(ends[i])
+        drawn = below(random, int(ends[-1]) - (own_end - own_begin))
+        if drawn >= own_begin:
+            drawn += own_end - own_begin
+        i = int(np.searchsorted(ends, drawn, side="right"))
+        behind = int(corpus.documents[numbers[i] + 1])
+        first = behind - (int(ends[i]) - drawn)
         bounds = corpus.sentences[first : behind + 1]
         end = min(int(np.searchsorted(bounds, bounds[0] + max(wanted, 1))), behind - first)
         return int(bounds[0]), min(int(bounds[end] - bounds[0]), capacity)
