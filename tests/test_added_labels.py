@@ -12,9 +12,9 @@ from spacy.training import Example
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.model import shim_of
+from spacy_bert_heads.heads.imitation import distance
 from spacy_bert_heads.heads.outputs import TokenLogits, tensors_of
 from spacy_bert_heads.heads.regression import BertRegression
-from spacy_bert_heads.heads.rehearsal import distance
 from spacy_bert_heads.heads.similarity import BertSimilarity
 
 BertRegression.set_extensions()
@@ -101,7 +101,7 @@ def learn(nlp, data=DATA, *, steps: int, rate: float = 3e-3) -> None:
 
 
 def inputs_of(nlp, head):
-    return head.rehearsal_inputs([example.predicted for example in make_examples(nlp)])
+    return head.unlabelled_inputs([example.predicted for example in make_examples(nlp)])
 
 
 def logits_of(nlp, name: str) -> torch.Tensor:
@@ -259,7 +259,7 @@ def test_texts_that_are_too_long_are_left_out(checkpoint):
     head.remember()
     example.predicted._.hypotheses = ["x " * 40, "She left"]
     with pytest.warns(UserWarning, match="does not learn from a pair"):
-        assert len(head.rehearsal_inputs([example.predicted]).batch.num_windows) == 1
+        assert len(head.unlabelled_inputs([example.predicted]).batch.num_windows) == 1
     example.predicted._.hypotheses = ["x " * 40]
     assert head.rehearse([example]) == {}
 

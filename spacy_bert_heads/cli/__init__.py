@@ -17,6 +17,7 @@ from .common import BertGroup
 from .compare import compare_command
 from .data import convert_command, init_config_command
 from .debug_data import debug_data_command
+from .distill import distill_command
 from .evaluate import evaluate_command
 from .glue import glue_command
 from .hugging_face import from_hf_command, to_hf_command
@@ -52,6 +53,7 @@ bert_app.command("prepare", context_settings=OVERRIDES)(prepare_command)
 bert_app.command("init-config")(init_config_command)
 bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("train", context_settings=OVERRIDES)(train_command)
+bert_app.command("distill", context_settings=OVERRIDES)(distill_command)
 bert_app.command("evaluate")(evaluate_command)
 bert_app.command("compare")(compare_command)
 bert_app.command("annotate")(annotate_command)

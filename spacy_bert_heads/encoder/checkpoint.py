@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,23 @@ class Checkpoint:
                 "the head's model.tok2vec to some of these."
             )
         return tuple(n if n >= 0 else self.num_layers + 1 + n for n in layers)
+
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """Drop all layers but these, counted from 0, the lowest. Raises ValueError if there is no
+        such layer, or the family's layers can't be taken one by one (ALBERT's are one and the
+        same; which of ModernBERT's are local depends on their numbers)."""
+        is_alike = getattr(self.config, "global_attn_every_n_layers", None) is None
+        stack = find_layers(self.model) if is_alike else None
+        depth = 0 if stack is None else len(stack)
+        if stack is None or not numbers or not all(0 <= number < depth for number in numbers):
+            raise ValueError(
+                f"Layers {', '.join(map(str, numbers))} can't be kept: this '{self.family}' "
+                f"checkpoint has {depth} layers that can be taken one by one, counted from 0."
+            )
+        kept = [stack[number] for number in numbers]
+        del stack[:]
+        stack.extend(kept)
+        self.config.num_hidden_layers = len(kept)
 
     # --- adapters
 

@@ -94,6 +94,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self.accumulation = Accumulation()
         self._warned: set[str] = set()
         self._remembered: tuple[int, EncoderModel] | None = None  # a copy with its version
+        self._teacher: BertEncoder | None = None
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
 
@@ -168,6 +169,8 @@ class BertEncoder(ListenedTo, TrainablePipe):
 
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
+            if self._teacher is not None:
+                gradient = gradient + self._pull(hidden, self._teacher.read(inputs, None)[0])
             answer(gradient)
             step.items[listener.id] = listener.num_items
             if step.answer(listener.id):
@@ -225,6 +228,26 @@ class BertEncoder(ListenedTo, TrainablePipe):
         if self._remembered is None or self._remembered[0] != version:
             self._remembered = version, self.model.copy()
         return reading_layers(self._remembered[1], layers)
+
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """Go on with these layers of the checkpoint alone, counted from 0, the lowest. Raises
+        ValueError if they can't be taken one by one."""
+        checkpoint_of(self.model).keep_layers(numbers)
+        shim_of(self.model).version += 1
+        self.model.attrs["layers"] = [-1]
+        self._settle()
+
+    def follow(self, teacher: "BertEncoder") -> None:
+        """Learn the hidden states of a teacher, too, from now on: the mean squared difference by
+        position and dimension (Jiao et al. 2020, section 3.1) joins the loss of each head that
+        learns from a batch. Both need the same tokenizer, windows and hidden size."""
+        self._teacher = teacher
+
+    @staticmethod
+    def _pull(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
+        """The gradient of half the mean squared difference between hidden states."""
+        difference = hidden.states - wanted.states.to(hidden.states)
+        return difference / max(difference.numel(), 1)
 
     def _expected(self) -> set[int]:
         """The ids of the listeners that are expected to answer."""

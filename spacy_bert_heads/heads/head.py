@@ -18,18 +18,17 @@ from thinc.api import Model, Optimizer
 from ..encoder.accumulation import has_gradients, scale_gradients
 from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
-from ..encoder.step import MeanLoss, note_loss
+from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
 from .declared import DeclaredHead
 from .free_text import parse_labels
+from .imitation import Begun, Imitating
 from .layers import add_classes
-from .losses import num_items_of
 from .outputs import differentiate, map_tensors
-from .rehearsal import Rehearsing
 from .stream import group_docs
 
 
-class BertHead(DeclaredHead, Rehearsing, TrainablePipe):
+class BertHead(DeclaredHead, Imitating, TrainablePipe):
     """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
     it writes (`set_annotations`), and by what the rest of the package knows it (`DeclaredHead`).
 
@@ -212,20 +211,28 @@ class BertHead(DeclaredHead, Rehearsing, TrainablePipe):
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.update")
         losses.setdefault(self.name, MeanLoss())
-        annotated = [eg for eg in examples if self.has_gold(eg)]
-        step = self.begin_update(annotated) if annotated else None
-        if step is None:
+        begun = self._begin(examples)
+        if begun is None:
             for listener in self._listeners():
                 listener.skip()
         else:
-            output, backprop = step
-            loss, gradient, num_items = self._differentiate(annotated, output)
-            self._backprop(gradient, backprop, num_items)
-            note_loss(losses, self.name, loss)
-            self.note_encoder([eg.predicted for eg in annotated])
+            self.learn(begun, losses)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    def _begin(self, examples: list[Example]) -> Begun | None:
+        """Run the model on what there is to learn from in a batch; None if that is nothing."""
+        if self._teacher is not None:
+            docs = [eg.predicted for eg in examples if len(eg.predicted)]
+            inputs = self.unlabelled_inputs(docs)
+            return None if inputs is None else self.begin_imitation(docs, inputs, self._teacher)
+        annotated = [eg for eg in examples if self.has_gold(eg)]
+        step = self.begin_update(annotated) if annotated else None
+        if step is None:
+            return None
+        docs = [eg.predicted for eg in annotated]
+        return Begun(*step, lambda output: self.loss(annotated, output), docs)
 
     def loss(self, examples: Sequence[Example], output: Any) -> torch.Tensor:
         """Give the loss of annotated examples, a number, as torch computes with it.
@@ -239,14 +246,9 @@ class BertHead(DeclaredHead, Rehearsing, TrainablePipe):
     def get_loss(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any]:
         """Give the loss, and its gradient by the tensors of the model's output, in a structure like
         that of the output (spaCy's protocol; autograd does the rest)."""
-        loss, gradient, _ = self._differentiate(examples, scores)
-        return loss, gradient
-
-    def _differentiate(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any, float]:
-        """Give what `get_loss` does, and over how many items the loss is a mean."""
         examples = list(examples)
         loss, gradient = differentiate(lambda output: self.loss(examples, output), scores)
-        return float(loss.detach()), gradient, num_items_of(loss, default=len(examples))
+        return float(loss.detach()), gradient
 
     def _backprop(self, gradient: Any, backprop: Callable[[Any], Any], num_items: float) -> None:
         """Add a gradient to those of the sub-batches before it, as a mean over the items of all.

@@ -299,6 +299,10 @@ class BertNER(BertHead):
         set_aggregation(self.model, self.cfg["aggregation"])
         return super().begin_update(examples)
 
+    def unlabelled_inputs(self, docs: list[Doc]) -> list[Doc] | None:
+        set_aggregation(self.model, self.cfg["aggregation"])
+        return docs or None
+
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Cross-entropy in nats, and −log(1 − p) of what is known to be wrong: a weighted mean over
         the tokens that are annotated and can have a tag, and over the spans that are wrong. With a

@@ -148,7 +148,7 @@ class BertPairHead(BertHead):
             lambda: [self.flatten(one for one, _ in self.taught_pairs(eg)) for eg in examples],
         )
 
-    def rehearsal_inputs(self, docs: list[Doc]) -> PackedPairs | None:
+    def unlabelled_inputs(self, docs: list[Doc]) -> PackedPairs | None:
         asked = [self.flatten(self.ask(doc) + self.extra) for doc in docs]
         pairs = self._pack_all(
             docs, lambda: [[text for text in own if text not in self._too_long] for own in asked]

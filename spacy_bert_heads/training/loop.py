@@ -48,6 +48,7 @@ from .state import (
 from .update import Updater
 
 Log = Callable[[dict[str, Any] | None], None]
+BeginWith = Callable[[Language, bool], None]
 
 
 def train(
@@ -57,6 +58,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     gpu_id: int = -1,
+    begin_with: BeginWith = lambda nlp, is_resumed: None,
     stdout: IO[str] = sys.stdout,
     stderr: IO[str] = sys.stderr,
 ) -> Language:
@@ -70,6 +72,8 @@ def train(
 
     Random numbers of an update (dropout, samples of windows) depend on the seed, the step and the
     process; those of the order of the examples are spaCy's.
+
+    `begin_with` is called with the pipeline before the first step, and whether it is resumed.
 
     At SIGTERM or Ctrl-C the run finishes its step, saves a state and raises `SystemExit(143)` or
     KeyboardInterrupt.
@@ -93,7 +97,9 @@ def train(
             if processes.is_first:
                 print(text, file=stdout, flush=True)
 
-        run = begin(config, output, processes, resume=resume, force=force, say=say)
+        run = begin(
+            config, output, processes, resume=resume, force=force, begin_with=begin_with, say=say
+        )
         signals = stack.enter_context(Signals(alone=processes.size == 1))
         log = stack.enter_context(run.logger(stdout, stderr))
         for info in run.steps():
@@ -118,6 +124,7 @@ def begin(
     *,
     resume: bool,
     force: bool,
+    begin_with: BeginWith,
     say: Callable[[str], None],
 ) -> Run:
     """Set up a run, from its newest training state if it is resumed. The arguments are those of
@@ -140,10 +147,12 @@ def begin(
     if found is None:
         # One after the other where it may be downloaded.
         nlp = processes.in_turn(lambda: init_nlp(config, use_gpu=processes.gpu_id))
+        begin_with(nlp, False)
         return Run(nlp, given, output, processes)
     path, state = found
     nlp = load_model(path / PIPELINE)
     nlp.config = nlp.config.merge(config)
+    begin_with(nlp, True)
     run = Run(nlp, given, output, processes)
     run.restore(state)
     say(f"Going on after step {run.step}.")

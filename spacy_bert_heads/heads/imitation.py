@@ -1,10 +1,11 @@
-"""Rehearsal: a head that learns something new goes on predicting what it did before."""
+"""Learning from predictions in place of gold annotation: those of another pipeline's head, whose
+student this one is, or those that it made itself before it learned something new (rehearsal)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from spacy.tokens import Doc
@@ -19,6 +20,16 @@ from .losses import mean_over, num_items_of
 from .outputs import differentiate, tensors_of
 
 
+class Begun(NamedTuple):
+    """An update that has begun: the model's output, the callback that takes a gradient of the same
+    structure, the loss of an output, and the Docs that were read."""
+
+    output: Any
+    backprop: Callable[[Any], Any]
+    loss: Callable[[Any], torch.Tensor]
+    docs: list[Doc]
+
+
 def distance(output: Any, old: Any) -> torch.Tensor:
     """Give half the squared difference between the logits of two outputs for the same batch, a mean
     over rows: distillation at a high temperature (Hinton et al. 2015, section 2.1). Classes that
@@ -31,8 +42,8 @@ def distance(output: Any, old: Any) -> torch.Tensor:
     return mean_over(total * rows, rows)
 
 
-class Rehearsing:
-    """What heads have for `nlp.rehearse`."""
+class Imitating:
+    """What heads have to learn from the predictions of another model."""
 
     name: str
     model: Model
@@ -42,6 +53,14 @@ class Rehearsing:
     _backprop: Callable[[Any, Callable[[Any], Any], float], None]
     # Not spaCy's `_rehearsal_model`: `spacy train` would copy every sourced head and its encoder.
     _old: Model | None = None
+    _teacher: Model | None = None
+
+    def follow(self, teacher: Imitating) -> None:
+        """Have `update` learn what a teacher predicts, see `distance`, on any Docs; their gold
+        annotation is not looked at. The teacher is a head of the same kind with the same classes,
+        and its pipeline has to stay alive."""
+        teacher.unlabelled_inputs([])  # fits the model to the head's settings
+        self._teacher = teacher.model
 
     def remember(self) -> None:
         """Keep a copy of this head and of its encoder as they are now, for `rehearse`. Heads that
@@ -54,9 +73,25 @@ class Rehearsing:
                 replace_model_node(old, node, node.encoder_for().remember(node.reads))
         self._old = old
 
-    def rehearsal_inputs(self, docs: list[Doc]) -> list[Doc] | PackedPairs | None:
+    def unlabelled_inputs(self, docs: list[Doc]) -> list[Doc] | PackedPairs | None:
         """Give what the model reads of Docs, without any gold annotation; None for nothing."""
         return docs or None
+
+    def begin_imitation(
+        self, docs: list[Doc], inputs: list[Doc] | PackedPairs, teacher: Model
+    ) -> Begun:
+        """Run the model with a graph on what `unlabelled_inputs` gave, to learn what a teacher
+        predicts."""
+        wanted = teacher.predict(inputs)
+        output, backprop = self.model.begin_update(inputs)
+        return Begun(output, backprop, lambda output: distance(output, wanted), docs)
+
+    def learn(self, begun: Begun, losses: dict[str, float]) -> None:
+        """Add the gradients of an update that has begun, and note its loss."""
+        loss, gradient = differentiate(begun.loss, begun.output)
+        self._backprop(gradient, begun.backprop, num_items_of(loss, default=len(begun.docs)))
+        note_loss(losses, self.name, float(loss.detach()))
+        self.note_encoder(begun.docs)
 
     def rehearse(
         self,
@@ -79,19 +114,14 @@ class Rehearsing:
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.rehearse")
         docs = [example.predicted for example in examples if len(example.predicted)]
-        inputs = None if self._old is None else self.rehearsal_inputs(docs)
+        inputs = None if self._old is None else self.unlabelled_inputs(docs)
         if self._old is None or inputs is None:
             return losses
-        old = self._old.predict(inputs)
         encoders = {one: one.encoder_for(docs, is_train=True) for one in self._listeners()}
         for listener, encoder in encoders.items():
             if not encoder.is_frozen:
                 encoder.open_step(docs, losses, {listener.id})
-        output, backprop = self.model.begin_update(inputs)
-        loss, gradient = differentiate(lambda output: distance(output, old), output)
-        self._backprop(gradient, backprop, num_items_of(loss, default=len(docs)))
-        note_loss(losses, self.name, float(loss.detach()))
-        self.note_encoder(docs)
+        self.learn(self.begin_imitation(docs, inputs, self._old), losses)
         if sgd not in (None, False):
             sgd = self._optimizer_for(sgd)
             self.finish_update(sgd)

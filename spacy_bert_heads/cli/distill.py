@@ -1,0 +1,49 @@
+"""The command `bert distill`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import FORCE, exits_on_error
+from .pretrain import CODE
+
+
+@exits_on_error
+def distill_command(
+    ctx: typer.Context,
+    teacher: Annotated[str, typer.Argument(help="A trained pipeline")],
+    config: Annotated[Path, typer.Argument(help="The student's training config", exists=True)],
+    output: Annotated[Path, typer.Argument(help="A folder for pipelines and training states")],
+    keep_layers: Annotated[
+        str, typer.Option("--keep-layers", "-k", help="0,2,4: those of the checkpoint, else all")
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest state in the output")
+    ] = False,
+    force: Annotated[bool, FORCE] = False,
+    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
+) -> None:
+    """Train a smaller pipeline by the predictions of a trained one, on texts without annotation."""
+    from spacy.cli._util import import_code, parse_config_overrides
+    from spacy.util import load_config
+
+    from ..distill import distill
+
+    import_code(code)
+    try:
+        layers = [int(number) for number in keep_layers.split(",") if number.strip()]
+    except ValueError:
+        raise ValueError(
+            f"--keep-layers is {keep_layers!r}. Give numbers of layers, counted from 0: 0,2,4"
+        ) from None
+    distill(
+        teacher,
+        load_config(config, overrides=parse_config_overrides(ctx.args), interpolate=False),
+        output,
+        keep_layers=layers,
+        resume=resume,
+        force=force,
+        gpu_id=gpu_id,
+    )

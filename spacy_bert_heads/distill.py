@@ -1,0 +1,199 @@
+"""A smaller pipeline that learns from the predictions of a larger one, on unlabelled texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from thinc.api import Config
+from torch import nn
+
+from .annotate.source import Document, list_source, read_documents
+from .annotate.worker import read_asked
+from .encoder.component import BertEncoder
+from .encoder.model import checkpoint_of, shim_of
+from .evaluate import load_pipeline
+from .heads.find import head_classes, pair_names, register_extensions
+from .heads.free_text import as_setting
+from .heads.head import BertHead
+from .text.user_data import set_value
+from .training.loop import train
+
+
+def distill(
+    teacher: str | Path,
+    config: Config,
+    output: Path,
+    *,
+    keep_layers: Sequence[int] = (),
+    resume: bool = False,
+    force: bool = False,
+    gpu_id: int = -1,
+) -> Language:
+    """Train a student by a teacher, a saved pipeline, as `train` trains by annotation. Returns it.
+
+    `config` is a training config whose heads have the names and kinds of heads of the teacher.
+    `paths.train` may be any texts that `annotate` reads, with what is asked of them for heads that
+    read pairs; annotation in them is not looked at. `paths.dev` is annotated, and scores are taken
+    on it.
+
+    Each head learns the teacher's logits (Hinton et al. 2015, section 2.1), and begins with its
+    weights where they have the same shape. If both encoders have the same tokenizer, windows and
+    hidden size, the hidden states are learned, too (Jiao et al. 2020, section 3.1). `keep_layers`
+    are those layers of the checkpoint that the student begins with, counted from 0, the lowest
+    (Sanh et al. 2019, section 3); none for all.
+
+    Raises ValueError if the two pipelines don't go together, and what `train` raises.
+    """
+    nlp = load_pipeline(teacher)
+    return train(
+        _unlabelled(config, nlp),
+        output,
+        resume=resume,
+        force=force,
+        gpu_id=gpu_id,
+        begin_with=partial(_begin, nlp, keep_layers),
+    )
+
+
+def _unlabelled(config: Config, teacher: Language) -> Config:
+    """Have a training config read texts, and its heads have the labels of the teacher's. Raises
+    ValueError if the teacher doesn't have these heads."""
+    heads = _heads(teacher)
+    factories = {cls.factory for cls in head_classes().values()}
+    components = config["components"].items()
+    names = [name for name, component in components if component.get("factory") in factories]
+    if not names or not set(names) <= heads.keys():
+        raise ValueError(
+            f"The student has the heads {_list(names)}, the teacher {_list(heads)}. Each of the "
+            "student's has to be there: give it the same name in [components]."
+        )
+    config = config.copy()
+    config["corpora"]["train"] = {
+        "@readers": "spacy_bert_heads.Texts.v1",
+        "path": config["corpora"]["train"].get("path", "${paths.train}"),
+    }
+    given = config.setdefault("initialize", {}).setdefault("components", {})
+    for name in names:
+        if heads[name].label_data is not None:
+            given.setdefault(name, {})["labels"] = as_setting(list(heads[name].label_data))
+    return config
+
+
+def make_texts(path: str) -> Texts:
+    """Make the reader `spacy_bert_heads.Texts.v1`, see `Texts`."""
+    return Texts(path)
+
+
+class Texts:
+    """Read texts without annotation, from all files that `annotate` reads: a file, a folder or a
+    pattern. Rows that can't be read are skipped with a warning that counts them.
+
+    Raises ValueError if a file is damaged, and FileNotFoundError if there is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        register_extensions()
+        self.path = path
+        self._skipped: Counter[str] | None = None  # by the reason
+
+    def __call__(self, nlp: Language) -> Iterator[Example]:
+        """Yield an example for each text, with what is asked of it."""
+        skipped: Counter[str] = Counter()
+        for file in list_source(self.path, Path("")):
+            for document in read_documents(file, "text"):
+                try:
+                    doc = _make_doc(nlp, document)
+                except ValueError as error:
+                    skipped[str(error).partition(" (")[0]] += 1
+                else:
+                    yield Example(doc, doc.copy())
+        if self._skipped is None:  # the texts are read several times
+            for reason, number in skipped.items():
+                warnings.warn(f"Left out of {self.path}: {number:,} x {reason}.", stacklevel=2)
+            self._skipped = skipped
+
+
+def _make_doc(nlp: Language, document: Document) -> Doc:
+    if document.error is not None:
+        raise ValueError(document.error)
+    if not isinstance(document.text, str) or not document.text.strip():
+        raise ValueError("no text under 'text'")
+    if len(document.text) > nlp.max_length:
+        raise ValueError(f"a text of more than {nlp.max_length:,} characters")
+    doc = nlp.make_doc(document.text)
+    for name in pair_names():
+        if asked := read_asked(document.columns.get(name), name):
+            set_value(name, doc, asked)
+    return doc
+
+
+def _begin(
+    teacher: Language, keep_layers: Sequence[int], student: Language, is_resumed: bool
+) -> None:
+    """Have a student follow a teacher. A new one begins with what it can take over."""
+    heads, students = _heads(teacher), _heads(student)
+    pairs = {_encoder(head): _encoder(heads[name]) for name, head in students.items()}
+    for encoder in {id(one): one for one in pairs if one is not None}.values():
+        if keep_layers and not is_resumed:
+            encoder.keep_layers(keep_layers)
+    for own, other in pairs.items():
+        if own is not None and other is not None and _are_alike(own, other):
+            own.follow(other)
+    for name, head in students.items():
+        other = heads[name]
+        if head.factory != other.factory or head.hf_names() != other.hf_names():
+            raise ValueError(
+                f"'{name}' of the student ({head.factory}: {', '.join(head.hf_names()[:9])}) and "
+                f"that of the teacher ({other.factory}: {', '.join(other.hf_names()[:9])}) don't "
+                "have the same classes. Give both the same factory, labels and settings, such as "
+                "scheme."
+            )
+        own, known = _encoder(head), _encoder(other)
+        if head.input_name and not (own and known and _are_alike(own, known, width=False)):
+            raise ValueError(
+                f"'{name}' reads pairs, for which student and teacher need the same tokenizer, "
+                "window and stride. Begin the student with the teacher's encoder: "
+                '[components.bert_encoder.model] name = "TEACHER/bert_encoder/model".'
+            )
+        if not is_resumed:
+            _take_over(shim_of(other.model).module, shim_of(head.model).module)
+        head.follow(other)
+
+
+def _are_alike(one: BertEncoder, other: BertEncoder, *, width: bool = True) -> bool:
+    """Whether two encoders read texts as the same positions, with hidden states of one size."""
+    a, b = checkpoint_of(one.model), checkpoint_of(other.model)
+    return (
+        all(one.model.attrs[key] == other.model.attrs[key] for key in ("window", "stride"))
+        and a.tokenizer_files.get("tokenizer.json") == b.tokenizer_files.get("tokenizer.json")
+        and (not width or one.model.get_dim("nO") == other.model.get_dim("nO"))
+    )
+
+
+def _take_over(known: nn.Module, new: nn.Module) -> None:
+    """Give a new module the weights of another, if they have the same shapes."""
+    weights = known.state_dict()
+    if {k: v.shape for k, v in weights.items()} == {
+        k: v.shape for k, v in new.state_dict().items()
+    }:
+        new.load_state_dict(weights)
+
+
+def _heads(nlp: Language) -> dict[str, BertHead]:
+    return {name: pipe for name, pipe in nlp.pipeline if isinstance(pipe, BertHead)}
+
+
+def _encoder(head: BertHead) -> BertEncoder | None:
+    """Give the encoder that a head listens to; None if it reads another layer."""
+    return next((listener.upstream for listener in head._listeners()), None)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,201 @@
+"""Students learn what their teachers predict: gradients against torch, then whole runs."""
+
+import json
+
+import pytest
+import spacy
+import torch
+from checkpoints import make_checkpoint
+from commands import command
+from joint import BURNED, SAILED, annotations, build
+from spacy.tokens import DocBin
+from spacy.training import Example
+from thinc.api import Config
+from transformers import AutoModel
+
+from spacy_bert_heads.distill import distill
+from spacy_bert_heads.encoder.loading import load_checkpoint
+from spacy_bert_heads.encoder.model import checkpoint_of
+
+TEXTS = [
+    {
+        "text": SAILED,
+        "questions": ["Who left?", "When?"],
+        "hypotheses": ["She left.", "It rained."],
+    },
+    {"text": BURNED, "questions": ["Where?"], "hypotheses": ["It burned."]},
+    {"text": 3},
+    {"text": f"{BURNED} {SAILED}"},
+]
+
+
+def write_texts(folder):
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+    return path
+
+
+def student_config(teacher, texts, dev, steps: int = 60) -> Config:
+    """The teacher's own config, to be trained on texts."""
+    nlp = spacy.load(teacher)
+    config = nlp.config.copy()
+    config["components"]["bert_encoder"]["model"]["name"] = f"{teacher}/bert_encoder/model"
+    config["paths"] |= {"train": str(texts), "dev": str(dev)}
+    config["corpora"]["dev"] = {"@readers": "spacy_bert_heads.Corpus.v1", "path": "${paths.dev}"}
+    config["training"] |= {
+        "max_steps": steps,
+        "eval_frequency": steps,
+        "seed": 0,
+        "optimizer": {"@optimizers": "Adam.v1", "learn_rate": 3e-3},
+        "batcher": {
+            "@batchers": "spacy.batch_by_sequence.v1",
+            "size": 8,
+            "get_length": None,
+        },
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    nlp = spacy.blank("xx")
+    doc = nlp(SAILED)
+    doc.cats = {"voyage": 1.0, "fire": 0.0}
+    path = tmp_path_factory.mktemp("dev") / "dev.spacy"
+    DocBin(docs=[doc], store_user_data=True).to_disk(path)
+    return path
+
+
+def test_layers_that_are_kept(tmp_path):
+    folder = make_checkpoint(tmp_path / "deep", num_hidden_layers=4)
+    checkpoint = load_checkpoint(folder)
+    checkpoint.keep_layers([0, 3])
+    whole = AutoModel.from_pretrained(folder).eval()
+    ids = torch.tensor([[2, 7, 8, 9, 3]])
+    with torch.no_grad():
+        hidden = whole.embeddings(input_ids=ids)
+        for number in (0, 3):
+            output = whole.encoder.layer[number](hidden)
+            hidden = output[0] if isinstance(output, tuple) else output
+        found = checkpoint.model.eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(found, hidden)
+    checkpoint.model.save_pretrained(tmp_path / "saved")
+    saved = AutoModel.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(saved(input_ids=ids).last_hidden_state, hidden)
+    with pytest.raises(ValueError, match="Layers 0, 2 can't be kept: this 'bert' checkpoint has 2"):
+        checkpoint.keep_layers([0, 2])
+
+
+def test_the_loss_is_the_distance_to_the_teacher(joint, checkpoint):
+    teacher, nlp = spacy.load(joint), build(checkpoint, ["textcat"])
+    head, encoder = nlp.get_pipe("bert_textcat"), nlp.get_pipe("bert_encoder")
+    known, above = teacher.get_pipe("bert_textcat"), teacher.get_pipe("bert_encoder")
+    for label in known.labels:
+        head.add_label(label)
+    torch.manual_seed(3)
+    nlp.initialize()
+    docs = [nlp.make_doc(SAILED), nlp.make_doc(BURNED)]
+    difference = head.predict(docs) - known.predict(docs)
+    states = encoder.predict(docs).states.clone().requires_grad_()
+    ((states - above.predict(docs).states).square().mean() / 2).backward()
+    pull = encoder._pull(encoder.predict(docs), above.predict(docs))
+    torch.testing.assert_close(pull, states.grad)
+    losses: dict[str, float] = {}
+    norms = []
+    for follows in (False, True):
+        head.follow(known)
+        if follows:
+            encoder.follow(above)
+        nlp.update([Example(doc, doc.copy()) for doc in docs], sgd=False, losses=losses)
+        assert losses["bert_textcat"] == pytest.approx(float(difference.square().mean()), rel=1e-4)
+        norms.append(losses["bert_encoder"])
+        losses = {}
+    assert norms[0] != pytest.approx(norms[1])
+
+
+@pytest.fixture(scope="module")
+def student(joint, dev, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    config = student_config(joint, write_texts(folder), dev)
+    with pytest.warns(UserWarning, match=r"Left out of .*texts.jsonl: 1 x no text under 'text'"):
+        distill(joint, config, folder / "out", keep_layers=[0])
+    return folder
+
+
+def test_a_student_of_all_heads(joint, student):
+    nlp, teacher = spacy.load(student / "out" / "model-last"), spacy.load(joint)
+    assert checkpoint_of(nlp.get_pipe("bert_encoder").model).num_layers == 1
+    for row in TEXTS:
+        if row["text"] == 3:
+            continue
+        found = []
+        for pipeline in (nlp, teacher):
+            doc = pipeline.make_doc(row["text"])
+            doc._.questions, doc._.hypotheses = row.get("questions", []), row.get("hypotheses", [])
+            found.append(annotations(pipeline(doc)))
+        own, known = found
+        assert own["ents"] == known["ents"]
+        assert own["cats"] == pytest.approx(known["cats"], abs=0.01)
+        assert [one["label"] for one in own["nli"]] == [one["label"] for one in known["nli"]]
+        assert [one["text"] for one in own["answers"]] == [one["text"] for one in known["answers"]]
+
+
+def test_a_resumed_student_keeps_its_layers(joint, dev, student):
+    config = student_config(joint, student / "texts.jsonl", dev)
+    before = spacy.load(student / "out" / "model-last").get_pipe("bert_encoder").to_bytes()
+    nlp = distill(joint, config, student / "out", keep_layers=[0], resume=True)
+    assert nlp.get_pipe("bert_encoder").to_bytes() == before
+
+
+def test_a_student_without_bert(joint, dev, tmp_path):
+    config = student_config(joint, write_texts(tmp_path), dev, steps=80)
+    del config["components"]["bert_encoder"]
+    cnn = {"@architectures": "spacy.HashEmbedCNN.v2", "pretrained_vectors": None, "width": 32}
+    cnn |= {"depth": 2, "embed_size": 200, "window_size": 1, "maxout_pieces": 2}
+    cnn |= {"subword_features": True}
+    config["components"]["tok2vec"] = {"factory": "tok2vec", "model": cnn}
+    for name in ("bert_nli", "bert_qa"):
+        del config["components"][name]
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 32, "upstream": "*"}
+    for name in ("bert_ner", "bert_textcat"):
+        config["components"][name]["model"]["tok2vec"] = listener
+    config["components"]["bert_textcat"]["model"]["pooling"] = "mean"
+    config["nlp"]["pipeline"] = ["tok2vec", "bert_ner", "bert_textcat"]
+    nlp, teacher = distill(joint, config, tmp_path / "out"), spacy.load(joint)
+    own, known = (annotations(pipeline(SAILED)) for pipeline in (nlp, teacher))
+    assert own["ents"] == known["ents"]
+    assert own["cats"] == pytest.approx(known["cats"], abs=0.05)
+
+
+def test_what_does_not_go_together(joint, dev, tmp_path):
+    texts = write_texts(tmp_path)
+
+    def run(change) -> str:
+        config = student_config(joint, texts, dev)
+        change(config["components"])
+        config["nlp"]["pipeline"] = list(config["components"])
+        with pytest.raises(ValueError) as caught:
+            distill(joint, config, tmp_path / "out")
+        return str(caught.value)
+
+    def rename(components):
+        components["other"] = components.pop("bert_ner")
+
+    assert "heads bert_textcat, bert_nli, bert_qa, other, the teacher bert_ner" in run(rename)
+    said = run(lambda components: components["bert_ner"].update(scheme="BILOU"))
+    assert said.startswith("'bert_ner' of the student (bert_ner: O, B-DATE, I-DATE, L-DATE")
+    said = run(lambda components: components["bert_encoder"]["model"].update(stride=32))
+    assert "'bert_nli' reads pairs" in said and "bert_encoder/model" in said
+
+
+def test_command(joint, dev, tmp_path):
+    student_config(joint, write_texts(tmp_path), dev, steps=1).to_disk(tmp_path / "config.cfg")
+    words = ("bert", "distill", joint, tmp_path / "config.cfg", tmp_path / "out", "--keep-layers")
+    said = command(*words, "0,9", code=1)
+    assert "Error: Layers 0, 9 can't be kept: this 'bert' checkpoint has 2" in said
+    said = command(*words, "first", code=1)
+    assert "Error: --keep-layers is 'first'. Give numbers of layers" in said
+    command(*words, "1", "--training.max_steps", "2")
+    nlp = spacy.load(tmp_path / "out" / "model-last")
+    assert checkpoint_of(nlp.get_pipe("bert_encoder").model).num_layers == 1
