@@ -1,0 +1,123 @@
+"""Contrastive training of an encoder on a few labelled texts, before its classifier is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch.nn.functional as F
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.util import resolve_dot_names
+from thinc.api import Adam, warmup_linear
+
+from ..encoder.component import BertEncoder
+from ..encoder.model import reading_layers
+from ..heads.head import BertHead
+from ..heads.modules import mean_by_group
+
+
+class Pair(NamedTuple):
+    """The numbers of two texts, and whether they have the same category: 1 or 0."""
+
+    left: int
+    right: int
+    is_same: float
+
+
+def make_contrastive(
+    component: str = "bert_textcat",
+    num_pairs: int = 20,
+    batch_size: int = 16,
+    learn_rate: float = 2e-5,
+    seed: int = 0,
+) -> Callable[[Language], Language]:
+    """Make the callback that prepares the encoder of a text classifier with few labelled texts
+    (SetFit; Tunstall et al. 2022, section 3). It belongs to `[initialize.after_init]`.
+
+    Each text of the training corpus with one category is paired `num_pairs` times with one of the
+    same category and as often with one of another. The encoder learns that the cosine of the two is
+    1 or 0, by the squared error, in batches of `batch_size` pairs; a text is the mean of its last
+    hidden states, as for `pooling = "mean"`, which the head should have. `learn_rate` is the
+    highest one: it rises over a tenth of the steps, and falls to 0. The price is
+    4 * `num_pairs` passes for each text.
+
+    The callback raises ValueError if there is no such component, or if the texts don't have two
+    categories.
+    """
+
+    def contrast(nlp: Language) -> Language:
+        head = nlp.get_pipe(component) if component in nlp.component_names else None
+        if not isinstance(head, BertHead) or not head._listeners():
+            raise ValueError(
+                f"contrastive.v1 finds no component '{component}' that reads a bert_encoder. Set "
+                "component in [initialize.after_init] to the text classifier's name."
+            )
+        config = nlp.config.interpolate()
+        (corpus,) = resolve_dot_names(config, [config["training"]["train_corpus"]])
+        docs, labels = [], []
+        for example in corpus(nlp):
+            held = [label for label, value in example.reference.cats.items() if value == 1.0]
+            if len(held) == 1 and len(example.predicted):
+                docs.append(example.predicted)
+                labels.append(held[0])
+        pairs = make_pairs(labels, num_pairs, random.Random(seed))
+        encoder = head._listeners()[0].encoder_for(docs)
+        steps = -(-len(pairs) // batch_size)
+        optimizer = Adam(
+            learn_rate=cast(Any, warmup_linear(learn_rate, max(steps // 10, 1), steps)),
+            L2=0.01,
+            L2_is_weight_decay=True,
+            grad_clip=1.0,
+            use_averages=False,
+        )
+        for start in range(0, len(pairs), batch_size):
+            learn_pairs(encoder, docs, pairs[start : start + batch_size])
+            encoder.finish_update(optimizer)
+            optimizer.step_schedules()
+        return nlp
+
+    return contrast
+
+
+def make_pairs(labels: list[str], num_pairs: int, chosen: random.Random) -> list[Pair]:
+    """Pair each text with others at random, see `make_contrastive`, in random order. A category of
+    one text has no pairs of its own. Raises ValueError if there are no two categories."""
+    groups: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        groups.setdefault(label, []).append(number)
+    if len(groups) < 2:
+        raise ValueError(
+            f"contrastive.v1 needs texts of two categories, but there are {len(labels)} of "
+            f"{', '.join(groups) or 'none'}. Texts with several categories are not read."
+        )
+    pairs: list[Pair] = []
+    for number, label in enumerate(labels):
+        same = [other for other in groups[label] if other != number]
+        others = [other for other in range(len(labels)) if labels[other] != label]
+        for _ in range(num_pairs):
+            if same:
+                pairs.append(Pair(number, chosen.choice(same), 1.0))
+            pairs.append(Pair(number, chosen.choice(others), 0.0))
+    chosen.shuffle(pairs)
+    return pairs
+
+
+def learn_pairs(encoder: BertEncoder, docs: list[Doc], pairs: list[Pair]) -> float:
+    """Add the gradient of a batch of pairs, each text of it read once. Gives the loss, the mean
+    squared error of the cosines."""
+    numbers = sorted({number for pair in pairs for number in (pair.left, pair.right)})
+    place = {number: i for i, number in enumerate(numbers)}
+    model: Any = reading_layers(encoder.model, [-1])
+    hidden, backprop = model.begin_update([docs[number] for number in numbers])
+    states = hidden.states.requires_grad_()
+    windows = mean_by_group(states, hidden.batch.seqlens)
+    vectors = mean_by_group(windows, hidden.batch.num_windows)
+    left = vectors[[place[pair.left] for pair in pairs]]
+    right = vectors[[place[pair.right] for pair in pairs]]
+    wanted = vectors.new_tensor([pair.is_same for pair in pairs])
+    loss = F.mse_loss(F.cosine_similarity(left, right), wanted)
+    loss.backward()
+    backprop(states.grad)
+    return float(loss.detach())
