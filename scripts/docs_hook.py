@@ -103,15 +103,18 @@ def model_section(model: Mapping[str, Any] | None) -> Iterator[str]:
 
     if model:
         text = Config({"model": dict(model)}).to_str().strip()
-        yield f"\nIts default model ([architectures](functions.md#architectures)):\n\n```ini\n{text}\n```\n"
+        yield "\nIts default model ([architectures](functions.md#architectures)):\n"
+        yield f"```ini\n{text}\n```\n"
 
 
 def table(defaults: Mapping[str, Any], described: Mapping[str, str]) -> Iterator[str]:
     """Write a table of settings."""
     if defaults:
-        yield "| setting | default | |\n|---|---|---|"
+        yield "| setting | default |" + (" |" if described else "")
+        yield "|---|---|" + ("---|" if described else "")
         for name, value in defaults.items():
-            yield f"| `{name}` | {show(value)} | {described.get(name, '')} |"
+            meaning = f" {described.get(name, '')} |" if described else ""
+            yield f"| `{name}` | {show(value)} |{meaning}"
 
 
 def functions() -> Iterator[str]:
@@ -149,7 +152,8 @@ def commands() -> Iterator[str]:
     from spacy_bert_heads.cli import bert_app
 
     yield "# Commands\n"
-    yield "Generated from the command line. Overrides of a config go behind: `--section.key value`.\n"
+    yield "Generated from the command line. Settings of a config are overridden behind a command: "
+    yield "`--section.key value`.\n"
     for words, command in walk(typer.main.get_command(bert_app), "python -m spacy bert"):
         parameters = [one for one in command.params if one.name != "help"]
         arguments = [one for one in parameters if one.param_type_name == "argument"]

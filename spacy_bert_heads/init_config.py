@@ -143,6 +143,7 @@ def init_config(
             "patience": 0,
             "eval_frequency": max(10, min(200, steps // 10)),
             "batcher": batcher,
+            "logger": {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None},
             "optimizer": {
                 "@optimizers": "Adam.v1",
                 "learn_rate": make_learn_rate(1e-4, warmup_steps=steps // 10),
@@ -155,7 +156,9 @@ def init_config(
         },
     }
     config = Config(nlp.config)
-    del config["corpora"], config["training"]["batcher"], config["training"]["optimizer"]
+    for name in ("batcher", "logger", "optimizer"):
+        del config["training"][name]
+    del config["corpora"]
     # As text and back: the sections take spaCy's order, and references to others stay references.
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)

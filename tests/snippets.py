@@ -74,9 +74,7 @@ def make_hub(folder: Path) -> None:
     }
     for name, settings in made.items():
         repository = folder / "hub" / f"models--{name.replace('/', '--')}"
-        make_checkpoint(
-            repository / "snapshots" / COMMIT, max_position_embeddings=512, **settings
-        )
+        make_checkpoint(repository / "snapshots" / COMMIT, max_position_embeddings=512, **settings)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
 

@@ -5,7 +5,6 @@ import ast
 import importlib.util
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import click
@@ -47,9 +46,7 @@ def parse(line: str) -> None:
 def test_commands(page):
     """Each is there, with the options that it is given."""
     text = page.read_text(encoding="utf8")
-    inline = [
-        one.partition(BERT)[2] for one in re.findall(r"`((?:python|torchrun) [^`…]*)`", text)
-    ]
+    inline = [one.partition(BERT)[2] for one in re.findall(r"`((?:python|torchrun) [^`…]*)`", text)]
     blocks = [one.partition(BERT)[2] for one in commands_of(text)]
     for line in [*blocks, *inline]:
         if line and "…" not in line:
