@@ -21,7 +21,7 @@ from urllib.request import urlopen
 ROOT = Path(__file__).resolve().parents[1]
 FENCED = re.compile(r"(?ms)^```(\w+)\n(.*?)^```$")
 INDENTED = re.compile(r"(?m)(?:^ {4}\S.*\n)+")
-PROGRAMS = ("python", "pip", "mkdir", "make", "torchrun", "curl", "docker")
+PROGRAM = re.compile(r"(?:python|pip|mkdir|make|torchrun|curl|docker|\.venv/bin/\w+) ")
 # What a test can't do to its own environment, and what is CI's first step.
 ELSEWHERE = ("pip ", "make ")
 COMMIT = "a" * 40
@@ -45,7 +45,7 @@ def blocks_of(markdown: str) -> list[Block]:
     starts = [0, *(i + 1 for i, char in enumerate(markdown) if char == "\n")]
     for match in INDENTED.finditer(outside):
         text = "".join(line[4:] for line in match[0].splitlines(keepends=True))
-        if text.startswith(PROGRAMS):
+        if PROGRAM.match(text):
             line = outside.count("\n", 0, match.start())
             found.append((starts[line], Block("bash", text)))
     return [block for _, block in sorted(found)]

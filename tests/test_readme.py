@@ -41,7 +41,7 @@ def test_what_runs_elsewhere():
 
 
 def test_blocks():
-    commands = "a\n\n    python -m x  # y\n    mkdir z\n\n    0  1\n\n"
+    commands = "a\n\n    python -m x  # y\n    mkdir z\n\n    pipeline  1\n\n"
     text = f"{commands}```python\nimport a\n```\n\n```bash\nmake b\n```\n"
     assert blocks_of(text) == [
         ("bash", "python -m x  # y\nmkdir z\n"),
