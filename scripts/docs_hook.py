@@ -49,9 +49,7 @@ def relink(markdown: str, path: str) -> str:
     """Do that for the page at `path`. Source files are no pages: their names remain."""
     markdown = re.sub(rf"\[([^\]]+)\]\((?:\.\./)*{PACKAGE}/[^)]*\)", r"\1", markdown)
     if path.startswith("benchmarks/"):
-        return markdown.replace("](../README.md#measured)", "](../measured.md)").replace(
-            "](../docs/", "](../"
-        )
+        return markdown.replace("](../docs/", "](../")
     if path == "changelog.md":
         return markdown.replace("](docs/", "](")
     up = "../" * path.count("/")
