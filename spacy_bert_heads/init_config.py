@@ -122,7 +122,7 @@ def init_config(
             "size": batch_size,
             "get_length": None,
         }
-    recipe = {
+    recipe: dict[str, Any] = {
         "paths": {"train": _str(train), "dev": _str(dev)}
         | ({"encoder": tokenizer} if is_joint else {}),
         "system": {"gpu_allocator": "pytorch" if gpu else None},
@@ -143,7 +143,6 @@ def init_config(
             "patience": 0,
             "eval_frequency": max(10, min(200, steps // 10)),
             "batcher": batcher,
-            "logger": {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None},
             "optimizer": {
                 "@optimizers": "Adam.v1",
                 "learn_rate": make_learn_rate(1e-4, warmup_steps=steps // 10),
@@ -155,10 +154,14 @@ def init_config(
             },
         },
     }
+    if source is None:  # whoever trains further keeps the experiment tracker
+        logger = {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None}
+        recipe["training"]["logger"] = logger
     config = Config(nlp.config)
-    for name in ("batcher", "logger", "optimizer"):
-        del config["training"][name]
     del config["corpora"]
+    for name in ("batcher", "optimizer", "logger"):
+        if name in recipe["training"]:
+            del config["training"][name]
     # As text and back: the sections take spaCy's order, and references to others stay references.
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)

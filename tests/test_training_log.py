@@ -54,6 +54,12 @@ def test_other_schedules_are_not_described():
     assert describe_warm_up({"learn_rate": {"initial_rate": 0.1, "warmup_steps": 0}}) == ""
 
 
-def test_configs_have_it(checkpoint):
+def test_configs_have_it(checkpoint, make_nlp, tmp_path):
+    """Not those that train further, which keep the logger that was chosen once."""
     logger = init_config(["ner"], name=checkpoint)["training"]["logger"]
     assert logger == {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None}
+    nlp = make_nlp("ner")
+    nlp.config["training"]["logger"] = {"@loggers": "spacy.ConsoleLogger.v3", "output_file": "a"}
+    nlp.to_disk(tmp_path / "nlp")
+    further = init_config(source=tmp_path / "nlp")["training"]["logger"]
+    assert (further["@loggers"], further["output_file"]) == ("spacy.ConsoleLogger.v3", "a")
