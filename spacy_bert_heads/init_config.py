@@ -122,7 +122,7 @@ def init_config(
             "size": batch_size,
             "get_length": None,
         }
-    recipe = {
+    recipe: dict[str, Any] = {
         "paths": {"train": _str(train), "dev": _str(dev)}
         | ({"encoder": tokenizer} if is_joint else {}),
         "system": {"gpu_allocator": "pytorch" if gpu else None},
@@ -154,8 +154,14 @@ def init_config(
             },
         },
     }
+    if source is None:  # whoever trains further keeps the experiment tracker
+        logger = {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None}
+        recipe["training"]["logger"] = logger
     config = Config(nlp.config)
-    del config["corpora"], config["training"]["batcher"], config["training"]["optimizer"]
+    del config["corpora"]
+    for name in ("batcher", "optimizer", "logger"):
+        if name in recipe["training"]:
+            del config["training"][name]
     # As text and back: the sections take spaCy's order, and references to others stay references.
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)

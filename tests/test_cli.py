@@ -1,13 +1,8 @@
 """The commands, as spaCy's own command line calls them."""
 
-import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 import spacy
 from checkpoints import make_checkpoint
@@ -18,9 +13,7 @@ from spacy.util import load_model_from_config, registry
 from spacy.vocab import Vocab
 from thinc.api import Config
 from transformers import AutoModelForMaskedLM
-from typer.main import get_command
 
-from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.data.reader import split_pairs
 from spacy_bert_heads.init_config import fit_joint_steps, fit_steps, init_config
 from spacy_bert_heads.pairs import make_answer, make_verdict
@@ -183,18 +176,3 @@ def test_fill_mask(tmp_path):
     assert len(rows) == 2 and all(len(row.split()) == 4 for row in rows)
     result = run("fill-mask", name, "No mask.")
     assert result.exit_code == 1 and "[MASK]" in result.output
-
-
-def test_the_readmes_commands_are_there():
-    """Each with options that it has."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf8")
-    blocks = re.findall(r"(?m)^ {4}(?:torchrun .* -m|python -m) spacy bert (.*)$", readme)
-    inline = re.findall(r"`python -m spacy bert ([^`…]*)`", readme)
-    assert len(blocks) > 8 and len(inline) > 5
-    for line in [*blocks, *inline]:
-        command: Any = get_command(bert_app)
-        context, words = click.Context(command), shlex.split(line, comments=True)
-        while isinstance(command, click.Group):
-            command = command.get_command(context, words.pop(0))
-            assert command is not None, line
-        command.make_context("bert", words)

@@ -152,10 +152,10 @@ def test_what_was_loaded_is_trained_further_and_handed_back(tmp_path):
     assert "learning rate: 0.003" in card
 
 
-def test_the_lines_of_the_readme(tmp_path, monkeypatch):
+def test_the_lines_of_the_documentation(tmp_path, monkeypatch):
     """Each road between the worlds, as it is written there."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf8")
-    table = readme.split("| you have … | type … |")[1].split("\n\n")[0]
+    page = Path(__file__).parent.parent / "docs" / "hugging-face.md"
+    table = page.read_text(encoding="utf8").split("| you have … | type … |")[1].split("\n\n")[0]
     lines = [line.split("| `")[1].removesuffix("` |") for line in table.splitlines()[2:]]
     assert len(lines) == 9
     monkeypatch.chdir(tmp_path)

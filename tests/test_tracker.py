@@ -1,4 +1,4 @@
-"""The block of the README for an experiment tracker, in training and in pretraining."""
+"""The block of the documentation for an experiment tracker, in training and in pretraining."""
 
 import json
 import re
@@ -24,9 +24,9 @@ def block(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
-    (found,) = re.findall(r"```ini\n(\[training\.logger\]\n.+?)```", readme, re.DOTALL)
-    assert "WANDB_MODE=offline" in readme
+    page = (Path(__file__).parents[1] / "docs" / "train.md").read_text(encoding="utf8")
+    (found,) = re.findall(r"```ini\n(\[training\.logger\]\n.+?)```", page, re.DOTALL)
+    assert "WANDB_MODE=offline" in page
     yield Config().from_str(f"[training]\n{found}")
     import wandb
 

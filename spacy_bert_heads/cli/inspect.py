@@ -28,7 +28,7 @@ def inspect_word_command(
         str, typer.Option("--lang", "-l", help="The language of a checkpoint's tokenizer")
     ] = "en",
 ) -> None:
-    """Compare a word's states in several texts, layer by layer."""
+    """Compare a word's hidden states in several texts, layer by layer."""
     from ..inspection.html import save_word
     from ..inspection.source import open_source
     from ..inspection.word import compare_word
@@ -75,7 +75,7 @@ def inspect_map_command(
         str | None, typer.Option(help="Show where this label holds; else the one that holds")
     ] = None,
     layer: Annotated[
-        int, typer.Option(help="Whose states: 0 for the embeddings, -1 for the last layer")
+        int, typer.Option(help="Whose hidden states: 0 for the embeddings, -1 for the last layer")
     ] = -1,
     method: Annotated[str, typer.Option("--method", "-m", help="pca or tsne")] = "pca",
     limit: Annotated[

@@ -1,7 +1,13 @@
-"""The views of an encoder as files: a picture, and a page with the picture and the figures."""
+"""The views of an encoder as files: a picture, and a page that says the same in text.
+
+A page has one title, no picture whose figures it has as text, and works at 400 pixels, by keyboard
+and by touch. Colours keep the contrast of WCAG 2.2, level AA (4.5 for text, 3 for points).
+"""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
@@ -12,45 +18,73 @@ import numpy as np
 from ..files import replace_file
 from ..html import make_page
 from .map import Labelled, MapView
-from .png import MAP, draw, draw_map, draw_weights, draw_word, layer_name, on_scale, short_name
+from .png import (
+    MAP,
+    draw,
+    draw_map,
+    draw_weights,
+    draw_word,
+    layer_name,
+    name_map,
+    on_scale,
+    place_points,
+    short_name,
+    text_colour,
+)
 from .weights import LayerWeights
 from .word import WordView, in_context
 
 CONTEXT = 150  # characters of a text on each side of its word
+MAP_TEXT = 300  # characters of a document that a map shows
 STYLE = """
-.scroll { overflow-x: auto; } .full { max-width: 100%; height: auto; }
-th.text { text-align: left; min-width: 22rem; }
-mark { background: none; font-weight: bold; color: #b34700; }
+body { overflow-wrap: break-word; } h2 { margin: 1.5rem 0 .3rem; }
+.panels { display: flex; flex-wrap: wrap; gap: 0 2rem; } .panels > * { margin: 0; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; }
+.scroll td { padding: .2rem .35rem; }
+:focus-visible { outline: 3px solid #0b5c8f; outline-offset: 2px; }
+mark { background: none; font-weight: bold; color: #a84300; }
+th.text { text-align: left; } td.bar { width: 12rem; text-align: left; }
+.bar span { display: block; height: .8rem; background: #0072b2; }
+.plot { position: relative; touch-action: pan-y; cursor: pointer; }
+.maps > * { flex: 1 1 20rem; max-width: 36rem; } .maps p { margin: .2rem 0; }
+.plot img { display: block; width: 100%; height: auto; }
+.ring { position: absolute; width: 16px; height: 16px; margin: -10px 0 0 -10px; border-radius: 50%;
+        border: 2px solid #000; box-shadow: 0 0 0 2px #fff; pointer-events: none; }
+#shown { min-height: 6em; max-width: 50rem; border-left: 3px solid #0b5c8f; padding-left: .7rem; }
 """
 
 
 def save_word(view: WordView, output: Path) -> list[Path]:
-    """Write a word's similarities: a heatmap for each layer, all on one colour scale, and tables.
-    Returns the PNG and the HTML file."""
+    """Write a word's similarities: a picture with a heatmap for each layer, all on one colour
+    scale, and a page with the same as tables. Returns the PNG and the HTML file."""
     n = len(view.occurrences)
     title = f"“{view.word}” in {n} places: cosine similarity by layer"
     # The start of the colour scale.
     lowest = min(float(np.floor(10 * view.cosines.min())) / 10, 0.9)
     picture = draw(draw_word(view, f"{title}\n{short_name(view.source)}", lowest))
-    parts = [
-        f"<p>How alike the states of the word are, of two places each, in {escape(view.source)}; "
-        "1 is the same. The number beside a layer is the mean over all pairs.</p>",
-        embed(picture, title),
-    ]
     contexts = [in_context(span, limit=CONTEXT) for span in view.occurrences]
+    places = "\n".join(
+        f"<li>{escape(one.before)}<mark>{escape(one.word)}</mark>{escape(one.after)}</li>"
+        for one in contexts
+    )
+    head = "".join(f'<th scope="col">{i + 1}</th>' for i in range(n))
+    parts = [
+        f"<p>How alike the hidden states of the word are, of two places each, in "
+        f"{escape(view.source)}; 1 is the same. The number beside a layer is the mean over all "
+        f'pairs.</p>\n<ol>\n{places}\n</ol>\n<div class="panels">'
+    ]
     for layer, (cosines, mean) in enumerate(zip(view.cosines, view.self_similarity, strict=True)):
         name = layer_name(layer, len(view.cosines) - 1)
-        head = "".join(f'<th scope="col">{i + 1}</th>' for i in range(n))
-        rows = [
-            f'<tr><th scope="row" class="text">{i + 1}&ensp;{escape(one.before)}'
-            f"<mark>{escape(one.word)}</mark>{escape(one.after)}</th>{to_cells(row, lowest)}</tr>"
-            for i, (one, row) in enumerate(zip(contexts, cosines, strict=True))
-        ]
-        parts.append(
-            f'<h2>{name} · mean {mean:.2f}</h2>\n<div class="scroll"><table><thead><tr><th></th>'
-            f"{head}</tr></thead>\n" + "\n".join(rows) + "</table></div>"
+        rows = "\n".join(
+            f'<tr><th scope="row">{i + 1}</th>{to_cells(row, lowest)}</tr>'
+            for i, row in enumerate(cosines)
         )
-    return write(output, picture, title, "\n".join(parts))
+        parts.append(
+            f'<section><h2 id="layer{layer}">{name} · mean {mean:.2f}</h2>\n'
+            f'<div class="scroll" tabindex="0" role="region" aria-labelledby="layer{layer}"><table>'
+            f"<thead><tr><td></td>{head}</tr></thead>\n{rows}</table></div></section>"
+        )
+    return write(output, picture, title, "\n".join([*parts, "</div>"]))
 
 
 def to_cells(row: Sequence[float], lowest: float) -> str:
@@ -60,62 +94,70 @@ def to_cells(row: Sequence[float], lowest: float) -> str:
 
     cells = []
     for value in row:
-        share = on_scale(value, lowest)
-        colours = (
-            f"background:{to_hex(colormaps[MAP](share))};color:{'#fff' if share > 0.55 else '#000'}"
+        colour = to_hex(colormaps[MAP](on_scale(value, lowest)))
+        cells.append(
+            f'<td style="background:{colour};color:{text_colour(colour)}">{value:.2f}</td>'
         )
-        cells.append(f'<td style="{colours}">{value:.2f}</td>')
     return "".join(cells)
 
 
 def save_weights(name: str, views: Sequence[LayerWeights], output: Path) -> list[Path]:
-    """Write the layer weights of each head: bar charts, and a table. Returns the PNG and the HTML
-    file."""
+    """Write the layer weights of each head: a picture of bar charts, and a page with the same as
+    tables. Returns the PNG and the HTML file."""
     title = "Layers that the heads read"
-    layers = sorted({layer for view in views for layer in view.layers})
-    head = "".join(f'<th scope="col">{layer_name(layer, views[0].depth)}</th>' for layer in layers)
-    rows = []
-    for view in views:
-        weights = dict(zip(view.layers, view.weights, strict=True))
-        cells = [f"{weights[one]:.3f}" if one in weights else "–" for one in layers]
-        cells += [f"{view.centre:.2f}", f"{view.scale:.3f}"]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row" class="text">{escape(view.head)}</th>{row}</tr>')
-    picture = draw(draw_weights(views, f"{title}\n{short_name(name)}"))
-    body = (
+    parts = [
         f"<p>How much of each layer the heads of {escape(name)} take: the weights sum to 1, what "
-        "they make of the layers is multiplied by the scale.</p>\n"
-        f'{embed(picture, title)}\n<div class="scroll"><table>'
-        f'<thead><tr><th></th>{head}<th scope="col">mean layer</th><th scope="col">scale</th></tr>'
-        "</thead>\n" + "\n".join(rows) + "</table></div>"
-    )
-    return write(output, picture, title, body)
+        'they make of the layers is multiplied by the scale.</p>\n<div class="panels">'
+    ]
+    for view in views:
+        most = max(view.weights)
+        rows = "\n".join(
+            f'<tr><th scope="row" class="text">{layer_name(layer, view.depth)}</th>'
+            f'<td>{weight:.3f}</td><td class="bar"><span style="width:{weight / most:.1%}"></span>'
+            "</td></tr>"
+            for layer, weight in zip(view.layers, view.weights, strict=True)
+        )
+        parts.append(
+            f"<section><h2>{escape(view.head)} · mean layer {view.centre:.2f} · scale "
+            f"{view.scale:.3f}</h2>\n<table>{rows}</table></section>"
+        )
+    picture = draw(draw_weights(views, f"{title}\n{short_name(name)}"))
+    return write(output, picture, title, "\n".join([*parts, "</div>"]))
 
 
 def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list[Path]:
-    """Write one or two maps of the same documents side by side. On the page, pointing at a document
-    shows its text. Returns the PNG and the HTML file."""
+    """Write one or two maps of the same documents: a picture with all of them, and a page on which
+    a pointer, a finger or the arrow keys choose a document, which is marked in each map and shown
+    as text. Returns the PNG and the HTML file."""
     title = f"{len(labelled.docs):,} documents by category"
-    figure = draw_map(views, labelled, title)
-    picture = draw(figure)  # places the points
-    height = figure.bbox.height
-    areas = [
-        f'<area shape="circle" coords="{x:.0f},{height - y:.0f},6" '
-        f'title="{escape(f"{category}: {doc.text[:300]}", quote=True)}">'
-        for axes, view in zip(figure.axes, views, strict=True)
-        for (x, y), doc, category in zip(
-            axes.transData.transform(view.points), labelled.docs, labelled.categories, strict=True
+    plots, points = [], []
+    for view in views:
+        figure = draw_map([view], labelled)
+        plot = draw(figure)  # places the points
+        points.append(place_points(figure, view.points))
+        name, figures = name_map(view)
+        alt = f"{title}, {name}"
+        plots.append(
+            f"<section><h2>{escape(name)}</h2>\n<p>{figures}</p>\n"
+            f'<div class="plot" tabindex="0" role="group" aria-label="{escape(alt, quote=True)}">'
+            f'{embed(plot, alt)}<span class="ring" hidden></span></div></section>\n'
         )
+    docs = [
+        (category, textwrap.shorten(doc.text, MAP_TEXT, placeholder=" …"))
+        for category, doc in zip(labelled.categories, labelled.docs, strict=True)
     ]
+    data = json.dumps({"points": points, "docs": docs}, ensure_ascii=False).replace("<", "\\u003c")
+    script = Path(__file__).with_name("map.js").read_text(encoding="utf8")
     body = (
-        "<p>Each document is a point: the mean of its states, in two dimensions. Point at one to "
-        "read it. The figure above a map is the share of documents whose nearest neighbour, in all "
-        "dimensions, has the same category.</p>\n"
-        + embed(picture, title, 'usemap="#documents"')
-        + '\n<map name="documents">\n'
-        + "\n".join(areas)
-        + "\n</map>"
+        "<p>Each document is a point: the mean of its hidden states, in two dimensions. Point at "
+        "one or touch it to read it; with the keyboard, go to a map by Tab and from document to "
+        "document by the arrow keys or Page Up and Page Down. The number above a map is the share "
+        "of documents whose nearest neighbour, in all dimensions, has the same category.</p>\n"
+        f'<div class="panels maps">\n{"".join(plots)}\n</div>\n'
+        '<p id="shown" role="status" aria-live="polite"></p>\n'
+        f'<script type="application/json" id="data">{data}</script>\n<script>\n{script}</script>'
     )
+    picture = draw(draw_map(views, labelled, title))
     return write(output, picture, title, body)
 
 
@@ -132,11 +174,7 @@ def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
     return files
 
 
-def embed(picture: bytes, alt: str, settings: str = 'class="full"') -> str:
-    """Return HTML with a PNG in it. `alt` describes the picture for people who can't see it,
-    `settings` are more attributes of the image."""
+def embed(picture: bytes, alt: str) -> str:
+    """Return HTML with a PNG in it. `alt` describes the picture for people who can't see it."""
     data = b64encode(picture).decode("ascii")
-    alt = escape(alt, quote=True)
-    return (
-        f'<div class="scroll"><img {settings} src="data:image/png;base64,{data}" alt="{alt}"></div>'
-    )
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'

@@ -25,6 +25,7 @@ DPI = 120
 FONTS = {"title": 13, "panel": 10.5, "text": 9, "cell": 8}
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5b6570"
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
+EDGE = "#1d2733"  # dark, because some of the colours alone have too little contrast on white
 SHAPES = "o^sDvPX*"  # 8 shapes and 7 colours are coprime: 56 categories look different
 MAP = "Blues"
 CONTEXT = 30  # characters of a text on each side of its word
@@ -34,6 +35,9 @@ MAX_ROW = 17.0  # inches, the maximum width of a row of panels
 def draw_word(view: WordView, title: str, lowest: float) -> Figure:
     """Draw the sentences with a heatmap for each layer, in several rows if there are many. The
     colour scale goes from `lowest` to 1."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
     contexts = [in_context(span, limit=CONTEXT) for span in view.occurrences]
     n, n_layers = len(contexts), len(view.cosines)
     cell = 0.4 if n <= 10 else 0.2
@@ -63,7 +67,7 @@ def draw_word(view: WordView, title: str, lowest: float) -> Figure:
         axes.spines[:].set_visible(False)
         if n <= 10:
             for (i, j), value in np.ndenumerate(cosines):
-                colour = "white" if on_scale(value, lowest) > 0.55 else "black"
+                colour = text_colour(to_hex(colormaps[MAP](on_scale(value, lowest))))
                 axes.text(
                     *(j, i, f"{value:.2f}"),
                     color=colour,
@@ -95,6 +99,15 @@ def write_contexts(axes: Any, contexts: Sequence[Context], at: float) -> None:
 def on_scale(value: float, lowest: float) -> float:
     """Return the position of a value on the colour scale, 0 to 1."""
     return float(np.clip((value - lowest) / (1 - lowest), 0, 1))
+
+
+def text_colour(background: str) -> str:
+    """Choose black or white for text on a colour (`#rrggbb`), whichever has the higher contrast,
+    which is then 4.58 at the least (WCAG 2.2, relative luminance)."""
+    channels = [int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
 def draw_weights(views: Sequence[LayerWeights], title: str) -> Figure:
@@ -137,12 +150,15 @@ def draw_weights(views: Sequence[LayerWeights], title: str) -> Figure:
     return figure
 
 
-def draw_map(views: Sequence[MapView], labelled: Labelled, title: str) -> Figure:
-    """Draw maps of the same documents side by side, with a colour and a shape for each category."""
+def draw_map(views: Sequence[MapView], labelled: Labelled, title: str = "") -> Figure:
+    """Draw maps of the same documents side by side, with a colour and a shape for each category.
+    Without a title it is for a page, which has all titles as text: smaller, so that its letters can
+    be read when the page is narrow."""
     categories = np.asarray(labelled.categories)
     names = sorted(set(labelled.categories))
-    figure = new_figure(5.6 * len(views) + 0.2, 5.9)
-    figure.suptitle(plain(title), fontsize=FONTS["title"], x=0.01, ha="left")
+    figure = new_figure((5.6 if title else 4.2) * len(views) + 0.2, 5.9 if title else 4.4)
+    if title:
+        figure.suptitle(plain(title), fontsize=FONTS["title"], x=0.01, ha="left")
     panels: Any = figure.subplots(1, len(views), squeeze=False)
     for axes, view in zip(panels[0], views, strict=True):
         for i, name, colour, shape in zip(range(len(names)), names, cycle(COLOURS), cycle(SHAPES)):
@@ -152,18 +168,14 @@ def draw_map(views: Sequence[MapView], labelled: Labelled, title: str) -> Figure
                 c=colour,
                 marker=shape,
                 s=18,
-                alpha=0.65,
-                linewidths=0.3,
-                edgecolors="white",
+                alpha=0.8,
+                linewidths=0.5,
+                edgecolors=EDGE,
                 label=plain(name),
                 zorder=2 + i / len(names),
             )
-        axes.set_title(
-            plain(f"{short_name(view.source)}, {layer_name(view.layer, view.depth)}\n")
-            + f"nearest neighbour right: {view.accuracy:.1%} (chance {view.chance:.1%})",
-            size=FONTS["panel"],
-            loc="left",
-        )
+        if title:
+            axes.set_title(plain("\n".join(name_map(view))), size=FONTS["panel"], loc="left")
         axes.set_xlabel(view.axes[0], size=FONTS["text"])
         axes.set_ylabel(view.axes[1], size=FONTS["text"])
         axes.tick_params(labelsize=FONTS["cell"])
@@ -174,12 +186,28 @@ def draw_map(views: Sequence[MapView], labelled: Labelled, title: str) -> Figure
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(names), 6),
+        ncols=min(len(names), 6 if title else 3),
         frameon=False,
         fontsize=FONTS["text"],
         markerscale=1.6,
     )
     return figure
+
+
+def name_map(view: MapView) -> tuple[str, str]:
+    """Say what a map shows, and how well it tells categories apart."""
+    return (
+        f"{short_name(view.source)}, {layer_name(view.layer, view.depth)}",
+        f"nearest neighbour right: {view.accuracy:.1%} (chance {view.chance:.1%})",
+    )
+
+
+def place_points(figure: Figure, points: np.ndarray) -> list[list[float]]:
+    """Give where points (n, 2) of a drawn map are in its picture, as shares of its width and height
+    from the upper left corner."""
+    places = figure.axes[0].transData.transform(points) / (figure.bbox.width, figure.bbox.height)
+    places[:, 1] = 1 - places[:, 1]
+    return np.round(places, 4).tolist()
 
 
 def new_figure(width: float, height: float) -> Figure:
