@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
+from spacy.training import Example
 from spacy.vocab import Vocab
 
 from .pair_head import start_of
@@ -52,6 +53,30 @@ def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusi
             f"{name} chooses one category, but several hold in {start_of(doc)}: {', '.join(held)}. "
             "Fix doc.cats there, or use bert_textcat_multilabel."
         )
+
+
+def check_positive(
+    label: str | None, labels: Collection[str], name: str, *, exclusive: bool
+) -> None:
+    """Raise ValueError if a `positive_label` is not one of two exclusive categories."""
+    if label is not None and not (exclusive and len(labels) == 2 and label in labels):
+        raise ValueError(
+            f"positive_label of {name} is '{label}', but must be one of two categories of which "
+            f"one holds. Its labels are {', '.join(labels)}"
+            f"{'' if exclusive else ' (any number holds)'}."
+        )
+
+
+def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | None:
+    """Give the share of Docs with a gold category that got it; None if there are none. A Doc
+    without categories, because the head is not sure of any, got none."""
+    right = []
+    for example in examples:
+        both = (example.reference.cats, example.predicted.cats)
+        gold, found = ([cats.get(label, 0.0) for label in labels] for cats in both)
+        if any(gold):
+            right.append(any(found) and np.argmax(gold) == np.argmax(found))
+    return float(np.mean(right)) if right else None
 
 
 def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:

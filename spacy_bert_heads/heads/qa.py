@@ -22,7 +22,15 @@ from ..encoder.model import EncoderModel, PackedPairs, checkpoint_of, shim_of
 from ..text.doc_data import drop_results, get_answers, make_answer, register_extension
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
-from .answers import best_spans, best_threshold, score_qa, tally_answers
+from .answers import (
+    best_spans,
+    best_threshold,
+    score_qa,
+    take_back,
+    tally_answers,
+)
+from .calibrated import rescale
+from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .losses import span_loss
@@ -55,6 +63,8 @@ SCORES = {
         "alternatives": 0,
         "no_answer_threshold": None,
         "spans_key": None,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy_bert_heads.qa_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -69,6 +79,8 @@ def make_bert_qa(
     alternatives: int,
     no_answer_threshold: float | None,
     spans_key: str | None,
+    temperature: float | None,
+    thresholds: dict[str, float] | None,
     scorer: Callable | None,
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
@@ -82,7 +94,9 @@ def make_bert_qa(
     answers to give, none of which overlaps a better one. No answer is given where `no_answer_score`
     is above `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span
     group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
-    its spans where they were.
+    its spans where they were. Logits are divided by `temperature`; None for that of `bert
+    calibrate`. An answer that is less probable than `thresholds["answer"]` is not given and stays
+    among the alternatives; for that there is none the key is "no answer".
     """
     (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
@@ -95,6 +109,8 @@ def make_bert_qa(
         alternatives=alternatives,
         no_answer_threshold=no_answer_threshold,
         spans_key=spans_key,
+        temperature=temperature,
+        thresholds=thresholds,
         scorer=scorer,
     )
 
@@ -138,6 +154,7 @@ class BertQA(UnlabelledPairHead):
         no_answer_threshold: float | None = None,
         spans_key: str | None = None,
         scorer: Callable | None = score_qa,
+        **calibration: Any,
     ) -> None:
         if max_answer_length < 1:
             raise ValueError(f"max_answer_length is {max_answer_length}; it must be 1 or more.")
@@ -149,12 +166,18 @@ class BertQA(UnlabelledPairHead):
             raise ValueError(
                 f"no_answer_threshold is {no_answer_threshold}; it must be a probability, 0 to 1."
             )
-        super().__init__(vocab, model, name, texts=questions, scorer=scorer)
+        calibration["fixed_threshold"] = no_answer_threshold
+        super().__init__(vocab, model, name, texts=questions, scorer=scorer, **calibration)
         self.cfg["no_answer_threshold"] = 0.5
         self.max_answer_length, self.alternatives = max_answer_length, alternatives
         self.alignment = alignment
-        self.fixed_threshold, self.spans_key = no_answer_threshold, spans_key
+        self.spans_key = spans_key
         self._tunes = self._warned = False
+
+    @property
+    def fixed_threshold(self) -> float | None:
+        """The threshold of the config, which no evaluation changes."""
+        return self.cfg["fixed_threshold"]
 
     @property
     def no_answer_threshold(self) -> float:
@@ -310,7 +333,7 @@ class BertQA(UnlabelledPairHead):
         """Give for each pair its best spans (start, end, probability), best first, and the
         probability that there is no answer."""
         best = best_spans(
-            output.logits.float().cpu().numpy(),
+            (output.logits.float() / self.temperature).cpu().numpy(),
             output.batch,
             max_length=self.max_answer_length,
             n_best=1 + self.alternatives,
@@ -331,6 +354,8 @@ class BertQA(UnlabelledPairHead):
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
             self._warn_unset(texts, answers)
+            if self.may_abstain:
+                self.note_abstained(doc, take_back(answers, texts, self.is_sure))
             set_value("answers", doc, answers)
             if self.spans_key is None:
                 continue
@@ -351,6 +376,22 @@ class BertQA(UnlabelledPairHead):
             return {**found[0], "alternatives": found[1:]}
         # The best span stands behind "no answer", for whoever wants another threshold.
         return make(score=no_answer, alternatives=found)
+
+    def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_answers(example, (self.input_name, self.output_name))
+
+    def truths(self, example: Example) -> dict[str, float]:
+        return {kind: row["count"] for kind, row in tally_answers(example).items()}
+
+    def set_temperature(self, temperature: float) -> None:
+        """Change the temperature, and the threshold of "no answer" with it: decisions stay."""
+        factor = self.temperature / temperature
+        super().set_temperature(temperature)
+        tuned = self.cfg["no_answer_threshold"]
+        self.cfg["no_answer_threshold"] = tuned if tuned is None else rescale(tuned, factor)
+        if self.fixed_threshold is not None:
+            self.cfg["fixed_threshold"] = rescale(self.fixed_threshold, factor)
 
     # --- the threshold
 
