@@ -13,6 +13,7 @@ import typer
 from spacy.cli._util import app
 
 from .annotate import annotate_command
+from .calibrate import calibrate_command, tune_thresholds_command
 from .common import BertGroup
 from .compare import compare_command
 from .data import convert_command, init_config_command
@@ -53,6 +54,8 @@ bert_app.command("init-config")(init_config_command)
 bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("evaluate")(evaluate_command)
+bert_app.command("calibrate")(calibrate_command)
+bert_app.command("tune-thresholds")(tune_thresholds_command)
 bert_app.command("compare")(compare_command)
 bert_app.command("annotate")(annotate_command)
 bert_app.command("glue")(glue_command)

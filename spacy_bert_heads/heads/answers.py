@@ -6,7 +6,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,24 +233,6 @@ def tally_answers(example: Example) -> Tally:
 def kind_of(answer: dict[str, Any]) -> str:
     """Name the kind of an answer in scores and thresholds."""
     return "answer" if answer["text"] else "no answer"
-
-
-def take_back(
-    answers: list[dict[str, Any]], questions: Sequence[str], is_sure: Callable[[str, float], bool]
-) -> list[dict[str, Any]]:
-    """Put "no answer" in the place of answers that are not sure by kind and probability; they stay
-    as the first of the alternatives. Gives entries of `doc._.abstained`."""
-    entries = []
-    for i, (answer, question) in enumerate(zip(answers, questions, strict=True)):
-        if not answer or is_sure(kind_of(answer), answer["score"]):
-            continue
-        entries.append({"label": kind_of(answer), "score": answer["score"], "asked": question})
-        if answer["text"]:
-            others = [{**answer, "alternatives": []}, *answer["alternatives"]]
-            nothing = {"text": "", "start_char": 0, "end_char": 0, "start": 0, "end": 0}
-            score = answer["no_answer_score"]
-            answers[i] = {**answer, **nothing, "score": score, "alternatives": others}
-    return entries
 
 
 def accepted(gold: dict[str, Any]) -> list[str]:

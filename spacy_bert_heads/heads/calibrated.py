@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import exp, log
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spacy.tokens import Doc
@@ -81,8 +80,7 @@ class CalibratedHead(DeclaredHead):
     @property
     def may_abstain(self) -> bool:
         """Whether something is below a threshold that is set."""
-        return any(self.cfg.get(key, value) not in (None, {}, value)
-                   for key, value in self.no_thresholds.items())  # fmt: skip
+        return any(self.cfg.get(key) for key in self.no_thresholds)
 
     def is_sure(self, label: str, probability: float) -> bool:
         """Whether a claim reaches the threshold of its label."""
@@ -97,8 +95,9 @@ class CalibratedHead(DeclaredHead):
 
 def check_temperature(name: str, temperature: Any) -> None:
     """Raise ValueError if logits can't be divided by it."""
-    is_number = isinstance(temperature, Real) and 0 < temperature < float("inf")
-    if temperature is not None and not is_number:
+    if temperature is None:
+        return
+    if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
         raise ValueError(
             f"temperature of {name} is {temperature!r}; it must be above 0, or null for that of "
             "`bert calibrate`."
@@ -108,7 +107,7 @@ def check_temperature(name: str, temperature: Any) -> None:
 def check_thresholds(name: str, thresholds: Any) -> None:
     """Raise ValueError if they are no probabilities by label."""
     for label, value in (thresholds or {}).items():
-        if not (isinstance(value, Real) and 0 <= value <= 1):
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
             raise ValueError(
                 f"thresholds of {name} has {value!r} for '{label}'; it must be a probability, 0 "
                 "to 1."

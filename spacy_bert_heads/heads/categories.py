@@ -13,10 +13,29 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
 
+from .declared import Score
 from .pair_head import start_of
 
 if TYPE_CHECKING:
     from .textcat import BertTextCat
+
+
+# Those without a title say at greater length what cats_score says.
+SCORES = {
+    "cats_score": Score("categories", 1.0),
+    "cats_score_desc": Score(),
+    "cats_micro_p": Score(),
+    "cats_micro_r": Score(),
+    "cats_micro_f": Score(),
+    "cats_macro_p": Score(),
+    "cats_macro_r": Score(),
+    "cats_macro_f": Score(),
+    "cats_macro_auc": Score(),
+    "cats_f_per_type": Score("categories"),
+    "cats_auc_per_type": Score("categories, ROC AUC"),
+}
+# Shown in training, and model-best follows it if it is given a weight.
+EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 class PipelineRef(weakref.ref):
@@ -118,6 +137,23 @@ def check_apart(head: BertTextCat, beside: Mapping[str, Any]) -> None:
                 f"[initialize.components.{head.name}.labels] and [initialize.components.{name}"
                 ".labels], and train anew; or take one of the two out of the pipeline."
             )
+
+
+def score_beside(head: BertTextCat, own: dict[str, Any], examples: list[Example]) -> dict[str, Any]:
+    """Sum up the scores of a head with those of the text classifiers beside it."""
+    beside = classifiers(head, examples[0].predicted.vocab if examples else None)
+    if len(beside) < 2 or not own:
+        return own
+    scores = {}
+    for name, pipe in beside.items():
+        if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
+            # One of ours would sum up those beside it, too.
+            score = getattr(pipe, "score_alone", pipe.score)
+            scores[name] = own if pipe is head else score(examples)
+    if head.name not in scores:
+        return merge_scores(scores) or own
+    by_name = {f"{head.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
+    return {**merge_scores(scores), **by_name}
 
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

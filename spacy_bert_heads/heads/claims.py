@@ -13,8 +13,7 @@ from ..text.doc_data import get_ent_score
 from .answers import accepted, compare_answers, kind_of
 from .pair_head import match_predictions
 from .tallies import judge_entities
-
-NONE = "none"  # the verdict where the only label of a head does not hold
+from .verdicts import NONE, with_none
 
 
 class Claim(NamedTuple):
@@ -96,13 +95,6 @@ def claim_verdicts(
         if found is not None:
             true, scores = gold["label"], with_none(found["scores"])
             yield Claim.among(scores, true if true in scores else NONE, found["label"])
-
-
-def with_none(scores: Mapping[str, float]) -> dict[str, float]:
-    """Give the probabilities of a verdict; beside a single label, what it leaves."""
-    if len(scores) > 1:
-        return dict(scores)
-    return {**scores, NONE: 1 - sum(scores.values())}
 
 
 def claim_options(example: Example, names: tuple[str, str]) -> Iterator[Claim]:

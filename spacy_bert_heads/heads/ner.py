@@ -325,7 +325,7 @@ class BertNER(BertHead):
         )
         self._moved.add_new(gold.moved)
         self._dropped.add_new(gold.dropped)
-        for label in sorted({span.label for span in gold.entities}.difference(self.labels)):
+        for label in sorted({span.label for span in gold.entities} - {*self.labels}):
             self.warn_unknown(label)
         by_label = self.cfg["class_weights"] or {}
         weights = [by_label.get(tag[2:] or tag, 1.0) for tag in self.tags]
@@ -393,7 +393,8 @@ class BertNER(BertHead):
         bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
             found = rows[bounds[i] : bounds[i + 1]]
+            left_out: list[dict[str, Any]] = []
             if self.may_abstain:
                 found, left_out = part_entities(doc, found, self.is_sure)
-                self.note_abstained(doc, left_out)
+            self.note_abstained(doc, left_out)
             write_entities(doc, found, component=self.name, spans_key=self.cfg["spans_key"])

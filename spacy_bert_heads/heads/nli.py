@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from spacy.language import Language
-from spacy.scorer import PRFScore
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
@@ -23,16 +22,16 @@ from ..encoder.model import PackedPairs, shim_of
 from ..text.doc_data import drop_results, make_verdict
 from ..text.pairs import Pairs
 from ..text.user_data import copy_of_list, set_value
-from .claims import NONE, Claim, claim_verdicts, with_none
+from .claims import Claim, claim_verdicts
 from .declared import Score, score_weights
 from .families import IDENTITY, SIGMOID, as_cross_encoder, cross_encoder_activation
 from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
-from .pair_head import MAX_CHARS, BertPairHead, match_predictions
+from .pair_head import MAX_CHARS, BertPairHead
 from .tallies import Counts, Floats, precision_recall_f, ratio
+from .verdicts import LEFT_OUT, NONE, match_labels, score_nli, with_none
 
-LEFT_OUT = ""  # of a pair that was too long, or below a threshold
 SOFTMAXES = ("labels", "contradiction", "categories")
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
@@ -127,43 +126,6 @@ def is_entailment(label: str) -> bool:
 
 def make_nli_scorer() -> Callable:
     return score_nli
-
-
-def score_nli(
-    examples: Iterable[Example], *, labels: Sequence[str] = (), **kwargs: Any
-) -> dict[str, Any]:
-    """Score verdicts: `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that occur
-    of `nli_f_per_type`, their precision, recall and F; None without any verdict. `labels` are those
-    of the head. Raises ValueError if a reference has hypotheses that were not asked of the
-    prediction."""
-    per_type: dict[str, PRFScore] = {}
-    right = total = 0
-    for example in examples:
-        for true, guess in match_labels(example, labels):
-            total += 1
-            right += true == guess
-            for label in {true, guess} - {NONE, LEFT_OUT}:
-                score = per_type.setdefault(label, PRFScore())
-                score.tp += label == true == guess
-                score.fp += label == guess != true
-                score.fn += label == true != guess
-    if not total:
-        return {"nli_acc": None, "nli_macro_f": None, "nli_f_per_type": None}
-    return {
-        "nli_acc": right / total,
-        "nli_macro_f": sum(score.fscore for score in per_type.values()) / max(len(per_type), 1),
-        "nli_f_per_type": {label: per_type[label].to_dict() for label in sorted(per_type)},
-    }
-
-
-def match_labels(
-    example: Example, labels: Sequence[str], names: tuple[str, str] = ("hypotheses", "nli")
-) -> Iterator[tuple[str, str]]:
-    """Yield the true and the predicted label of each annotated pair; `names` are those of the input
-    and the output. Of a head with a single label it is that or NONE."""
-    for gold, found in match_predictions(example, *names):
-        true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
-        yield true if len(labels) != 1 or true in labels else NONE, guess
 
 
 class Judged(NamedTuple):

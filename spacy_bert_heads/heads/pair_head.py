@@ -225,7 +225,7 @@ class BertPairHead(BertHead):
         pairs = Pairs(docs, [self.flatten(own) for own in asked], self.doc_first)
         found = PairOutput(asked, [], [])
         for part in pairs.split(MAX_CHARS):
-            found.is_read += self._run(part, found.outputs)
+            found.is_read.extend(self._run(part, found.outputs))
         return found
 
     def read(self, output: PairOutput) -> list[tuple[list[Any], list[Any]]]:
@@ -251,7 +251,7 @@ class BertPairHead(BertHead):
         left = [[text for text in texts if next(number) not in left_out] for texts in pairs.texts]
         is_read: list[bool] = []
         for part in Pairs(pairs.docs, left, self.doc_first).split(MAX_CHARS):
-            is_read += self._run(part, outputs)
+            is_read.extend(self._run(part, outputs))
         of_others, num_pairs = iter(is_read), sum(map(len, pairs.texts))
         return [i not in left_out and next(of_others) for i in range(num_pairs)]
 

@@ -1,6 +1,5 @@
 """Where in a text the answer to a question stands, or that there is none."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from spacy.language import Language
-from spacy.tokens import Doc, Span, SpanGroup
+from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
@@ -22,17 +21,12 @@ from ..encoder.model import EncoderModel, PackedPairs, checkpoint_of, shim_of
 from ..text.doc_data import drop_results, get_answers, make_answer, register_extension
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
-from .answers import (
-    best_spans,
-    best_threshold,
-    score_qa,
-    take_back,
-    tally_answers,
-)
+from .answers import best_spans, best_threshold, score_qa, tally_answers
 from .calibrated import rescale
 from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
+from .given_answers import take_back, warn_unset, write_group
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
@@ -354,18 +348,10 @@ class BertQA(UnlabelledPairHead):
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
             self._warn_unset(texts, answers)
-            if self.may_abstain:
-                self.note_abstained(doc, take_back(answers, texts, self.is_sure))
+            self.note_abstained(doc, take_back(answers, texts, self.is_sure))
             set_value("answers", doc, answers)
-            if self.spans_key is None:
-                continue
-            given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
-            doc.spans[self.spans_key] = SpanGroup(
-                doc,
-                name=self.spans_key,
-                spans=[Span(doc, a["start"], a["end"], label=f"Q{i + 1}") for i, a in given],
-                attrs={"scores": [answer["score"] for _, answer in given]},
-            )
+            if self.spans_key is not None:
+                write_group(doc, answers, self.spans_key)
 
     def _answer(
         self, doc: Doc, doc_text: str, spans: list[tuple[int, int, float]], no_answer: float
@@ -399,23 +385,8 @@ class BertQA(UnlabelledPairHead):
         """Say once that a threshold is missing, where that gives an answer that is less probable
         than that there is none. Only checkpoints of `from_hf` have never had one."""
         is_set = (self.fixed_threshold, self.cfg["no_answer_threshold"]) != (None, None)
-        if is_set or self._warned:
-            return
-        for question, answer in zip(questions, answers, strict=True):
-            if not answer or not answer["text"] or answer["no_answer_score"] <= 0.5:
-                continue
-            warnings.warn(
-                f"{self.name} answers '{question}' with '{answer['text']}', although it is more "
-                f"probable that there is no answer ({answer['no_answer_score']:.2f}): without a "
-                "no_answer_threshold a pipeline of from_hf always answers. If the checkpoint was "
-                "fine-tuned on questions without an answer too, as those of SQuAD 2, set it: "
-                f'nlp.get_pipe("{self.name}").cfg["no_answer_threshold"] = 0.5, or in spacy.load '
-                f'config={{"components.{self.name}.no_answer_threshold": 0.5}}. Set 1.0 to have '
-                "every question answered.",
-                stacklevel=2,
-            )
-            self._warned = True
-            return
+        if not is_set and not self._warned:
+            self._warned = warn_unset(self.name, questions, answers)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head; after an update, then set the

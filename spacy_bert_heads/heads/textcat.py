@@ -18,17 +18,19 @@ from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
 from .calibrated import rescale
 from .categories import (
+    EXCLUSIVE_SCORES,
+    SCORES,
     PipelineRef,
     accuracy,
     check_apart,
     check_positive,
     check_values,
     classifiers,
-    merge_scores,
     nowhere,
+    score_beside,
 )
 from .claims import Claim, claim_categories, claim_category
-from .declared import HFClasses, Score, check_softmax, score_weights
+from .declared import HFClasses, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
 from .layers import MAX_WINDOWS
@@ -44,22 +46,6 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
-# Those without a title say at greater length what cats_score says.
-SCORES = {
-    "cats_score": Score("categories", 1.0),
-    "cats_score_desc": Score(),
-    "cats_micro_p": Score(),
-    "cats_micro_r": Score(),
-    "cats_micro_f": Score(),
-    "cats_macro_p": Score(),
-    "cats_macro_r": Score(),
-    "cats_macro_f": Score(),
-    "cats_macro_auc": Score(),
-    "cats_f_per_type": Score("categories"),
-    "cats_auc_per_type": Score("categories, ROC AUC"),
-}
-# Shown in training, and model-best follows it if it is given a weight.
-EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 @Language.factory(
@@ -258,16 +244,10 @@ class BertTextCat(BertHead):
         labels: Sequence[str] | str | None = None,
         positive_label: str | None = None,
     ) -> None:
-        """Collect the labels and make the weights.
-
-        get_examples (Callable): Returns examples; all are looked at.
-        nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
-        positive_label (Optional[str]): Of two categories of which one holds, the one whose F score
-            is `cats_score`; None for the macro F.
-        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not
-            from 0 to 1, or if another text classifier has the same label.
-        """
+        """Collect the labels and make the weights, as `BertHead.initialize`. Of two categories of
+        which one holds, `positive_label` is the one whose F score is `cats_score`; None for the
+        macro F. Raises ValueError also if a value of `doc.cats` is not from 0 to 1, or if another
+        text classifier has the same label."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         labels = parse_labels(nlp, self.name, labels)
         known = None if labels is None else {*labels, *self.labels}
@@ -336,12 +316,12 @@ class BertTextCat(BertHead):
         rows = self._probabilities(output / self.temperature).tolist()
         for doc, row in zip(docs, rows, strict=True):
             doc.cats.update(zip(self.labels, row, strict=True))
-            if self.may_abstain:
-                self._abstain(doc)
+            self._abstain(doc)
 
     def _abstain(self, doc: Doc) -> None:
         """Take categories back that are not sure; of exclusive ones all."""
-        unsure = [one for one in self._given(doc.cats) if not self.is_sure(one, doc.cats[one])]
+        given = self._given(doc.cats) if self.may_abstain else []
+        unsure = [label for label in given if not self.is_sure(label, doc.cats[label])]
         self.note_abstained(doc, [{"label": one, "score": doc.cats[one]} for one in unsure])
         for label in unsure if self.multi_label or not unsure else self.labels:
             del doc.cats[label]
@@ -365,22 +345,10 @@ class BertTextCat(BertHead):
         examples = list(examples)
         for example in examples:
             self._check_values(example, self.labels)
-        own = self._score(examples, **kwargs)
-        beside = classifiers(self, examples[0].predicted.vocab if examples else None)
-        if len(beside) < 2 or not own:
-            return own
-        scores = {}
-        for name, pipe in beside.items():
-            if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
-                is_ours = isinstance(pipe, BertTextCat)
-                found = pipe._score(examples) if is_ours else pipe.score(examples)
-                scores[name] = own if pipe is self else found
-        if self.name not in scores:
-            return merge_scores(scores) or own
-        by_name = {f"{self.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
-        return {**merge_scores(scores), **by_name}
+        own = self.score_alone(examples, **kwargs)
+        return score_beside(self, own, examples)
 
-    def _score(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
+    def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
         """Score this head alone."""
         scores = super().score(examples, **kwargs)
         if scores and not self.multi_label:
