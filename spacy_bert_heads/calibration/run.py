@@ -105,7 +105,7 @@ def _load(model: str, gpu_id: int) -> Language:
 def _warn(name: str, head: BertHead, fit: Fitted) -> None:
     if fit.claims < FEW:
         warnings.warn(
-            f"{name} makes {fit.claims} claims on this data: the temperature may be wrong for other "
+            f"{name} makes {fit.claims} claims here: the temperature may be wrong for other "
             f"data. Take data with more than {FEW}.",
             stacklevel=3,
         )
