@@ -21,7 +21,12 @@ from .debug_data import debug_data_command
 from .evaluate import evaluate_command
 from .glue import glue_command
 from .hugging_face import from_hf_command, to_hf_command
-from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
+from .inspect import (
+    inspect_explain_command,
+    inspect_map_command,
+    inspect_weights_command,
+    inspect_word_command,
+)
 from .pretrain import fill_mask_command, prepare_command, pretrain_command
 from .serve import serve_command
 from .train import train_command
@@ -67,5 +72,6 @@ bert_app.command("to-hf")(to_hf_command)
 inspect_app.command("word")(inspect_word_command)
 inspect_app.command("weights")(inspect_weights_command)
 inspect_app.command("map")(inspect_map_command)
+inspect_app.command("explain")(inspect_explain_command)
 bert_app.add_typer(inspect_app)
 app.add_typer(bert_app)

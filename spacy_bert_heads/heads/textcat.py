@@ -320,13 +320,13 @@ class BertTextCat(BertHead):
 
     def _abstain(self, doc: Doc) -> None:
         """Take categories back that are not sure; of exclusive ones all."""
-        given = self._given(doc.cats) if self.may_abstain else []
+        given = self.given(doc.cats) if self.may_abstain else []
         unsure = [label for label in given if not self.is_sure(label, doc.cats[label])]
         self.note_abstained(doc, [{"label": one, "score": doc.cats[one]} for one in unsure])
         for label in unsure if self.multi_label or not unsure else self.labels:
             del doc.cats[label]
 
-    def _given(self, cats: Mapping[str, float]) -> list[str]:
+    def given(self, cats: Mapping[str, float]) -> list[str]:
         """List the categories that probabilities give."""
         return [max(self.labels, key=cats.__getitem__)]
 
@@ -380,7 +380,7 @@ class BertTextCatMultilabel(BertTextCat):
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
 
-    def _given(self, cats: Mapping[str, float]) -> list[str]:
+    def given(self, cats: Mapping[str, float]) -> list[str]:
         return [label for label in self.labels if cats[label] >= self.cfg["threshold"]]
 
     def set_temperature(self, temperature: float) -> None:
