@@ -7,6 +7,9 @@
 train-TASK-SEED
     A pipeline with one head, `init-config`'s settings, kept in OUT/work. PolicyQA has no training
     set here: the last fifth of its dev articles is the dev set, the others are learned from.
+measure-TASK-SEED
+    Its probabilities on the test set, before and after it is calibrated on the dev set; and what
+    thresholds for a precision of 0.95 on the dev set give on the test set.
 """
 
 import json
@@ -18,14 +21,33 @@ from typing import Annotated, Any
 
 import spacy
 import typer
-from jobs import SEEDS, Bench, Job, finetune, run_or_show
-from quality import BATCH_SIZE
+from jobs import (
+    SEEDS,
+    Bench,
+    Job,
+    finetune,
+    print_head,
+    print_row,
+    read_results,
+    run_or_show,
+    runs_of,
+    spread,
+)
+from quality import BATCH_SIZE, HEADS, convert_task
+
+from spacy_bert_heads.calibration.collect import collect
+from spacy_bert_heads.calibration.fit import fit_temperature
+from spacy_bert_heads.calibration.measures import measure
+from spacy_bert_heads.calibration.thresholds import tune
+from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.evaluate import load_pipeline, read_examples
 
 TASKS = ("wnut17", "ncbi", "sst2", "sick", "policyqa")
 EPOCHS = 2
 # Docs that are learned from; those of PolicyQA have nine questions each.
 N_TRAIN = 1500
 N_POLICYQA = 160
+PRECISION = 0.95
 
 
 def main(
@@ -40,7 +62,7 @@ def main(
 ) -> None:
     """Run the jobs that were not run yet."""
     bench = Bench(data, encoder, out.absolute(), precision, scale)
-    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=None)
+    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=print_tables if table else None)
 
 
 def list_jobs() -> list[Job]:
@@ -48,8 +70,10 @@ def list_jobs() -> list[Job]:
     jobs = []
     for seed in SEEDS:
         for task in TASKS:
-            name = f"train-{task}-{seed}"
-            jobs.append(Job(name, 6, partial(train, name, task, seed)))
+            trained = f"train-{task}-{seed}"
+            jobs.append(Job(trained, 6, partial(train, trained, task, seed)))
+            name = f"measure-{task}-{seed}"
+            jobs.append(Job(name, 2, partial(measure_head, name, task, seed), needs=trained))
     return jobs
 
 
@@ -78,6 +102,43 @@ def train(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
     return {"task": task, "seed": seed, **result}
 
 
+def measure_head(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
+    work = bench.work(name)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    own = own_data(bench.data, work / "data")
+    convert_task(own, task, work / "parts")
+    if task == "policyqa":
+        convert(own / "qa_policyqa" / "held_out.json", work / "parts" / "dev.spacy")
+    nlp = load_pipeline(
+        bench.work(f"train-{task}-{seed}") / "model-last", precision=bench.precision
+    )
+    parts = {
+        part: collect(nlp, read_examples(nlp, work / "parts" / f"{part}.spacy"))
+        for part in ("dev", "test")
+    }
+    (head_name,) = parts["dev"]
+    dev, test = parts["dev"][head_name], parts["test"][head_name]
+    claims = test.claims()
+    fitted = fit_temperature(dev)
+    test.head.set_temperature(fitted.temperature)
+    after = test.claims()
+    thresholds = {row.label: row.threshold for row in tune(dev, "precision", PRECISION)}
+    kept = [one for one in after if one.probability >= thresholds.get(one.label, 0.0)]
+    shutil.rmtree(work)
+    return {
+        "task": task,
+        "seed": seed,
+        "before": measure(claims),
+        "after": measure(after),
+        "fitted": fitted._asdict(),
+        "same_decisions": [one[:3:2] for one in claims] == [one[:3:2] for one in after],
+        "kept": len(kept) / len(after),
+        "kept_precision": sum(one.is_right for one in kept) / max(len(kept), 1),
+        "precision": 1 - measure(after)["errors"] / len(after),
+    }
+
+
 def own_data(data: Path, folder: Path) -> Path:
     """Give a folder with the data sets, in which PolicyQA's dev set has lost its last fifth."""
     folder.mkdir(exist_ok=True)
@@ -99,6 +160,67 @@ def split_policyqa(data: Path) -> dict[str, list[dict]]:
     articles = json.loads((data / "qa_policyqa" / "dev.json").read_bytes())["data"]
     at = len(articles) * 4 // 5
     return {"train": articles[:at], "dev": articles[at:]}
+
+
+# --- tables
+
+
+def print_tables(bench: Bench) -> None:
+    done = read_results(bench)
+    figures = ("nll", "brier", "calibration_error")
+    print_head(
+        "test", "seeds", "claims", "wrong", "temperature", "NLL", "Brier", "calibration error",
+        "95 % of perfect", "errors left at 80 %", "oracle",
+    )  # fmt: skip
+    for task in TASKS:
+        runs = runs_of(done, f"measure-{task}")
+        if not runs:
+            continue
+        after = [run["after"] for run in runs]
+        print_row(
+            f"{task}, {HEADS[task]}",
+            len(runs),
+            spread([one["claims"] for one in after], ".0f"),
+            spread([one["errors"] / one["claims"] for one in after]),
+            spread([run["fitted"]["temperature"] for run in runs], ".2f"),
+            *(
+                f"{spread([run['before'][key] for run in runs])} → "
+                + spread([one[key] for one in after])
+                for key in figures
+            ),
+            spread([one["simulated_error_95"] for one in after]),
+            spread([one["errors_at_80"] for one in after], ".2f"),
+            spread([one["oracle_errors_at_80"] for one in after], ".2f"),
+        )
+    print()
+    print_head("runs that reach the goal", *GOALS, "same decisions")
+    for task in TASKS:
+        runs = runs_of(done, f"measure-{task}")
+        if runs:
+            met = ([goal(run["before"], run["after"]) for run in runs] for goal in GOALS.values())
+            same = sum(run["same_decisions"] for run in runs)
+            print_row(
+                task, *(f"{sum(one)} of {len(runs)}" for one in met), f"{same} of {len(runs)}"
+            )
+    print()
+    print_head(f"thresholds for P {PRECISION} on dev; test", "P without", "P with", "kept")
+    for task in TASKS:
+        runs = runs_of(done, f"measure-{task}")
+        if runs:
+            keys = ("precision", "kept_precision", "kept")
+            print_row(task, *(spread([run[key] for run in runs]) for key in keys))
+
+
+# By what is asked of calibrated probabilities, of the figures before and after.
+GOALS = {
+    "lower NLL": lambda before, after: after["nll"] < before["nll"],
+    "lower Brier score": lambda before, after: after["brier"] < before["brier"],
+    "calibration error below 95 % of perfect": lambda before, after: (
+        after["calibration_error"] < after["simulated_error_95"]
+    ),
+    "half of the errors at 80 %": lambda before, after: after["errors_at_80"] <= 0.5,
+    "or the oracle has more": lambda before, after: after["oracle_errors_at_80"] > 0.5,
+}
 
 
 if __name__ == "__main__":

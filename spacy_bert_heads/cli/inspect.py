@@ -140,5 +140,7 @@ def inspect_explain_command(
     found = explain(nlp, nlp(doc), names=names)
     files = save_explanations(model, found, output)
     for one in found:
-        typer.echo(f"{one.component}: {one.title}; error of the integration {one.error:+.3f} nats")
+        typer.echo(
+            f"{one.component}: {one.title}; error of the integration {abs(one.error):.3f} nats"
+        )
     typer.echo("\n".join(map(str, files)))

@@ -43,7 +43,7 @@ def save_explanations(model: str, found: Sequence[Explanation], output: Path) ->
         parts.append(
             f"<h2>{escape(one.component)}: {escape(one.title)}</h2>\n{body}\n"
             f"<p>Log-odds {one.score:+.2f}, masked {one.baseline:+.2f}; error of the integration "
-            f"{one.error:+.3f}.</p>"
+            f"{abs(one.error):.3f}.</p>"
         )
     parts.append(embed(picture, title))
     style = "<style>.words { line-height: 2.1; } .words span { padding: .15em 0; }</style>"
