@@ -106,7 +106,9 @@ def _explain(nlp: Language, head: BertHead, doc: Doc, target: Target, steps: int
 
 def _add_up(values: Floats, word_of: NDArray[np.int64], num_words: int) -> Floats:
     known = word_of >= 0
-    return np.bincount(word_of[known], weights=values[known], minlength=num_words)
+    total = np.zeros(num_words)
+    np.add.at(total, word_of[known], values[known])
+    return total
 
 
 class Run:

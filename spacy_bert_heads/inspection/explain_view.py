@@ -93,8 +93,8 @@ def draw_explanations(found: Sequence[Explanation], title: str) -> Figure:
 def _strongest(one: Explanation) -> tuple[list[str], list[float]]:
     words = [*(f"? {word.strip()}" for word in one.asked), *(word.strip() for word in one.words)]
     values = np.append(one.asked_values, one.values)
-    chosen = np.sort(np.argsort(-np.abs(values), kind="stable")[:MAX_WORDS])
-    chosen = [i for i in chosen.tolist() if words[i]]
+    strongest = np.sort(np.argsort(-np.abs(values), kind="stable")[:MAX_WORDS])
+    chosen = [i for i in strongest.tolist() if words[i]]
     return [shorten(words[i]) for i in chosen], [float(values[i]) for i in chosen]
 
 
