@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from head_cases import BIO, make_head, random_logits, tags_of
-from hypothesis import given
+from head_cases import BIO, NLP, make_head, random_logits, tags_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses import token_logits
 from spacy.tokens import Doc
@@ -98,6 +98,22 @@ def test_entities_stay(temperature, loss, seed):
         assert [doc._.ent_scores for doc in docs] != scores
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.floats(0, 1))
+def test_a_threshold_leaves_out_less_probable_entities(seed, threshold):
+    """And nothing else; what is left out is told, in the same words."""
+    head = make_head("ner", spans_key=None)
+    doc = Doc(head.vocab, words=list("abcdefg"))
+    output = token_logits(random_logits(7, 5, seed=seed), np.ones(7, bool), np.asarray([7]))
+    head.set_annotations([doc], output)
+    found = doc._.ent_scores
+    assert doc._.abstained == []
+    head.cfg["threshold"] = threshold
+    head.set_annotations([doc], output)
+    assert doc._.ent_scores == [one for one in found if one["score"] >= threshold]
+    assert doc._.abstained == [one for one in found if one["score"] < threshold]
+
+
 def test_the_probability_of_an_entity_by_hand():
     """B-A with logit 2 against 0 of four other tags, at temperature 2: e / (e + 4); behind it "O"
     with logit 20, that is e^10 / (e^10 + 4): I-A, which would go on, has 1 / (e^10 + 4)."""
@@ -134,6 +150,7 @@ def test_categories_stay(temperature, threshold, logits):
 def test_a_threshold_goes_there_and_back(p, factor):
     assert rescale(rescale(p, factor), 1 / factor) == pytest.approx(p, abs=1e-9)
     assert [rescale(x, factor) for x in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+    assert rescale(p, 1e6) == float(p > 0.5) or p == 0.5  # no overflow
 
 
 def test_answers_stay(answering):
@@ -174,6 +191,25 @@ def test_claims_of_entities():
     assert claims[0].truth == claims[0].probability == found.ents[0]._.ent_score
     assert claims[1].truth == 1 - claims[1].probability
     assert head.truths(Example(found, gold)) == {"A": 2, "B": 0}
+
+
+def test_each_head_claims_what_it_found_itself():
+    """Of two recognizers the second adds to the first; both are fitted on Docs of their own."""
+    first, second = (NLP.create_pipe("bert_ner", name=name) for name in ("one", "two"))
+    for head in (first, second):
+        head.add_label("A"), head.add_label("B")
+    logits = np.full((2, 2, 5), -9.0, dtype=np.float32)
+    logits[[0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 3]] = 0  # A O by the first, O B by the second
+    gold, found = (Doc(NLP.vocab, words=["a", "b"]) for _ in range(2))
+    gold.set_ents([gold.char_span(0, 1, label="A")])
+    for head, row in zip((first, second), logits, strict=True):
+        output = token_logits(row, np.ones(2, bool), np.asarray([2]))
+        head.set_annotations([found], output)
+    labels = [
+        [(one.label, one.is_right) for one in head.claims([Example(found, gold)], None)]
+        for head in (first, second)
+    ]
+    assert labels == [[("A", True)], [("B", False)]]
 
 
 def test_claims_of_tags():

@@ -97,10 +97,12 @@ def collect(
                 if rest:
                     head.set_annotations(rest, head.predict(rest))
                 if annotated:
-                    part = Part(annotated, head.run([eg.predicted for eg in annotated]))
-                    chosen[name].parts.append(part)
-                    read = head.read(part.output)
-                    head.set_annotations([eg.predicted for eg in annotated], read)
+                    own = [eg.predicted for eg in annotated]
+                    output = head.run(own)
+                    # Docs without what later components write: this head writes to them again.
+                    copies = [Example(eg.predicted.copy(), eg.reference) for eg in annotated]
+                    chosen[name].parts.append(Part(copies, output))
+                    head.set_annotations(own, head.read(output))
     found = {name: one for name, one in chosen.items() if one.parts}
     if not found:
         raise ValueError(

@@ -119,4 +119,6 @@ def rescale(probability: float, factor: float) -> float:
     sigmoid goes when the temperature changes."""
     if not 0 < probability < 1:
         return probability
-    return 1 / (1 + exp(-factor * (log(probability) - log(1 - probability))))
+    logit = factor * (log(probability) - log(1 - probability))
+    small = exp(-abs(logit))  # which can't be too large for a number
+    return (1.0 if logit >= 0 else small) / (1 + small)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from spacy.training import Example
 
-from ..text.doc_data import get_ent_score
+from ..text.doc_data import get_ent_scores
 from .answers import accepted, compare_answers, kind_of
 from .pair_head import match_predictions
 from .tallies import judge_entities
@@ -40,10 +40,15 @@ class Claim(NamedTuple):
         return Claim(guess, p, guess == true, probabilities.get(true, 1 - p))
 
 
-def claim_entities(example: Example) -> Iterator[Claim]:
-    """Give each entity that a `bert_ner` has found: that it has these tokens and this label."""
+def claim_entities(example: Example, component: str) -> Iterator[Claim]:
+    """Give each entity that a component has found: that it has these tokens and this label."""
+    scores = {
+        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
+        for entry in get_ent_scores(example.predicted)
+        if entry["component"] == component
+    }
     for ent, is_right in judge_entities(example):
-        score = get_ent_score(ent)
+        score = scores.get((ent.start_char, ent.end_char, ent.label_))
         if score is not None:
             yield Claim.of(ent.label_, score, is_right)
 

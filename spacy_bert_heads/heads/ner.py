@@ -364,7 +364,7 @@ class BertNER(BertHead):
 
     def claims(self, examples: Sequence[Example], output: TokenLogits) -> Iterator[Claim]:
         for example in examples:
-            yield from claim_entities(without_negated(example, self.labels))
+            yield from claim_entities(without_negated(example, self.labels), self.name)
 
     def is_sure(self, label: str, probability: float) -> bool:
         return probability >= self.cfg["threshold"] and super().is_sure(label, probability)
