@@ -82,6 +82,10 @@ def evaluate(
     for folder in (pages, calibration):
         if folder is not None:
             check_folder(folder, "evaluate", force=force)
+    if calibration is not None:
+        from .inspection.png import new_figure
+
+        new_figure(1, 1)  # raises ImportError before the work if there is no matplotlib
     nlp, examples, scores, seconds = predict(
         model, data, gpu_id=gpu_id, lang=lang, precision=precision
     )
