@@ -171,6 +171,25 @@ def test_what_is_wrong_is_said_in_one_line(joint, data, tmp_path, args, message)
     assert message in result.output and len(result.output.splitlines()) == 1
 
 
+def test_a_head_without_errors_stays(joint, data, tmp_path):
+    """It takes no other with it."""
+    nlp = spacy.load(joint)
+    docs = list(DocBin().from_disk(data).get_docs(nlp.vocab))
+    for doc in docs[4:]:
+        doc.cats, doc._.nli, doc._.answers = docs[4 - len(docs)].cats, [], []
+    known = [example.reference for example in make_examples(nlp)]
+    for doc, right in zip(docs[4:], known, strict=True):
+        doc.cats = right.cats
+    path = tmp_path / "some.spacy"
+    DocBin(docs=docs, store_user_data=True).to_disk(path)
+    with pytest.warns(UserWarning, match="bert_textcat has no errors .* It stays as it is"):
+        fitted = calibration.calibrate(str(joint), path, tmp_path / "new")
+    assert list(fitted) == ["bert_ner"]
+    assert spacy.load(tmp_path / "new").get_pipe("bert_textcat").temperature == 1.0
+    with pytest.raises(ValueError, match="bert_qa has no errors"):
+        calibration.calibrate(str(joint), path, tmp_path / "new", names=["bert_qa"], force=True)
+
+
 def test_one_goal(joint, data):
     for goals in ([], ["--precision", 0.9, "--f"]):
         result = run("tune-thresholds", joint, data, *goals, "--force")

@@ -54,7 +54,7 @@ def fit_temperature(found: Collected) -> Fitted:
         what = "makes no claim" if not n else f"has {'no' if not errors else 'only'} errors"
         raise ValueError(
             f"{head.name} {what} on this data ({n} claims), so there is no best temperature. Take "
-            "more data, that it was not trained on, or leave the head out: --heads."
+            "more data, that it was not trained on."
         )
     temperature = exp(minimise(lambda x: nll(exp(x)), log(LOWEST), log(HIGHEST)))
     nll_before, best = negative_log_likelihood(judged), nll(temperature)

@@ -34,18 +34,28 @@ def calibrate(
     """Fit a temperature for each head with probabilities (or those with `names`) and save them with
     the pipeline, see `save`. Thresholds of labels that were tuned before are taken back.
 
-    Raises ValueError if there is no such pipeline, head or output, or if the data has no errors, or
-    nothing but errors, of a head.
+    A head that makes no errors on the data, or nothing but errors, stays as it is, with a warning.
+    Raises ValueError if there is no such pipeline, head or output, or if all heads are like that.
     """
     check_output(model, output, force=force)
     nlp = _load(model, gpu_id)
     found = collect(nlp, read_examples(nlp, data), names)
-    fitted = {name: fit_temperature(one) for name, one in found.items()}
+    fitted, reasons = {}, []
+    for name, one in found.items():
+        try:
+            fitted[name] = fit_temperature(one)
+        except ValueError as error:
+            reasons.append(str(error))
+    if not fitted:
+        raise ValueError(" ".join(reasons))
+    for reason in reasons:
+        warnings.warn(f"{reason} It stays as it is.", stacklevel=2)
     for name, fit in fitted.items():
         head = found[name].head
         _warn(name, head, fit)
         head.set_temperature(fit.temperature)
-    save(nlp, [one.head for one in found.values()], model, output, "calibrate", force=force)
+    heads = [found[name].head for name in fitted]
+    save(nlp, heads, model, output, "calibrate", force=force)
     return fitted
 
 
