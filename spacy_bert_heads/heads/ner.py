@@ -381,15 +381,8 @@ class BertNER(BertHead):
         if output.offsets is not None:
             spans = to_tokens(spans, units, docs, self.cfg["alignment_mode"], self._lost.add)
         labels = np.asarray([self.vocab.strings.add(label) for label in self.labels], dtype="u8")
-        rows = list(
-            zip(
-                spans.start.tolist(),
-                spans.end.tolist(),
-                labels[spans.label].tolist(),
-                spans.score.tolist(),
-                strict=True,
-            )
-        )
+        columns = (spans.start, spans.end, labels[spans.label], spans.score)
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
         bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
             found = rows[bounds[i] : bounds[i + 1]]
