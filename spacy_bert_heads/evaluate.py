@@ -43,6 +43,7 @@ SPACY_SCORES = {
 }
 # Others with these names say the same at greater length.
 SUMMED_UP = ("token_", "morph_")
+CALIBRATION = "calibration"
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
 
 
@@ -55,6 +56,7 @@ def evaluate(
     precision: str | None = None,
     pages: Path | None = None,
     pages_limit: int = 100,
+    calibration: Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Score a pipeline.
@@ -68,19 +70,31 @@ def evaluate(
         "int8" or "auto"; None for what the pipeline has.
     pages (Optional[Path]): A folder for a page of the first `pages_limit` Docs, gold beside
         predicted. With `force` it may hold what others wrote.
+    calibration (Optional[Path]): A folder for pictures of how good probabilities are, see
+        `report_calibration`, as that for pages. Its figures are added to the scores, under
+        "calibration". The data is predicted once more for that.
     RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
         `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
         and `pairs_speed` in pairs per second (None without pairs).
     RAISES (ValueError): If there is no such pipeline, data, language or precision, or nothing to
         score; or if somebody else filled the folder for pages.
     """
-    if pages is not None:
-        check_folder(pages, "evaluate", force=force)
+    for folder in (pages, calibration):
+        if folder is not None:
+            check_folder(folder, "evaluate", force=force)
+    if calibration is not None:
+        from .inspection.png import new_figure
+
+        new_figure(1, 1)  # raises ImportError before the work if there is no matplotlib
     nlp, examples, scores, seconds = predict(
         model, data, gpu_id=gpu_id, lang=lang, precision=precision
     )
     if pages is not None:
         write_pages(nlp, examples, pages, model=model, data=data, limit=pages_limit)
+    if calibration is not None:
+        from .calibration.report import report_calibration
+
+        scores |= {CALIBRATION: report_calibration(nlp, data, calibration)}
     docs = [example.predicted for example in examples]
     pairs = sum(len(get_list(output, doc)) for doc in docs for output in pair_names().values())
     return {
@@ -116,12 +130,7 @@ def predict(
         spacy.require_gpu(gpu_id)
     settings = {} if lang is None else tokenizer_of(lang)
     nlp = load_pipeline(model, precision=precision, **settings)
-    with TemporaryDirectory() as folder:
-        examples = list(
-            BertCorpus(as_spacy(data, Path(folder), lang=lang or nlp.lang or "en"))(nlp)
-        )
-    if not examples:
-        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
+    examples = read_examples(nlp, data)
     start = perf_counter()
     for example in examples:  # for its time alone, as spaCy does: speed is from text to Docs
         nlp.make_doc(example.reference.text)
@@ -136,6 +145,16 @@ def predict(
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
     return Predicted(nlp, examples, scores, seconds)
+
+
+def read_examples(nlp: Language, data: Path) -> list[Example]:
+    """Read data with what is asked of it, and without predictions. Raises ValueError if there is no
+    Doc with tokens in it."""
+    with TemporaryDirectory() as folder:
+        examples = list(BertCorpus(as_spacy(data, Path(folder), lang=nlp.lang or "en"))(nlp))
+    if not examples:
+        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
+    return examples
 
 
 def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
@@ -248,8 +267,12 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
     if report["pairs"]:
         rows.append(("pairs per second", f"{report['pairs_speed']:,.1f}"))
     tables = [table(rows, aligns=("l", "r"))]
+    if CALIBRATION in report:
+        from .calibration.report import format_calibration
+
+        tables.append(format_calibration(report[CALIBRATION]))
     for key, scores in report.items():
-        if per_type and isinstance(scores, dict) and scores:
+        if per_type and key != CALIBRATION and isinstance(scores, dict) and scores:
             tables.append(_format_per_type(known.get(key, Score(key)), scores))
     return "\n\n".join(part.strip("\n") for part in tables)
 

@@ -201,12 +201,6 @@ def test_entities_never_overlap_and_unknown_tokens_are_passed_over(case, data):
     assert spans_of(spans) == expected
     assert spans.score.tolist() == pytest.approx(without.score.tolist(), rel=1e-6)
 
-    # A threshold leaves out the less probable ones, and nothing else.
-    threshold = data.draw(st.sampled_from([0.1, 0.5, *spans.score.tolist()]))
-    kept = decode(token_logits(logits, known, lengths), tags, threshold=threshold)
-    above = spans.score >= threshold
-    assert [column.tolist() for column in kept] == [column[above].tolist() for column in spans]
-
 
 def test_an_entity_reaches_over_unknown_tokens_but_does_not_end_on_one():
     known = [False, True, False, True, False, True]

@@ -223,6 +223,7 @@ def annotation_schema(columns: Columns) -> Any:
             )
         ),
         "numbers": lambda: by_label("numbers", pa.float64()),
+        "review": pa.bool_,
         "tags": lambda: pa.list_(
             pa.struct([("start", place), ("end", place), ("tag", text), ("pos", text)])
         ),

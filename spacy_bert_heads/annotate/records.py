@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from ..text.doc_data import get_answers, get_ent_scores
+from ..text.doc_data import get_abstained, get_answers, get_ent_scores
 from ..text.user_data import copy_of_dict, copy_of_list
 
 DIGITS = 6
@@ -44,7 +44,8 @@ def categories_of(doc: Doc) -> dict[str, float | None]:
 
 
 def verdicts_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the verdict on each hypothesis; label and scores are None where it was too long."""
+    """Give the verdict on each hypothesis; label and scores are None where it was too long, the
+    label is "" where the verdict is below a threshold."""
     rows = []
     hypotheses, verdicts = copy_of_list("hypotheses", doc), copy_of_list("nli", doc)
     for text, verdict in zip(hypotheses, verdicts, strict=False):
@@ -53,7 +54,7 @@ def verdicts_of(doc: Doc) -> list[dict[str, Any]]:
             {
                 "hypothesis": text,
                 "label": label,
-                "score": _round(scores[label]) if scores else None,
+                "score": _round(scores.get(label)) if scores else None,
                 "scores": scores and {one: _round(value) for one, value in scores.items()},
             }
         )
@@ -97,6 +98,11 @@ def tags_of(doc: Doc) -> list[dict[str, Any]]:
     ]
 
 
+def needs_review(doc: Doc) -> bool:
+    """Tell whether a head has taken something back, because it is below a threshold."""
+    return bool(get_abstained(doc))
+
+
 def _round(value: Any) -> float | None:
     return None if value is None else round(float(value), DIGITS)
 
@@ -117,6 +123,7 @@ KINDS = {
     "answers": Kind(("doc._.answers",), answers_of),
     "numbers": Kind(("doc._.regression",), numbers_of, has_labels=True),
     "tags": Kind(("token.tag", "token.pos"), tags_of),
+    "review": Kind((), needs_review),
 }
 
 
@@ -135,6 +142,10 @@ class Columns:
         for name, kind in KINDS.items():
             makers = [one for one in assigns if not set(kind.places).isdisjoint(assigns[one])]
             known = [label for one in makers for label in _labels_of(nlp.get_pipe(one), name)]
+            if name == "review":  # of a pipeline with thresholds
+                makers = [
+                    one for one in assigns if getattr(nlp.get_pipe(one), "may_abstain", False)
+                ]
             if makers and (known or not kind.has_labels):
                 labels[name] = tuple(dict.fromkeys(known)) if kind.has_labels else ()
         if not labels:

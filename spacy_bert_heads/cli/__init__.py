@@ -13,6 +13,7 @@ import typer
 from spacy.cli._util import app
 
 from .annotate import annotate_command
+from .calibrate import calibrate_command, tune_thresholds_command
 from .common import BertGroup
 from .compare import compare_command
 from .data import convert_command, init_config_command
@@ -21,7 +22,12 @@ from .distill import distill_command
 from .evaluate import evaluate_command
 from .glue import glue_command
 from .hugging_face import from_hf_command, to_hf_command
-from .inspect import inspect_map_command, inspect_weights_command, inspect_word_command
+from .inspect import (
+    inspect_explain_command,
+    inspect_map_command,
+    inspect_weights_command,
+    inspect_word_command,
+)
 from .pretrain import fill_mask_command, prepare_command, pretrain_command
 from .serve import serve_command
 from .train import train_command
@@ -55,6 +61,8 @@ bert_app.command("debug-data", context_settings=OVERRIDES)(debug_data_command)
 bert_app.command("train", context_settings=OVERRIDES)(train_command)
 bert_app.command("distill", context_settings=OVERRIDES)(distill_command)
 bert_app.command("evaluate")(evaluate_command)
+bert_app.command("calibrate")(calibrate_command)
+bert_app.command("tune-thresholds")(tune_thresholds_command)
 bert_app.command("compare")(compare_command)
 bert_app.command("annotate")(annotate_command)
 bert_app.command("glue")(glue_command)
@@ -66,5 +74,6 @@ bert_app.command("to-hf")(to_hf_command)
 inspect_app.command("word")(inspect_word_command)
 inspect_app.command("weights")(inspect_weights_command)
 inspect_app.command("map")(inspect_map_command)
+inspect_app.command("explain")(inspect_explain_command)
 bert_app.add_typer(inspect_app)
 app.add_typer(bert_app)

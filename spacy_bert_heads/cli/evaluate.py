@@ -37,6 +37,10 @@ def evaluate_command(
     pages_limit: Annotated[
         int, typer.Option("--pages-limit", min=1, max=MAX_DOCS, help="How many Docs the page shows")
     ] = 100,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="A folder for pictures of how good probabilities are"),
+    ] = None,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
     code: Annotated[
@@ -59,10 +63,13 @@ def evaluate_command(
         precision=precision,
         pages=pages,
         pages_limit=pages_limit,
+        calibration=calibration,
         force=force,
     )
     typer.echo(format_report(report, per_type=per_type))
     if output is not None:
         replace_file(output, srsly.json_dumps(report, indent=2).encode())
+    if calibration is not None:
+        typer.echo(f"{calibration}: {', '.join(f'{name}.png' for name in report['calibration'])}")
     if pages is not None:
         typer.echo(f"{pages / 'index.html'}: open it in a browser")

@@ -1,4 +1,4 @@
-"""The commands that look inside an encoder: `inspect word`, `inspect weights`, `inspect map`."""
+"""The commands that look inside: `inspect word`, `weights`, `map` and `explain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -105,5 +105,42 @@ def inspect_map_command(
     for view in views:
         typer.echo(
             f"{view.source}: nearest neighbour right {view.accuracy:.1%} (chance {view.chance:.1%})"
+        )
+    typer.echo("\n".join(map(str, files)))
+
+
+@exits_on_error
+def inspect_explain_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    text: Annotated[str, typer.Argument(help="A text, in quotes")],
+    output: Annotated[Path, VIEW] = Path("explain"),
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="To ask; once or more")
+    ] = None,
+    hypothesis: Annotated[
+        list[str] | None, typer.Option("--hypothesis", "-y", help="To judge; once or more")
+    ] = None,
+    heads: Annotated[
+        str, typer.Option(help="Components, with commas between; else all that can")
+    ] = "",
+) -> None:
+    """Show which words an entity, category, verdict or answer rests on."""
+    from ..evaluate import load_pipeline
+    from ..inspection.explain import explain
+    from ..inspection.explain_view import save_explanations
+    from ..text.user_data import set_value
+
+    check_file(output.with_suffix(".png"))
+    nlp = load_pipeline(model)
+    doc = nlp.make_doc(text)
+    for name, asked in (("questions", question), ("hypotheses", hypothesis)):
+        if asked:
+            set_value(name, doc, list(asked))
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    found = explain(nlp, nlp(doc), names=names)
+    files = save_explanations(model, found, output)
+    for one in found:
+        typer.echo(
+            f"{one.component}: {one.title}; error of the integration {abs(one.error):.3f} nats"
         )
     typer.echo("\n".join(map(str, files)))

@@ -223,12 +223,16 @@ def tally_answers(example: Example) -> Tally:
         exact, f1 = 0.0, 0.0
         if predicted:
             exact, f1 = compare_answers(predicted["text"], accepted(gold), lang)
-        kind = "answer" if gold["text"] else "no answer"
-        row = tally.setdefault(kind, {"exact": 0.0, "f1": 0.0, "count": 0})
+        row = tally.setdefault(kind_of(gold), {"exact": 0.0, "f1": 0.0, "count": 0})
         row["exact"] += exact
         row["f1"] += f1
         row["count"] += 1
     return tally
+
+
+def kind_of(answer: dict[str, Any]) -> str:
+    """Name the kind of an answer in scores and thresholds."""
+    return "answer" if answer["text"] else "no answer"
 
 
 def accepted(gold: dict[str, Any]) -> list[str]:

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
+from spacy.training import Example
 from spacy.vocab import Vocab
 
+from .declared import Score
 from .pair_head import start_of
 
 if TYPE_CHECKING:
     from .textcat import BertTextCat
+
+
+# Those without a title say at greater length what cats_score says.
+SCORES = {
+    "cats_score": Score("categories", 1.0),
+    "cats_score_desc": Score(),
+    "cats_micro_p": Score(),
+    "cats_micro_r": Score(),
+    "cats_micro_f": Score(),
+    "cats_macro_p": Score(),
+    "cats_macro_r": Score(),
+    "cats_macro_f": Score(),
+    "cats_macro_auc": Score(),
+    "cats_f_per_type": Score("categories"),
+    "cats_auc_per_type": Score("categories, ROC AUC"),
+}
+# Shown in training, and model-best follows it if it is given a weight.
+EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 class PipelineRef(weakref.ref):
@@ -52,6 +72,30 @@ def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusi
             f"{name} chooses one category, but several hold in {start_of(doc)}: {', '.join(held)}. "
             "Fix doc.cats there, or use bert_textcat_multilabel."
         )
+
+
+def check_positive(
+    label: str | None, labels: Collection[str], name: str, *, exclusive: bool
+) -> None:
+    """Raise ValueError if a `positive_label` is not one of two exclusive categories."""
+    if label is not None and not (exclusive and len(labels) == 2 and label in labels):
+        raise ValueError(
+            f"positive_label of {name} is '{label}', but must be one of two categories of which "
+            f"one holds. Its labels are {', '.join(labels)}"
+            f"{'' if exclusive else ' (any number holds)'}."
+        )
+
+
+def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | None:
+    """Give the share of Docs with a gold category that got it; None if there are none. A Doc
+    without categories, because the head is not sure of any, got none."""
+    right = []
+    for example in examples:
+        both = (example.reference.cats, example.predicted.cats)
+        gold, found = ([cats.get(label, 0.0) for label in labels] for cats in both)
+        if any(gold):
+            right.append(any(found) and np.argmax(gold) == np.argmax(found))
+    return float(np.mean(right)) if right else None
 
 
 def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:
@@ -93,6 +137,23 @@ def check_apart(head: BertTextCat, beside: Mapping[str, Any]) -> None:
                 f"[initialize.components.{head.name}.labels] and [initialize.components.{name}"
                 ".labels], and train anew; or take one of the two out of the pipeline."
             )
+
+
+def score_beside(head: BertTextCat, own: dict[str, Any], examples: list[Example]) -> dict[str, Any]:
+    """Sum up the scores of a head with those of the text classifiers beside it."""
+    beside = classifiers(head, examples[0].predicted.vocab if examples else None)
+    if len(beside) < 2 or not own:
+        return own
+    scores = {}
+    for name, pipe in beside.items():
+        if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
+            # One of ours would sum up those beside it, too.
+            score = getattr(pipe, "score_alone", pipe.score)
+            scores[name] = own if pipe is head else score(examples)
+    if head.name not in scores:
+        return merge_scores(scores) or own
+    by_name = {f"{head.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
+    return {**merge_scores(scores), **by_name}
 
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

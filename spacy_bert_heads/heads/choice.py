@@ -18,6 +18,7 @@ from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
 from ..text.doc_data import check_choices, drop_results, make_choice
 from ..text.user_data import copy_of_list, set_value
+from .claims import Claim, claim_options
 from .declared import HFClasses, Score, score_weights
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy
@@ -42,15 +43,21 @@ SCORES = {
     assigns=["doc._.chosen"],
     default_config={
         "model": DEFAULT_MODEL,
+        "temperature": None,
         "scorer": {"@scorers": "spacy_bert_heads.choice_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
 )
 def make_bert_choice(
-    nlp: Language, name: str, model: Model[PackedPairs, torch.Tensor], scorer: Callable | None
+    nlp: Language,
+    name: str,
+    model: Model[PackedPairs, torch.Tensor],
+    temperature: float | None,
+    scorer: Callable | None,
 ) -> "BertChoice":
-    """Create a component that chooses one of the options of each of `doc._.choices`."""
-    return BertChoice(nlp.vocab, model, name, scorer=scorer)
+    """Create a component that chooses one of the options of each of `doc._.choices`. Logits are
+    divided by `temperature`; None for that of `bert calibrate`."""
+    return BertChoice(nlp.vocab, model, name, temperature=temperature, scorer=scorer)
 
 
 def make_choice_scorer() -> Callable:
@@ -92,6 +99,7 @@ class BertChoice(UnlabelledPairHead):
     made_by = "made with spacy_bert_heads.pairs.make_choice"
     hf_task = "multiple-choice"
     n_classes = 1  # a logit for each option
+    can_abstain = False
 
     def __init__(
         self,
@@ -99,9 +107,10 @@ class BertChoice(UnlabelledPairHead):
         model: Model[PackedPairs, torch.Tensor],
         name: str = "bert_choice",
         *,
+        temperature: float | None = None,
         scorer: Callable | None = score_choices,
     ) -> None:
-        super().__init__(vocab, model, name, texts=(), scorer=scorer)
+        super().__init__(vocab, model, name, texts=(), temperature=temperature, scorer=scorer)
 
     # --- data, and exchange with Hugging Face
 
@@ -173,8 +182,8 @@ class BertChoice(UnlabelledPairHead):
         return cross_entropy(rows, np.asarray([entry["answer"] for _, entry in taught]))
 
     def read_out(self, output: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Give the logit of each option."""
-        yield from output[:, 0].float().cpu()
+        """Give the logit of each option, divided by the temperature."""
+        yield from output[:, 0].float().cpu() / self.temperature
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
         """Write what is chosen; `results` is what `predict` gave."""
@@ -183,6 +192,10 @@ class BertChoice(UnlabelledPairHead):
                 set_value(self.output_name, doc, chosen)
             else:
                 drop_results(doc, self.output_name)
+
+    def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_options(example, (self.input_name, self.output_name))
 
     # --- comparison with other pipelines
 

@@ -27,14 +27,12 @@ class Spans(NamedTuple):
     score: NDArray[np.float64]  # (n_spans,)
 
 
-def decode(
-    output: TokenLogits, tags: Sequence[str], *, strict: bool = True, threshold: float = 0.0
-) -> Spans:
+def decode(output: TokenLogits, tags: Sequence[str], *, strict: bool = True) -> Spans:
     """Find the most probable entities that fit together.
 
     `tags` are the model's classes. With `strict` an entity must begin with its first tag and end
     with its last; without, one begins wherever a token's label is not that of the token before.
-    Entities less probable than `threshold` are left out. An entity's probability is that of its
+    An entity's probability is that of its
     tags in a row, and without a tag for its end also that the next token doesn't go on: the model's
     own, in which tokens are independent; or, if the output has transitions, depend on one another
     (`crf`).
@@ -60,10 +58,8 @@ def decode(
         first, after = find_spans(path, doc, layout)
         score = independent_scores(log_p, path, doc, first, after, layout)
 
-    keep = score >= threshold
-    first, after = first[keep], after[keep]
     label = layout.label[path[first]]
-    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label, score[keep])
+    return Spans(doc[first], in_doc[first], in_doc[after - 1] + 1, label, score)
 
 
 def find_spans(path: Ints1d, doc: Ints1d, layout: Layout) -> tuple[Ints1d, Ints1d]:

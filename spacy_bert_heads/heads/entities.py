@@ -1,5 +1,6 @@
 """Entities and their probabilities on a Doc, beside those of other components."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,22 @@ def write_entities(
         set_value(ENT_SCORES, doc, entries)
     if spans_key is not None:
         _write_group(doc, entities, component, spans_key)
+
+
+def part_entities(
+    doc: Doc, entities: list[Entity], is_sure: Callable[[str, float], bool]
+) -> tuple[list[Entity], list[dict[str, Any]]]:
+    """Part entities into those that are sure by label and probability, and entries of
+    `doc._.abstained` for the others."""
+    kept, entries = [], []
+    for row in entities:
+        span, score = Span(doc, row[0], row[1], label=row[2]), row[3]
+        if is_sure(span.label_, score):
+            kept.append(row)
+        else:
+            place = {"start_char": span.start_char, "end_char": span.end_char}
+            entries.append({"label": span.label_, "score": score, **place})
+    return kept, entries
 
 
 def _write_group(doc: Doc, entities: list[Entity], component: str, key: str) -> None:

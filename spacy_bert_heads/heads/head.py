@@ -20,7 +20,8 @@ from ..encoder.listener import BertListener
 from ..encoder.model import prepare, shim_of
 from ..encoder.step import MeanLoss
 from ..files import AGAIN, check_digests, in_component, write_digests
-from .declared import DeclaredHead
+from ..text.doc_data import register_abstained
+from .calibrated import CalibratedHead, check_temperature, check_thresholds
 from .free_text import parse_labels
 from .imitation import Begun, Imitating
 from .layers import add_classes
@@ -28,12 +29,14 @@ from .outputs import differentiate, map_tensors
 from .stream import group_docs
 
 
-class BertHead(DeclaredHead, Imitating, TrainablePipe):
+class BertHead(CalibratedHead, Imitating, TrainablePipe):
     """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
     it writes (`set_annotations`), and by what the rest of the package knows it (`DeclaredHead`).
 
     `class_weights` are weights in the loss by label, 1 if not named. `settings` are those of the
-    config; they are kept in `cfg`, with the labels. Raises ValueError if a weight is negative.
+    config; they are kept in `cfg`, with the labels. `temperature` divides the logits; of a label
+    with a threshold in `thresholds` nothing is said below it (`CalibratedHead`). Raises ValueError
+    if a number makes no sense.
     """
 
     def __init__(
@@ -44,11 +47,17 @@ class BertHead(DeclaredHead, Imitating, TrainablePipe):
         *,
         scorer: Callable | None,
         class_weights: dict[str, float] | None = None,
+        temperature: float | None = None,
+        thresholds: dict[str, float] | None = None,
         **settings: Any,
     ) -> None:
+        check_temperature(name, temperature)
+        check_thresholds(name, thresholds)
+        settings |= {"temperature": temperature, "thresholds": thresholds}
         if class_weights and any(weight < 0 for weight in class_weights.values()):
             raise ValueError(f"class_weights must not be negative: {class_weights}.")
         self.set_extensions()
+        register_abstained()
         self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,11 @@ from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import shim_of
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
 from ..text.user_data import set_value
+from .claims import Claim, claim_entities
 from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
-from .entities import write_entities
+from .entities import part_entities, write_entities
 from .find import register_extensions
 from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
@@ -31,7 +32,7 @@ from .head import BertHead
 from .layers import CRF, set_aggregation
 from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
-from .outputs import TokenLogits
+from .outputs import TokenLogits, map_tensors
 from .tags import SCHEMES, STRICT_SCHEMES, read_tags
 from .tallies import Counts, Floats, Tally, count_decisions, match_entities, micro
 from .units import ALIGNMENT_MODES, Units, to_tokens
@@ -66,6 +67,8 @@ SCORES = {
         "loss": "softmax",
         "class_weights": None,
         "label_smoothing": 0.0,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy.ner_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -83,6 +86,8 @@ def make_bert_ner(
     loss: str,
     class_weights: dict[str, float] | str | None,
     label_smoothing: float,
+    temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNER":
     """Create a named entity recognizer.
@@ -95,6 +100,8 @@ def make_bert_ner(
         are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
         and end with any of them, and "IO", without a mark of its beginning.
     threshold (float): Entities less probable than this are left out, 0 to 1.
+    thresholds (Optional[Dict[str, float]]): The same by label.
+    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
     spans_key (Optional[str]): A span group for the entities and their probabilities,
         `doc.spans[spans_key].attrs["scores"]`; None for none. A group does not survive spaCy's
         retokenizer, which leaves its spans where they were; `doc._.ent_scores` does.
@@ -113,7 +120,7 @@ def make_bert_ner(
         entity; 1 if not named. Not with "crf".
     label_smoothing (float): As in torch's cross-entropy, 0 to 1. Not with "crf".
     """
-    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     return BertNER(
         nlp.vocab,
         model,
@@ -127,6 +134,8 @@ def make_bert_ner(
         loss=loss,
         class_weights=weights,
         label_smoothing=label_smoothing,
+        temperature=temperature,
+        thresholds=by_label,
         scorer=scorer,
     )
 
@@ -142,6 +151,7 @@ class BertNER(BertHead):
     json_keys = ("spans", "entities")
     annotation = "entities"
     hf_task = "token-classification"
+    no_thresholds = {"thresholds": None, "threshold": 0.0}
 
     def __init__(
         self,
@@ -159,6 +169,7 @@ class BertNER(BertHead):
         class_weights: dict[str, float] | None = None,
         label_smoothing: float = 0.0,
         scorer: Callable | None = None,
+        **calibration: Any,
     ) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"Unknown scheme '{scheme}'. Choose one of: {', '.join(SCHEMES)}.")
@@ -193,6 +204,7 @@ class BertNER(BertHead):
             aggregation=aggregation,
             loss=loss,
             label_smoothing=check_label_smoothing(label_smoothing),
+            **calibration,
         )
         self._moved, self._dropped, self._lost = make_warnings(name)
 
@@ -317,7 +329,7 @@ class BertNER(BertHead):
         )
         self._moved.add_new(gold.moved)
         self._dropped.add_new(gold.dropped)
-        for label in sorted({span.label for span in gold.entities}.difference(self.labels)):
+        for label in sorted({span.label for span in gold.entities} - {*self.labels}):
             self.warn_unknown(label)
         by_label = self.cfg["class_weights"] or {}
         weights = [by_label.get(tag[2:] or tag, 1.0) for tag in self.tags]
@@ -354,28 +366,32 @@ class BertNER(BertHead):
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
         return dict(zip(("ents_p", "ents_r", "ents_f"), micro(counts), strict=True))
 
+    def claims(self, examples: Sequence[Example], output: TokenLogits) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_entities(without_negated(example, self.labels), self.name)
+
+    def is_sure(self, label: str, probability: float) -> bool:
+        return probability >= self.cfg["threshold"] and super().is_sure(label, probability)
+
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the entities."""
         units = Units.of(output, docs)
+        warm = map_tensors(output, lambda logits: logits / self.temperature)
         spans = decode(
-            output._replace(has_wordpiece=units.tagged),
+            warm._replace(has_wordpiece=units.tagged),
             self.tags,
             strict=self.cfg["scheme"] in STRICT_SCHEMES,
-            threshold=self.cfg["threshold"],
         )
         if output.offsets is not None:
             spans = to_tokens(spans, units, docs, self.cfg["alignment_mode"], self._lost.add)
         labels = np.asarray([self.vocab.strings.add(label) for label in self.labels], dtype="u8")
-        rows = list(
-            zip(
-                spans.start.tolist(),
-                spans.end.tolist(),
-                labels[spans.label].tolist(),
-                spans.score.tolist(),
-                strict=True,
-            )
-        )
+        columns = (spans.start, spans.end, labels[spans.label], spans.score)
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
         bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
             found = rows[bounds[i] : bounds[i + 1]]
+            left_out: list[dict[str, Any]] = []
+            if self.may_abstain:
+                found, left_out = part_entities(doc, found, self.is_sure)
+            self.note_abstained(doc, left_out)
             write_entities(doc, found, component=self.name, spans_key=self.cfg["spans_key"])

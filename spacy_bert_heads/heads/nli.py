@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from spacy.language import Language
-from spacy.scorer import PRFScore
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
@@ -23,16 +22,16 @@ from ..encoder.model import PackedPairs, shim_of
 from ..text.doc_data import drop_results, make_verdict
 from ..text.pairs import Pairs
 from ..text.user_data import copy_of_list, set_value
+from .claims import Claim, claim_verdicts
 from .declared import Score, score_weights
 from .families import IDENTITY, SIGMOID, as_cross_encoder, cross_encoder_activation
 from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
-from .pair_head import MAX_CHARS, BertPairHead, match_predictions
+from .pair_head import MAX_CHARS, BertPairHead
 from .tallies import Counts, Floats, precision_recall_f, ratio
+from .verdicts import LEFT_OUT, NONE, match_labels, score_nli, with_none
 
-NONE = "none"  # the verdict where the only label does not hold
-LEFT_OUT = ""  # of a pair that was too long
 SOFTMAXES = ("labels", "contradiction", "categories")
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.PairHead.v1",
@@ -58,6 +57,8 @@ SCORES = {
         "categories": {},
         "category_softmax": "labels",
         "class_weights": None,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy_bert_heads.nli_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -70,6 +71,8 @@ def make_bert_nli(
     categories: dict[str, str] | str,
     category_softmax: str,
     class_weights: dict[str, float] | str | None,
+    temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
     """Create a component that judges hypotheses by the Doc, their premise; or any second texts by
@@ -91,9 +94,17 @@ def make_bert_nli(
         In a config file these settings stand as JSON in a string if they have characters that mean
         something there, see `as_setting`.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
+    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By label: a verdict that is less probable than its
+        threshold has the label "".
     """
-    own_texts, texts_of, weights = read_text(
-        nlp, name, hypotheses=hypotheses, categories=categories, class_weights=class_weights
+    own_texts, texts_of, weights, by_label = read_text(
+        nlp,
+        name,
+        hypotheses=hypotheses,
+        categories=categories,
+        class_weights=class_weights,
+        thresholds=thresholds,
     )
     return BertNLI(
         nlp.vocab,
@@ -103,6 +114,8 @@ def make_bert_nli(
         categories=texts_of,
         category_softmax=category_softmax,
         class_weights=weights,
+        temperature=temperature,
+        thresholds=by_label,
         scorer=scorer,
     )
 
@@ -113,43 +126,6 @@ def is_entailment(label: str) -> bool:
 
 def make_nli_scorer() -> Callable:
     return score_nli
-
-
-def score_nli(
-    examples: Iterable[Example], *, labels: Sequence[str] = (), **kwargs: Any
-) -> dict[str, Any]:
-    """Score verdicts: `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that occur
-    of `nli_f_per_type`, their precision, recall and F; None without any verdict. `labels` are those
-    of the head. Raises ValueError if a reference has hypotheses that were not asked of the
-    prediction."""
-    per_type: dict[str, PRFScore] = {}
-    right = total = 0
-    for example in examples:
-        for true, guess in match_labels(example, labels):
-            total += 1
-            right += true == guess
-            for label in {true, guess} - {NONE, LEFT_OUT}:
-                score = per_type.setdefault(label, PRFScore())
-                score.tp += label == true == guess
-                score.fp += label == guess != true
-                score.fn += label == true != guess
-    if not total:
-        return {"nli_acc": None, "nli_macro_f": None, "nli_f_per_type": None}
-    return {
-        "nli_acc": right / total,
-        "nli_macro_f": sum(score.fscore for score in per_type.values()) / max(len(per_type), 1),
-        "nli_f_per_type": {label: per_type[label].to_dict() for label in sorted(per_type)},
-    }
-
-
-def match_labels(
-    example: Example, labels: Sequence[str], names: tuple[str, str] = ("hypotheses", "nli")
-) -> Iterator[tuple[str, str]]:
-    """Yield the true and the predicted label of each annotated pair; `names` are those of the input
-    and the output. Of a head with a single label it is that or NONE."""
-    for gold, found in match_predictions(example, *names):
-        true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
-        yield true if len(labels) != 1 or true in labels else NONE, guess
 
 
 class Judged(NamedTuple):
@@ -184,6 +160,7 @@ class BertNLI(BertPairHead):
         category_softmax: str = "labels",
         class_weights: dict[str, float] | None = None,
         scorer: Callable | None = score_nli,
+        **calibration: Any,
     ) -> None:
         if category_softmax not in SOFTMAXES:
             raise ValueError(
@@ -200,6 +177,7 @@ class BertNLI(BertPairHead):
             extra=self.check_asked(list(self.categories.values()), "the config's 'categories'"),
             class_weights=class_weights,
             scorer=scorer,
+            **calibration,
         )
 
     def add_label(self, label: str) -> int:
@@ -288,7 +266,7 @@ class BertNLI(BertPairHead):
 
     def read_out(self, output: torch.Tensor) -> Iterable[Judged]:
         """Give a verdict for each pair, from the logits (n_pairs, n_labels)."""
-        labels = self.labels
+        labels, output = self.labels, output / self.temperature
         p = output.sigmoid() if len(labels) == 1 else output.softmax(-1)
         for row, logits in zip(p.tolist(), output.float().cpu(), strict=True):
             probabilities = dict(zip(labels, row, strict=True))
@@ -302,14 +280,31 @@ class BertNLI(BertPairHead):
         `predict` gave."""
         for doc, (texts, judged) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
+            left_out: list[dict[str, Any]] = []
             if n_own:
-                set_value("nli", doc, [one and one.verdict for one in judged[:n_own]])
+                own = zip(texts[:n_own], judged, strict=False)
+                verdicts = [one and self._decide(one, text, left_out) for text, one in own]
+                set_value("nli", doc, verdicts)
             else:
                 drop_results(doc, self.output_name)
+            self.note_abstained(doc, left_out)
             if self.categories:
                 logits = torch.stack([one.logits for one in judged[n_own:]])
                 scores = self._category_scores(logits, self.category_softmax).tolist()
                 doc.cats.update(zip(self.categories, scores, strict=True))
+
+    def _decide(self, judged: Judged, asked: str, left_out: list) -> dict[str, Any]:
+        """Give the verdict, without a label if that is not sure; then add it to `left_out`."""
+        label, scores = judged.verdict["label"], judged.verdict["scores"]
+        p = with_none(scores)[label]
+        if self.is_sure(label, p):
+            return judged.verdict
+        left_out.append({"label": label, "score": p, "asked": asked})
+        return make_verdict(LEFT_OUT, scores)
+
+    def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_verdicts(example, self.labels, (self.input_name, self.output_name))
 
     def classify(
         self, docs: Sequence[Doc], asked: Sequence[tuple[Mapping[str, str], str | None]]

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count
-from typing import Any
+from typing import Any, NamedTuple
 
 import srsly
 from spacy.language import Language
@@ -23,6 +23,14 @@ from .head import BertHead
 
 # What is run at once in prediction; it bounds the states that are alive, not the result.
 MAX_CHARS = 2**18
+
+
+class PairOutput(NamedTuple):
+    """What a pair head asked of a batch, and what its model gave."""
+
+    asked: list[list[Any]]  # of each Doc
+    outputs: list[Any]  # part after part
+    is_read: list[bool]  # of each pair: False for one that is too long
 
 
 class BertPairHead(BertHead):
@@ -209,19 +217,31 @@ class BertPairHead(BertHead):
         Gives for each Doc what is asked, and a result for each: None where a text is too long.
         Raises ValueError if something can't be asked.
         """
+        return self.read(self.run(docs))
+
+    def run(self, docs: Iterable[Doc]) -> PairOutput:
         docs = list(docs)
         asked = [self.ask(doc) + self.extra for doc in docs]
         pairs = Pairs(docs, [self.flatten(own) for own in asked], self.doc_first)
-        results = chain.from_iterable(map(self._read, pairs.split(MAX_CHARS)))
-        return [(own, [self._join_next(one, results) for one in own]) for own in asked]
+        found = PairOutput(asked, [], [])
+        for part in pairs.split(MAX_CHARS):
+            found.is_read.extend(self._run(part, found.outputs))
+        return found
+
+    def read(self, output: PairOutput) -> list[tuple[list[Any], list[Any]]]:
+        read = chain.from_iterable(map(self.read_out, output.outputs))
+        results = (next(read) if is_read else None for is_read in output.is_read)
+        return [(own, [self._join_next(one, results) for one in own]) for own in output.asked]
 
     def _join_next(self, asked: Any, results: Iterator[Any]) -> Any:
         own = [next(results) for _ in self.texts_of(asked)]
         return None if any(result is None for result in own) else self.join(own)
 
-    def _read(self, pairs: Pairs) -> list[Any]:
+    def _run(self, pairs: Pairs, outputs: list[Any]) -> list[bool]:
+        """Run the model, add what it gives to `outputs`, and tell which pairs it has read."""
         try:
-            return list(self.read_out(self.model.predict(self.pack(pairs))))
+            outputs.append(self.model.predict(self.pack(pairs)))
+            return [True] * sum(map(len, pairs.texts))
         except TextTooLong as error:
             if not set(error.texts).isdisjoint(self.extra):  # of the config, so of every Doc
                 raise
@@ -229,10 +249,11 @@ class BertPairHead(BertHead):
             left_out = set(error.pairs)
         number = count()
         left = [[text for text in texts if next(number) not in left_out] for texts in pairs.texts]
-        parts = Pairs(pairs.docs, left, self.doc_first).split(MAX_CHARS)
-        results = chain.from_iterable(map(self._read, parts))
-        num_pairs = sum(map(len, pairs.texts))
-        return [None if i in left_out else next(results) for i in range(num_pairs)]
+        is_read: list[bool] = []
+        for part in Pairs(pairs.docs, left, self.doc_first).split(MAX_CHARS):
+            is_read.extend(self._run(part, outputs))
+        of_others, num_pairs = iter(is_read), sum(map(len, pairs.texts))
+        return [i not in left_out and next(of_others) for i in range(num_pairs)]
 
     def read_out(self, output: Any) -> Iterable[Any]:
         """Give a result for each pair of a part, from the model's output."""

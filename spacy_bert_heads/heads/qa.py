@@ -1,6 +1,5 @@
 """Where in a text the answer to a question stands, or that there is none."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from spacy.language import Language
-from spacy.tokens import Doc, Span, SpanGroup
+from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
@@ -23,8 +22,11 @@ from ..text.doc_data import drop_results, get_answers, make_answer, register_ext
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
 from .answers import best_spans, best_threshold, score_qa, tally_answers
+from .calibrated import rescale
+from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
+from .given_answers import take_back, warn_unset, write_group
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
@@ -55,6 +57,8 @@ SCORES = {
         "alternatives": 0,
         "no_answer_threshold": None,
         "spans_key": None,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy_bert_heads.qa_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -69,6 +73,8 @@ def make_bert_qa(
     alternatives: int,
     no_answer_threshold: float | None,
     spans_key: str | None,
+    temperature: float | None,
+    thresholds: dict[str, float] | None,
     scorer: Callable | None,
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
@@ -82,7 +88,9 @@ def make_bert_qa(
     answers to give, none of which overlaps a better one. No answer is given where `no_answer_score`
     is above `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span
     group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
-    its spans where they were.
+    its spans where they were. Logits are divided by `temperature`; None for that of `bert
+    calibrate`. An answer that is less probable than `thresholds["answer"]` is not given and stays
+    among the alternatives; for that there is none the key is "no answer".
     """
     (questions,) = read_text(nlp, name, questions=questions)
     return BertQA(
@@ -95,6 +103,8 @@ def make_bert_qa(
         alternatives=alternatives,
         no_answer_threshold=no_answer_threshold,
         spans_key=spans_key,
+        temperature=temperature,
+        thresholds=thresholds,
         scorer=scorer,
     )
 
@@ -138,6 +148,7 @@ class BertQA(UnlabelledPairHead):
         no_answer_threshold: float | None = None,
         spans_key: str | None = None,
         scorer: Callable | None = score_qa,
+        **calibration: Any,
     ) -> None:
         if max_answer_length < 1:
             raise ValueError(f"max_answer_length is {max_answer_length}; it must be 1 or more.")
@@ -149,12 +160,18 @@ class BertQA(UnlabelledPairHead):
             raise ValueError(
                 f"no_answer_threshold is {no_answer_threshold}; it must be a probability, 0 to 1."
             )
-        super().__init__(vocab, model, name, texts=questions, scorer=scorer)
+        calibration["fixed_threshold"] = no_answer_threshold
+        super().__init__(vocab, model, name, texts=questions, scorer=scorer, **calibration)
         self.cfg["no_answer_threshold"] = 0.5
         self.max_answer_length, self.alternatives = max_answer_length, alternatives
         self.alignment = alignment
-        self.fixed_threshold, self.spans_key = no_answer_threshold, spans_key
+        self.spans_key = spans_key
         self._tunes = self._warned = False
+
+    @property
+    def fixed_threshold(self) -> float | None:
+        """The threshold of the config, which no evaluation changes."""
+        return self.cfg["fixed_threshold"]
 
     @property
     def no_answer_threshold(self) -> float:
@@ -310,7 +327,7 @@ class BertQA(UnlabelledPairHead):
         """Give for each pair its best spans (start, end, probability), best first, and the
         probability that there is no answer."""
         best = best_spans(
-            output.logits.float().cpu().numpy(),
+            (output.logits.float() / self.temperature).cpu().numpy(),
             output.batch,
             max_length=self.max_answer_length,
             n_best=1 + self.alternatives,
@@ -331,16 +348,10 @@ class BertQA(UnlabelledPairHead):
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
             self._warn_unset(texts, answers)
+            self.note_abstained(doc, take_back(answers, texts, self.is_sure))
             set_value("answers", doc, answers)
-            if self.spans_key is None:
-                continue
-            given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
-            doc.spans[self.spans_key] = SpanGroup(
-                doc,
-                name=self.spans_key,
-                spans=[Span(doc, a["start"], a["end"], label=f"Q{i + 1}") for i, a in given],
-                attrs={"scores": [answer["score"] for _, answer in given]},
-            )
+            if self.spans_key is not None:
+                write_group(doc, answers, self.spans_key)
 
     def _answer(
         self, doc: Doc, doc_text: str, spans: list[tuple[int, int, float]], no_answer: float
@@ -352,29 +363,30 @@ class BertQA(UnlabelledPairHead):
         # The best span stands behind "no answer", for whoever wants another threshold.
         return make(score=no_answer, alternatives=found)
 
+    def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_answers(example, (self.input_name, self.output_name))
+
+    def truths(self, example: Example) -> dict[str, float]:
+        return {kind: row["count"] for kind, row in tally_answers(example).items()}
+
+    def set_temperature(self, temperature: float) -> None:
+        """Change the temperature, and the threshold of "no answer" with it: decisions stay."""
+        factor = self.temperature / temperature
+        super().set_temperature(temperature)
+        tuned = self.cfg["no_answer_threshold"]
+        self.cfg["no_answer_threshold"] = tuned if tuned is None else rescale(tuned, factor)
+        if self.fixed_threshold is not None:
+            self.cfg["fixed_threshold"] = rescale(self.fixed_threshold, factor)
+
     # --- the threshold
 
     def _warn_unset(self, questions: list[str], answers: list[dict[str, Any] | None]) -> None:
         """Say once that a threshold is missing, where that gives an answer that is less probable
         than that there is none. Only checkpoints of `from_hf` have never had one."""
         is_set = (self.fixed_threshold, self.cfg["no_answer_threshold"]) != (None, None)
-        if is_set or self._warned:
-            return
-        for question, answer in zip(questions, answers, strict=True):
-            if not answer or not answer["text"] or answer["no_answer_score"] <= 0.5:
-                continue
-            warnings.warn(
-                f"{self.name} answers '{question}' with '{answer['text']}', although it is more "
-                f"probable that there is no answer ({answer['no_answer_score']:.2f}): without a "
-                "no_answer_threshold a pipeline of from_hf always answers. If the checkpoint was "
-                "fine-tuned on questions without an answer too, as those of SQuAD 2, set it: "
-                f'nlp.get_pipe("{self.name}").cfg["no_answer_threshold"] = 0.5, or in spacy.load '
-                f'config={{"components.{self.name}.no_answer_threshold": 0.5}}. Set 1.0 to have '
-                "every question answered.",
-                stacklevel=2,
-            )
-            self._warned = True
-            return
+        if not is_set and not self._warned:
+            self._warned = warn_unset(self.name, questions, answers)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head; after an update, then set the

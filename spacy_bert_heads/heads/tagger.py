@@ -1,7 +1,7 @@
 """One class for each token: fine-grained tags or coarse parts of speech."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from thinc.api import Model
 
 from ..data.annotations import set_tags
 from ..data.records import Settings
+from .claims import Claim, claim_tags
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .gold import is_negated
@@ -41,6 +42,8 @@ SCORES = {"tag_acc": Score("tags", 0.5), "pos_acc": Score("parts of speech", 0.5
         "overwrite": False,
         "class_weights": None,
         "label_smoothing": 0.0,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy_bert_heads.tagger_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -53,6 +56,8 @@ def make_bert_tagger(
     overwrite: bool,
     class_weights: dict[str, float] | str | None,
     label_smoothing: float,
+    temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTagger":
     """Create a tagger. A gold tag `!NN` says that a token is no NN, and says nothing else about it.
@@ -64,9 +69,11 @@ def make_bert_tagger(
     overwrite (bool): Whether to replace tags that are there already, as spaCy's tagger.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
     label_smoothing (float): As in torch's cross-entropy, 0 to 1.
+    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By tag: less probable ones are not written.
     scorer (Optional[Callable]): The scorer.
     """
-    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     return BertTagger(
         nlp.vocab,
         model,
@@ -75,6 +82,8 @@ def make_bert_tagger(
         overwrite=overwrite,
         class_weights=weights,
         label_smoothing=label_smoothing,
+        temperature=temperature,
+        thresholds=by_label,
         scorer=scorer,
     )
 
@@ -131,6 +140,7 @@ class BertTagger(BertHead):
         class_weights: dict[str, float] | None = None,
         label_smoothing: float = 0.0,
         scorer: Callable | None = None,
+        **calibration: Any,
     ) -> None:
         if attr not in ATTRS:
             raise ValueError(f"attr is '{attr}'. Choose one of: {', '.join(ATTRS)}.")
@@ -143,6 +153,7 @@ class BertTagger(BertHead):
             attr=attr,
             overwrite=overwrite,
             label_smoothing=check_label_smoothing(label_smoothing),
+            **calibration,
         )
 
     def has_gold(self, example: Example) -> bool:
@@ -217,20 +228,41 @@ class BertTagger(BertHead):
             negations=wrong,
         )
 
+    def probabilities(self, output: TokenLogits) -> torch.Tensor:
+        """Give those of the tags (num_tokens, num_labels)."""
+        return (output.logits / self.temperature).softmax(-1)
+
+    def claims(self, examples: Sequence[Example], output: TokenLogits) -> Iterator[Claim]:
+        attr, labels = self.cfg["attr"], self.labels
+        p = self.probabilities(output).cpu().numpy()
+        p[~output.has_wordpiece] = np.nan
+        stops = np.cumsum(output.lengths)[:-1]
+        for example, rows in zip(examples, np.split(p, stops), strict=True):
+            gold = [known_tag(token, attr, labels) for token in example.reference]
+            yield from claim_tags(example, gold, rows, labels)
+
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the tags, where none is or `overwrite` is set."""
         attr = self.cfg["attr"] + "_"
         space = SPACE_TAGS[self.cfg["attr"]]
         labels, overwrite = self.labels, self.cfg["overwrite"]
-        best = iter(
-            zip(output.logits.argmax(dim=1).tolist(), output.has_wordpiece.tolist(), strict=True)
-        )
+        best = output.logits.argmax(dim=1)
+        score = torch.ones(len(best))
+        if self.may_abstain:
+            score = self.probabilities(output).amax(dim=1)
+        rows = zip(best.tolist(), score.tolist(), output.has_wordpiece.tolist(), strict=True)
         for doc in docs:
+            left_out = []
             for token in doc:
-                label, has_wordpiece = next(best)
+                number, p, has_wordpiece = next(rows)
+                label = labels[number]
                 if getattr(token, attr) and not overwrite:
                     continue
-                if has_wordpiece:
-                    setattr(token, attr, labels[label])
+                if has_wordpiece and not self.is_sure(label, p):
+                    place = {"start_char": token.idx, "end_char": token.idx + len(token)}
+                    left_out.append({"label": label, "score": p, **place})
+                elif has_wordpiece:
+                    setattr(token, attr, label)
                 elif token.is_space and space in labels:
                     setattr(token, attr, space)
+            self.note_abstained(doc, left_out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from spacy.tokens import Token
+from spacy.tokens import Span, Token
 from spacy.training import Example
 
 # By label, named numbers that add up over Docs.
@@ -62,18 +62,35 @@ def match_entities(example: Example) -> Iterator[tuple[str, str]]:
     if not reference.has_annotation("ENT_IOB"):
         return
     missed = {(ent.label_, ent.start, ent.end) for ent in reference.ents}
+    for ent, place in _place_entities(example):
+        yield ent.label_ if place in missed else "", ent.label_
+        missed.discard(place)
+    for label, _, _ in missed:
+        yield label, ""
+
+
+def judge_entities(example: Example) -> Iterator[tuple[Span, bool]]:
+    """Yield each predicted entity, and whether it is right, as `match_entities` compares them."""
+    reference = example.reference
+    if not reference.has_annotation("ENT_IOB"):
+        return
+    gold = {(ent.label_, ent.start, ent.end) for ent in reference.ents}
+    for ent, place in _place_entities(example):
+        yield ent, place in gold
+        gold.discard(place)
+
+
+def _place_entities(example: Example) -> Iterator[tuple[Span, tuple[str, int, int]]]:
+    """Yield the predicted entities where all tokens are annotated, each with its label and tokens
+    in the reference."""
+    reference = example.reference
     for ent in example.predicted.ents:
         tokens = example.alignment.x2y[ent.start : ent.end]
         if not len(tokens):
             continue
         start, end = int(tokens[0]), int(tokens[-1]) + 1
-        if any(token.ent_iob == 0 for token in reference[start:end]):
-            continue
-        is_right = (ent.label_, start, end) in missed
-        missed.discard((ent.label_, start, end))
-        yield ent.label_ if is_right else "", ent.label_
-    for label, _, _ in missed:
-        yield label, ""
+        if not any(token.ent_iob == 0 for token in reference[start:end]):
+            yield ent, (ent.label_, start, end)
 
 
 def match_tags(example: Example, get: Callable[[Token], Any]) -> Iterator[tuple[str, str]]:

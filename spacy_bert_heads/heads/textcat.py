@@ -1,6 +1,7 @@
 """Categories of a whole text: one of them, or any number."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,21 @@ from thinc.api import Model
 from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
-from .categories import PipelineRef, check_apart, check_values, classifiers, merge_scores, nowhere
-from .declared import HFClasses, Score, check_softmax, score_weights
+from .calibrated import rescale
+from .categories import (
+    EXCLUSIVE_SCORES,
+    SCORES,
+    PipelineRef,
+    accuracy,
+    check_apart,
+    check_positive,
+    check_values,
+    classifiers,
+    nowhere,
+    score_beside,
+)
+from .claims import Claim, claim_categories, claim_category
+from .declared import HFClasses, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
 from .layers import MAX_WINDOWS
@@ -32,22 +46,6 @@ DEFAULT_MODEL = {
     "rate_factor": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
-# Those without a title say at greater length what cats_score says.
-SCORES = {
-    "cats_score": Score("categories", 1.0),
-    "cats_score_desc": Score(),
-    "cats_micro_p": Score(),
-    "cats_micro_r": Score(),
-    "cats_micro_f": Score(),
-    "cats_macro_p": Score(),
-    "cats_macro_r": Score(),
-    "cats_macro_f": Score(),
-    "cats_macro_auc": Score(),
-    "cats_f_per_type": Score("categories"),
-    "cats_auc_per_type": Score("categories, ROC AUC"),
-}
-# Shown in training, and model-best follows it if it is given a weight.
-EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 @Language.factory(
@@ -57,6 +55,8 @@ EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
         "model": DEFAULT_MODEL,
         "class_weights": None,
         "label_smoothing": 0.0,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy.textcat_scorer.v2"},
     },
     default_score_weights=score_weights(EXCLUSIVE_SCORES),
@@ -67,6 +67,8 @@ def make_bert_textcat(
     model: Model[list[Doc], torch.Tensor],
     class_weights: dict[str, float] | str | None,
     label_smoothing: float,
+    temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTextCat":
     """Create a text classifier for categories of which exactly one holds.
@@ -74,23 +76,24 @@ def make_bert_textcat(
     [initialize.components] takes `positive_label`, one of two labels, as spaCy's `textcat` does:
     `cats_score` is then the F score of that label.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[List[Doc], Tensor]): The sequence head.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named. In a
         config file a dict whose keys have other characters than letters, digits, spaces, "_" and
         "-" stands as JSON in a string, see `as_setting`.
     label_smoothing (float): The part of the truth that is given to all categories alike, as by
         torch's cross_entropy; 0 for none.
-    scorer (Optional[Callable]): The scorer.
+    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By label: where the most probable category is less
+        probable than its threshold, none is given.
     """
-    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     textcat = BertTextCat(
         nlp.vocab,
         model,
         name,
         class_weights=weights,
         label_smoothing=label_smoothing,
+        temperature=temperature,
+        thresholds=by_label,
         scorer=scorer,
     )
     textcat.nlp = PipelineRef(nlp)
@@ -104,6 +107,8 @@ def make_bert_textcat(
         "model": DEFAULT_MODEL,
         "class_weights": None,
         "threshold": 0.5,
+        "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy.textcat_multilabel_scorer.v2"},
     },
     default_score_weights=score_weights(SCORES),
@@ -114,38 +119,37 @@ def make_bert_textcat_multilabel(
     model: Model[list[Doc], torch.Tensor],
     class_weights: dict[str, float] | str | None,
     threshold: float,
+    temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTextCatMultilabel":
     """Create a text classifier for categories of which any number may hold.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[List[Doc], Tensor]): The sequence head.
     class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    threshold (float): From this probability on, scoring takes a category as given.
-    scorer (Optional[Callable]): The scorer.
+    threshold (float): From this probability on, a category is taken as given.
+    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By label: categories from `threshold` on that are less
+        probable than this are not given.
     """
-    (weights,) = read_text(nlp, name, class_weights=class_weights)
+    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     textcat = BertTextCatMultilabel(
-        nlp.vocab, model, name, class_weights=weights, threshold=threshold, scorer=scorer
+        nlp.vocab,
+        model,
+        name,
+        class_weights=weights,
+        threshold=threshold,
+        temperature=temperature,
+        thresholds=by_label,
+        scorer=scorer,
     )
     textcat.nlp = PipelineRef(nlp)
     return textcat
 
 
 class BertTextCat(BertHead):
-    """Write the probability of each category to `doc.cats`; they sum to 1.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], Tensor]): The sequence head.
-    name (str): The component's name.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label.
-    threshold (float): From this probability on, scoring takes a category as given; 0 takes the
-        most probable one.
-    label_smoothing (float): The part of the truth that is given to all categories alike.
-    scorer (Optional[Callable]): The scorer.
-    RAISES (ValueError): If a weight, the threshold or the smoothing makes no sense.
-    """
+    """Write the probability of each category to `doc.cats`; they sum to 1. The settings are those
+    of `make_bert_textcat`; from `threshold` on, scoring takes a category as given, 0 takes the most
+    probable one. ValueError if a setting makes no sense."""
 
     multi_label = False
     factory = "bert_textcat"
@@ -165,6 +169,7 @@ class BertTextCat(BertHead):
         threshold: float = 0.0,
         label_smoothing: float = 0.0,
         scorer: Callable | None = None,
+        **calibration: Any,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
@@ -176,6 +181,7 @@ class BertTextCat(BertHead):
             class_weights=class_weights,
             threshold=threshold,
             label_smoothing=check_label_smoothing(label_smoothing),
+            **calibration,
         )
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
@@ -238,30 +244,17 @@ class BertTextCat(BertHead):
         labels: Sequence[str] | str | None = None,
         positive_label: str | None = None,
     ) -> None:
-        """Collect the labels and make the weights.
-
-        get_examples (Callable): Returns examples; all are looked at.
-        nlp (Optional[Language]): The pipeline.
-        labels (Optional[Sequence[str]]): The labels, as `init labels` wrote them; or JSON of them.
-        positive_label (Optional[str]): Of two categories of which one holds, the one whose F score
-            is `cats_score`; None for the macro F.
-        RAISES (ValueError): If there is no label or no encoder, if a value of `doc.cats` is not
-            from 0 to 1, or if another text classifier has the same label.
-        """
+        """Collect the labels and make the weights, as `BertHead.initialize`. Of two categories of
+        which one holds, `positive_label` is the one whose F score is `cats_score`; None for the
+        macro F. Raises ValueError also if a value of `doc.cats` is not from 0 to 1, or if another
+        text classifier has the same label."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         labels = parse_labels(nlp, self.name, labels)
         known = None if labels is None else {*labels, *self.labels}
         for example in get_examples():
             self._check_values(example, known)
         super().initialize(get_examples, nlp=nlp, labels=labels)
-        if positive_label is not None and (
-            self.multi_label or len(self.labels) != 2 or positive_label not in self.labels
-        ):
-            raise ValueError(
-                f"positive_label of {self.name} is '{positive_label}', but must be one of two "
-                "categories of which one holds. Its labels are "
-                f"{', '.join(self.labels)}{' (any number holds)' if self.multi_label else ''}."
-            )
+        check_positive(positive_label, self.labels, self.name, exclusive=not self.multi_label)
         self.cfg["positive_label"] = positive_label
         check_apart(self, classifiers(self))
 
@@ -320,8 +313,26 @@ class BertTextCat(BertHead):
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
         """Write the probabilities. `output` has the logits (n_docs, n_labels)."""
         check_apart(self, classifiers(self, docs[0].vocab if docs else None))
-        for doc, row in zip(docs, self._probabilities(output).tolist(), strict=True):
+        rows = self._probabilities(output / self.temperature).tolist()
+        for doc, row in zip(docs, rows, strict=True):
             doc.cats.update(zip(self.labels, row, strict=True))
+            self._abstain(doc)
+
+    def _abstain(self, doc: Doc) -> None:
+        """Take categories back that are not sure; of exclusive ones all."""
+        given = self.given(doc.cats) if self.may_abstain else []
+        unsure = [label for label in given if not self.is_sure(label, doc.cats[label])]
+        self.note_abstained(doc, [{"label": one, "score": doc.cats[one]} for one in unsure])
+        for label in unsure if self.multi_label or not unsure else self.labels:
+            del doc.cats[label]
+
+    def given(self, cats: Mapping[str, float]) -> list[str]:
+        """List the categories that probabilities give."""
+        return [max(self.labels, key=cats.__getitem__)]
+
+    def claims(self, examples: Sequence[Example], output: torch.Tensor) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_category(example, self.labels)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head.
@@ -334,49 +345,20 @@ class BertTextCat(BertHead):
         examples = list(examples)
         for example in examples:
             self._check_values(example, self.labels)
-        own = self._score(examples, **kwargs)
-        beside = classifiers(self, examples[0].predicted.vocab if examples else None)
-        if len(beside) < 2 or not own:
-            return own
-        scores = {}
-        for name, pipe in beside.items():
-            if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
-                is_ours = isinstance(pipe, BertTextCat)
-                found = pipe._score(examples) if is_ours else pipe.score(examples)
-                scores[name] = own if pipe is self else found
-        if self.name not in scores:
-            return merge_scores(scores) or own
-        by_name = {f"{self.name}_{k}": v for k, v in own.items() if not isinstance(v, dict)}
-        return {**merge_scores(scores), **by_name}
+        own = self.score_alone(examples, **kwargs)
+        return score_beside(self, own, examples)
 
-    def _score(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
+    def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
         """Score this head alone."""
         scores = super().score(examples, **kwargs)
         if scores and not self.multi_label:
-            scores["cats_acc"] = self._accuracy(examples)
+            scores["cats_acc"] = accuracy(examples, self.labels)
         return scores
-
-    def _accuracy(self, examples: list[Example]) -> float | None:
-        """The share of Docs with a gold category that got it; None if there are none."""
-        right = []
-        for example in examples:
-            both = (example.reference.cats, example.predicted.cats)
-            gold, found = ([cats.get(label, 0.0) for label in self.labels] for cats in both)
-            if any(gold):
-                right.append(np.argmax(gold) == np.argmax(found))
-        return float(np.mean(right)) if right else None
 
 
 class BertTextCatMultilabel(BertTextCat):
-    """Write the probability of each category to `doc.cats`, each for itself.
-
-    vocab (Vocab): The vocabulary.
-    model (Model[List[Doc], Tensor]): The sequence head.
-    name (str): The component's name.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label.
-    threshold (float): From this probability on, scoring takes a category as given.
-    scorer (Optional[Callable]): The scorer.
-    """
+    """Write the probability of each category to `doc.cats`, each for itself. The settings are those
+    of `make_bert_textcat_multilabel`."""
 
     multi_label = True
     factory = "bert_textcat_multilabel"
@@ -397,3 +379,19 @@ class BertTextCatMultilabel(BertTextCat):
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
+
+    def given(self, cats: Mapping[str, float]) -> list[str]:
+        return [label for label in self.labels if cats[label] >= self.cfg["threshold"]]
+
+    def set_temperature(self, temperature: float) -> None:
+        factor = self.temperature / temperature
+        super().set_temperature(temperature)
+        self.cfg["threshold"] = rescale(self.cfg["threshold"], factor)
+
+    def claims(self, examples: Sequence[Example], output: torch.Tensor) -> Iterator[Claim]:
+        for example in examples:
+            yield from claim_categories(example, self.labels, self.cfg["threshold"])
+
+    def truths(self, example: Example) -> Mapping[str, float]:
+        cats = example.reference.cats
+        return Counter(label for label in self.labels if cats.get(label, 0.0) >= 0.5)

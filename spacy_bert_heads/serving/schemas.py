@@ -75,10 +75,12 @@ def make_response(annotator: Annotator) -> type[BaseModel]:
     """Make the model of a response of `POST /annotate`, for the documentation."""
     label = one_of(annotator.labels("entities"))
     verdict_label = one_of(annotator.labels("verdicts"))
+    # With thresholds a verdict may have no label.
+    decided = verdict_label | Literal[""] if "review" in annotator.columns.labels else verdict_label
     tag = {"start": int, "end": int, "tag": str | None, "pos": str | None}
     verdict = {
         "hypothesis": str,
-        "label": verdict_label | None,
+        "label": decided | None,
         "score": Probability,
         "scores": by_label(verdict_label) | None,
     }
@@ -89,6 +91,7 @@ def make_response(annotator: Annotator) -> type[BaseModel]:
         "answers": list[Answer],
         "numbers": by_label(one_of(annotator.labels("numbers"))),
         "tags": list_of(make_model("Tag", tag)),
+        "review": bool,
     }
     fields = {name: kinds[name] for name in annotator.columns.labels}
     if annotator.classifies:

@@ -17,9 +17,10 @@ from typing import Any
 
 from spacy.tokens import Doc, Span
 
-from .user_data import Draft, copy_of_list, get_list, key_of, show, values_of
+from .user_data import Draft, copy_of_list, get_list, key_of, set_value, show, values_of
 
 ENT_SCORES = "ent_scores"
+ABSTAINED = "abstained"
 OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
 
 
@@ -99,6 +100,29 @@ def get_ent_score(span: Span) -> float | None:
         if (entry["start_char"], entry["end_char"], entry["label"]) == wanted:
             return entry["score"]
     return None
+
+
+# --- what was not said
+
+
+def register_abstained() -> None:
+    getter, setter = partial(get_list, ABSTAINED), partial(set_value, ABSTAINED)
+    register_extension(Doc, ABSTAINED, getter=getter, setter=setter)
+
+
+def get_abstained(doc: Doc) -> list[dict[str, Any]]:
+    """Get an entry for each claim that a head took back, because its probability is below a
+    threshold: "component", "label", "score", and what it is about: "start_char" and "end_char", or
+    what was "asked"."""
+    return copy_of_list(ABSTAINED, doc)
+
+
+def write_abstained(doc: Doc, component: str, entries: list[dict[str, Any]]) -> None:
+    """Write the entries of a component, in the place of those it wrote before."""
+    if not entries and key_of(ABSTAINED) not in values_of(doc):
+        return
+    others = [entry for entry in get_abstained(doc) if entry["component"] != component]
+    set_value(ABSTAINED, doc, others + [{"component": component, **entry} for entry in entries])
 
 
 # --- pairs of texts

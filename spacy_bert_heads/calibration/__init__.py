@@ -1,0 +1,1 @@
+"""How good probabilities are, and what makes them better."""

@@ -1,0 +1,150 @@
+"""How good probabilities are: proper scores, calibration, and how many errors are left where only
+the surest claims are accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..heads.claims import Claim
+
+Floats = NDArray[np.float64]
+NUM_BINS = 15
+NUM_SIMULATIONS = 1000
+TINY = 1e-12  # the least probability of what is true, so that the logarithm is finite
+COVERAGE = 0.8
+
+
+class Judged(NamedTuple):
+    """Claims as arrays (n_claims,)."""
+
+    probability: Floats
+    is_right: NDArray[np.bool_]
+    truth: Floats
+
+    @staticmethod
+    def of(claims: Sequence[Claim]) -> Judged:
+        rows = np.asarray([claim[1:] for claim in claims], dtype=np.float64).reshape(-1, 3)
+        return Judged(rows[:, 0], rows[:, 1] > 0, rows[:, 2])
+
+
+def negative_log_likelihood(judged: Judged) -> float:
+    """Compute the mean of −log of the probability of what is true, in nats."""
+    return float(-np.log(judged.truth.clip(TINY)).mean())
+
+
+def brier_score(judged: Judged) -> float:
+    """Compute the mean squared difference of probability and truth of each claim (Brier 1950, for
+    two outcomes)."""
+    return float(((judged.probability - judged.is_right) ** 2).mean())
+
+
+class Bins(NamedTuple):
+    """Claims in bins of as equal a number as possible, by probability."""
+
+    counts: Floats  # (n_bins,)
+    probability: Floats  # (n_bins,) the mean
+    accuracy: Floats  # (n_bins,) the share that is right
+
+
+def make_bins(judged: Judged, num_bins: int = NUM_BINS) -> Bins:
+    """Sort claims into bins. There are fewer than `num_bins` if there are fewer claims."""
+    order = np.argsort(judged.probability, kind="stable")
+    edges = _edges(len(order), num_bins)
+    counts = np.diff(edges).astype(np.float64)
+    means = (
+        np.add.reduceat(values[order].astype(np.float64), edges[:-1]) / counts
+        for values in (judged.probability, judged.is_right)
+    )
+    return Bins(counts, *means)
+
+
+def _edges(n: int, num_bins: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, n, num_bins + 1).round().astype(np.int64))
+
+
+def calibration_error(judged: Judged, num_bins: int = NUM_BINS) -> float:
+    """Compute the mean difference of confidence and accuracy over bins of equal size, the adaptive
+    calibration error (Nixon et al. 2019, section 3)."""
+    bins = make_bins(judged, num_bins)
+    return float(np.average(np.abs(bins.probability - bins.accuracy), weights=bins.counts))
+
+
+class Simulated(NamedTuple):
+    """Calibration errors of claims that are right exactly as often as their probabilities say."""
+
+    mean: float
+    upper: float  # the 95th percentile
+    low: Floats  # (n_bins,) the 2.5th and the 97.5th percentile of the accuracy of each bin
+    high: Floats
+
+
+def simulate_perfect(
+    probability: Floats, *, num_bins: int = NUM_BINS, seed: int = 0, times: int = NUM_SIMULATIONS
+) -> Simulated:
+    """Draw outcomes of a perfectly calibrated head with the same probabilities: what the error of
+    so few claims is by chance (consistency resampling, Bröcker & Smith 2007)."""
+    p = np.sort(probability)
+    edges = _edges(len(p), num_bins)
+    counts = np.diff(edges)
+    means = np.add.reduceat(p, edges[:-1]) / counts
+    rng = np.random.default_rng(seed)
+    accuracies = np.asarray(
+        [np.add.reduceat(rng.random(len(p)) < p, edges[:-1], dtype=np.int64) / counts
+         for _ in range(times)]
+    )  # fmt: skip
+    errors = np.abs(accuracies - means) @ (counts / len(p))
+    low, high = np.percentile(accuracies, (2.5, 97.5), axis=0)
+    return Simulated(float(errors.mean()), float(np.percentile(errors, 95)), low, high)
+
+
+class RiskCoverage(NamedTuple):
+    """What share of claims is wrong among the surest (El-Yaniv & Wiener 2010)."""
+
+    coverage: Floats  # (n_points,) from above 0 to 1
+    errors: Floats  # (n_points,) wrong claims among them
+    oracle: Floats  # (n_points,) the same if those that are wrong were the least sure
+
+    def errors_at(self, coverage: float) -> tuple[float, float]:
+        """Give which share of all errors is left at a coverage, and the oracle's."""
+        total = max(float(self.errors[-1]), 1e-12)
+        points = np.append(0.0, self.coverage)
+        left = (
+            float(np.interp(coverage, points, np.append(0.0, errors))) / total
+            for errors in (self.errors, self.oracle)
+        )
+        return next(left), next(left)
+
+
+def risk_coverage(judged: Judged) -> RiskCoverage:
+    """Count errors among the k surest claims. Claims of equal probability come in all orders: their
+    errors are spread over them evenly."""
+    order = np.argsort(-judged.probability, kind="stable")
+    p, wrong = judged.probability[order], ~judged.is_right[order]
+    n = len(p)
+    count = np.arange(1, n + 1)
+    ends = np.flatnonzero(np.append(p[1:] != p[:-1], True)) + 1
+    errors = np.interp(count, np.append(0, ends), np.append(0, wrong.cumsum()[ends - 1]))
+    oracle = np.maximum(count - (n - wrong.sum()), 0).astype(np.float64)
+    return RiskCoverage(count / n, errors, oracle)
+
+
+def measure(claims: Sequence[Claim]) -> dict[str, Any]:
+    """Compute all figures of some claims, one at least."""
+    judged = Judged.of(claims)
+    simulated = simulate_perfect(judged.probability)
+    left, oracle = risk_coverage(judged).errors_at(COVERAGE)
+    return {
+        "claims": len(claims),
+        "errors": int((~judged.is_right).sum()),
+        "nll": negative_log_likelihood(judged),
+        "brier": brier_score(judged),
+        "calibration_error": calibration_error(judged),
+        "simulated_error": simulated.mean,
+        "simulated_error_95": simulated.upper,
+        "errors_at_80": left,
+        "oracle_errors_at_80": oracle,
+    }

@@ -1,0 +1,119 @@
+"""What heads claim of annotated texts: the events whose probabilities are calibrated, and when each
+of them is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from spacy.training import Example
+
+from ..text.doc_data import get_ent_scores
+from .answers import accepted, compare_answers, kind_of
+from .pair_head import match_predictions
+from .tallies import judge_entities
+from .verdicts import NONE, with_none
+
+
+class Claim(NamedTuple):
+    """Something that a head says of an annotated text, and whether it is right."""
+
+    label: str
+    probability: float  # as the head gives it
+    is_right: bool
+    # What the head gave to what is true. Of one of several labels that is the probability of the
+    # true one; of an entity, answer or single category, p if it is right and 1 − p if not.
+    truth: float
+
+    @staticmethod
+    def of(label: str, probability: float, is_right: bool) -> Claim:
+        """Make a claim that is true or not, without others beside it."""
+        truth = probability if is_right else 1 - probability
+        return Claim(label, probability, is_right, truth)
+
+    @staticmethod
+    def among(probabilities: Mapping[str, float], true: str, guess: str) -> Claim:
+        """Make a claim of one of several labels. Of a true label that the head doesn't have, all it
+        gave is that the claim is wrong."""
+        p = probabilities[guess]
+        return Claim(guess, p, guess == true, probabilities.get(true, 1 - p))
+
+
+def claim_entities(example: Example, component: str) -> Iterator[Claim]:
+    """Give each entity that a component has found: that it has these tokens and this label."""
+    scores = {
+        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
+        for entry in get_ent_scores(example.predicted)
+        if entry["component"] == component
+    }
+    for ent, is_right in judge_entities(example):
+        score = scores.get((ent.start_char, ent.end_char, ent.label_))
+        if score is not None:
+            yield Claim.of(ent.label_, score, is_right)
+
+
+def claim_tags(
+    example: Example, gold: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]
+) -> Iterator[Claim]:
+    """Give the tag of each token that is one in the reference too, and annotated there. `gold` has
+    the tags of the reference, "" where there is none, `probabilities` those of the tokens that are
+    predicted (num_tokens, num_labels), NaN where the head reads nothing."""
+    to_gold = example.alignment.x2y
+    for token, row in zip(example.predicted, probabilities, strict=True):
+        if token.is_space or to_gold.lengths[token.i] != 1 or np.isnan(row[0]):
+            continue
+        true = gold[int(to_gold[token.i][0])]
+        if true:
+            by_label = dict(zip(labels, row.tolist(), strict=True))
+            yield Claim.among(by_label, true, labels[int(row.argmax())])
+
+
+def claim_category(example: Example, labels: Sequence[str]) -> Iterator[Claim]:
+    """Give the most probable category, of which one is true."""
+    gold, found = (
+        {label: doc.cats[label] for label in labels if label in doc.cats}
+        for doc in (example.reference, example.predicted)
+    )
+    if any(gold.values()):
+        yield Claim.among(found, max(gold, key=gold.__getitem__), max(found, key=found.__getitem__))
+
+
+def claim_categories(example: Example, labels: Sequence[str], threshold: float) -> Iterator[Claim]:
+    """Give each annotated category: that it holds, from the threshold on, or else ("not …") that it
+    doesn't."""
+    for label in labels:
+        if label not in example.reference.cats:
+            continue
+        p, holds = example.predicted.cats[label], example.reference.cats[label] >= 0.5
+        if p >= threshold:
+            yield Claim.of(label, p, holds)
+        else:
+            yield Claim.of(f"not {label}", 1 - p, not holds)
+
+
+def claim_verdicts(
+    example: Example, labels: Sequence[str], names: tuple[str, str]
+) -> Iterator[Claim]:
+    """Give the label of each annotated verdict; `names` are those of the input and the output."""
+    for gold, found in match_predictions(example, *names):
+        if found is not None:
+            true, scores = gold["label"], with_none(found["scores"])
+            yield Claim.among(scores, true if true in scores else NONE, found["label"])
+
+
+def claim_options(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
+    """Give the chosen option of each annotated choice."""
+    for gold, found in match_predictions(example, *names):
+        if found is not None:
+            scores = {f"option {i}": p for i, p in enumerate(found["scores"])}
+            yield Claim.among(scores, f"option {gold['answer']}", f"option {found['answer']}")
+
+
+def claim_answers(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
+    """Give each answer, or that there is none: that it is exactly what is annotated, as `qa_exact`
+    compares them."""
+    for gold, found in match_predictions(example, *names):
+        if found is not None:
+            exact, _ = compare_answers(found["text"], accepted(gold), example.reference.lang_)
+            yield Claim.of(kind_of(found), found["score"], bool(exact))

@@ -1,0 +1,62 @@
+"""What becomes of answers before they are written to a Doc, and where they are written besides."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spacy.tokens import Doc, Span, SpanGroup
+
+from .answers import kind_of
+
+
+def take_back(
+    answers: list[dict[str, Any]], questions: Sequence[str], is_sure: Callable[[str, float], bool]
+) -> list[dict[str, Any]]:
+    """Put "no answer" in the place of answers that are not sure by kind and probability; they stay
+    as the first of the alternatives. Gives entries of `doc._.abstained`."""
+    entries = []
+    for i, (answer, question) in enumerate(zip(answers, questions, strict=True)):
+        if not answer or is_sure(kind_of(answer), answer["score"]):
+            continue
+        entries.append({"label": kind_of(answer), "score": answer["score"], "asked": question})
+        if answer["text"]:
+            others = [{**answer, "alternatives": []}, *answer["alternatives"]]
+            nothing = {"text": "", "start_char": 0, "end_char": 0, "start": 0, "end": 0}
+            score = answer["no_answer_score"]
+            answers[i] = {**answer, **nothing, "score": score, "alternatives": others}
+    return entries
+
+
+def write_group(doc: Doc, answers: Sequence[dict[str, Any] | None], key: str) -> None:
+    """Write answers with their probabilities to a span group, labelled by their questions."""
+    given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
+    doc.spans[key] = SpanGroup(
+        doc,
+        name=key,
+        spans=[Span(doc, a["start"], a["end"], label=f"Q{i + 1}") for i, a in given],
+        attrs={"scores": [answer["score"] for _, answer in given]},
+    )
+
+
+def warn_unset(
+    name: str, questions: Sequence[str], answers: Sequence[dict[str, Any] | None]
+) -> bool:
+    """Warn of the first answer that is less probable than that there is none. Gives whether there
+    was one."""
+    for question, answer in zip(questions, answers, strict=True):
+        if not answer or not answer["text"] or answer["no_answer_score"] <= 0.5:
+            continue
+        warnings.warn(
+            f"{name} answers '{question}' with '{answer['text']}', although it is more "
+            f"probable that there is no answer ({answer['no_answer_score']:.2f}): without a "
+            "no_answer_threshold a pipeline of from_hf always answers. If the checkpoint was "
+            "fine-tuned on questions without an answer too, as those of SQuAD 2, set it: "
+            f'nlp.get_pipe("{name}").cfg["no_answer_threshold"] = 0.5, or in spacy.load '
+            f'config={{"components.{name}.no_answer_threshold": 0.5}}. Set 1.0 to have '
+            "every question answered.",
+            stacklevel=3,
+        )
+        return True
+    return False

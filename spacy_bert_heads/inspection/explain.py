@@ -1,0 +1,237 @@
+"""Which words a prediction rests on: integrated gradients over the word embeddings (Sundararajan,
+Taly & Yan 2017).
+
+What is explained is a log-odds in nats. The baseline is the same text with [MASK] for each of its
+wordpieces; special tokens, positions and token types stay. Along the straight line between both,
+the gradient by each embedding is integrated (Gauss-Legendre), and its product with the difference
+of the embeddings is what that wordpiece adds. All of it adds up to the difference of the log-odds
+of text and baseline ("completeness"); what is missing is the error of the integration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from spacy.language import Language
+from spacy.tokens import Doc
+from thinc.api import Model
+
+from ..encoder.checkpoint import Checkpoint
+from ..encoder.encoder import Encoder
+from ..encoder.features import mix_of
+from ..encoder.listener import BertListener, encoder_model_behind
+from ..encoder.model import checkpoint_of, encoder_of, layers_of, pack, shim_of
+from ..heads.head import BertHead
+from ..heads.pair_head import BertPairHead
+from ..text.batch import PackedBatch
+from ..text.pairs import Pairs
+from .targets import Target, targets_of
+
+STEPS = 50  # forward and backward passes; with 20 the error is a percent, as the paper says
+Floats = NDArray[np.float64]
+# The logits of a head's module for a batch.
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Explanation(NamedTuple):
+    """What the words of a text, and of what was asked, add to a log-odds."""
+
+    component: str
+    title: str
+    score: float  # the log-odds, in nats
+    baseline: float  # that of a text of [MASK]
+    words: list[str]  # with the white space behind them
+    values: Floats  # (num_words,) in nats
+    asked: list[str]  # the words of the second text
+    asked_values: Floats
+
+    @property
+    def error(self) -> float:
+        """What is missing to completeness, in nats."""
+        total = float(self.values.sum() + self.asked_values.sum())
+        return total - (self.score - self.baseline)
+
+
+def explain(
+    nlp: Language, doc: Doc, *, names: Sequence[str] = (), steps: int = STEPS
+) -> list[Explanation]:
+    """Explain what the heads of a pipeline (those with `names`, if some are given) say of a Doc
+    that they have annotated.
+
+    Raises ValueError if they say nothing that can be explained: entities, categories, verdicts and
+    answers can.
+    """
+    found = []
+    for name, head in nlp.pipeline:
+        if isinstance(head, BertHead) and (not names or name in names):
+            for target in targets_of(head, doc):
+                found.append(_explain(nlp, head, doc, target, steps))
+    if not found:
+        raise ValueError(
+            "There is no entity, category, verdict or answer of "
+            f"{', '.join(names) or 'a head of the pipeline'} to explain. Ask a question or "
+            "hypothesis, or take another text."
+        )
+    return found
+
+
+def _explain(nlp: Language, head: BertHead, doc: Doc, target: Target, steps: int) -> Explanation:
+    tok2vec = head.model.layers[0]
+    encoder_model = encoder_model_behind(tok2vec, [doc])
+    if encoder_model is None:
+        raise ValueError(f"{head.name} reads '{tok2vec.name}', which is no encoder of ours.")
+    if isinstance(head, BertPairHead):
+        batch = head.pack(Pairs([doc], [[target.asked]], head.doc_first)).batch
+    else:
+        batch = pack(encoder_model, [doc])
+    run = Run(head, encoder_model, batch)
+    values, score, baseline = run.integrate(target, steps)
+    words, asked = list(doc), list(nlp.make_doc(target.asked))
+    word_of, asked_of = run.locate(words, asked, target.asked)
+    return Explanation(
+        head.name,
+        target.title,
+        score,
+        baseline,
+        [token.text_with_ws for token in words],
+        _add_up(values, word_of, len(words)),
+        [token.text_with_ws for token in asked],
+        _add_up(values, asked_of, len(asked)),
+    )
+
+
+def _add_up(values: Floats, word_of: NDArray[np.int64], num_words: int) -> Floats:
+    known = word_of >= 0
+    total = np.zeros(num_words)
+    np.add.at(total, word_of[known], values[known])
+    return total
+
+
+class Run:
+    """A text, run window by window, whose word embeddings are put in the place of others."""
+
+    def __init__(self, head: BertHead, encoder_model: Model, batch: PackedBatch) -> None:
+        self.head, self.batch = head, batch
+        self.tok2vec = head.model.layers[0]
+        self.encoder: Encoder = encoder_of(encoder_model)
+        self.checkpoint: Checkpoint = checkpoint_of(encoder_model)
+        self.own_layers = layers_of(encoder_model)
+        special = self.checkpoint.tokenizer
+        ids = [special.prefix, special.suffix, *special.pair[:3]]
+        self.is_special = np.isin(batch.input_ids, np.concatenate(ids))
+
+    def integrate(self, target: Target, steps: int) -> tuple[Floats, float, float]:
+        """Give what each position adds (num_positions,), and the log-odds of text and baseline."""
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        embedded, masked = self.embed()
+        total = torch.zeros_like(embedded)
+        for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+            point = (masked + float(node) * (embedded - masked)).requires_grad_()
+            with torch.enable_grad():
+                score = target.score(self.logits(point), self.batch)
+            total += float(weight) * torch.autograd.grad(score, point)[0]
+        values = ((embedded - masked) * total).sum(1)
+        with torch.no_grad():
+            ends = [float(target.score(self.logits(at), self.batch)) for at in (embedded, masked)]
+        return values.double().cpu().numpy(), ends[0], ends[1]
+
+    def embed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the word embeddings of text and baseline (num_positions, width)."""
+        table = self.encoder.model.get_input_embeddings()
+        device = self.encoder.device
+        ids = self.batch.input_ids
+        blank = np.where(self.is_special, ids, mask_id(self.checkpoint))
+        with torch.no_grad():
+            embedded, masked = (table(torch.from_numpy(one).to(device)) for one in (ids, blank))
+        return embedded.float(), masked.float()
+
+    def logits(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Compute the head's logits from word embeddings."""
+        bounds = self.batch.cu_seqlens
+        one = np.ones(1, dtype=np.int64)
+        states = []
+        for window in range(len(bounds) - 1):
+            own = embedded[int(bounds[window]) : int(bounds[window + 1])]
+            part, _ = self.batch.take_windows(np.asarray([window]), one)
+            states.append(self._encode(part, own))
+        module = shim_of(self.head.model).module
+        attrs = self.head.model.attrs
+        how = {key: attrs[key] for key in ("aggregation",) if key in attrs}
+        return module(torch.cat(states), self.batch, **how)
+
+    def _encode(self, part: PackedBatch, embedded: torch.Tensor) -> torch.Tensor:
+        """Give the hidden states that the head reads of one window."""
+
+        def put(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            # Behind the window are rows of padding at most.
+            return torch.cat([embedded, output[0, len(embedded) :]])[None].to(output.dtype)
+
+        hook = self.encoder.model.get_input_embeddings().register_forward_hook(put)
+        try:
+            # A budget above any window: nothing is recomputed.
+            budget = 2 * len(embedded) + 64
+            return self._read(
+                lambda layers: (
+                    self.encoder.encode(part, layers, max_batch_tokens=budget, train=True).states
+                ),
+                self.tok2vec,
+            )
+        finally:
+            hook.remove()
+
+    def _read(
+        self, encode: Callable[[tuple[int, ...]], torch.Tensor], tok2vec: Model
+    ) -> torch.Tensor:
+        """Give what a layer makes of the encoder's hidden states."""
+        if tok2vec.name == "layer_features":
+            layers = self._layers(tok2vec.layers[0])
+            states = encode(layers).unflatten(1, (len(layers), -1))
+            return mix_of(tok2vec)(states) if tok2vec.shims else states.sum(1)
+        return encode(self._layers(tok2vec))
+
+    def _layers(self, tok2vec: Model) -> tuple[int, ...]:
+        if isinstance(tok2vec, BertListener):
+            return self.checkpoint.layer_numbers(tok2vec.reads)
+        return self.own_layers
+
+    def locate(
+        self, words: Sequence[Any], asked: Sequence[Any], asked_text: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the word of each position, and the word of the second text, -1 where there is none
+        (num_positions,)."""
+        assert self.batch.offsets is not None
+        starts = self.batch.offsets.starts
+        of_doc = _covering(starts, words)
+        of_asked = np.full_like(of_doc, -1)
+        at = np.flatnonzero((starts < 0) & ~self.is_special)
+        if len(at):
+            pieces = self.checkpoint.tokenizer([asked_text])
+            of_piece = _covering(pieces.starts, asked)
+            of_asked[at] = np.tile(of_piece, len(at) // len(of_piece))
+        return of_doc, of_asked
+
+
+def _covering(starts: NDArray[np.int64], words: Sequence[Any]) -> NDArray[np.int64]:
+    """Find the word that each character is in, of white space between two the word behind it, which
+    byte-level tokenizers count it as part of; for -1 that is -1."""
+    begins = np.asarray([word.idx for word in words], dtype=np.int64)
+    ends = begins + np.asarray([len(word) for word in words], dtype=np.int64)
+    word_of = np.searchsorted(begins, starts, side="right") - 1
+    is_between = (word_of >= 0) & (starts >= ends[word_of])
+    return np.minimum(word_of + is_between, len(words) - 1)
+
+
+def mask_id(checkpoint: Checkpoint) -> int:
+    """Give the id of what stands for a word that is not known: [MASK], else the unknown token, else
+    padding."""
+    settings, tokenizer = checkpoint.tokenizer_settings, checkpoint.tokenizer.tokenizer
+    for name in ("mask_token", "unk_token"):
+        token = settings.get(name)
+        found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token or "")
+        if found is not None:
+            return int(found)
+    return checkpoint.tokenizer.pad_id

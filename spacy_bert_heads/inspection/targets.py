@@ -1,0 +1,125 @@
+"""What can be explained of an annotated Doc: what each head says, as a log-odds in nats that is
+computed of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from spacy.tokens import Doc
+
+from ..heads.head import BertHead
+from ..heads.ner import BertNER
+from ..heads.nli import BertNLI
+from ..heads.qa import BertQA
+from ..heads.textcat import BertTextCat
+from ..text.batch import PackedBatch
+from ..text.doc_data import get_answers, get_ent_score
+from ..text.user_data import copy_of_list
+
+
+class Target(NamedTuple):
+    """Something that a head says."""
+
+    title: str
+    asked: str  # the second text, "" for a head without
+    score: Callable[[torch.Tensor, PackedBatch], torch.Tensor]  # of the logits of its module
+
+
+def targets_of(head: BertHead, doc: Doc) -> Iterator[Target]:
+    """Yield what a head says of a Doc that can be explained."""
+    if isinstance(head, BertTextCat):
+        yield from _categories(head, doc)
+    elif isinstance(head, BertNER) and head.cfg["aggregation"] != "simple":
+        yield from _entities(head, doc)
+    elif isinstance(head, BertNLI):
+        yield from _verdicts(head, doc)
+    elif isinstance(head, BertQA):
+        yield from _answers(head, doc)
+
+
+def log_odds(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Give the logarithm of the odds of some classes against the others, from logits (n,
+    n_classes) and a mask (n_classes,)."""
+    return logits[:, chosen].logsumexp(1) - logits[:, ~chosen].logsumexp(1)
+
+
+def _one_of(number: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """The log-odds of a class of the only text; a single class has a sigmoid."""
+    if logits.shape[1] == 1:
+        return logits[0, 0]
+    return log_odds(logits, torch.arange(logits.shape[1]) == number)[0]
+
+
+def _by_itself(number: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    return logits[0, number]
+
+
+def _categories(head: BertTextCat, doc: Doc) -> Iterator[Target]:
+    found = [label for label in head.labels if label in doc.cats]
+    given = head.given(doc.cats) if len(found) == len(head.labels) else []
+    if head.multi_label and not given and found:
+        given = [max(found, key=doc.cats.__getitem__)]
+    how = _by_itself if head.multi_label else _one_of
+    for label in given:
+        title = f"category {label}, {doc.cats[label]:.2f}"
+        yield Target(title, "", partial(how, head.labels.index(label)))
+
+
+def _entities(head: BertNER, doc: Doc) -> Iterator[Target]:
+    """An entity rests on its tokens being of its label, whatever their tags; of a conditional
+    random field the transitions are left out."""
+    for ent in doc.ents:
+        score = get_ent_score(ent)
+        if score is not None and ent.label_ in head.labels:
+            tags = torch.tensor([tag[2:] == ent.label_ or tag == ent.label_ for tag in head.tags])
+            title = f"entity “{ent.text}” {ent.label_}, {score:.2f}"
+            yield Target(title, "", partial(_entity, ent.start, ent.end, tags))
+
+
+def _entity(
+    start: int, end: int, tags: torch.Tensor, logits: torch.Tensor, batch: PackedBatch
+) -> torch.Tensor:
+    """The mean log-odds of an entity's tokens that have wordpieces."""
+    assert batch.tokens is not None
+    rows = start + np.flatnonzero(batch.tokens.num_wordpieces[start:end] > 0)
+    return log_odds(logits[rows.tolist()], tags).mean()
+
+
+def _verdicts(head: BertNLI, doc: Doc) -> Iterator[Target]:
+    hypotheses, verdicts = copy_of_list("hypotheses", doc), copy_of_list("nli", doc)
+    for text, verdict in zip(hypotheses, verdicts, strict=False):
+        if verdict is None:
+            continue
+        label = max(verdict["scores"], key=verdict["scores"].__getitem__)
+        title = f"“{text}” {label}, {verdict['scores'][label]:.2f}"
+        yield Target(title, text, partial(_one_of, head.labels.index(label)))
+
+
+def _answers(head: BertQA, doc: Doc) -> Iterator[Target]:
+    for question, answer in zip(copy_of_list("questions", doc), get_answers(doc), strict=False):
+        if answer and not answer["text"] and answer["alternatives"]:
+            continue  # it rests on all that is not there
+        if answer and answer["text"]:
+            title = f"“{question}” {answer['text']}, {answer['score']:.2f}"
+            place = answer["start_char"], answer["end_char"]
+            yield Target(title, question, partial(_answer, *place))
+
+
+def _answer(start: int, end: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """The mean log-odds that the answer starts where it does, and ends where it does, against all
+    other positions of the window where it has the most context."""
+    assert batch.offsets is not None
+    offsets = batch.offsets
+    inside = np.flatnonzero(offsets.is_best & (offsets.starts < end) & (offsets.ends > start))
+    first, last = int(inside[0]), int(inside[-1])
+    window = int(np.searchsorted(batch.cu_seqlens, first, side="right")) - 1
+    begin, stop = int(batch.cu_seqlens[window]), int(batch.cu_seqlens[window + 1])
+    odds = [
+        log_odds(logits[None, begin:stop, column], torch.arange(begin, stop) == place)[0]
+        for column, place in ((0, first), (1, min(last, stop - 1)))
+    ]
+    return (odds[0] + odds[1]) / 2

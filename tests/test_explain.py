@@ -1,0 +1,126 @@
+"""What a prediction rests on, beside integrated gradients by Hugging Face's own code."""
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from commands import run
+from joint import SAILED
+from small_pipelines import build
+from transformers import AutoModel, AutoTokenizer
+
+from spacy_bert_heads.encoder.model import pack, shim_of
+from spacy_bert_heads.inspection.explain import explain
+from spacy_bert_heads.inspection.explain_view import MAX_PANELS, draw_explanations, mark
+
+TEXT = "Anna Grete left Skagen on Tuesday"
+
+
+def annotated(nlp, text: str = SAILED):
+    doc = nlp.make_doc(text)
+    doc._.questions, doc._.hypotheses = ["Who left?", "What burned?"], ["She left."]
+    return nlp(doc)
+
+
+def test_all_heads_and_completeness(nlp):
+    """What the words add adds up to what the text says more than the masked one."""
+    doc = annotated(nlp)
+    found = explain(nlp, doc)
+    kinds = {one.component for one in found}
+    assert kinds == {"bert_ner", "bert_textcat", "bert_nli", "bert_qa"}
+    assert sum(one.component == "bert_ner" for one in found) == len(doc.ents) > 1
+    for one in found:
+        assert abs(one.error) < 0.01 * max(1.0, abs(one.score - one.baseline)), one.title
+        assert "".join(one.words) == doc.text
+        assert len(one.values) == len(doc)
+    asked = {one.component: "".join(one.asked) for one in found}
+    assert asked["bert_nli"] == "She left." and asked["bert_ner"] == ""
+    # A head that was sure is far from one that reads nothing.
+    assert max(abs(one.score - one.baseline) for one in found) > 2
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_values_are_those_of_hugging_faces_model(family, tmp_path):
+    folder = make_checkpoint(tmp_path / family, family=family)
+    nlp = build(folder, "textcat")
+    head = nlp.get_pipe("bert_textcat")
+    doc = nlp(TEXT)
+    (found,) = explain(nlp, doc, steps=8)
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    inputs = tokenizer(TEXT, return_tensors="pt", return_special_tokens_mask=True)
+    special = inputs.pop("special_tokens_mask")[0].bool()
+    ids = inputs.pop("input_ids")
+    table = model.eval().get_input_embeddings()
+    blank = torch.where(special, ids[0], tokenizer.mask_token_id)[None]
+    embedded, masked = table(ids).detach(), table(blank).detach()
+    module, label = shim_of(head.model).module, int(np.argmax([doc.cats[x] for x in head.labels]))
+    batch = pack(nlp.get_pipe("bert_encoder").model, [doc])
+
+    def score(point: torch.Tensor) -> torch.Tensor:
+        states = model(inputs_embeds=point, **inputs).last_hidden_state[0]
+        logits = module(states, batch)[0]
+        return logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).logsumexp(0)
+
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    total = torch.zeros_like(embedded)
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        point = (masked + float(node) * (embedded - masked)).requires_grad_()
+        total += float(weight) * torch.autograd.grad(score(point), point)[0]
+    values = ((embedded - masked) * total).sum(-1)[0].numpy()
+    offsets = tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"]
+    expected = np.zeros(len(doc))
+    own = zip(values, offsets, special.tolist(), strict=True)
+    for value, start in ((value, start) for value, (start, _), not_own in own if not not_own):
+        start += TEXT[start] == " "
+        expected[[t.i for t in doc if t.idx <= start < t.idx + len(t)]] += value
+    np.testing.assert_allclose(found.values, expected, atol=1e-5)
+    assert np.abs(expected).max() > 1e-4
+    assert found.score == pytest.approx(score(embedded).item(), abs=1e-5)
+    assert found.baseline == pytest.approx(score(masked).item(), abs=1e-5)
+
+
+def test_a_long_text_and_several_layers(checkpoint):
+    nlp = build(checkpoint, "textcat_multilabel", settings=None, window=16, stride=8)
+    doc = nlp(f"{TEXT} ! " * 6)
+    (found, *_) = explain(nlp, doc)
+    assert abs(found.error) < 1e-3 and np.count_nonzero(found.values) == len(doc)
+
+
+def test_nothing_is_changed_by_looking(nlp):
+    before = annotated(nlp)
+    explain(nlp, before)
+    after = annotated(nlp)
+    assert after.cats == before.cats and after._.ent_scores == before._.ent_scores
+    encoder = shim_of(nlp.get_pipe("bert_encoder").model).module
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert not encoder.model.get_input_embeddings()._forward_hooks
+
+
+def test_the_command(joint, tmp_path):
+    result = run("inspect", "explain", joint, SAILED, "-q", "Who left?", "-o", tmp_path / "why")
+    assert result.exit_code == 0, result.output
+    assert "bert_qa: “Who left?”" in result.output
+    assert (tmp_path / "why.png").stat().st_size > 10_000
+    page = (tmp_path / "why.html").read_text(encoding="utf8")
+    assert "bert_textcat: category" in page and '<span style="background:rgba(' in page
+
+    result = run("inspect", "explain", joint, "", "--heads", "bert_ner", "-o", tmp_path / "why")
+    assert result.exit_code == 1
+    assert "There is no entity, category, verdict or answer of bert_ner to explain" in result.output
+
+
+def test_words_are_text_in_a_page():
+    marked = mark(["<b> ", "x"], np.asarray([-1.0, 0.5]), 1.0)
+    assert marked == (
+        '<span style="background:rgba(213,94,0,0.60)" title="-1.000">&lt;b&gt;</span> '
+        '<span style="background:rgba(0,114,178,0.30)" title="+0.500">x</span>'
+    )
+
+
+def test_a_panel_for_each(nlp):
+    found = explain(nlp, annotated(nlp))
+    figure = draw_explanations((found * 3)[:MAX_PANELS], "title")
+    assert sum(axes.get_visible() for axes in figure.axes) == MAX_PANELS == 6
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == pytest.approx(list(found[0].values))
