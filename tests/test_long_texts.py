@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spacy_bert_heads.encoder.attention import attend_and_drop
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import PACKED_LONG, attention_interface
+from spacy_bert_heads.encoder.inference import for_inference
 from spacy_bert_heads.encoder.local import Blocks, pays
 
 REACH = 8  # to each side
@@ -111,7 +112,9 @@ def test_values_and_gradients_are_those_of_transformers(case, tmp_path):
                 parameter.grad, theirs[key].grad, atol=2e-3, rtol=1e-3, msg=key
             )
     with torch.no_grad():
-        torch.testing.assert_close(bert.run(layout)[layout.mask], expected, atol=2e-5, rtol=1e-4)
+        for predicts in (bert, for_inference(bert, "fp32")):
+            states = predicts.run(layout)[layout.mask]
+            torch.testing.assert_close(states, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_each_family_with_long_windows_has_a_case():

@@ -7,9 +7,11 @@ import pytest
 import spacy
 from all_kinds import CHOICES, OTHERS, TEXT, build
 from annotation import read, run, write_jsonl
+from devtools import CTRL, open_browser
 from served import serve
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
+from test_serving_page import DONE, FAINT, WIDE
 
 from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.pairs import make_choice
@@ -164,3 +166,34 @@ def test_texts_of_the_config_are_compared(checkpoint):
     with serve(make_app(nlp, name="kinds")) as (client, _):
         (found,) = client.annotate(TEXT)
     assert [one["other"] for one in found["similarities"]] == OTHERS
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_asks_and_shows(pipeline, tmp_path, width):
+    with (
+        serve(make_app(spacy.load(pipeline), name="kinds")) as (client, _),
+        open_browser(tmp_path) as page,
+    ):
+        page.open(client.url + "/")
+        page.resize(width)
+        page.click("#text")
+        page.type(TEXT)
+        page.press("Enter", CTRL)
+        page.wait("!document.getElementById('results').hidden && " + DONE)
+        for kind, texts in {"others": OTHERS[:1], "options": ["Anna", "y" * 25]}.items():
+            for text in texts:
+                page.click(f"#{kind} input")
+                page.type(text)
+                page.press("Enter")
+                page.wait(DONE)
+        page.wait("document.querySelectorAll('.bars dt').length === 2")
+        titles = page.run("[...document.querySelectorAll('.card h2')].map(one => one.textContent)")
+        assert titles == ["Choices", "Similarities", "Numbers"]
+        (found,) = client.annotate(
+            TEXT, others=OTHERS[:1], choices=[{"options": ["Anna", "y" * 25]}]
+        )
+        best = page.run("document.querySelector('.is-best').textContent")
+        assert best == found["chosen"][0]["text"]
+        cells = page.run("[...document.querySelectorAll('.card td')].map(one => one.textContent)")
+        assert cells[0] == str(found["similarities"][0]["scores"]["score"])
+        assert page.run(WIDE) == [] and page.run(FAINT) == [] and page.console == []

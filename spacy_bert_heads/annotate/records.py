@@ -89,18 +89,14 @@ def chosen_of(doc: Doc) -> list[dict[str, Any]]:
     rows = []
     choices, found = copy_of_list("choices", doc), copy_of_list("chosen", doc)
     for choice, entry in zip(choices, found, strict=False):
-        options, answer = choice["options"], entry["answer"] if entry else None
-        scores = [_round(score) for score in entry["scores"]] if entry else None
-        rows.append(
-            {
-                "question": choice.get("question") or "",
-                "options": options,
-                "answer": answer,
-                "text": None if answer is None else options[answer],
-                "score": scores[answer] if scores else None,
-                "scores": scores,
-            }
-        )
+        options = choice["options"]
+        row = {"question": choice.get("question") or "", "options": options}
+        row |= dict.fromkeys(("answer", "text", "score", "scores"))
+        if entry:
+            answer, scores = entry["answer"], [_round(score) for score in entry["scores"]]
+            row |= {"answer": answer, "text": options[answer], "scores": scores}
+            row["score"] = scores[answer]
+        rows.append(row)
     return rows
 
 
