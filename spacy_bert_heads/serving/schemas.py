@@ -18,7 +18,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    question: str = ""
+    question: Annotated[str, StringConstraints(pattern=r"^$|\S")] = ""
     options: Annotated[list[Asked], Field(min_length=2)]
 
 
