@@ -1,9 +1,12 @@
 """Similarities, choices, numbers and tags on the page of an evaluation."""
 
 import pytest
+import spacy
 from all_kinds import OTHERS, TEXT, build, make_examples
 from browser import look
+from test_report import report
 
+from spacy_bert_heads.heads.find import register_extensions
 from spacy_bert_heads.pages.results import Measured, Result, Tag, make_result, tasks_of
 from spacy_bert_heads.pages.write import render_page, sum_up
 
@@ -55,3 +58,14 @@ def test_the_page_shows_them(result, tmp_path):
     for frame in seen:
         assert frame["wide"] == [] and frame["scrollWidth"] <= frame["width"]
         assert frame["filtered"]["tags"] == 1 and frame["filtered"]["numbers"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.W036.")  # no entities are annotated
+def test_the_report_has_baselines_for_choices_and_tags():
+    nlp = spacy.blank("xx")
+    register_extensions()
+    known = make_examples(nlp)
+    (guessed,) = report.guess(known, make_examples(nlp))
+    result = make_result(nlp, guessed, ["choices", "tags"])
+    assert [report.count(result, task) for task in ("choices", "tags")] == [(1, 2), (3, 5)]
+    assert {"choices", "tags"} <= report.MEASURES.keys()
