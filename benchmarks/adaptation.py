@@ -48,6 +48,7 @@ from jobs import (
     Job,
     draw_spread,
     finetune,
+    make_random,
     print_head,
     print_row,
     read_log,
@@ -353,15 +354,6 @@ def compare(task: str, bench: Bench) -> dict[str, Any]:
             epochs=COMPARED[task],
         )
     return result
-
-
-def make_random(encoder: str, folder: Path) -> None:
-    """An encoder of the same shape, with the same tokenizer, that has learned nothing."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    torch.manual_seed(0)
-    AutoModel.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
 
 
 # --- tables and plots

@@ -183,6 +183,15 @@ def finetune(
     }
 
 
+def make_random(encoder: str, folder: Path, *, seed: int = 0) -> None:
+    """An encoder of the same shape, with the same tokenizer, that has learned nothing."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    torch.manual_seed(seed)
+    AutoModel.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The reports of a training."""
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]

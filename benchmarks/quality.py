@@ -36,12 +36,17 @@ HEADS = {
     "copa": "choice",
     "xquad": "qa",
     "policyqa": "qa",
+    "splice": "textcat",
+    "promoters": "textcat",
+    "deeploc": "textcat",
 }
+SEQUENCES = ("splice", "promoters", "deeploc")  # in the words that sequences.py writes
 # Tasks that no plain loop has; and how `convert` reads one whose columns have no names.
 MORE_FILES = {
     "stsb": ("glue_small/STS-B", "train.tsv", "dev.tsv", "dev.tsv"),
     "codah": ("choice_codah/cv_split/fold_0", "train.tsv", "dev.tsv", "test.tsv"),
     "copa": ("choice_copa", "dev.jsonl", "dev.jsonl", "test.jsonl"),
+    **{task: (task, "train.tsv", "test.tsv", "test.tsv") for task in SEQUENCES},
 }
 OPTIONS: dict[str, dict] = {
     "codah": {"text_column": "2", "option_columns": ("3", "4", "5", "6"), "label_column": "7"}

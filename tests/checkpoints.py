@@ -48,13 +48,17 @@ MORE_FAMILIES = {
     "deberta": "bytes",
     "ernie": "wordpiece",
     "eurobert": "bytes",
+    "gte": "unigram",
+    "jina_embeddings_v3": "unigram",
     "longformer": "bytes",
     "megatron-bert": "wordpiece",
     "mobilebert": "wordpiece",
+    "nomic_bert": "wordpiece",
     "rembert": "unigram",
     "roberta-prelayernorm": "bytes",
     "roformer": "wordpiece",
     "splinter": "wordpiece",
+    "ultrabert": "bytes",
     "xlm-roberta-xl": "unigram",
 }
 

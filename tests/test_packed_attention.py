@@ -17,7 +17,7 @@ from spacy_bert_heads.encoder.attention import Dropout, attend_and_drop, fast_dr
 from spacy_bert_heads.encoder.buckets import BucketedBatch, common_size, group_buckets
 from spacy_bert_heads.encoder.encoder import (
     PACKED,
-    PACKED_LOCAL,
+    PACKED_LONG,
     attention_interface,
     warn_unknown,
 )
@@ -106,9 +106,7 @@ def test_which_families_are_packed(tmp_path):
         for family in FAMILIES
     }
     always = {"bert", "roberta", "xlm-roberta", "albert", "camembert"}
-    assert (
-        always <= {family for family, packs in found.items() if packs} <= {*PACKED, *PACKED_LOCAL}
-    )
+    assert always <= {family for family, packs in found.items() if packs} <= {*PACKED, *PACKED_LONG}
 
 
 def test_gradients_are_those_of_the_sequences(tmp_path):

@@ -222,6 +222,15 @@ def annotation_schema(columns: Columns) -> Any:
                 + [("alternatives", pa.list_(pa.struct(span)))]
             )
         ),
+        "similarities": lambda: pa.list_(
+            pa.struct([("other", text), ("scores", by_label("similarities", pa.float64()))])
+        ),
+        "chosen": lambda: pa.list_(
+            pa.struct(
+                [("question", text), ("options", pa.list_(text)), ("answer", place), ("text", text)]
+                + [("score", number), ("scores", pa.list_(number))]
+            )
+        ),
         "numbers": lambda: by_label("numbers", pa.float64()),
         "review": pa.bool_,
         "tags": lambda: pa.list_(

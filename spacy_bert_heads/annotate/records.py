@@ -73,6 +73,34 @@ def answers_of(doc: Doc) -> list[dict[str, Any]]:
     return rows
 
 
+def similarities_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give the numbers for each text that the Doc is compared with, by label; None where it was too
+    long."""
+    rows = []
+    others, found = copy_of_list("others", doc), copy_of_list("similarities", doc)
+    for text, numbers in zip(others, found, strict=False):
+        scores = numbers and {label: _round(value) for label, value in numbers.items()}
+        rows.append({"other": text, "scores": scores})
+    return rows
+
+
+def chosen_of(doc: Doc) -> list[dict[str, Any]]:
+    """Give what is chosen of each choice: the option's number from 0, its text and its probability,
+    and the probabilities of all options. All of these are None where an option was too long."""
+    rows = []
+    choices, found = copy_of_list("choices", doc), copy_of_list("chosen", doc)
+    for choice, entry in zip(choices, found, strict=False):
+        options = choice["options"]
+        row = {"question": choice.get("question") or "", "options": options}
+        row |= dict.fromkeys(("answer", "text", "score", "scores"))
+        if entry:
+            answer, scores = entry["answer"], [_round(score) for score in entry["scores"]]
+            row |= {"answer": answer, "text": options[answer], "scores": scores}
+            row["score"] = scores[answer]
+        rows.append(row)
+    return rows
+
+
 def _place(answer: Mapping[str, Any] | None) -> dict[str, Any]:
     if not answer:
         return dict.fromkeys(("text", "start", "end", "score"))
@@ -121,6 +149,8 @@ KINDS = {
     "categories": Kind(("doc.cats",), categories_of, has_labels=True),
     "verdicts": Kind(("doc._.nli",), verdicts_of, has_labels=True),
     "answers": Kind(("doc._.answers",), answers_of),
+    "similarities": Kind(("doc._.similarities",), similarities_of, has_labels=True),
+    "chosen": Kind(("doc._.chosen",), chosen_of),
     "numbers": Kind(("doc._.regression",), numbers_of, has_labels=True),
     "tags": Kind(("token.tag", "token.pos"), tags_of),
     "review": Kind((), needs_review),

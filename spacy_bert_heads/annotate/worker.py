@@ -22,8 +22,7 @@ from spacy.util import import_file
 from ..data.records import is_utf8
 from ..evaluate import load_pipeline
 from ..files import naming, replace_file
-from ..heads.find import pair_names, register_extensions
-from ..text.doc_data import check_texts
+from ..heads.find import check_asked, pair_names, register_extensions
 from ..text.user_data import set_value
 from .claims import Claim, Range
 from .outputs import WRITERS, Row, Writer
@@ -262,9 +261,9 @@ def kind_of(error: str) -> str:
     return error.partition(":")[0]
 
 
-def read_asked(value: Any, name: str) -> list[str]:
-    """Read what a row asks: a list of texts, or of objects with one, as `convert` reads them.
-    Raises Unfit if it is anything else."""
+def read_asked(value: Any, name: str) -> list[Any]:
+    """Read what a row asks: a list of texts, or of objects with one, as `convert` reads them, or of
+    choices. Raises Unfit if it is anything else."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -274,7 +273,7 @@ def read_asked(value: Any, name: str) -> list[str]:
             for one in value
         ]
     try:
-        return check_texts(value, f"the column '{name}'")
+        return check_asked(name, value, f"the column '{name}'")
     except ValueError as error:
         raise Unfit(f"wrong {name}: {error}") from None
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .buckets import BucketedBatch, round_up
+from .local import KEYS, Blocks, pays
 
 NAME = "spacy_bert_heads"  # in the configuration of a model
-KEYS = 16  # that a processor with AVX-512 takes at once
 
 
 class PackedAttention:
@@ -27,7 +27,7 @@ class PackedAttention:
     def __init__(self, layout: BucketedBatch) -> None:
         self.layout = layout
         self.num_calls = 0
-        self._bands: dict[int, list[torch.Tensor]] = {}
+        self._local: dict[int, list[torch.Tensor | Blocks]] = {}
         # A processor takes what is left of a vector of keys one by one, which takes longer than
         # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
         is_cpu = layout.input_ids.device.type == "cpu"
@@ -55,9 +55,13 @@ class PackedAttention:
         sliding_window: int | None = None,
     ) -> torch.Tensor:
         """Attend. `query`, `key` and `value` are (1, num_heads, num_positions, head_size), where
-        there may be more positions than the buckets have. The rest is as in `attend`.
+        there may be more positions than the buckets have, and fewer heads of keys and values, each
+        for as many queries' heads (Ainslie et al. 2023). The rest is as in `attend`.
         """
         self.num_calls += 1
+        shared = query.shape[1] // key.shape[1]
+        if shared > 1:
+            key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
         q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
         return self.attend(q, k, v, dropout=dropout, scale=scale, sliding_window=sliding_window)
 
@@ -88,13 +92,17 @@ class PackedAttention:
         room = len(queries)  # positions behind a bucket
         found = []
         parts = zip(*(states.split(sizes) for states in (queries, keys, values)), strict=True)
-        masks = self._masks if sliding_window is None else self._band(sliding_window)
+        masks = self._masks if sliding_window is None else self._local_masks(sliding_window)
         drops = dropout > 0 and queries.device.type == "cpu"
         attend = attend_and_drop if drops else F.scaled_dot_product_attention
         for shape, width, mask, (q, k, v) in zip(
             self.layout.shapes, self._widths, masks, parts, strict=False
         ):
             room -= len(q)
+            if isinstance(mask, Blocks):
+                q, k, v = (one.unflatten(0, shape) for one in (q, k, v))
+                found.append(mask.attend(q, k, v, attend, dropout, scale).flatten(0, 1))
+                continue
             q = q.unflatten(0, shape).transpose(1, 2)
             k, v = (widen(states, shape, width, room).transpose(1, 2) for states in (k, v))
             out = attend(q, k, v, mask, dropout, scale=scale)
@@ -129,20 +137,25 @@ class PackedAttention:
         out = load_varlen()(*packed, cu_seqlens, cu_seqlens, longest, longest)
         return torch.zeros_like(query).index_copy_(0, places, out)
 
-    def _band(self, sliding_window: int) -> list[torch.Tensor]:
-        """The masks of local attention, for each bucket (…, length, width)."""
-        if sliding_window not in self._bands:
+    def _local_masks(self, sliding_window: int) -> list[torch.Tensor | Blocks]:
+        """Which positions see which in local attention, for each bucket: a band (…, length, width),
+        or blocks if its sequences are long."""
+        if sliding_window not in self._local:
             device = self.layout.input_ids.device
-            bands = []
-            for (_, length), width, mask in zip(
-                self.layout.shapes, self._widths, self._masks, strict=True
+            found: list[torch.Tensor | Blocks] = []
+            present = self.layout.split(self.layout.mask)
+            for (_, length), width, mask, real in zip(
+                self.layout.shapes, self._widths, self._masks, present, strict=True
             ):
+                if pays(length, sliding_window - 1):
+                    found.append(Blocks(real, sliding_window - 1))
+                    continue
                 at = torch.arange(length, device=device)[:, None]
                 to = torch.arange(width, device=device)
                 band = ((at - to).abs() < sliding_window) & (to < length)
-                bands.append(band if mask is None else band & mask)
-            self._bands[sliding_window] = bands
-        return self._bands[sliding_window]
+                found.append(band if mask is None else band & mask)
+            self._local[sliding_window] = found
+        return self._local[sliding_window]
 
 
 def uses_varlen(query: torch.Tensor) -> bool:

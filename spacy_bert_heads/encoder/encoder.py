@@ -34,8 +34,9 @@ from .hidden_states import HiddenStates
 # Families in which wordpieces of different positions meet in attention alone, and attention is that
 # of torch. Not MPNet and DeBERTa, whose attention depends on distances that it computes itself.
 PACKED = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
-# With transformers 5, which says how far a layer sees.
-PACKED_LOCAL = ("modernbert",)
+# With transformers 5, which calls their attention through its interface and says how far a layer
+# sees.
+PACKED_LONG = ("eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "ultrabert")
 
 
 class Encoder(nn.Module):
@@ -213,10 +214,16 @@ class Encoder(nn.Module):
             types = F.pad(layout.token_type_ids, (0, beyond))[None]
             uses_types = checkpoint.uses_token_types
             inputs["token_type_ids"] = types if uses_types else torch.zeros_like(input_ids)
-        if self.interface == "function mode" and not self.is_fused:
+        if self.is_fused:  # by layers of ours
+            return inputs
+        if self.interface == "function mode":
             # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at
             # one.
             inputs["attention_mask"] = torch.ones_like(input_ids)
+        else:
+            # Without any, transformers 5 would make one of num_positions² for local attention. One
+            # of four dimensions is taken as it is, and ours is not looked at.
+            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         return inputs
 
     def num_padding(self, num_rows: int) -> int:
@@ -252,9 +259,9 @@ def can_pack(checkpoint: Checkpoint) -> bool:
     """Whether buckets of this checkpoint can be run as one long sequence: where a wordpiece is
     matters to nothing but position ids, which can be given, and attention."""
     config = checkpoint.config
-    is_local = checkpoint.family in PACKED_LOCAL and attention_interface() == "registered"
+    is_long = checkpoint.family in PACKED_LONG and attention_interface() == "registered"
     return (
-        (checkpoint.family in PACKED or is_local)
+        (checkpoint.family in PACKED or is_long)
         and checkpoint.takes("position_ids")
         and config._attn_implementation in ("sdpa", NAME)
         and getattr(config, "position_embedding_type", "absolute") == "absolute"

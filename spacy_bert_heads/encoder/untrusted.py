@@ -40,16 +40,20 @@ FAMILIES = (
     "electra",
     "ernie",
     "eurobert",
+    "gte",
+    "jina_embeddings_v3",
     "longformer",
     "megatron-bert",
     "mobilebert",
     "modernbert",
     "mpnet",
+    "nomic_bert",
     "rembert",
     "roberta",
     "roberta-prelayernorm",
     "roformer",
     "splinter",
+    "ultrabert",
     "xlm-roberta",
     "xlm-roberta-xl",
 )
@@ -64,9 +68,9 @@ _MORE_SETTINGS = {
     # DeBERTa reads these with a default (transformers, modeling_deberta_v2.py)
     *("attention_head_size", "cls_dropout", "conv_act", "conv_groups", "conv_kernel_size"),
     *("embedding_size", "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head"),
-    # ModernBERT and EuroBERT under their names of transformers 4
+    # ModernBERT and EuroBERT under their names of transformers 4, UltraBERT under its first ones
     *("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"),
-    "rope_theta",
+    *("attention_windows", "rope_theta"),
 }
 # Parameters of configuration classes that are about running a model, not about what it is.
 _NO_SETTINGS = {

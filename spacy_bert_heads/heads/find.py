@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from spacy.tokens import Doc
 from spacy.util import registry
@@ -33,16 +34,25 @@ def head_classes() -> dict[str, type[BertHead]]:
 
 def pair_names() -> dict[str, str]:
     """Name what heads that read pairs find in `doc._`: the inputs, with the output of each."""
-    return {cls.input_name: cls.output_name for cls in head_classes().values() if cls.input_name}
+    return {name: cls.output_name for name, cls in _pair_readers().items()}
+
+
+def check_asked(name: str, asked: Any, where: str) -> list[Any]:
+    """Make sure of what is asked under one of the `pair_names`, as the head that reads it does.
+    Raises ValueError if it is anything else; `where` is what to call it then."""
+    return _pair_readers()[name].check_asked(asked, where)
+
+
+def _pair_readers() -> dict[str, Any]:
+    return {cls.input_name: cls for cls in head_classes().values() if cls.input_name}
 
 
 def second_texts(doc: Doc) -> list[str]:
     """List the second texts that heads read beside a Doc. Raises ValueError if something can't be
     asked."""
-    readers = {cls.input_name: cls for cls in head_classes().values() if cls.input_name}
     return [
         text
-        for name, cls in readers.items()
+        for name, cls in _pair_readers().items()
         for one in inputs_of(doc, name, [], cls.check_asked)
         for text in cls.texts_of(one)
     ]

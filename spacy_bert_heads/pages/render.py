@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .results import Answer, Category, Entity, Judged, Result
+from .results import MEASURED, Answer, Category, Entity, Judged, Measured, Result, Tag
 from .style import COLOURS
 
 LONG_TEXT = 3000  # characters above which a text gets a box of its own to scroll in
@@ -53,6 +53,14 @@ def render_result(result: Result, colours: dict[str, str], lang: str, heading: s
     if result.answers:
         answers = (render_answer(answer, result.text, lang) for answer in result.answers)
         parts.append(fold("Answers to questions", "answers", result, answers, heading))
+    if result.similarities:
+        similarities = map(render_numbers, result.similarities)
+        parts.append(fold("Similarities", "similarities", result, similarities, heading))
+    if result.numbers:
+        parts.append(f"<{heading}>Numbers</{heading}>{cards(map(render_numbers, result.numbers))}")
+    if result.tags:
+        tags = [render_tags(result.tags, lang)]
+        parts.append(fold("Tags", "tags", result, tags, heading, is_open=False))
     return "\n".join(parts)
 
 
@@ -63,21 +71,31 @@ def render_name(number: int, result: Result) -> str:
 
 
 def fold(
-    title: str, task: str, result: Result, contents: Iterable[str], heading: str = "h3"
+    title: str,
+    task: str,
+    result: Result,
+    contents: Iterable[str],
+    heading: str = "h3",
+    *,
+    is_open: bool = True,
 ) -> str:
-    """Put cards behind a line that opens, if there are many; the filter opens those of a task."""
+    """Put cards behind a line that opens, if there are many, or if not `is_open`; the filter opens
+    those of a task."""
     shown = [*contents]
     judged = [one.is_right for one in getattr(result, task) if one.is_right is not None]
     note = f"{judged.count(True)} of {len(judged)} right" if judged else f"{len(shown)}"
-    is_open = " open" if len(shown) <= MANY_CARDS else ""
+    opened = " open" if is_open and len(shown) <= MANY_CARDS else ""
     return (
-        f'<details data-task="{task}"{is_open}><summary><{heading}>{title}</{heading}> '
+        f'<details data-task="{task}"{opened}><summary><{heading}>{title}</{heading}> '
         f'<span class="muted">{note}</span></summary>{cards(shown)}</details>'
     )
 
 
 def badge(task: str, errors: int | None) -> str:
-    """Make a Doc's badge for a task; `errors` is None where nothing is annotated."""
+    """Make a Doc's badge for a task; `errors` is None where nothing is annotated. Of numbers there
+    is none."""
+    if task in MEASURED:
+        return ""
     if errors is None:
         return f'<span class="badge">{task}: no gold annotation</span>'
     if not errors:
@@ -185,6 +203,38 @@ def judgement(is_right: bool | None) -> str:
         return '<span class="badge">no gold annotation</span>'
     word = "✓ right" if is_right else "✗ wrong"
     return f'<span class="badge {"right" if is_right else "wrong"}">{word}</span>'
+
+
+# --- numbers and tags
+
+
+def render_numbers(measured: Measured) -> str:
+    """Make a card of numbers, beside gold ones where there are some."""
+    title = f"<p>{escape(measured.title)}</p>" if measured.title else ""
+    if measured.found is None:
+        return (
+            f'<div class="card">{title}<p class="muted">too long for a window, left out</p></div>'
+        )
+    rows = "".join(
+        f"<dt>{escape(label)}</dt><dd>{value:.3g}"
+        + (f" <small>gold {measured.gold[label]:.3g}</small>" if label in measured.gold else "")
+        + "</dd>"
+        for label, value in measured.found.items()
+    )
+    return f'<div class="card">{title}<dl class="answer">{rows}</dl></div>'
+
+
+def render_tags(tags: Sequence[Tag], lang: str) -> str:
+    """Show tokens with their tags, and the gold tag where it is another one."""
+    parts = []
+    for tag in tags:
+        gold = f" <em>✗ gold {escape(tag.gold)}</em>" if tag.is_right is False else ""
+        kind = ' class="wrong"' if gold else ""
+        parts.append(
+            f'<mark{kind}>{escape(tag.text)}<span class="tag"><b>{escape(tag.found or "–")}</b>'
+            f"{gold}</span></mark>"
+        )
+    return text_block(" ".join(parts), len(parts) * 8, lang, "Tags")
 
 
 # --- answers

@@ -13,7 +13,7 @@ from spacy.training import Example
 from ..heads.answers import accepted, compare_answers
 from ..heads.pair_head import key_of_asked
 from ..text.doc_data import get_ent_score
-from ..text.user_data import get_list
+from ..text.user_data import copy_of_dict, get_list
 
 # Each task, and what a component that has it assigns.
 TASKS = {
@@ -22,7 +22,11 @@ TASKS = {
     "verdicts": "doc._.nli",
     "choices": "doc._.chosen",
     "answers": "doc._.answers",
+    "similarities": "doc._.similarities",
+    "numbers": "doc._.regression",
+    "tags": "token.tag",
 }
+MEASURED = ("similarities", "numbers")  # are near or far, not right or wrong
 
 
 class Entity(NamedTuple):
@@ -65,6 +69,31 @@ class Answer(NamedTuple):
     f1: float
 
 
+class Measured(NamedTuple):
+    """Numbers by label: those of a text, or of a text that it is compared with."""
+
+    title: str
+    found: dict[str, float] | None  # None where the text was too long
+    gold: dict[str, float]  # those that are annotated
+
+    is_right: None = None
+
+    @property
+    def errors(self) -> list[float]:
+        """By how much each number that is annotated is missed."""
+        found = self.found or {}
+        return [abs(found[label] - value) for label, value in self.gold.items() if label in found]
+
+
+class Tag(NamedTuple):
+    """A token with its tag, or its part of speech."""
+
+    text: str
+    found: str
+    gold: str  # "" where it is not annotated
+    is_right: bool | None
+
+
 @dataclass
 class Result:
     """All of one Doc. A task that the pipeline doesn't have is not in it."""
@@ -77,13 +106,21 @@ class Result:
     verdicts: list[Judged] = field(default_factory=list)
     choices: list[Judged] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    similarities: list[Measured] = field(default_factory=list)
+    numbers: list[Measured] = field(default_factory=list)
+    tags: list[Tag] = field(default_factory=list)
 
     def given(self, task: str) -> list[Any]:
-        """List what is predicted in a task, by which results are told apart: no probabilities."""
+        """List what is predicted in a task, by which results are told apart: no probabilities, and
+        no numbers, which are never quite the same."""
         if task == "entities":
             return [(entity.start, entity.end, entity.label) for entity in self.entities or ()]
         if task == "answers":
             return [(answer.question, answer.text) for answer in self.answers]
+        if task == "tags":
+            return [(tag.text, tag.found) for tag in self.tags]
+        if task in MEASURED:
+            return []
         judged = getattr(self, task)
         labels = [[one.label for one in group.categories if one.is_given] for group in judged]
         if task == "categories":  # whichever component gives them
@@ -130,7 +167,31 @@ def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Resu
             compare_answer(text, true, found, gold.lang_)
             for text, true, found in match(gold, predicted, "questions", "answers")
         ]
+    if "similarities" in tasks:
+        result.similarities = [
+            Measured(text, found, true or {})
+            for text, true, found in match(gold, predicted, "others", "similarities")
+        ]
+    if "numbers" in tasks:
+        true, found = copy_of_dict("regression", gold), copy_of_dict("regression", predicted)
+        result.numbers = [Measured("", found, true)] if found else []
+    if "tags" in tasks:
+        result.tags = compare_tags(gold, predicted)
     return result
+
+
+def compare_tags(gold: Doc, predicted: Doc) -> list[Tag]:
+    """Give the tags, or where there are none the parts of speech, of all tokens but white space. A
+    token that gold doesn't have is not annotated."""
+    attribute = "tag_" if predicted.has_annotation("TAG") else "pos_"
+    true = {(token.idx, len(token)): getattr(token, attribute) for token in gold}
+    tags = []
+    for token in predicted:
+        if not token.is_space:
+            found = getattr(token, attribute)
+            right = true.get((token.idx, len(token)), "")
+            tags.append(Tag(token.text, found, right, found == right if right else None))
+    return tags
 
 
 def compare_entities(gold: Doc, predicted: Doc) -> tuple[list[Entity] | None, list[Entity]]:

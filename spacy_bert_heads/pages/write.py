@@ -14,7 +14,7 @@ from ..files import mark_folder, replace_file
 from ..html import make_page
 from .confusion import render_confusions
 from .render import colour_labels, render_doc
-from .results import Result, make_result, tasks_of
+from .results import MEASURED, Result, make_result, tasks_of
 from .style import SCRIPT, STYLE
 
 
@@ -100,6 +100,11 @@ def sum_up(results: Sequence[Result], task: str) -> str:
             return "no gold annotation"
         wrong = found.count(False)
         return f"{gold.count(True):,} of {len(gold):,} found, {wrong:,} more are wrong"
+    if task in MEASURED:
+        missed = [x for result in results for one in getattr(result, task) for x in one.errors]
+        if not missed:
+            return "no gold annotation"
+        return f"{sum(missed) / len(missed):.3g} off on average, {len(missed):,} annotated"
     judged = [one.is_right for result in results for one in getattr(result, task)]
     judged = [one for one in judged if one is not None]
     if not judged:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
-from typing import Any
+from itertools import chain, compress
+from typing import Any, TypeVar
 
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.util import logger
 
 from ..annotate.records import DIGITS, Columns
+from ..heads.choice import BertChoice
 from ..heads.nli import BertNLI
 from ..heads.qa import BertQA
+from ..heads.similarity import BertSimilarity
 from ..text.pairs import TextTooLong
 from ..text.user_data import set_value
 
 BYTES_PER_WORDPIECE = 4  # of UTF-8: 4.3 in English, 3 in Chinese
+Head = TypeVar("Head")
 FAILED = "This text could not be annotated. The server's log says where that failed."
 
 
@@ -31,11 +34,15 @@ class Query:
     hypotheses: Sequence[str] = ()
     categories: Mapping[str, str] = field(default_factory=dict)  # each with its hypothesis
     softmax: str | None = None  # of the categories, see `make_bert_nli`; None is the pipeline's
+    others: Sequence[str] = ()  # to compare the text with
+    choices: Sequence[dict[str, Any]] = ()  # each with "options" and a "question", which may be ""
 
     @property
     def second_texts(self) -> list[str]:
         """All that is read beside the text."""
-        return [*self.questions, *self.hypotheses, *self.categories.values()]
+        options = (text for choice in self.choices for text in BertChoice.texts_of(choice))
+        texts = (self.questions, self.hypotheses, self.categories.values(), self.others, options)
+        return list(chain.from_iterable(texts))
 
     @property
     def cost(self) -> int:
@@ -58,9 +65,11 @@ class Annotator:
     def __init__(self, nlp: Language) -> None:
         self.nlp = nlp
         self.columns = Columns.of(nlp)
-        heads = [component for _, component in nlp.pipeline]
-        self.nli = next((head for head in heads if isinstance(head, BertNLI)), None)
-        self.qa = next((head for head in heads if isinstance(head, BertQA)), None)
+        self.nli, self.qa = self._find(BertNLI), self._find(BertQA)
+        self.similarity = self._find(BertSimilarity)
+
+    def _find(self, head: type[Head]) -> Head | None:
+        return next((one for _, one in self.nlp.pipeline if isinstance(one, head)), None)
 
     @property
     def answers_questions(self) -> bool:
@@ -71,6 +80,16 @@ class Annotator:
     def judges_hypotheses(self) -> bool:
         """Whether hypotheses can be asked."""
         return self.nli is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether other texts can be compared with a text."""
+        return self.similarity is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there can be options to choose from."""
+        return self._find(BertChoice) is not None
 
     @property
     def classifies(self) -> bool:
@@ -94,7 +113,8 @@ class Annotator:
         """Add to a query what the pipeline asks of texts that bring nothing, so that it counts."""
         questions = query.questions or (self.qa.texts if self.qa else ())
         hypotheses = query.hypotheses or (self.nli.texts if self.nli else ())
-        return replace(query, questions=questions, hypotheses=hypotheses)
+        others = query.others or (self.similarity.texts if self.similarity else ())
+        return replace(query, questions=questions, hypotheses=hypotheses, others=others)
 
     def annotate(self, queries: Sequence[Query]) -> list[Record]:
         """Answer queries: a record for each, or {"error": …} for one that fails. Where a batch
@@ -119,9 +139,9 @@ class Annotator:
 
     def _make_doc(self, query: Query) -> Doc:
         doc = self.nlp.make_doc(query.text)
-        for name in ("questions", "hypotheses"):
-            if texts := getattr(query, name):
-                set_value(name, doc, list(texts))
+        for name in ("questions", "hypotheses", "others", "choices"):
+            if asked := getattr(query, name):
+                set_value(name, doc, list(asked))
         return doc
 
     def _add_categories(

@@ -151,8 +151,8 @@ class Desk:
         if num_pairs > limits.max_pairs:
             raise Rejected(
                 413,
-                f"{num_pairs} pairs of a text with a question, hypothesis or category, of at most "
-                f"{limits.max_pairs}. Split the request.",
+                f"{num_pairs} pairs of a text with a question, hypothesis or whatever else is "
+                f"asked, of at most {limits.max_pairs}. Split the request.",
             )
         if not all(is_utf8(text) for query in queries for text in query.second_texts):
             raise Rejected(422, NOT_UNICODE)
@@ -160,6 +160,8 @@ class Desk:
             ("questions", annotator.answers_questions, "bert_qa"),
             ("hypotheses", annotator.judges_hypotheses, "bert_nli"),
             ("categories", annotator.classifies, 'bert_nli with a label "entailment"'),
+            ("others", annotator.compares, "bert_similarity"),
+            ("choices", annotator.chooses, "bert_choice"),
         ):
             if not is_known and any(getattr(query, name) for query in queries):
                 raise Rejected(422, f"The pipeline takes no {name}: it has no {head}.")

@@ -9,8 +9,10 @@ const ASKS = {
   questions: ["Questions", "Who …?", "Ask a question"],
   hypotheses: ["Hypotheses", "The text says that …", "Write a hypothesis that the text may entail"],
   categories: ["Categories of your own", "travel", "Name a category"],
+  others: ["Texts to compare with", "A sentence", "Write a text to compare with"],
+  options: ["Options to choose from", "She left", "Write an option; it takes two"],
 };
-const asked = { questions: [], hypotheses: [], categories: [] };
+const asked = Object.fromEntries(Object.keys(ASKS).map(kind => [kind, []]));
 const colours = {};
 const hidden = new Set(); // labels that are not shown
 let shown = null; // { text, record } of the latest answer
@@ -73,6 +75,8 @@ async function annotate() {
   const mine = (running = new AbortController());
   const body = { texts: [text] };
   for (const kind of Object.keys(asked)) if (asked[kind].length) body[kind] = asked[kind];
+  delete body.options;
+  if (asked.options.length > 1) body.choices = [{ options: asked.options }];
   if (body.categories) body.category_softmax = $("exclusive").checked ? "categories" : "contradiction";
   $("run").ariaBusy = "true";
   $("status").textContent = "Reading …";
@@ -194,6 +198,12 @@ function bars(scores, best) {
   return left > 0 ? [list, make("p", { className: "muted" }, `${left} more, less probable`)] : [list];
 }
 
+function numbers(values) {
+  const rows = Object.entries(values).map(([label, value]) =>
+    make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, String(value))));
+  return make("table", {}, make("tbody", {}, ...rows));
+}
+
 function card(title, ...children) {
   return make("section", { className: "card" }, make("h2", {}, title), ...children);
 }
@@ -236,11 +246,15 @@ function renderCards() {
     cards.push(card("Hypotheses", ...record.verdicts.map(one => make("div", {},
       make("p", {}, one.hypothesis),
       ...(one.scores ? bars(one.scores, one.label) : [make("p", { className: "muted" }, "too long")])))));
-  if (record.numbers && Object.keys(record.numbers).length) {
-    const rows = Object.entries(record.numbers).map(([label, value]) =>
-      make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, String(value))));
-    cards.push(card("Numbers", make("table", {}, make("tbody", {}, ...rows))));
-  }
+  if (record.chosen?.length)
+    cards.push(card("Choices", ...record.chosen.map(one => make("div", {},
+      ...(one.question ? [make("p", {}, one.question)] : []),
+      ...(one.scores ? bars(Object.fromEntries(one.options.map((text, i) => [text, one.scores[i]])), one.text)
+        : [make("p", { className: "muted" }, "too long")])))));
+  if (record.similarities?.length)
+    cards.push(card("Similarities", ...record.similarities.map(one => make("div", {},
+      make("p", {}, one.other), one.scores ? numbers(one.scores) : make("p", { className: "muted" }, "too long")))));
+  if (record.numbers && Object.keys(record.numbers).length) cards.push(card("Numbers", numbers(record.numbers)));
   if (record.tags?.length) {
     const chars = [...shown.text];
     const rows = record.tags.map(one => make("tr", {},

@@ -26,6 +26,8 @@ def render_page(annotator: Annotator, *, name: str, lang: str, limits: Limits) -
             "questions": annotator.answers_questions,
             "hypotheses": annotator.judges_hypotheses,
             "categories": annotator.classifies,
+            "others": annotator.compares,
+            "options": annotator.chooses,
         },
     }
     values = {

@@ -13,6 +13,15 @@ Asked = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Softmax = Literal["labels", "contradiction", "categories"]
 
 
+class Choice(BaseModel):
+    """Options, of which one is chosen, and perhaps a question that they answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: Annotated[str, StringConstraints(pattern=r"^$|\S")] = ""
+    options: Annotated[list[Asked], Field(min_length=2)]
+
+
 class AnnotateRequest(BaseModel):
     """Texts, and what is asked of each of them."""
 
@@ -33,12 +42,16 @@ class AnnotateRequest(BaseModel):
         "contradiction, or all categories, so that they add up to 1",
     )
 
+    others: list[Asked] = Field([], description="Texts to compare with the text")
+    choices: list[Choice] = Field([], description="Of each, one option is chosen")
+
     def queries(self) -> list[Query]:
         """Make a query of each text."""
         texts = [self.texts] if isinstance(self.texts, str) else self.texts
         categories = make_hypotheses(self.categories, self.hypothesis_template)
-        asked = (self.questions, self.hypotheses, categories, self.category_softmax)
-        return [Query(text, *asked) for text in texts]
+        asked = (self.questions, self.hypotheses, categories, self.category_softmax, self.others)
+        choices = [choice.model_dump() for choice in self.choices]
+        return [Query(text, *asked, choices) for text in texts]
 
 
 def make_hypotheses(categories: list[str] | dict[str, str], template: str) -> dict[str, str]:
@@ -65,6 +78,15 @@ class Answer(Span):
     alternatives: list[Span]
 
 
+class Chosen(BaseModel):
+    question: str
+    options: list[str]
+    answer: int | None = Field(description="The number of the option, from 0")
+    text: str | None
+    score: Probability
+    scores: list[float] | None = Field(description="The probability of each option")
+
+
 class Error(BaseModel):
     """What went wrong, and what to do."""
 
@@ -84,11 +106,15 @@ def make_response(annotator: Annotator) -> type[BaseModel]:
         "score": Probability,
         "scores": by_label(verdict_label) | None,
     }
+    numbers = by_label(one_of(annotator.labels("similarities")))
+    similarity = {"other": str, "scores": numbers | None}
     kinds: dict[str, Any] = {
         "entities": list_of(make_model("Entity", {"label": label}, base=Span)),
         "categories": by_label(one_of(annotator.labels("categories"))),
         "verdicts": list_of(make_model("Verdict", verdict)),
         "answers": list[Answer],
+        "similarities": list_of(make_model("Similarity", similarity)),
+        "chosen": list[Chosen],
         "numbers": by_label(one_of(annotator.labels("numbers"))),
         "tags": list_of(make_model("Tag", tag)),
         "review": bool,
