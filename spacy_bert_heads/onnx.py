@@ -90,9 +90,7 @@ def replace_weights(folder: Path, checkpoint: Checkpoint, task: str) -> None:
     adds_types = checkpoint.takes("token_type_ids") and "token_type_ids" not in inputs
     traced = _Traced(model, list(inputs), list(outputs), adds_types=adds_types).eval()
     axes = ("batch_size", "num_choices", "sequence_length")
-    if task != "multiple-choice":
-        axes = ("batch_size", "sequence_length")
-    dynamic = dict.fromkeys(inputs, axes) | outputs
+    dynamic = dict.fromkeys(inputs, axes if task == "multiple-choice" else axes[::2]) | outputs
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what of them is true is found by the comparison
         torch.onnx.utils.export(
