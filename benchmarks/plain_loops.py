@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from spacy_bert_heads.encoder.shim import autocast_for
-
 FILES = {
     "wnut17": ("ner_wnut17", "train.conll", "dev.conll", "test.conll"),
     "ncbi": ("ner_ncbi_disease", "train.tsv", "devel.tsv", "test.tsv"),
@@ -65,7 +63,8 @@ def fit(model, items, encode, seed, epochs, rate, precision) -> None:
     model.eval()
 
 
-autocast = partial(autocast_for, device=torch.device("cpu"))
+def autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def batches(items: list) -> Iterator[list]:

@@ -66,10 +66,8 @@ def convert_task(data: Path, task: str, output: Path) -> None:
     output.mkdir()
     if task in FILES or task in MORE_FILES:
         folder, *files = (FILES | MORE_FILES)[task]
-        sources = {
-            part: data / folder / file
-            for part, file in zip(("train", "dev", "test"), files, strict=True)
-        }
+        paths = (data / folder / file for file in files)
+        sources = dict(zip(("train", "dev", "test"), paths, strict=True))
     else:
         parts = read_squad(data, task)
         sources = {part: output / f"{part}.json" for part in parts}

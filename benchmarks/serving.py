@@ -46,8 +46,6 @@ def main(
     for name in [name for name, pipe in nlp.pipeline if isinstance(pipe, BertPairHead)]:
         nlp.remove_pipe(name)
     texts = read_sentences()
-    words = np.mean([len(text.split()) for text in texts])
-    print(f"{len(texts)} sentences of {words:.1f} words")
     with tempfile.TemporaryDirectory() as folder:
         nlp.to_disk(folder)
         print(f"\n{'':14}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p95 ms':>9}")

@@ -70,7 +70,7 @@ def main(
     report = json.loads(out.read_bytes()) if out.exists() else {"machine": {}, "rows": []}
     report["machine"] = describe_machine(device, threads, cpu_time, rounds)
     pythons = dict(one.split("=", 1) for one in python or ())
-    chosen = tuple(contenders.split(",")) if contenders else ("",)
+    chosen = [f"{one}-" for one in contenders.split(",")] if contenders else [""]
     done = {row["task"] for row in report["rows"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -82,7 +82,9 @@ def main(
             if task == "joint":
                 ways = [["bert_ner"], ["bert_textcat"], ["bert_ner", "bert_textcat"]]
             processes = []
-            for name in (one for one in CONTENDERS[task] if one.startswith(chosen)):
+            for name in CONTENDERS[task]:
+                if not any(f"{name}-".startswith(one) for one in chosen):
+                    continue
                 system = next(one for one in START if name.startswith(one))
                 for heads in ways:
                     title = f"{name}, {' + '.join(heads)}" if task == "joint" else name

@@ -5,8 +5,9 @@ plots of those.
     python benchmarks/studies.py DATA ENCODER OUT --jobs "features-wnut17-*"
     python benchmarks/studies.py DATA ENCODER OUT --table
 
-A job whose file is in OUT is not run again. The number of threads is that of OMP_NUM_THREADS;
-estimates are for one core with AVX2, in fp32.
+A job whose file is in OUT is not run again. OUT has to be below the current folder, as kept hidden
+states must be. The number of threads is that of OMP_NUM_THREADS; estimates are for one core with
+AVX2, in fp32.
 
 quality-TASK-WAY-SEED
     The usual settings, by `spacy train` and by a plain Hugging Face loop; ours predicts the test

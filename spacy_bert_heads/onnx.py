@@ -74,9 +74,9 @@ def replace_weights(folder: Path, checkpoint: Checkpoint, task: str) -> None:
     `token_type_ids`, int64 (batch_size, sequence_length), with num_choices between the two for
     multiple choice. The outputs are named as those of the Hugging Face class.
 
-    The graph is traced, by torch's exporter for TorchScript: the newer one takes 5 seconds for a
-    model of two layers and this one 0.2, with equal results for every family here. A trace keeps
-    what depends on the shape of its example, so ONNX Runtime then runs the file on other shapes.
+    The graph is traced, by torch's exporter for TorchScript: its newer one takes 5 seconds for a
+    model of two layers, this one 0.2. A trace keeps what depends on the shape of its example, so
+    ONNX Runtime then runs the file on other shapes.
     Raises ValueError if a logit differs by more than 1e-3 from that of torch.
     """
     import transformers
