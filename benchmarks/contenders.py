@@ -28,7 +28,6 @@ LABELS = {
     "qa": [],
 }
 RATE, BATCH_SIZE = 5e-5, 32
-PACKAGES = ("torch", "transformers", "spacy", "spacy-transformers", "spacy-curated-transformers")
 # What is measured: `task`, `inputs`, `encoder`, `data`, `device`; the contender's name in two,
 # `system` and `variant`; the `heads` of ours; and `work`, the folder of our pipeline with all heads
 # and, by task, of the same heads for Hugging Face's classes.
@@ -254,6 +253,42 @@ def batches_by_length(lengths: Any) -> Iterator[list[int]]:
     yield batch
 
 
+# --- others
+
+
+def start_edsnlp(spec: Spec) -> Run:
+    """EDS-NLP's recognizer on the same encoder, its tags by a softmax over each word's."""
+    import edsnlp
+    from edsnlp.pipes import ner_crf, transformer
+    from spacy.tokens import Span
+
+    embedding = transformer(model=spec.encoder, window=WINDOW, stride=WINDOW - OVERLAP)
+    options = {"mode": "independent", "target_span_getter": ["ents"], "span_setter": ["ents"]}
+    nlp = edsnlp.blank("eds")
+    nlp.add_pipe(ner_crf(embedding=embedding, **options), name="ner")
+    doc = nlp.make_doc("a b c d e f")
+    doc.ents = [Span(doc, i, i + 1, label=label) for i, label in enumerate(LABELS["ner"])]
+    nlp.post_init([doc])
+    return nlp.pipe
+
+
+def start_gliner(spec: Spec) -> Run:
+    """GLiNER with its default head over the same encoder, asked for all labels."""
+    from gliner import GLiNER
+
+    model = GLiNER.from_config({"model_type": "gliner", "model_name": spec.encoder})
+    return lambda texts: model.inference(list(texts), LABELS["ner"], batch_size=16)
+
+
+def start_setfit(spec: Spec) -> Run:
+    """SetFit: the mean of the last layer, and a logistic regression."""
+    from setfit import SetFitModel
+
+    model = SetFitModel.from_pretrained(spec.encoder)
+    model.model_head.fit(model.encode(spec.inputs[:8]), LABELS["textcat"] * 4)
+    return lambda texts: model.predict(list(texts))
+
+
 # --- the process
 
 START: dict[str, Callable[[Spec], Run]] = {
@@ -263,6 +298,9 @@ START: dict[str, Callable[[Spec], Run]] = {
     "hf-pipeline": start_pipeline,
     "hf-trainer": start_trainer,
     "by-hand": start_by_hand,
+    "edsnlp": start_edsnlp,
+    "gliner": start_gliner,
+    "setfit": start_setfit,
 }
 
 
@@ -298,7 +336,8 @@ def serve(
     items = json.loads(Path(inputs).read_text(encoding="utf8"))
     run = START[spec["system"]](Spec(inputs=items, device=device, **spec))
     list(run(items[:warm_up]))
-    reply: dict[str, Any] = {d.name: d.version for d in distributions() if d.name in PACKAGES}
+    names = {"torch", "transformers", "spacy", spec["system"]}
+    reply: dict[str, Any] = {d.name: d.version for d in distributions() if d.name in names}
     print(json.dumps(reply), file=replies, flush=True)
     for _ in sys.stdin:
         synchronize()

@@ -108,7 +108,6 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
             "torch": torch.__version__,
             **job.run(bench),
         }
-        # Where other programs run beside it, CPU time is what tells the cost.
         result["seconds"] = round(time.perf_counter() - start)
         result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
         partly = bench.file(job.name).with_suffix(".partly")

@@ -15,10 +15,13 @@ from typing import Annotated
 import torch
 import typer
 
-# What pip installs, and the tasks that the package is measured by.
+# What pip installs, and the tasks to measure.
 RIVALS = {
     "spacy-transformers": (["spacy-transformers==1.4.0"], "ner,textcat,train"),
     "spacy-curated-transformers": (["spacy-curated-transformers==0.3.1"], "ner,textcat,train"),
+    "edsnlp": (["edsnlp[ml]==0.23.0"], "ner"),
+    "gliner": (["gliner==0.2.29"], "ner"),
+    "setfit": (["setfit==1.2.0", "transformers<5"], "textcat"),
 }
 HERE = Path(__file__).parent
 
@@ -33,8 +36,7 @@ def main(
     """Make the environment, if there is none, and measure."""
     if name not in RIVALS:
         raise SystemExit(f"There is no rival '{name}'. Choose one of: {', '.join(RIVALS)}.")
-    packages, tasks = RIVALS[name]
-    folder = HERE.parent / ".rivals" / name
+    (packages, tasks), folder = RIVALS[name], HERE.parent / ".rivals" / name
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not (folder / "installed").exists():
         venv.create(folder, with_pip=True, clear=True)

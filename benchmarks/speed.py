@@ -37,8 +37,8 @@ OURS = ("ours-fp32", "ours-bf16", "ours-int8")
 SPACY = ("spacy-transformers", "spacy-curated-transformers")
 PIPELINES = tuple(f"hf-pipeline-b{size}" for size in (1, 8, 16))
 CONTENDERS = {
-    "ner": (*OURS, *SPACY, *PIPELINES, "by-hand-fp32", "by-hand-bf16"),
-    "textcat": (*OURS, *SPACY, *PIPELINES),
+    "ner": (*OURS, *SPACY, *PIPELINES, "by-hand-fp32", "by-hand-bf16", "edsnlp", "gliner"),
+    "textcat": (*OURS, *SPACY, *PIPELINES, "setfit"),
     "nli": (*OURS, *PIPELINES),
     "qa": (*OURS, *PIPELINES),
     "train": (*OURS[:2], "hf-trainer", "hf-trainer-grouped", "hf-trainer-bf16", *SPACY),
@@ -48,7 +48,6 @@ INPUTS = {"nli": "pairs", "qa": "questions", "train": "sentences"}
 UNITS = {"nli": "pairs/s", "qa": "questions/s", "train": "steps/s"}
 SIZES = {"texts": 1000, "pairs": 1000, "questions": 80, "steps": 20}
 TAGGED = 0.1  # of the words
-CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def main(
@@ -67,7 +66,7 @@ def main(
     python: Annotated[list[str] | None, typer.Option(help="SYSTEM=INTERPRETER")] = None,
 ) -> None:
     """Measure the contenders of each task in turns, print a table a task."""
-    report = json.loads(out.read_bytes()) if out.exists() else {"machine": {}, "rows": []}
+    report = json.loads(out.read_bytes()) if out.exists() else {"rows": []}
     report["machine"] = describe_machine(device, threads, cpu_time, rounds)
     pythons = dict(one.split("=", 1) for one in python or ())
     chosen = [f"{one}-" for one in contenders.split(",")] if contenders else [""]
@@ -88,18 +87,14 @@ def main(
                 system = next(one for one in START if name.startswith(one))
                 for heads in ways:
                     title = f"{name}, {' + '.join(heads)}" if task == "joint" else name
-                    spec = {
-                        "task": "ner" if task == "joint" else task,
-                        "system": system,
-                        "variant": name.removeprefix(system).removeprefix("-"),
-                        "inputs": str(work / f"{inputs}.json"),
-                        "warm_up": {"train": 2 * BATCH_SIZE, "qa": 2}.get(task, 16),
-                        "heads": heads,
-                        **{"encoder": encoder, "work": folder, "data": str(data)},
-                        **{"threads": threads, "cpu_time": cpu_time, "device": device},
-                    }
-                    interpreter = pythons.get(system, sys.executable)
-                    processes.append(Process(title, interpreter, spec, work / f"{title}.log"))
+                    spec = {"task": "ner" if task == "joint" else task, "heads": heads}
+                    spec |= {"system": system, "variant": name[len(system) + 1 :]}
+                    spec |= {"inputs": str(work / f"{inputs}.json")}
+                    spec |= {"warm_up": {"train": 2 * BATCH_SIZE, "qa": 2}.get(task, 16)}
+                    spec |= {"encoder": encoder, "work": folder, "data": str(data)}
+                    spec |= {"threads": threads, "cpu_time": cpu_time, "device": device}
+                    log, python_of = work / f"{title}.log", pythons.get(system, sys.executable)
+                    processes.append(Process(title, python_of, spec, log))
             report["rows"] += measure(task, processes, amounts[inputs], rounds)
             show(task, report["rows"])
             out.write_text(json.dumps(report, indent=1))
@@ -244,12 +239,11 @@ def show(task: str, rows: list[dict[str, Any]]) -> None:
 def describe_machine(device: str, threads: int, cpu_time: bool, rounds: int) -> dict[str, Any]:
     """What the figures depend on."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    fields = dict(re.findall(r"^(.*?)\s*: (.*)$", text, re.M))
+    found = re.search("model name\\s*: (.*)", info.read_text() if info.exists() else "")
     return {
         "date": datetime.now().isoformat(timespec="minutes"),
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "flags": [flag for flag in CPU_FLAGS if flag in fields.get("flags", "").split()],
+        "cpu": found[1] if found else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": threads or torch.get_num_threads(),
         "seconds": "of the processor" if cpu_time else "of the clock",

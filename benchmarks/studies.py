@@ -29,6 +29,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ from jobs import (
     spread,
 )
 from plain_loops import run_plain
-from quality import METRICS
+from quality import HEADS, METRICS
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus
@@ -172,11 +173,9 @@ def list_jobs() -> list[Job]:
     jobs = []
     for seed in SEEDS:
         for name, study in STUDIES.items():
-            for task in study.tasks:
-                for way in study.ways:
-                    run = partial(train, name, task, way, seed)
-                    job = f"{name}-{task}-{way}-{seed}"
-                    jobs.append(Job(job, study.minutes, run))
+            for task, way in product(study.tasks, study.ways):
+                run = partial(train, name, task, way, seed)
+                jobs.append(Job(f"{name}-{task}-{way}-{seed}", study.minutes, run))
     return jobs
 
 
@@ -184,15 +183,15 @@ def train(name: str, task: str, way: str, seed: int, bench: Bench) -> dict[str, 
     study = STUDIES[name]
     how = study.ways[way]
     states, folder = bench.work(f"states-{task}"), bench.work(f"{name}-{task}-{way}-{seed}")
-    known = {"study": name, "task": task, "way": way, "seed": seed}
     if way == "plain":
         options = (bench.encoder, seed, how.epochs, how.rate, bench.precision)
-        return known | {"test": run_plain(task, bench.data, *options)}
+        return {"test": run_plain(task, bench.data, *options)}
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
-        return count_trained(nlp) | (score_precisions(nlp, folder) if name == "quality" else {})
+        more = score_precisions(nlp, task, folder) if name == "quality" else {}
+        return count_trained(nlp) | more
 
-    result = finetune(
+    return finetune(
         bench,
         folder,
         task,
@@ -206,18 +205,15 @@ def train(name: str, task: str, way: str, seed: int, bench: Bench) -> dict[str, 
         change=lambda config: how.change(config, states),
         look=look,
     )
-    return known | result
 
 
-def score_precisions(nlp: spacy.Language, folder: Path) -> dict[str, Any]:
+def score_precisions(nlp: spacy.Language, task: str, folder: Path) -> dict[str, Any]:
     """The score on the test set in each precision, by the same weights."""
     found = {}
     for precision in PRECISIONS:
         set_precision(nlp, precision)
         scores = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-        found[precision] = next(
-            scores[one["score"]] for one in METRICS.values() if scores.get(one["score"])
-        )
+        found[precision] = scores[METRICS[HEADS[task]]["score"]]
     return {"precisions": found}
 
 
