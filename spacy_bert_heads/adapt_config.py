@@ -19,7 +19,7 @@ LISTENER = "spacy_bert_heads.Tok2VecListener.v1"
 # Factories of components whose token vectors others read.
 UPSTREAM = ("tok2vec", "transformer", "curated_transformer")
 # spaCy's components are randomly initialised and need its own learning rate, a pretrained encoder a
-# tenth of it (benchmarks/adapted_config.py).
+# tenth of it (benchmarks/RESULTS.md).
 LEARN_RATE = 1e-3
 RATE_FACTOR = 0.1
 WARMUP_STEPS = 200

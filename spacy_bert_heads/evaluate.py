@@ -130,7 +130,26 @@ def predict(
         spacy.require_gpu(gpu_id)
     settings = {} if lang is None else tokenizer_of(lang)
     nlp = load_pipeline(model, precision=precision, **settings)
-    examples = read_examples(nlp, data)
+    examples = read_examples(nlp, data, lang)
+    seconds = annotate(nlp, examples)
+    scores = score(nlp, examples)
+    check_scores(scores, nlp, model, data)
+    return Predicted(nlp, examples, scores, seconds)
+
+
+def read_examples(nlp: Language, data: Path, lang: str | None = None) -> list[Example]:
+    """Read data with what is asked of it, and without predictions. Raises ValueError if there is no
+    Doc with tokens in it."""
+    with TemporaryDirectory() as folder:
+        corpus = as_spacy(data, Path(folder), lang=lang or nlp.lang or "en")
+        examples = list(BertCorpus(corpus)(nlp))
+    if not examples:
+        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
+    return examples
+
+
+def annotate(nlp: Language, examples: list[Example]) -> float:
+    """Predict the examples. Returns the seconds that tokenizer and `nlp.pipe` took."""
     start = perf_counter()
     for example in examples:  # for its time alone, as spaCy does: speed is from text to Docs
         nlp.make_doc(example.reference.text)
@@ -138,23 +157,16 @@ def predict(
     seconds = perf_counter() - start
     for example, doc in zip(examples, docs, strict=True):
         example.predicted = doc
-    scores = score(nlp, examples)
+    return seconds
+
+
+def check_scores(scores: dict[str, Any], nlp: Language, model: str, data: Path) -> None:
+    """Raise ValueError if nothing but tokens was scored."""
     if all(key.startswith("token_") for key in scores):
         raise ValueError(
             f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
-    return Predicted(nlp, examples, scores, seconds)
-
-
-def read_examples(nlp: Language, data: Path) -> list[Example]:
-    """Read data with what is asked of it, and without predictions. Raises ValueError if there is no
-    Doc with tokens in it."""
-    with TemporaryDirectory() as folder:
-        examples = list(BertCorpus(as_spacy(data, Path(folder), lang=nlp.lang or "en"))(nlp))
-    if not examples:
-        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
-    return examples
 
 
 def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
@@ -227,6 +239,14 @@ def set_precision(nlp: Language, precision: str) -> None:
     precision (str): "fp32", "bf16", "fp16", "int8" or "auto".
     RAISES (ValueError): If there is no encoder, or no such precision here.
     """
+    for encoder in find_encoders(nlp, precision):
+        shim_of(encoder).precision = precision
+        prepare(encoder)
+
+
+def find_encoders(nlp: Language, precision: str = "auto") -> list[Model]:
+    """Find the models of all BERT encoders, those of replaced listeners among them. Raises
+    ValueError if there is none."""
     models = (getattr(component, "model", None) for _, component in nlp.components)
     nodes = [node for model in models if isinstance(model, Model) for node in model.walk()]
     encoders = [node for node in nodes if node.name == "bert_encoder"]
@@ -235,9 +255,7 @@ def set_precision(nlp: Language, precision: str) -> None:
             f"The pipeline has no BERT encoder to predict in {precision} "
             f"({', '.join(nlp.pipe_names) or 'no components'}). Leave --precision out."
         )
-    for encoder in encoders:
-        shim_of(encoder).precision = precision
-        prepare(encoder)
+    return encoders
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:

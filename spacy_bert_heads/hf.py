@@ -28,6 +28,7 @@ from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
 from .model_card import make_card, short_name
+from .onnx import replace_weights, require_onnx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,8 @@ ARCHITECTURES = {
     "question-answering": "ForQuestionAnswering",
     "multiple-choice": "ForMultipleChoice",
 }
+# By which command a folder of each format is made.
+COMMANDS = {"safetensors": "to-hf", "onnx": "to-onnx"}
 
 
 def from_hf(
@@ -268,6 +271,7 @@ def to_hf(
     component: str,
     folder: str | Path,
     *,
+    format: str = "safetensors",
     precision: str = "fp32",
     force: bool = False,
 ) -> None:
@@ -275,18 +279,29 @@ def to_hf(
     alone.
 
     `component` is the name of a head or of the encoder, `precision` that of the weights: "fp32",
-    "bf16" or "fp16". The folder is made. It may exist if it is empty or an earlier export; `force`
-    takes any other and replaces in it config.json, model.safetensors, the tokenizer's files and
-    README.md.
+    "bf16" or "fp16". `format` is "safetensors", or "onnx" for encoder and head as one ONNX file, in
+    fp32, as `onnx.replace_weights` describes it. The folder is made. It may exist if it is empty or
+    an earlier export; `force` takes any other and replaces in it config.json, the file of the
+    model, the tokenizer's files and README.md.
 
-    Raises ValueError if there is no such component, if Hugging Face has no class for it, or if the
-    folder holds something else.
+    Raises ValueError if there is no such component, format or precision, if Hugging Face has no
+    class for the component, if ONNX Runtime computes other logits, or if the folder holds something
+    else; ImportError if a package for ONNX is missing.
     """
     if component not in nlp.component_names:
         raise ValueError(
             f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
         )
     check_precision(precision, DTYPES)
+    if format not in COMMANDS:
+        raise ValueError(f"Unknown format '{format}'. Choose one of: {', '.join(COMMANDS)}.")
+    if format == "onnx":
+        require_onnx()
+        if precision != "fp32":
+            raise ValueError(
+                f'precision is "{precision}", but ONNX files are written in fp32. Quantize the '
+                "file by ONNX Runtime's own tools."
+            )
     for _, one in nlp.components:
         if isinstance(one, BertEncoder):
             one.close_step()
@@ -307,10 +322,12 @@ def to_hf(
         checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
-    with fill_folder(Path(folder), "to-hf", force=force) as made:
+    with fill_folder(Path(folder), COMMANDS[format], force=force) as made:
         save_model(model.cpu().to(DTYPES[precision]), made)
         write_files(made, checkpoint.tokenizer_files)
-        card = make_card(nlp, component, task, getattr(pipe, "labels", ()))
+        if format == "onnx":
+            replace_weights(made, checkpoint, task)
+        card = make_card(nlp, component, task, getattr(pipe, "labels", ()), format=format)
         (made / "README.md").write_text(card, encoding="utf8")
 
 

@@ -23,9 +23,11 @@ def _encoder_name(nlp: Language, component: str) -> str | None:
     return short_name(upstream.model.attrs["name"])
 
 
-def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -> str:
+def make_card(
+    nlp: Language, component: str, task: str, labels: Sequence[str], *, format: str = "safetensors"
+) -> str:
     """Write a model card: Markdown with a header as the hub reads it. What a user wrote (labels,
-    names, descriptions, paths) stands in it as text, whatever it holds."""
+    names, descriptions, paths) stands in it as text, whatever it holds. `format` is a tag."""
     name = f"{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}"
     version = nlp.meta.get("version") or "0.0.0"
     head = [
@@ -33,7 +35,7 @@ def make_card(nlp: Language, component: str, task: str, labels: Sequence[str]) -
         f"language: {nlp.lang}",
         "library_name: transformers",
         f"pipeline_tag: {task}",
-        "tags: [spacy, spacy_bert_heads]",
+        f"tags: [{', '.join(('spacy', 'spacy_bert_heads', format))}]",
         "---",
         f"# {_as_text(component)}",
         f"From the spaCy pipeline {_as_code(name)}, version {_as_text(version)}, by "

@@ -21,7 +21,7 @@ from .debug_data import debug_data_command
 from .distill import distill_command
 from .evaluate import evaluate_command
 from .glue import glue_command
-from .hugging_face import from_hf_command, to_hf_command
+from .hugging_face import from_hf_command, to_hf_command, to_onnx_command
 from .inspect import (
     inspect_explain_command,
     inspect_map_command,
@@ -71,6 +71,7 @@ bert_app.command("pretrain", context_settings=OVERRIDES)(pretrain_command)
 bert_app.command("fill-mask")(fill_mask_command)
 bert_app.command("from-hf")(from_hf_command)
 bert_app.command("to-hf")(to_hf_command)
+bert_app.command("to-onnx")(to_onnx_command)
 inspect_app.command("word")(inspect_word_command)
 inspect_app.command("weights")(inspect_weights_command)
 inspect_app.command("map")(inspect_map_command)

@@ -9,6 +9,7 @@ from spacy.cli._util import import_code
 from .common import FORCE, check_file, exits_on_error
 
 MAX_DOCS = 2**31 - 1  # that can be counted on any platform
+MARGIN = 0.3  # points of a score
 
 
 @exits_on_error
@@ -28,8 +29,16 @@ def evaluate_command(
         typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto; else the pipeline's")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, int8 or auto; all to compare; else the pipeline's"),
     ] = None,
+    store: Annotated[
+        bool,
+        typer.Option("--store", help="With --precision all: set the fastest in the pipeline"),
+    ] = False,
+    margin: Annotated[
+        float, typer.Option(min=0, help="The points of a score that --store may lose against fp32")
+    ] = MARGIN,
     pages: Annotated[
         Path | None,
         typer.Option("--pages", help="A folder for a page that shows gold beside predicted"),
@@ -55,6 +64,13 @@ def evaluate_command(
 
     check_file(output)
     import_code(code)
+    if store and precision != "all":
+        raise ValueError("--store stores what --precision all has compared. Give both.")
+    if precision == "all":
+        if per_type or pages is not None:
+            raise ValueError("--per-type and --pages are of one precision. Name it: --precision.")
+        _compare_precisions(model, data, output, gpu_id, lang, margin if store else None)
+        return
     report = evaluate(
         model,
         data,
@@ -73,3 +89,38 @@ def evaluate_command(
         typer.echo(f"{calibration}: {', '.join(f'{name}.png' for name in report['calibration'])}")
     if pages is not None:
         typer.echo(f"{pages / 'index.html'}: open it in a browser")
+
+
+def _compare_precisions(
+    model: str,
+    data: Path,
+    output: Path | None,
+    gpu_id: int,
+    lang: str | None,
+    margin: float | None,
+) -> None:
+    """Show what each precision costs and gains, and store one if there is a margin."""
+    import srsly
+
+    from ..files import replace_file
+    from ..precisions import (
+        as_report,
+        check_storable,
+        choose,
+        format_precisions,
+        measure_precisions,
+        store_precision,
+    )
+
+    folder = None if margin is None else check_storable(model)
+    measured = measure_precisions(model, data, gpu_id=gpu_id, lang=lang)
+    typer.echo(format_precisions(measured))
+    if output is not None:
+        replace_file(output, srsly.json_dumps(as_report(measured), indent=2).encode())
+    if folder is not None and margin is not None:
+        chosen = choose(measured, margin)
+        store_precision(folder, chosen)
+        typer.echo(
+            f'{folder / "config.cfg"}: precision = "{chosen}", the fastest within {margin:g} '
+            "points of fp32 on this machine"
+        )

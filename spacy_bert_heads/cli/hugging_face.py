@@ -1,4 +1,4 @@
-"""The commands that exchange models with Hugging Face: `from-hf`, `to-hf`."""
+"""The commands that exchange models with Hugging Face: `from-hf`, `to-hf`, `to-onnx`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -58,3 +58,18 @@ def to_hf_command(
 
     to_hf(load_pipeline(model), component, output, precision=precision, force=force)
     typer.echo(f"{output}: load it with transformers.pipeline(model={str(output)!r})")
+
+
+@exits_on_error
+def to_onnx_command(
+    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    component: Annotated[str, typer.Argument(help="A head, or the encoder")],
+    output: Annotated[Path, typer.Argument(help="A folder for the ONNX file and the tokenizer")],
+    force: Annotated[bool, FORCE] = False,
+) -> None:
+    """Save a head with its encoder as one ONNX file, compared with torch by ONNX Runtime."""
+    from ..evaluate import load_pipeline
+    from ..hf import to_hf
+
+    to_hf(load_pipeline(model), component, output, format="onnx", force=force)
+    typer.echo(f"{output / 'model.onnx'}: run it with onnxruntime, or load {output} with optimum")

@@ -101,6 +101,19 @@ def check_device(precision: str, device: torch.device) -> None:
         )
 
 
+def sensible_precisions(device: torch.device) -> list[str]:
+    """List the precisions in which prediction makes sense on a device, "fp32" first: those that its
+    processor computes in, and that differ."""
+    if device.type == "cuda":
+        return ["fp32", "bf16", "fp16"]
+    found = ["fp32"]
+    if _has_bf16():
+        found.append("bf16")
+    if _INT8_PRODUCT is not None and not _has_amx():
+        found.append("int8")
+    return found
+
+
 def packing_pays() -> bool:
     """Whether oneDNN multiplies faster than MKL, which torch takes for fp32: on CPUs with AVX-512,
     by up to two times on those of AMD. With AVX2 it is the slower one."""
