@@ -48,8 +48,7 @@ METRICS = {
     "choice": {"score": "choice_acc"},
     "qa": {"score": "qa_f1", "exact": "qa_exact", "f1": "qa_f1"},
 }
-# spaCy's command line, which leaves the peak of its memory in a file. (What the system tells of a
-# process that has ended begins at the peak of its parent.)
+# spaCy's command line, with its peak of memory in a file: the system's figure begins at our peak.
 MEASURED = f"""
 import sys
 from pathlib import Path

@@ -16,9 +16,10 @@ import torch
 import typer
 
 # What pip installs, and the tasks to measure.
+SPACY = "ner,textcat,train"
 RIVALS = {
-    "spacy-transformers": (["spacy-transformers==1.4.0"], "ner,textcat,train"),
-    "spacy-curated-transformers": (["spacy-curated-transformers==0.3.1"], "ner,textcat,train"),
+    "spacy-transformers": (["spacy-transformers==1.4.0"], SPACY),
+    "spacy-curated-transformers": (["spacy-curated-transformers==0.3.1", "transformers<5"], SPACY),
     "edsnlp": (["edsnlp[ml]==0.23.0"], "ner"),
     "gliner": (["gliner==0.2.29"], "ner"),
     "setfit": (["setfit==1.2.0", "transformers<5"], "textcat"),
