@@ -114,14 +114,12 @@ def measure_head(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any
     nlp = load_pipeline(
         bench.work(f"train-{task}-{seed}") / "model-last", precision=bench.precision
     )
-    parts = {
-        part: collect(nlp, read_examples(nlp, work / "parts" / f"{part}.spacy"))
-        for part in ("dev", "test")
-    }
-    (head_name,) = parts["dev"]
-    dev, test = parts["dev"][head_name], parts["test"][head_name]
+    examples = read_examples(nlp, work / "parts" / "dev.spacy")
+    (test,) = collect(nlp, read_examples(nlp, work / "parts" / "test.spacy")).values()
+    halves = [one for start in (0, 1) for one in collect(nlp, examples[start::2]).values()]
+    dev = Collected(test.head, [part for half in halves for part in half.parts])
     claims = test.claims()
-    crossed = cross_halves(dev)
+    crossed = cross_halves(dev, halves)
     fitted = fit_temperature(dev)
     test.head.set_temperature(fitted.temperature)
     after = test.claims()
@@ -143,11 +141,10 @@ def measure_head(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any
     }
 
 
-def cross_halves(dev: Collected) -> tuple[dict[str, Any], dict[str, Any]]:
+def cross_halves(dev: Collected, halves: list[Collected]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the dev set before and after each half of it is calibrated by the other: what a
     temperature does to data that is like that of the calibration, which the test sets may not
     be."""
-    halves = [Collected(dev.head, dev.parts[start::2]) for start in (0, 1)]
     after = []
     for one, other in (halves, halves[::-1]):
         with dev.head.trying():

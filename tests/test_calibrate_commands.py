@@ -13,6 +13,7 @@ from spacy.tokens import DocBin
 from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.calibration import run as calibration
 from spacy_bert_heads.files import DIGESTS, find_damage
+from spacy_bert_heads.heads.free_text import as_setting
 from spacy_bert_heads.pairs import make_answer, make_verdict
 
 HEADS = ("bert_ner", "bert_textcat", "bert_nli", "bert_qa")
@@ -224,6 +225,25 @@ def test_thresholds_below_which_heads_abstain(joint, data, tmp_path):
     for name in HEADS:
         nlp.get_pipe(name).cfg.update(nlp.get_pipe(name).no_thresholds)
     assert nlp(docs[0])._.abstained == [] and docs[0].ents
+
+
+def test_settings_at_load_win_and_are_saved(joint, tmp_path):
+    config = {
+        "components.bert_ner.thresholds": as_setting({"VESSEL": 0.9}),
+        "components.bert_qa.thresholds": as_setting({"no answer": 0.5}),
+        "components.bert_textcat.temperature": 3.0,
+    }
+    spacy.load(joint, config=config).to_disk(tmp_path / "set")
+    nlp = spacy.load(tmp_path / "set")
+    assert nlp.get_pipe("bert_ner").cfg["thresholds"] == {"VESSEL": 0.9}
+    assert nlp.get_pipe("bert_qa").cfg["thresholds"] == {"no answer": 0.5}
+    assert nlp.get_pipe("bert_textcat").temperature == 3.0
+    for key, value, message in (
+        ("temperature", 0, "temperature of bert_ner is 0; it must be above 0"),
+        ("thresholds", '{"VESSEL": 9}', "thresholds of bert_ner has 9 for 'VESSEL'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spacy.load(joint, config={f"components.bert_ner.{key}": value})
 
 
 def test_annotate_says_what_needs_review(joint, nlp):

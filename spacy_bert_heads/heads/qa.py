@@ -74,7 +74,7 @@ def make_bert_qa(
     no_answer_threshold: float | None,
     spans_key: str | None,
     temperature: float | None,
-    thresholds: dict[str, float] | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertQA":
     """Create a component that finds answers in the Doc, their context.
@@ -92,7 +92,7 @@ def make_bert_qa(
     calibrate`. An answer that is less probable than `thresholds["answer"]` is not given and stays
     among the alternatives; for that there is none the key is "no answer".
     """
-    (questions,) = read_text(nlp, name, questions=questions)
+    questions, by_kind = read_text(nlp, name, questions=questions, thresholds=thresholds)
     return BertQA(
         nlp.vocab,
         model,
@@ -104,7 +104,7 @@ def make_bert_qa(
         no_answer_threshold=no_answer_threshold,
         spans_key=spans_key,
         temperature=temperature,
-        thresholds=thresholds,
+        thresholds=by_kind,
         scorer=scorer,
     )
 
