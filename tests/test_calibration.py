@@ -80,6 +80,7 @@ def test_the_minimum_is_found(place, width):
 # --- what stays
 
 
+@settings(max_examples=30)
 @given(TEMPERATURES, st.sampled_from(["softmax", "crf"]), st.integers(0, 1000))
 def test_entities_stay(temperature, loss, seed):
     """A temperature divides all scores of a path, those of transitions too."""
@@ -128,6 +129,7 @@ def test_the_probability_of_an_entity_by_hand():
     )
 
 
+@settings(max_examples=40)
 @given(TEMPERATURES, st.floats(0.01, 0.99), st.lists(st.floats(-8, 8), min_size=2, max_size=2))
 def test_categories_stay(temperature, threshold, logits):
     head = make_head("textcat_multilabel", threshold=threshold)

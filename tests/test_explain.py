@@ -25,7 +25,7 @@ def annotated(nlp, text: str = SAILED):
 def test_all_heads_and_completeness(nlp):
     """What the words add adds up to what the text says more than the masked one."""
     doc = annotated(nlp)
-    found = explain(nlp, doc)
+    found = explain(nlp, doc, steps=20)
     kinds = {one.component for one in found}
     assert kinds == {"bert_ner", "bert_textcat", "bert_nli", "bert_qa"}
     assert sum(one.component == "bert_ner" for one in found) == len(doc.ents) > 1
@@ -83,13 +83,13 @@ def test_values_are_those_of_hugging_faces_model(family, tmp_path):
 def test_a_long_text_and_several_layers(checkpoint):
     nlp = build(checkpoint, "textcat_multilabel", settings=None, window=16, stride=8)
     doc = nlp(f"{TEXT} ! " * 6)
-    (found, *_) = explain(nlp, doc)
+    (found, *_) = explain(nlp, doc, steps=20)
     assert abs(found.error) < 1e-3 and np.count_nonzero(found.values) == len(doc)
 
 
 def test_nothing_is_changed_by_looking(nlp):
     before = annotated(nlp)
-    explain(nlp, before)
+    explain(nlp, before, steps=2)
     after = annotated(nlp)
     assert after.cats == before.cats and after._.ent_scores == before._.ent_scores
     encoder = shim_of(nlp.get_pipe("bert_encoder").model).module
@@ -98,7 +98,8 @@ def test_nothing_is_changed_by_looking(nlp):
 
 
 def test_the_command(joint, tmp_path):
-    result = run("inspect", "explain", joint, SAILED, "-q", "Who left?", "-o", tmp_path / "why")
+    asked = ("-q", "Who left?", "--heads", "bert_qa,bert_textcat")
+    result = run("inspect", "explain", joint, SAILED, *asked, "-o", tmp_path / "why")
     assert result.exit_code == 0, result.output
     assert "bert_qa: “Who left?”" in result.output
     assert (tmp_path / "why.png").stat().st_size > 10_000
@@ -119,7 +120,7 @@ def test_words_are_text_in_a_page():
 
 
 def test_a_panel_for_each(nlp):
-    found = explain(nlp, annotated(nlp))
+    found = explain(nlp, annotated(nlp), steps=2)
     figure = draw_explanations((found * 3)[:MAX_PANELS], "title")
     assert sum(axes.get_visible() for axes in figure.axes) == MAX_PANELS == 6
     widths = [bar.get_width() for bar in figure.axes[0].patches]
