@@ -31,9 +31,9 @@ CONTRASTIVE = {"@callbacks": "spacy_bert_heads.contrastive.v1"}
 # By name: contrastive training first, whether the encoder learns with the head.
 METHODS = {
     "fine-tuned": (False, True),
-    "linear on a frozen encoder": (False, False),
+    "linear": (False, False),  # on a frozen encoder
     "contrastive": (True, False),
-    "contrastive, then fine-tuned": (True, True),
+    "contrastive-fine-tuned": (True, True),
 }
 STEPS = 100
 SETFIT = """
@@ -98,7 +98,7 @@ def run(
     for size in map(int, sizes.split(",")):
         for seed in range(draws):
             for method in METHODS:
-                file = out / f"{method.replace(' ', '_')}.{size}.{seed}.json"
+                file = out / f"{method}.{size}.{seed}.json"
                 if not file.exists():
                     start = time.process_time()
                     score = fit(data, encoder, method, size, seed, precision)
@@ -176,7 +176,7 @@ def table(out: OUT) -> None:
         for size in sizes:
             s = runs.get((method, size), [])
             cells.append(f"{statistics.mean(s):.3f} ({min(s):.3f} to {max(s):.3f})" if s else "–")
-        print(f"| {method.replace('_', ' ')} | {' | '.join(cells)} |")
+        print(f"| {method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
