@@ -22,8 +22,9 @@ from ..text.unknown import warn_of_unknown
 from .accumulation import Accumulation
 from .cache import StatesCache
 from .encoder import Encoder
-from .hidden_states import HiddenStates, Layers
+from .hidden_states import HiddenStates
 from .identity import count_update
+from .imitation import Imitating, pull
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
@@ -35,7 +36,6 @@ from .model import (
     may_lack_windows,
     pack,
     prepare,
-    reading_layers,
     shim_of,
 )
 from .optimization import AdamSettings, adam_settings
@@ -74,7 +74,7 @@ def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEnc
     return encoder
 
 
-class BertEncoder(ListenedTo, TrainablePipe):
+class BertEncoder(ListenedTo, Imitating, TrainablePipe):
     """Serve the hidden states of one BERT to every head that listens. It does not set annotations.
 
     Nothing happens until a head asks. The latest batch is kept, so that the heads of a pipeline
@@ -93,8 +93,6 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._steps = threading.local()  # the step that is open in a thread
         self.accumulation = Accumulation()
         self._warned: set[str] = set()
-        self._remembered: tuple[int, EncoderModel] | None = None  # a copy with its version
-        self._teacher: BertEncoder | None = None
         # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
         self.cache: StatesCache | None = None
 
@@ -170,7 +168,7 @@ class BertEncoder(ListenedTo, TrainablePipe):
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
             if self._teacher is not None:
-                gradient = gradient + self._pull(hidden, self._teacher.read(inputs, None)[0])
+                gradient = gradient + pull(hidden, self._teacher.read(inputs, None)[0])
             answer(gradient)
             step.items[listener.id] = listener.num_items
             if step.answer(listener.id):
@@ -220,34 +218,6 @@ class BertEncoder(ListenedTo, TrainablePipe):
         self._latest.drop()
         losses.setdefault(self.name, MeanLoss())
         self._steps.open = TrainingStep(self.name, docs, losses, waits_for)
-
-    def remember(self, layers: Layers) -> EncoderModel:
-        """Give a copy of the model as it is now that reads these layers. Until the next update its
-        weights are copied once."""
-        version = shim_of(self.model).version
-        if self._remembered is None or self._remembered[0] != version:
-            self._remembered = version, self.model.copy()
-        return reading_layers(self._remembered[1], layers)
-
-    def keep_layers(self, numbers: Sequence[int]) -> None:
-        """Go on with these layers of the checkpoint alone, counted from 0, the lowest. Raises
-        ValueError if they can't be taken one by one."""
-        checkpoint_of(self.model).keep_layers(numbers)
-        shim_of(self.model).version += 1
-        self.model.attrs["layers"] = [-1]
-        self._settle()
-
-    def follow(self, teacher: "BertEncoder") -> None:
-        """Learn the hidden states of a teacher, too, from now on: the mean squared difference by
-        position and dimension (Jiao et al. 2020, section 3.1) joins the loss of each head that
-        learns from a batch. Both need the same tokenizer, windows and hidden size."""
-        self._teacher = teacher
-
-    @staticmethod
-    def _pull(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
-        """The gradient of half the mean squared difference between hidden states."""
-        difference = hidden.states - wanted.states.to(hidden.states)
-        return difference / max(difference.numel(), 1)
 
     def _expected(self) -> set[int]:
         """The ids of the listeners that are expected to answer."""
