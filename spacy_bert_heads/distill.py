@@ -140,10 +140,9 @@ def _begin(
     """Have a student follow a teacher. A new one begins with what it can take over."""
     heads, students = _heads(teacher), _heads(student)
     pairs = {_encoder(head): _encoder(heads[name]) for name, head in students.items()}
-    for encoder in {id(one): one for one in pairs if one is not None}.values():
-        if keep_layers and not is_resumed:
-            encoder.keep_layers(keep_layers)
     for own, other in pairs.items():
+        if own is not None and keep_layers and not is_resumed:
+            own.keep_layers(keep_layers)
         if own is not None and other is not None and _are_alike(own, other):
             own.follow(other)
     for name, head in students.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 from spacy.language import Language
@@ -90,10 +91,12 @@ def collect(
                     example.predicted = doc
                 continue
             head = chosen[name].head
-            annotated = [example for example in batch if head.has_gold(example)]
-            with head.trying():
-                head.cfg.update(head.no_thresholds)
-                rest = [eg.predicted for eg in batch if not head.has_gold(eg)]
+            is_annotated = [head.has_gold(example) for example in batch]
+            annotated = list(compress(batch, is_annotated))
+            with head.without_thresholds():
+                rest = [
+                    eg.predicted for eg, has in zip(batch, is_annotated, strict=True) if not has
+                ]
                 if rest:
                     head.set_annotations(rest, head.predict(rest))
                 if annotated:

@@ -44,8 +44,7 @@ def report_calibration(nlp: Language, data: Path, folder: Path) -> dict[str, dic
     found = collect(nlp, read_examples(nlp, data))
     figures = {}
     for name, one in found.items():
-        with one.head.trying():
-            one.head.cfg.update(one.head.no_thresholds)
+        with one.head.without_thresholds():
             claims = one.claims()
         if not claims:
             continue

@@ -33,8 +33,7 @@ def tune(found: Collected, goal: str, value: float) -> list[Threshold]:
     most and gives the `value` at least; for "recall" the one that leaves out most and gives it; for
     "f" the one with the best F score, whatever the value. The head stays as it is."""
     head = found.head
-    with head.trying():
-        head.cfg.update(head.no_thresholds)
+    with head.without_thresholds():
         claims, truths = found.claims(), found.truths()
     by_label: dict[str, list[Claim]] = {}
     for claim in claims:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import exits_on_error
+from .common import GPU_ID, exits_on_error
 
 MODEL = Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")]
 DATA = typer.Argument(help="Annotated data that it was not trained on, as for evaluate")
@@ -23,7 +23,7 @@ FORCE = Annotated[
         "--force", "-F", help="Without an output, change the pipeline itself; else take any folder"
     ),
 ]
-GPU = Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")]
+GPU = Annotated[int, GPU_ID]
 CODE = Annotated[Path | None, typer.Option("--code", "-c", help="A Python file to import first")]
 
 

@@ -12,6 +12,8 @@ import typer
 from thinc.api import ConfigValidationError
 from typer.core import TyperGroup
 
+GPU_ID = typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")
+RESUME = typer.Option("--resume", help="Go on from the newest state in the output")
 FORCE = typer.Option("--force", "-F", help="Take any folder, and replace what is written there")
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 

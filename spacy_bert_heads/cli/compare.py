@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import check_file, exits_on_error
+from .common import GPU_ID, check_file, exits_on_error
 
 
 @exits_on_error
@@ -38,7 +38,7 @@ def compare_command(
         int, typer.Option("--resamples", min=1, help="Of the bootstrap, for intervals of 95 %")
     ] = 2000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap")] = 0,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,

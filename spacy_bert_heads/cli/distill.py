@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, GPU_ID, RESUME, exits_on_error
 from .pretrain import CODE
 
 
@@ -18,11 +18,9 @@ def distill_command(
     keep_layers: Annotated[
         str, typer.Option("--keep-layers", "-k", help="0,2,4: those of the checkpoint, else all")
     ] = "",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest state in the output")
-    ] = False,
+    resume: Annotated[bool, RESUME] = False,
     force: Annotated[bool, FORCE] = False,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
     """Train a smaller pipeline by the predictions of a trained one, on texts without annotation."""

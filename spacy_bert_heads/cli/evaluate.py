@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import FORCE, check_file, exits_on_error
+from .common import FORCE, GPU_ID, check_file, exits_on_error
 
 MAX_DOCS = 2**31 - 1  # that can be counted on any platform
 MARGIN = 0.3  # points of a score
@@ -51,7 +51,7 @@ def evaluate_command(
         typer.Option("--calibration", help="A folder for pictures of how good probabilities are"),
     ] = None,
     force: Annotated[bool, FORCE] = False,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,

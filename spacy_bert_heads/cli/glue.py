@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, GPU_ID, exits_on_error
 
 
 @exits_on_error
@@ -27,7 +27,7 @@ def glue_command(
         int | None, typer.Option(min=1, help="At most so many examples of each set")
     ] = None,
     force: Annotated[bool, FORCE] = False,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
 ) -> None:
     """Train and score the tasks of GLUE, and two Chinese ones, from their own files."""
     from ..glue.run import Setup, format_results, run_glue

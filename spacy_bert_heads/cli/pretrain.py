@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, GPU_ID, RESUME, exits_on_error
 
 CODE = "A Python file to import, with the functions that the config names"
 
@@ -58,11 +58,9 @@ def pretrain_command(
         Path, typer.Argument(help="The config; `bert init-config --pretrain` makes one")
     ],
     output: Annotated[Path, typer.Argument(help="A folder for checkpoints, log and states")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest state in the output")
-    ] = False,
+    resume: Annotated[bool, RESUME] = False,
     force: Annotated[bool, FORCE] = False,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
     """Adapt an encoder to raw text. Settings are overridden by --section.key value."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from spacy.cli._util import import_code
 
-from .common import exits_on_error
+from .common import GPU_ID, exits_on_error
 
 
 @exits_on_error
@@ -43,7 +43,7 @@ def serve_command(
     num_threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of torch; else all cores")
     ] = None,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import FORCE, exits_on_error
+from .common import FORCE, GPU_ID, RESUME, exits_on_error
 from .pretrain import CODE
 
 
@@ -16,11 +16,9 @@ def train_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder for pipelines and training states")
     ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest state in the output")
-    ] = False,
+    resume: Annotated[bool, RESUME] = False,
     force: Annotated[bool, FORCE] = False,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")] = -1,
+    gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
     """Train a pipeline as `spacy train` does, on one or more processes, and go on after a break.

@@ -77,6 +77,13 @@ class CalibratedHead(DeclaredHead):
 
     # --- thresholds
 
+    @contextmanager
+    def without_thresholds(self) -> Iterator[None]:
+        """Have every claim made in a block, whatever its probability."""
+        with self.trying():
+            self.cfg.update(self.no_thresholds)
+            yield
+
     @property
     def may_abstain(self) -> bool:
         """Whether something is below a threshold that is set."""
