@@ -18,10 +18,9 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import spacy
-import typer
 from jobs import (
     SEEDS,
     Bench,
@@ -30,7 +29,7 @@ from jobs import (
     print_head,
     print_row,
     read_results,
-    run_or_show,
+    run_script,
     runs_of,
     spread,
 )
@@ -49,21 +48,6 @@ EPOCHS = 2
 N_TRAIN = 1500
 N_POLICYQA = 160
 PRECISION = 0.95
-
-
-def main(
-    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
-    encoder: Annotated[str, typer.Argument(help="The checkpoint")],
-    out: Annotated[Path, typer.Argument(help="The folder of the results")],
-    jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
-    precision: str = "bf16",
-    scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
-    show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Print, run none")] = False,
-) -> None:
-    """Run the jobs that were not run yet."""
-    bench = Bench(data, encoder, out.absolute(), precision, scale)
-    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=print_tables if table else None)
 
 
 def list_jobs() -> list[Job]:
@@ -253,4 +237,4 @@ GOALS = {
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(list_jobs, print_tables, default_precision="bf16")

@@ -22,10 +22,9 @@ import random
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import spacy
-import typer
 from jobs import (
     RATE,
     SEEDS,
@@ -35,7 +34,7 @@ from jobs import (
     print_head,
     print_row,
     read_results,
-    run_or_show,
+    run_script,
     runs_of,
     spread,
 )
@@ -55,22 +54,6 @@ CHOICES = ("codah", "copa")
 ALL = 10_000  # examples, more than there are
 NEW = "location"
 WAYS = ("mixed", "new alone", "new and rehearsal")
-
-
-def main(
-    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
-    encoder: Annotated[str, typer.Argument(help="The checkpoint")],
-    out: Annotated[Path, typer.Argument(help="The folder of the results")],
-    jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
-    precision: str = "fp32",
-    scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
-    show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Print, run none")] = False,
-) -> None:
-    """Run the jobs that were not run yet."""
-    bench = Bench(data, encoder, out.absolute(), precision, scale)
-    tables = print_tables if table else None
-    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=tables)
 
 
 def list_jobs() -> list[Job]:
@@ -219,4 +202,4 @@ def print_tables(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(list_jobs, print_tables)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import spacy
 import torch
+import typer
 from quality import BATCH_SIZE, HEADS, METRICS, convert_task, run_training
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
@@ -55,23 +56,36 @@ class Job:
     needs: str | None = None  # the job that makes its encoder
 
 
-def run_or_show(
-    bench: Bench,
-    jobs: list[Job],
-    pattern: str,
+def run_script(
+    list_jobs: Callable[[], list[Job]],
+    print_tables: Callable[[Bench], None],
     *,
-    show: bool,
-    print_tables: Callable[[Bench], None] | None,
+    default_precision: str = "fp32",
 ) -> None:
-    """Print the tables if there is something that does, show the jobs of a pattern, or run them."""
-    chosen = [job for job in jobs if fnmatch(job.name, pattern)]
-    if print_tables is not None:
-        print_tables(bench)
-    elif show:
-        show_jobs(bench, chosen)
-    else:
-        bench.out.mkdir(parents=True, exist_ok=True)
-        run_jobs(bench, chosen)
+    """Be the command line of a script with jobs."""
+
+    def main(
+        data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
+        encoder: Annotated[str, typer.Argument(help="The checkpoint")],
+        out: Annotated[Path, typer.Argument(help="The folder of the results")],
+        jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
+        precision: str = default_precision,
+        scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
+        show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
+        table: Annotated[bool, typer.Option("--table", help="Print and plot, run none")] = False,
+    ) -> None:
+        """Run the jobs that were not run yet."""
+        bench = Bench(data, encoder, out.absolute(), precision, scale)
+        chosen = [job for job in list_jobs() if fnmatch(job.name, jobs)]
+        if table:
+            print_tables(bench)
+        elif show:
+            show_jobs(bench, chosen)
+        else:
+            bench.out.mkdir(parents=True, exist_ok=True)
+            run_jobs(bench, chosen)
+
+    typer.run(main)
 
 
 def show_jobs(bench: Bench, jobs: list[Job]) -> None:

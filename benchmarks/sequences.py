@@ -26,9 +26,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from jobs import (
     Bench,
     Job,
@@ -37,7 +36,7 @@ from jobs import (
     print_head,
     print_row,
     read_results,
-    run_or_show,
+    run_script,
     spread,
 )
 
@@ -53,22 +52,6 @@ TASKS: dict[str, tuple[int, int, int, int, int]] = {
     "splice": (FOLDS, 1000, 1000, 3, 60),
     "deeploc": (1, 1000, 500, 2, 128),
 }
-
-
-def main(
-    data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
-    encoder: Annotated[str, typer.Argument(help="The checkpoint")],
-    out: Annotated[Path, typer.Argument(help="The folder of the results")],
-    jobs: Annotated[str, typer.Option(help="Which jobs to run, a pattern")] = "*",
-    precision: str = "fp32",
-    scale: Annotated[float, typer.Option(help="0.02: a test of this script")] = 1.0,
-    show: Annotated[bool, typer.Option("--list", help="Show the jobs, run none")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Print, run none")] = False,
-) -> None:
-    """Run the jobs that were not run yet."""
-    bench = Bench(data, encoder, out.absolute(), precision, scale)
-    tables = print_table if table else None
-    run_or_show(bench, list_jobs(), jobs, show=show, print_tables=tables)
 
 
 def list_jobs() -> list[Job]:
@@ -187,4 +170,4 @@ def print_table(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(list_jobs, print_table)
