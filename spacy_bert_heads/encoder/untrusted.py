@@ -63,6 +63,7 @@ _MORE_SETTINGS = {
     *("architectures", "id2label", "label2id", "num_labels", "problem_type"),
     *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id"),
     *("sep_token_id", "is_decoder", "is_encoder_decoder", "tie_word_embeddings", "pruned_heads"),
+    "add_cross_attention",  # of a decoder
     # by which sentence-transformers knows a cross-encoder and what it puts on its logits
     *("sbert_ce_default_activation_function", "sentence_transformers"),
     # DeBERTa reads these with a default (transformers, modeling_deberta_v2.py)

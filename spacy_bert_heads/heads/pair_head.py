@@ -19,7 +19,7 @@ from ..text.doc_data import inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
 from ..text.user_data import copy_of_list, get_list, set_value
 from .find import register_extensions
-from .head import BertHead
+from .head import BertHead, UnlabelledHead
 
 # What is run at once in prediction; it bounds the states that are alive, not the result.
 MAX_CHARS = 2**18
@@ -260,29 +260,8 @@ class BertPairHead(BertHead):
         raise NotImplementedError
 
 
-class UnlabelledPairHead(BertPairHead):
-    """The base of the pair heads whose classes are no labels. `does` says what such a head does,
-    for an error."""
-
-    does: str
-
-    @property
-    def label_data(self) -> None:  # type: ignore[override]
-        return None
-
-    def add_label(self, label: str) -> int:
-        """Raise ValueError: there are no labels."""
-        raise ValueError(f"{self.name} {self.does}; it has no labels.")
-
-    def check_labels(self) -> None:
-        pass
-
-    def initialize(  # type: ignore[override]
-        self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
-    ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if a gold
-        entry is wrong."""
-        super().initialize(get_examples, nlp=nlp, labels=())
+class UnlabelledPairHead(UnlabelledHead, BertPairHead):
+    """The base of the pair heads whose classes are no labels."""
 
 
 def match_predictions(

@@ -13,6 +13,11 @@ from typing import Any
 from spacy.tokens import Doc
 
 
+def get_value(name: str, doc: Doc) -> Any:
+    """Get an extension's value that can't be changed in place, None if there is none."""
+    return values_of(doc).get(key_of(name))
+
+
 def get_list(name: str, doc: Doc) -> list:
     """Get an extension's value, without writing anything.
 
