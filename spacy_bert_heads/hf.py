@@ -17,18 +17,22 @@ from .encoder.component import BertEncoder
 from .encoder.encoder import Encoder
 from .encoder.identity import give_id
 from .encoder.listener import checkpoint_behind, reads_last_layer
-from .encoder.loading import load_model
+from .encoder.loading import load_from
 from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.saved import save_model, write_files
 from .encoder.shim import DTYPES, check_precision
+from .encoder.source import open_source
 from .files import fill_folder
+from .heads import encoder_decoder
+from .heads.decoder import Decoder, check_fit, load_decoder, with_ids
 from .heads.families import CROSS_ENCODER_SETTINGS, count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
 from .heads.layers import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
+from .heads.seq2seq import BertSeq2Seq
 from .model_card import make_card, short_name
-from .onnx import replace_weights, require_onnx
+from .onnx import OUTPUTS, replace_weights, require_onnx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,10 +91,12 @@ def _add_checkpoint(
     labels: Sequence[str] | None,
     revision: str | None,
 ) -> None:
-    model, checkpoint, missing = load_model(
-        name,
-        lambda config, weights: _choose_class(config, weights, name, head_class, labels),
-        revision,
+    source = open_source(name, revision)
+    if (parts := encoder_decoder.split(source)) is not None:
+        _add_decoder(nlp, name, parts, head_class, labels, source.revision)
+        return
+    model, checkpoint, missing = load_from(
+        source, lambda config, weights: _choose_class(config, weights, name, head_class, labels)
     )
     if missing:
         raise ValueError(
@@ -104,13 +110,7 @@ def _add_checkpoint(
     found = head_class.read_hf(model.config, names, name)
     if labels and not found.labels:
         raise ValueError(f"{head_class.factory} has no labels. Give no labels.")
-    upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
-    if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
-        upstream = "*"  # also where it gets another name in another pipeline
-    config = {"model": {"tok2vec": {"upstream": upstream}}, **found.settings}
-    factory = head_class.factory
-    head = nlp.add_pipe(factory, name=_free_name(nlp, factory), config=config)
-    assert isinstance(head, BertHead)
+    head = _add_head(nlp, name, revision, checkpoint, head_class, found.settings)
     head.start_from_hf(found.labels)
     _check_free(nlp, head, name)
     head.model.set_dim("nO", head.n_classes, force=True)
@@ -123,6 +123,52 @@ def _add_checkpoint(
         if ours == "classifier":
             weights = select_classes(weights, found.classes, found.lacking)
         module.get_submodule(ours).load_state_dict(weights)
+
+
+def _add_decoder(
+    nlp: Language,
+    name: str,
+    parts: encoder_decoder.Parts,
+    head_class: type[BertHead] | None,
+    labels: Sequence[str] | None,
+    revision: str | None,
+) -> None:
+    """Add the two parts of an EncoderDecoderModel."""
+    if head_class not in (None, BertSeq2Seq) or labels:
+        wrong = "give no labels" if labels else "it can become a bert_seq2seq alone"
+        raise ValueError(f"'{name}' is an EncoderDecoderModel, which writes texts: {wrong}.")
+    from transformers import AutoModel
+
+    _, checkpoint, _ = load_from(parts.encoder, lambda config, weights: AutoModel)
+    module = Decoder(load_decoder(parts.decoder))
+    check_fit(module.model, checkpoint, name)
+    with_ids(module.model, checkpoint.tokenizer, start=parts.start_id, end=parts.end_id)
+    checkpoint.origin = {"name": name, "revision": revision}
+    head = _add_head(nlp, name, revision, checkpoint, BertSeq2Seq, parts.settings)
+    head.model.layers[0].initialize()
+    shim_of(head.model).module = module
+    _check_free(nlp, head, name)
+    head.model.set_dim("nO", int(module.model.config.vocab_size), force=True)
+    head.note_encoder()
+
+
+def _add_head(
+    nlp: Language,
+    name: str,
+    revision: str | None,
+    checkpoint: Checkpoint,
+    head_class: type[BertHead],
+    settings: dict[str, Any],
+) -> BertHead:
+    """Add a head without weights, behind the encoder that is the checkpoint's or its equal."""
+    upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
+    if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
+        upstream = "*"  # also where it gets another name in another pipeline
+    config = {"model": {"tok2vec": {"upstream": upstream}}, **settings}
+    factory = head_class.factory
+    head = nlp.add_pipe(factory, name=_free_name(nlp, factory), config=config)
+    assert isinstance(head, BertHead)
+    return head
 
 
 def find_head(config: Any, name: str, names: Sequence[str]) -> type[BertHead]:
@@ -319,6 +365,12 @@ def to_hf(
                 f"{component} reads another layer than a bert_encoder, for which Hugging Face "
                 "has no class."
             )
+        if format == "onnx" and task not in OUTPUTS:
+            raise ValueError(
+                f"{component} writes texts step by step, which one ONNX graph can't do. Export it "
+                'with format="safetensors", and give that folder to optimum: `optimum-cli export '
+                "onnx --task text2text-generation`."
+            )
         checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
         raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
@@ -334,6 +386,9 @@ def to_hf(
 def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:
     """Hugging Face's model for a head."""
     module = shim_of(head.model).module
+    if isinstance(head, BertSeq2Seq):
+        _without_adapter(checkpoint)  # raises
+        return encoder_decoder.join(checkpoint, module, head.generation)
     assert isinstance(module, Classifier)
     names = layer_names(checkpoint.family, task)
     _check_shape(head, module, checkpoint)

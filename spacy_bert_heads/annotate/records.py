@@ -15,7 +15,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from ..text.doc_data import get_abstained, get_answers, get_ent_scores
-from ..text.user_data import copy_of_dict, copy_of_list
+from ..text.user_data import copy_of_dict, copy_of_list, get_value
 
 DIGITS = 6
 
@@ -152,6 +152,7 @@ KINDS = {
     "similarities": Kind(("doc._.similarities",), similarities_of, has_labels=True),
     "chosen": Kind(("doc._.chosen",), chosen_of),
     "numbers": Kind(("doc._.regression",), numbers_of, has_labels=True),
+    "generated": Kind(("doc._.generated",), lambda doc: get_value("generated", doc)),
     "tags": Kind(("token.tag", "token.pos"), tags_of),
     "review": Kind((), needs_review),
 }

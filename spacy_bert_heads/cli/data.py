@@ -30,6 +30,9 @@ def convert_command(
     score_column: Annotated[
         str, typer.Option(help="The column of a number for two texts, as how similar they are")
     ] = "score",
+    target_column: Annotated[
+        str, typer.Option(help="The column of the text that is to be written, or of several")
+    ] = "target",
     premise_column: Annotated[
         str, typer.Option(help="The column of the first text of pairs")
     ] = "premise",
@@ -75,6 +78,7 @@ def convert_command(
         text_column=text_column,
         label_column=label_column,
         score_column=score_column,
+        target_column=target_column,
         premise_column=premise_column,
         hypothesis_column=hypothesis_column,
         token_column=token_column,

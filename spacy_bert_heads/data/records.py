@@ -91,6 +91,7 @@ class Options:
     text_column: str = "text"
     label_column: str = "label"
     score_column: str = "score"
+    target_column: str = "target"
     option_columns: tuple[str, ...] = ()
     premise_column: str = "premise"
     hypothesis_column: str = "hypothesis"

@@ -104,14 +104,17 @@ def read_text(cells: Cells) -> Record:
     record = Record(cells.row.where, cells.take_text(column))
     columns.remove(column)
     for keys, head in json_heads().items():
-        # The user may have named the column of the label.
-        wanted = [options.label_column if key == "label" else key for key in keys]
+        # The user may have named the column of the label, or of what is to be written.
+        named = {"label": options.label_column, "target": options.target_column}
+        wanted = [named.get(key, key) for key in keys]
         own = [name for name in dict.fromkeys(wanted) if name in columns]
         if head.annotation == "categories":
             value = read_categories(cells, [name for name in own if name not in cells.facts.spans])
         elif head.annotation == "entities":
             spans = [name for name in columns if name in cells.facts.spans and name not in own]
             value = read_entities(cells, own + spans)
+        elif head.annotation == "targets":  # texts, also where they look like numbers
+            value = cells.take_one(own)
         else:
             value = parse_number(cells.take_one(own))
         if value is not None:

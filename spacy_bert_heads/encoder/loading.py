@@ -52,7 +52,14 @@ def load_model(
     in float32; the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks,
     of heads or of the pooler. Raises ValueError as `load_checkpoint` does.
     """
-    source, config, tokenizer = _read_tokenizer(name, revision)
+    return load_from(open_source(name, revision), choose_class)
+
+
+def load_from(
+    source: Source, choose_class: Callable[[Any, dict[str, torch.Tensor]], Any]
+) -> tuple[PreTrainedModel, Checkpoint, list[str]]:
+    """Load a checkpoint from its files, as `load_model` does."""
+    name, (config, tokenizer) = source.name, _read_tokenizer(source)
     try:
         weights = read_weights(source)
     except NotBert:
@@ -72,12 +79,12 @@ def load_model(
 def load_wordpiece_tokenizer(name: str, revision: str | None = None) -> WordpieceTokenizer:
     """Load the tokenizer of a checkpoint alone. Raises ValueError as `load_checkpoint` does, but
     for the weights, which are not looked at."""
-    _, config, tokenizer = _read_tokenizer(name, revision)
+    config, tokenizer = _read_tokenizer(open_source(name, revision))
     return _fast(name, tokenizer, config)
 
 
-def _read_tokenizer(name: str, revision: str | None) -> tuple[Source, Any, FastTokenizer]:
-    source = open_source(name, revision)
+def _read_tokenizer(source: Source) -> tuple[Any, FastTokenizer]:
+    name = source.name
     try:
         config = read_config(source)
         tokenizer = read_tokenizer(source, config)
@@ -95,7 +102,7 @@ def _read_tokenizer(name: str, revision: str | None) -> tuple[Source, Any, FastT
             f"The tokenizer of '{name}' has {len(tokenizer)} pieces, its encoder embeds "
             f"{config.vocab_size}. Do the tokenizer files belong to the checkpoint?"
         )
-    return source, config, tokenizer
+    return config, tokenizer
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -20,20 +20,19 @@ from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, encoder_model_behind, reads_last_layer
 from ..encoder.loading import quiet
 from ..encoder.model import DocSample, shim_of
-from ..encoder.parameters import copy_sharing
 from ..encoder.saved import save_model
 from ..encoder.settings import Settings
-from ..encoder.shim import DTYPES, TorchShim, resolve_precision, without_graph
+from ..encoder.shim import TorchShim, resolve_precision, without_graph
 from ..encoder.source import Source, open_files, open_source
 from ..encoder.untrusted import build_model, read_config, read_weights
-from ..text.arrays import Ints1d, sums
-from ..text.batch import PackedBatch, cumulate
+from ..text.arrays import Ints1d
 from ..text.wordpieces import WordpieceTokenizer
+from .generation import generate, make_generator, pad_states, padded_index
 from .layers import MAX_WINDOWS, check_max_windows
 from .outputs import tensors_of
 
 if TYPE_CHECKING:
-    from transformers import EncoderDecoderModel, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # Model types whose causal language models have cross-attention; tests/test_decoder.py has each.
 FAMILIES = (
@@ -42,9 +41,6 @@ FAMILIES = (
 )
 # Where a decoder's weights come from, beside checkpoints.
 RANDOM, ENCODER = "random", "encoder"
-# Positions that a decoder attends to at once, over all beams. For a decoder of six layers and a
-# width of 768 the keys and values of these take 600 MB.
-MAX_POSITIONS = 2**15
 
 
 class Sources(NamedTuple):
@@ -105,24 +101,6 @@ def pad_id_of(model: PreTrainedModel) -> int:
     return int(model.config.pad_token_id or 0)
 
 
-def padded_index(lengths: Ints1d) -> np.ndarray:
-    """Number the items of groups that stand behind each other, row by row
-    (num_groups, max(lengths)), -1 behind the end of a group."""
-    begins = cumulate(lengths)[:-1]
-    within = np.arange(lengths.max(initial=0))
-    index = begins[:, None] + within
-    return np.where(within < lengths[:, None], index, -1)
-
-
-def pad_states(states: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrange packed hidden states (num_positions, width) by Doc: (num_docs, max_length, width),
-    with the mask (num_docs, max_length). All windows of a Doc stand behind each other."""
-    lengths = sums(batch.seqlens, batch.num_windows)
-    index = torch.from_numpy(padded_index(lengths)).to(states.device)
-    rows = torch.cat([states, states.new_zeros(1, states.shape[1])])
-    return rows[index], (index >= 0).long()
-
-
 # --- weights
 
 
@@ -174,28 +152,36 @@ def take_layers(checkpoint: Checkpoint, numbers: list[int]) -> dict[str, torch.T
 def decoder_config(checkpoint: Checkpoint, num_layers: int) -> Files:
     """Write the configuration of a decoder of the encoder's shape and, if that has decoders, of its
     family; else of BERT's."""
-    settings = checkpoint.config.to_dict()
+    config = checkpoint.config
+    settings = config.to_dict()
     if checkpoint.family not in FAMILIES:
-        names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-        names = (*names, "initializer_range", "pad_token_id")
-        settings = {key: settings[key] for key in names if settings.get(key) is not None}
-        settings["model_type"] = "bert"
+        settings = {"model_type": "bert", "pad_token_id": config.pad_token_id}
+        for key in ("vocab_size", "hidden_size", "num_attention_heads", "initializer_range"):
+            settings[key] = getattr(config, key)  # DistilBERT has other names beside these
+        # ModernBERT's is smaller, because its layers are gated.
+        settings["intermediate_size"] = 4 * config.hidden_size
     for key in ("id2label", "label2id", "num_labels", "problem_type", "architectures"):
         settings.pop(key, None)
     settings |= {"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": num_layers}
     return {"config.json": json.dumps(settings, default=str).encode("utf8")}
 
 
-def with_ids(model: PreTrainedModel, tokenizer: WordpieceTokenizer) -> PreTrainedModel:
-    """Set the ids by which a text begins and ends. Raises ValueError if the tokenizer has no
-    special token behind a text."""
-    if not len(tokenizer.suffix):
+def with_ids(
+    model: PreTrainedModel,
+    tokenizer: WordpieceTokenizer,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+) -> PreTrainedModel:
+    """Set the ids by which a text begins and ends, by default those that the tokenizer puts around
+    one. Raises ValueError if it puts none behind."""
+    if end is None and not len(tokenizer.suffix):
         raise ValueError(
             "The tokenizer puts no special token behind a text, so a decoder can't learn where its "
             "text ends. Choose another checkpoint."
         )
-    model.config.bos_token_id = int(tokenizer.prefix[0])
-    model.config.eos_token_id = int(tokenizer.suffix[-1])
+    model.config.bos_token_id = int(tokenizer.prefix[0]) if start is None else start
+    model.config.eos_token_id = int(tokenizer.suffix[-1]) if end is None else end
     model.config.pad_token_id = int(tokenizer.pad_id)
     return model
 
@@ -207,8 +193,8 @@ def check_fit(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> None
         own, wanted = getattr(model.config, what), getattr(checkpoint.config, what)
         if own != wanted:
             raise ValueError(
-                f"The decoder '{name}' has {what} = {own}, but the encoder {wanted}. Take a decoder "
-                "that was trained with this encoder."
+                f"The decoder '{name}' has {what} = {own}, but the encoder {wanted}. Take a "
+                "decoder that was trained with this encoder."
             )
 
 
@@ -246,75 +232,6 @@ def decoder_to_files(module: nn.Module) -> Files:
 def decoder_from_files(files: Files) -> Decoder:
     """Build the decoder from what `decoder_to_files` returned."""
     return Decoder(load_decoder(open_files(files, "the saved decoder")))
-
-
-# --- generation
-
-
-def make_generator(module: nn.Module, precision: str) -> EncoderDecoderModel:
-    """Make the model that transformers' `generate` runs on: the decoder, and an encoder that is
-    never run, because its output is known."""
-    from transformers import BertConfig, BertModel, EncoderDecoderModel
-
-    assert isinstance(module, Decoder)
-    dtype = DTYPES.get(precision, torch.float32)
-    decoder: Any = copy_sharing(module.model, lambda weight: nn.Parameter(weight.to(dtype)))
-    sizes = {"num_hidden_layers": 0, "num_attention_heads": 1, "intermediate_size": 1}
-    sizes |= {"vocab_size": 1, "max_position_embeddings": 1}
-    config = BertConfig(hidden_size=module.model.config.hidden_size, **sizes)
-    with quiet():
-        encoder: Any = BertModel(config, add_pooling_layer=False).to(decoder.device)
-        return cast(Any, EncoderDecoderModel(encoder=encoder, decoder=decoder)).eval()
-
-
-def generate(
-    generator: EncoderDecoderModel, hidden: HiddenStates, settings: Mapping[str, Any]
-) -> list[Ints1d]:
-    """Write a text for each Doc: wordpiece ids, special tokens included. Docs of about the same
-    length are run together, so that little of what is attended to is padding."""
-    from transformers import GenerationConfig
-    from transformers.modeling_outputs import BaseModelOutput
-
-    own = generator.config.decoder
-    config = GenerationConfig(
-        decoder_start_token_id=own.bos_token_id,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
-        **settings,
-    )
-    batch, dtype = hidden.batch, next(generator.decoder.parameters()).dtype
-    found: list[Ints1d] = [np.empty(0, dtype=np.int64)] * len(batch.num_windows)
-    lengths = sums(batch.seqlens, batch.num_windows)
-    for docs in group_by_length(lengths, MAX_POSITIONS // (config.num_beams or 1)):
-        part, positions = batch.take_windows(*windows_of(docs, batch.num_windows))
-        rows = hidden.states[torch.from_numpy(positions).to(hidden.states.device)].to(dtype)
-        memory, mask = pad_states(rows, part)
-        output = generator.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-            attention_mask=mask,
-            generation_config=config,
-        )
-        for doc, ids in zip(docs.tolist(), output.cpu().numpy(), strict=True):
-            found[doc] = ids
-    return found
-
-
-def group_by_length(lengths: Ints1d, budget: int) -> Iterator[Ints1d]:
-    """Split items into groups of similar lengths, longest first, whose padded size is within a
-    budget; an item that is longer makes a group of its own."""
-    order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        size = max(budget // int(lengths[order[0]]), 1)
-        yield order[:size]
-        order = order[size:]
-
-
-def windows_of(docs: Ints1d, num_windows: Ints1d) -> tuple[Ints1d, Ints1d]:
-    """List the windows of some Docs, and how many each of them has."""
-    begins = cumulate(num_windows)
-    windows = [np.arange(begins[doc], begins[doc + 1]) for doc in docs]
-    return np.concatenate(windows), num_windows[docs]
 
 
 # --- the thinc model

@@ -390,28 +390,3 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     def scorer_settings(self) -> dict[str, Any]:
         """Give the arguments of the scorer that depend on this head."""
         return {}
-
-
-class UnlabelledHead(BertHead):
-    """The base of the heads whose classes are no labels. `does` says what such a head does, for an
-    error."""
-
-    does: str
-    n_classes = 0
-
-    @property
-    def label_data(self) -> None:  # type: ignore[override]
-        return None
-
-    def add_label(self, label: str) -> int:
-        """Raise ValueError: there are no labels."""
-        raise ValueError(f"{self.name} {self.does}; it has no labels.")
-
-    def check_labels(self) -> None:
-        pass
-
-    def initialize(  # type: ignore[override]
-        self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
-    ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder, or a gold entry is wrong."""
-        super().initialize(get_examples, nlp=nlp, labels=())

@@ -19,7 +19,8 @@ from ..text.doc_data import inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
 from ..text.user_data import copy_of_list, get_list, set_value
 from .find import register_extensions
-from .head import BertHead, UnlabelledHead
+from .head import BertHead
+from .unlabelled import UnlabelledHead
 
 # What is run at once in prediction; it bounds the states that are alive, not the result.
 MAX_CHARS = 2**18

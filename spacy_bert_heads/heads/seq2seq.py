@@ -23,9 +23,9 @@ from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_list, get_list, get_value, set_value
 from .declared import Score, score_weights
 from .decoder import MAX_WINDOWS, Sources, TargetLogits
-from .head import UnlabelledHead
 from .losses import cross_entropy
 from .pair_head import start_of
+from .unlabelled import UnlabelledHead
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.Seq2SeqHead.v1",
