@@ -21,7 +21,7 @@ UPSTREAM = ("tok2vec", "transformer", "curated_transformer")
 # spaCy's components are randomly initialised and need its own learning rate, a pretrained encoder a
 # tenth of it (benchmarks/RESULTS.md).
 LEARN_RATE = 1e-3
-RATE_FACTOR = 0.1
+LEARNING_RATE_MULTIPLIER = 0.1
 WARMUP_STEPS = 200
 MAX_STEPS = 20000  # of a config that names none: spaCy's default
 
@@ -49,7 +49,7 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
     encoder = {
         "@architectures": "spacy_bert_heads.BertEncoder.v1",
         "name": name or _find_name(config, old, path),
-        "rate_factor": RATE_FACTOR,
+        "learning_rate_multiplier": LEARNING_RATE_MULTIPLIER,
     }
     if config.get("system", {}).get("gpu_allocator"):
         encoder["max_batch_tokens"] = GPU_BATCH_TOKENS

@@ -26,9 +26,9 @@ from .text.user_data import get_list
 
 # A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
 # is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
-HEAD = {"model": {"rate_factor": 10.0}}
+HEAD = {"model": {"learning_rate_multiplier": 10.0}}
 # An adapter begins as new as a head.
-ADAPTED = {"rate_factor": 10.0}
+ADAPTED = {"learning_rate_multiplier": 10.0}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
 # Wordpieces in a batch of a joint training, and in one of a short training, in which twice as many

@@ -17,6 +17,7 @@ from spacy.vocab import Vocab
 from thinc.api import Optimizer
 
 from ..files import AGAIN, check_digests, in_component, write_digests
+from ..pipe_configs import pipe_configs_of
 from ..text.batch import PackedBatch
 from ..text.unknown import warn_of_unknown
 from .accumulation import Accumulation
@@ -55,7 +56,7 @@ DEFAULT_MODEL = {
     "adapter": None,
     "adapter_size": None,
     "share_checkpoint": False,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "layer_decay": 1.0,
 }
 
@@ -69,6 +70,7 @@ SAMPLE = 300  # examples that are looked at for unknown words
 def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEncoder":
     """Create the encoder component. It does not set any annotations: the heads after it read its
     hidden states."""
+    pipe_configs_of(nlp)
     encoder = BertEncoder(nlp.vocab, model, name)
     encoder.nlp = weakref.ref(nlp)
     return encoder
@@ -234,14 +236,15 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         """Step the weights. While no head has answered yet (`nlp.update(…, sgd=…)` calls this
         before the heads), the optimizer's settings are only noted: AdamW must not touch weights
         that an open graph still needs. Raises ValueError if the optimizer averages parameters."""
-        rate = sgd.learn_rate * shim_of(self.model).optimization.rate_factor
+        rate = sgd.learn_rate * shim_of(self.model).optimization.learning_rate_multiplier
         if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
             self._warn_once(
                 f"A learning rate above {HIGH_LEARN_RATE:g} makes a pretrained encoder forget what "
                 f"it knows: '{self.name}' is at {rate:g}. Use 1e-5 to 1e-4 in "
                 "[training.optimizer.learn_rate], as `python -m spacy bert init-config` does; or "
-                "beside components of spaCy, which need 1e-3, set rate_factor = 0.1 in "
-                f"[components.{self.name}.model], as `init-config --adapt` does."
+                "beside components of spaCy, which need 1e-3, set "
+                f"learning_rate_multiplier = 0.1 in [components.{self.name}.model], as "
+                "`init-config --adapt` does."
             )
         if self._step is not None and not self._step.has_answers:
             # The schedules may move on before the step is taken.

@@ -18,7 +18,7 @@ from .shim import TorchShim
 COMBINATIONS = ("concat", "sum", "weighted")
 # The weights begin equal and have far to go: at the rate of a new head they have hardly moved after
 # a few hundred steps.
-MIX_RATE_FACTOR = 100.0
+MIX_MULTIPLIER = 100.0
 
 
 class ScalarMix(nn.Module):
@@ -77,7 +77,11 @@ def combine_layers(
     shims: list[Shim] = []
     if combine == "weighted":
         shims = [
-            TorchShim(to_files=mix_to_files, from_files=mix_from_files, rate_factor=MIX_RATE_FACTOR)
+            TorchShim(
+                to_files=mix_to_files,
+                from_files=mix_from_files,
+                learning_rate_multiplier=MIX_MULTIPLIER,
+            )
         ]
     return Model(
         "layer_features", forward, init=init, dims={"nO": None}, layers=[source], shims=shims

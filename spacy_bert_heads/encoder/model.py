@@ -12,6 +12,7 @@ import torch
 from spacy.tokens import Doc
 from thinc.api import Model
 
+from ..deprecated import resolve_renamed
 from ..text.arrays import Bools1d
 from ..text.batch import PackedBatch
 from ..text.packing import pack_docs, pack_pairs
@@ -72,8 +73,9 @@ def build_bert_encoder(
     adapter: str | None = None,
     adapter_size: int | None = None,
     share_checkpoint: bool = False,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     layer_decay: float = 1.0,
+    rate_factor: float | None = None,
 ) -> EncoderModel:
     """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
 
@@ -98,8 +100,8 @@ def build_bert_encoder(
     the width of a bottleneck (None: 64), or the rank (None: 32). With `share_checkpoint` a saved
     pipeline has only what was trained, and reads the checkpoint `name` again when it is loaded.
 
-    The encoder learns at `rate_factor` times the optimizer's learning rate, each layer at
-    `layer_decay` times the learning rate of the layer above it (Howard & Ruder 2018, section 3.2).
+    The encoder learns at `learning_rate_multiplier` times the optimizer's learning rate, each layer
+    at `layer_decay` times that of the layer above it (Howard & Ruder 2018, section 3.2).
 
     Raises ValueError if a setting makes no sense.
     """
@@ -117,7 +119,12 @@ def build_bert_encoder(
         to_files=partial(encoder_to_files, share=share_checkpoint),
         from_files=partial(encoder_from_files, name=name, revision=revision),
         precision=precision,
-        rate_factor=rate_factor,
+        learning_rate_multiplier=resolve_renamed(
+            "rate_factor",
+            old_value=rate_factor,
+            new_value=learning_rate_multiplier,
+            default=1.0,
+        ),
         layer_decay=layer_decay,
     )
     given = {

@@ -55,18 +55,18 @@ def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
 class Optimization:
     """Parameter groups, AdamW, gradient scaling and clipping of one module.
 
-    The module learns at `rate_factor` times the optimizer's learning rate, each layer at
-    `layer_decay` times the learning rate of the layer above it. Gradients that are `scaled`, for
-    fp16, are scaled back by the step.
+    The module learns at `learning_rate_multiplier` times the optimizer's learning rate, each layer
+    at `layer_decay` times that of the layer above it. Gradients that are `scaled`, for fp16, are
+    unscaled before the update.
     """
 
-    def __init__(self, *, rate_factor: float = 1.0, layer_decay: float = 1.0) -> None:
-        if not rate_factor > 0:
+    def __init__(self, *, learning_rate_multiplier: float = 1.0, layer_decay: float = 1.0) -> None:
+        if not learning_rate_multiplier > 0:
             raise ValueError(
-                f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
-                "learning, put its name into [training] frozen_components."
+                f"learning_rate_multiplier is {learning_rate_multiplier}; it must be above 0. To "
+                "keep a component from learning, add its name to [training] frozen_components."
             )
-        self.rate_factor, self.layer_decay = rate_factor, layer_decay
+        self.learning_rate_multiplier, self.layer_decay = learning_rate_multiplier, layer_decay
         self.forget()
 
     def forget(self) -> None:
@@ -181,7 +181,7 @@ class Optimization:
         depths = layer_depths(module)
         top = max(depths.values(), default=0)
         return {
-            name: self.rate_factor * self.layer_decay ** (top - depth)
+            name: self.learning_rate_multiplier * self.layer_decay ** (top - depth)
             for name, depth in depths.items()
         }
 

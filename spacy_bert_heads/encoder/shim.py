@@ -93,7 +93,8 @@ class TorchShim(Shim):
 
     `to_files` turns the module into named files, `from_files` builds it again from those. With a
     `precision` below fp32 ("bf16", "fp16"), matrix products of training run in that type (autocast)
-    and weights stay in fp32. `rate_factor` and `layer_decay` are those of `Optimization`.
+    and weights stay in fp32. `learning_rate_multiplier` and `layer_decay` are passed to
+    `Optimization`.
     """
 
     def __init__(
@@ -102,14 +103,16 @@ class TorchShim(Shim):
         to_files: Callable[[nn.Module], Files],
         from_files: Callable[[Files], nn.Module],
         precision: str = "fp32",
-        rate_factor: float = 1.0,
+        learning_rate_multiplier: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
         check_precision(precision)
         super().__init__(None)
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
-        self.optimization = Optimization(rate_factor=rate_factor, layer_decay=layer_decay)
+        self.optimization = Optimization(
+            learning_rate_multiplier=learning_rate_multiplier, layer_decay=layer_decay
+        )
         # Counts the changes of weights and precision: hidden states of older ones are stale.
         self.version = 0
         prepare_for_forks()

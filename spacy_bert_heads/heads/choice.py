@@ -16,6 +16,7 @@ from ..data.choices import read_answer
 from ..data.records import Settings, check_list
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
+from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import check_choices, drop_results, make_choice
 from ..text.user_data import copy_of_list, set_value
 from .claims import Claim, claim_options
@@ -29,7 +30,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.ChoiceHead.v1",
     "dropout": None,
     "max_windows": MAX_WINDOWS,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
@@ -57,6 +58,7 @@ def make_bert_choice(
 ) -> "BertChoice":
     """Create a component that chooses one of the options of each of `doc._.choices`. Logits are
     divided by `temperature`; None for that of `bert calibrate`."""
+    pipe_configs_of(nlp)
     return BertChoice(nlp.vocab, model, name, temperature=temperature, scorer=scorer)
 
 

@@ -6,40 +6,27 @@ format would change is therefore kept in it as a JSON document in a string, with
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from confection import SECTION_PREFIX, VARIABLE_RE, Config
 from spacy.language import Language
 
-
-class PipeConfigs(dict[str, Config]):
-    """The configs of a pipeline's components, in the place of the dict that spaCy has for them.
-
-    spaCy stores a component's config after its factory has run, as the user gave it. `given` has
-    the free text that the latest factory read, by component; it replaces what spaCy stores.
-    """
-
-    def __init__(self, configs: Mapping[str, Config]) -> None:
-        super().__init__(configs)
-        self.given: dict[str, dict[str, Any]] = {}
-
-    def __setitem__(self, name: str, config: Config) -> None:
-        for key, value in self.given.pop(name, {}).items():
-            config[key] = stored(value, config.get(key), where=f"components.{name}.{key}")
-        super().__setitem__(name, config)
-
-    def __reduce__(self) -> tuple:
-        return PipeConfigs, (dict(self),)
+from ..pipe_configs import pipe_configs_of
 
 
 def read_text(nlp: Language, name: str, **settings: Any) -> list[Any]:
-    """Read settings with free text, in the factory of the component `name`, and have the config of
-    the pipeline keep them. Gives their values; raises ValueError if a string is no JSON."""
+    """Read settings with free text, for the factory of the component `name`.
+
+    The pipeline's config stores them so that they are the same when it is read again. Returns the
+    values in the order of `settings`. Raises ValueError if a string is not JSON.
+    """
     values = {key: parse(value, f"components.{name}.{key}") for key, value in settings.items()}
-    if not isinstance(nlp._pipe_configs, PipeConfigs):
-        nlp._pipe_configs = PipeConfigs(nlp._pipe_configs)
-    nlp._pipe_configs.given[name] = values
+
+    def store(config: Config) -> None:
+        for key, value in values.items():
+            config[key] = stored(value, config.get(key), where=f"components.{name}.{key}")
+
+    pipe_configs_of(nlp).edits[name] = store
     return list(values.values())
 
 

@@ -42,7 +42,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
     "lstm_width": 0,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {

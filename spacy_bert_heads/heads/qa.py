@@ -36,7 +36,7 @@ from .tallies import Counts, Floats, Tally, ratio
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
     "dropout": 0.0,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {

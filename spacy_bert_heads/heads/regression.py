@@ -13,6 +13,7 @@ from thinc.api import Model
 
 from ..data.records import check_text
 from ..encoder.model import shim_of
+from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_dict, get_dict, set_value
 from .declared import Score, score_weights
@@ -41,6 +42,7 @@ def make_bert_regression(
     nlp: Language, name: str, model: Model, scorer: Callable | None
 ) -> "BertRegression":
     """Create a component that predicts a number for each label."""
+    pipe_configs_of(nlp)
     return BertRegression(nlp.vocab, model, name, scorer=scorer)
 
 

@@ -43,7 +43,7 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "max_windows": MAX_WINDOWS,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 
