@@ -103,7 +103,7 @@ def _find_name(config: Config, old: dict[str, Any], path: Path) -> str:
 
 
 def _listen(settings: dict[str, Any]) -> bool:
-    """Put a listener in the place of each layer that gives token vectors. Tells whether there was
+    """Put a listener in the place of each layer that gives token vectors. Returns whether there was
     one."""
     found = False
     for key, value in settings.items():

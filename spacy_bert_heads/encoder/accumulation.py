@@ -47,7 +47,7 @@ class Accumulation:
 
     def add(self, own: Items, *, is_first: bool) -> tuple[float, dict[int, float]]:
         """Add a sub-batch with a number of items for each listener that has answered; `is_first` if
-        no gradient has gathered before. Gives the factor for the gradients so far, and the weight
+        no gradient has gathered before. Returns the factor for the gradients so far, and the weight
         of each listener's new gradient: summed over processes, the gradients are those of one
         process with the whole batch."""
         items = own

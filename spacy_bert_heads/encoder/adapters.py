@@ -185,7 +185,7 @@ def learning_parameters(model: nn.Module, settings: AdapterSettings) -> Iterator
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Give the weights that learn, by name."""
+    """Return the weights that learn, by name."""
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 

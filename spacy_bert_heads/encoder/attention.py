@@ -182,10 +182,10 @@ def load_varlen() -> Any:
 
 @cache
 def register() -> None:
-    """Give transformers 5 our attention under NAME, and torch's where a call brings no layout.
+    """Register our attention with transformers 5 under NAME; calls without a layout use torch's.
 
-    A name without a mask function would get no mask at all for padding, so ours has that of
-    torch's.
+    transformers makes no padding mask at all for a name without a mask function, so ours is
+    registered with that of torch's attention.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -218,12 +218,11 @@ def register() -> None:
 
 
 def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -> torch.Tensor:
-    """Give the sequences of a bucket more positions than they have, as a view where that is
-    possible.
+    """Extend each sequence of a bucket to `width` positions, as a view where that is possible.
 
-    `states` is the bucket's part (num_positions, num_heads, head_size), `shape` its sequences and
-    their length, `width` how many positions to give for each: beyond its length those of what comes
-    next, or zeros where `room`, the positions behind this part, is too small. Returns
+    `states` is the bucket's part (num_positions, num_heads, head_size), `shape` its number of
+    sequences and their length. The additional positions are those that follow in memory, or zeros
+    where `room`, the number of positions after this part, is too small. Returns
     (num_sequences, width, num_heads, head_size).
     """
     n, length = shape

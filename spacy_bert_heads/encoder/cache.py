@@ -43,7 +43,7 @@ class StatesCache:
         self._n_rows = 0  # in the own file
 
     def encode(self, model: EncoderModel, batch: PackedBatch) -> HiddenStates:
-        """Give the hidden states of a batch, to the last bit those that were computed first. Once
+        """Return the hidden states of a batch, to the last bit those that were computed first. Once
         the encoder has learned, nothing is kept any more."""
         if not self._open(model):
             return encode(model, batch)

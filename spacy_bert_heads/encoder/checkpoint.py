@@ -132,7 +132,7 @@ class Checkpoint:
         self.adapter = settings
 
     def without_adapter(self) -> PreTrainedModel:
-        """Give the model as its Hugging Face class builds it: LoRA merged into the weights, without
+        """Return the model as its Hugging Face class builds it: LoRA merged into the weights, without
         bottlenecks. It is a copy if there is an adapter."""
         if self.adapter is None:
             return self.model

@@ -360,7 +360,7 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """Give the component in one msgpack."""
+        """Return the component in one msgpack."""
         self.close_step()
         return super().to_bytes(exclude=tuple(exclude))
 

@@ -203,7 +203,7 @@ class Encoder(nn.Module):
         return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
 
     def _inputs(self, layout: BucketedBatch) -> dict[str, torch.Tensor]:
-        """Give the model's arguments, all buckets as one long sequence."""
+        """Return the model's arguments, all buckets as one long sequence."""
         checkpoint = self.checkpoint
         beyond = self.num_padding(len(layout.input_ids))
         input_ids = F.pad(layout.input_ids, (0, beyond), value=checkpoint.tokenizer.pad_id)[None]
@@ -233,7 +233,7 @@ class Encoder(nn.Module):
         return common_size(num_rows) - num_rows if by_onednn else 0
 
     def _ask_for(self, layers: tuple[int, ...]) -> dict[str, Any]:
-        """Give the arguments that make transformers return these layers."""
+        """Return the arguments that make transformers return these layers."""
         if layers == (self.checkpoint.num_layers,):
             return {}
         # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".

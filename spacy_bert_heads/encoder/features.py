@@ -101,7 +101,7 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 
 
 def mix_of(model: Model) -> ScalarMix:
-    """Give the torch side of a "weighted" layer."""
+    """Return the torch side of a "weighted" layer."""
     shim = model.shims[0]
     assert isinstance(shim, TorchShim)
     return cast(ScalarMix, shim.module)

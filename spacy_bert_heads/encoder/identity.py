@@ -27,7 +27,7 @@ _SETTINGS = {
 
 
 def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
-    """Give the digests of an encoder (a PreTrainedModel), of its tokenizer (the content of
+    """Return the digests of an encoder (a PreTrainedModel), of its tokenizer (the content of
     tokenizer.json) and of its configuration.
 
     They don't depend on the format of the files, nor on the versions of the libraries that wrote
@@ -42,8 +42,8 @@ def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
 
 
 def give_id(checkpoint: Checkpoint) -> None:
-    """Give a checkpoint that a pipeline begins with an id of its own. Heads that are
-    trained on it keep the id, so that they are not read with another encoder by mistake."""
+    """Assign a new random id to the checkpoint of a new pipeline. Heads that are trained on it save
+    the id, so that they are not used with another encoder by mistake."""
     checkpoint.origin |= {"id": uuid4().hex, "updates": 0}
 
 

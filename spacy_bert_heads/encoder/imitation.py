@@ -23,7 +23,7 @@ class Imitating:
     _teacher: BertEncoder | None = None
 
     def remember(self, layers: Layers) -> EncoderModel:
-        """Give a copy of the model as it is now that reads these layers. Until the next update its
+        """Return a copy of the model as it is now that reads these layers. Until the next update its
         weights are copied once."""
         version = shim_of(self.model).version
         if self._remembered is None or self._remembered[0] != version:
@@ -46,7 +46,7 @@ class Imitating:
 
 
 def pull(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
-    """Give the gradient of half the mean squared difference between hidden states, by those of the
+    """Return the gradient of half the mean squared difference between hidden states, by those of the
     student (num_positions, num_layers * hidden_size)."""
     difference = hidden.states - wanted.states.to(hidden.states)
     return difference / max(difference.numel(), 1)

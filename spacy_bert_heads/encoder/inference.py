@@ -121,7 +121,7 @@ def packing_pays() -> bool:
 
 
 def int8_bits() -> int:
-    """Give the bits of int8 weights. Without VNNI the processor adds products of int8 by twos in 16
+    """Return the bits of int8 weights. Without VNNI the processor adds products of int8 by twos in 16
     bits, which 7 bits can't overflow."""
     has_vnni = getattr(torch.cpu, "_is_vnni_supported", None)
     return 8 if has_vnni is not None and has_vnni() else 7
@@ -213,7 +213,7 @@ class Int8Linear(nn.Module):
 
 
 class Trimmer:
-    """Give freed memory back to the system. glibc keeps it, in pieces that seldom fit what the next
+    """Return freed memory back to the system. glibc keeps it, in pieces that seldom fit what the next
     batch asks for, so that a process that reads documents for hours would grow and grow."""
 
     def __init__(self) -> None:

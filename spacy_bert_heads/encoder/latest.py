@@ -66,7 +66,7 @@ class LatestBatch(threading.local):
     def find(self, docs: Sequence[Doc], version: Version) -> HiddenStates | None:
         """Find the hidden states of Docs whose tokens are those of Docs of the batch, in any order.
 
-        Gives None if the batch lacks one of them, or if the version has changed.
+        Returns None if the batch lacks one of them, or if the version has changed.
         """
         refs = list(self._refs)
         if self._version != version or not refs:

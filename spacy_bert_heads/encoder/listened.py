@@ -50,7 +50,7 @@ class ListenedTo:
         self._choose_layers()
 
     def remove_listener(self, listener: BertListener, component_name: str) -> bool:
-        """Unlink the listener of a head. Gives whether it was linked."""
+        """Unlink the listener of a head. Returns whether it was linked."""
         if listener not in self._linked:
             return False
         rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
@@ -90,7 +90,7 @@ class ListenedTo:
         self._choose_layers()
 
     def _choose_layers(self) -> None:
-        """Give the hidden states of the layers that some listener reads, and no others."""
+        """Return the hidden states of the layers that some listener reads, and no others."""
         if shim_of(self.model).has_module:
             checkpoint = checkpoint_of(self.model)
             read = {n for one in self._linked for n in checkpoint.layer_numbers(one.reads)}

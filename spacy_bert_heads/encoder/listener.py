@@ -285,7 +285,7 @@ def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
 def forward_tokens(
     model: Model, docs: list[Doc], is_train: bool
 ) -> tuple[list[Floats2d], Callable[[list[Floats2d]], list[Doc]]]:
-    """Give a vector for each token, zeros for one without wordpieces (num_tokens, width), and the
+    """Return a vector for each token, zeros for one without wordpieces (num_tokens, width), and the
     callback that takes their gradient."""
     hidden, backprop_states = model.layers[0](docs, is_train)
     states, tokens = hidden.states, hidden.batch.tokens

@@ -48,7 +48,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, Checkpoint, list[str]]:
     """Load a checkpoint with what Hugging Face's class puts on the encoder.
 
-    `choose_class` gives the class by the checkpoint's configuration and weights. Gives the model,
+    `choose_class` gives the class by the checkpoint's configuration and weights. Returns the model,
     in float32; the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks,
     of heads or of the pooler. Raises ValueError as `load_checkpoint` does.
     """
@@ -118,7 +118,7 @@ def quiet() -> Iterator[None]:
 def make_model(
     name: str, auto_class: Any, config: Any, weights: dict[str, torch.Tensor]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Give a model in float32, and its parameters that the weights lack: of heads, or of the
+    """Return a model in float32, and its parameters that the weights lack: of heads, or of the
     pooler. Raises ValueError if the weights don't belong to the configuration."""
     try:
         with quiet():
@@ -172,5 +172,5 @@ def _fast(name: str, tokenizer: FastTokenizer, config: Any) -> WordpieceTokenize
 
 
 def pad_id_of(config: Any) -> int:
-    """Give the id that fills the positions behind a short sequence."""
+    """Return the id that fills the positions behind a short sequence."""
     return getattr(config, "pad_token_id", None) or 0

@@ -55,7 +55,7 @@ class Blocks:
         return out.flatten(0, 1).unflatten(0, (len(queries), -1))[:, : self.length]
 
     def _windows(self, states: torch.Tensor) -> torch.Tensor:
-        """Give what each block sees of (num_sequences, length, …), zeros beyond the ends:
+        """Return what each block sees of (num_sequences, length, …), zeros beyond the ends:
         (num_sequences * num_blocks, …, width)."""
         behind = (self.num_blocks - 1) * BLOCK + self.width - self.reach - self.length
         inner = (0, 0) * (states.ndim - 2)

@@ -76,7 +76,7 @@ class Optimization:
         self._scaler: torch.amp.GradScaler | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the moments and the scale of gradients, for a training state."""
+        """Return the moments and the scale of gradients, for a training state."""
         parts = {"adam": self._adam, "scaler": self._scaler}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 

@@ -54,7 +54,7 @@ def find_layers(module: nn.Module) -> nn.ModuleList | None:
 
 
 def layer_depths(module: nn.Module) -> dict[str, int]:
-    """Give each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on. All
+    """Return each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on. All
     are 0 in a module without layers."""
     names = [name for name, _ in module.named_parameters()]
     stack = find_layers(module)

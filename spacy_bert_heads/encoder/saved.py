@@ -54,7 +54,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = Fals
     learns in it, if that is an adapter or if the rest is shared; and where the checkpoint came
     from. With `share`, what isn't trained is left out.
 
-    The weights are written from where they are, not copied in memory. Gives the names of the files.
+    The weights are written from where they are, not copied in memory. Returns the names of the files.
     Raises OSError with the path.
     """
     from safetensors.torch import save

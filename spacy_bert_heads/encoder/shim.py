@@ -41,7 +41,7 @@ def prepare_for_forks() -> None:
 
 
 def without_graph(run: Callable[[], Any]) -> Any:
-    """Give what `run` gives, computed without a graph.
+    """Return what `run` gives, computed without a graph.
 
     After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again. `torch.no_grad` does
     not promise that: its methods are Python code, which an interrupt can end before they are done.
@@ -55,7 +55,7 @@ def without_graph(run: Callable[[], Any]) -> Any:
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """Give the context in which modules with weights in fp32 compute in a precision: "fp32",
+    """Return the context in which modules with weights in fp32 compute in a precision: "fp32",
     "bf16", "fp16", or "auto", which is bf16 on a GPU and fp32 otherwise. What predicts in "int8"
     learns in fp32."""
     dtype = DTYPES.get(resolve_precision(precision, device), torch.float32)
@@ -63,7 +63,7 @@ def autocast_for(precision: str, device: torch.device) -> torch.autocast:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Give the precision in force on a device: what "auto" stands for, and bf16 for int8 on a
+    """Return the precision in force on a device: what "auto" stands for, and bf16 for int8 on a
     GPU."""
     if device.type == "cuda":
         return "bf16" if precision in ("auto", "int8") else precision
@@ -172,11 +172,11 @@ class TorchShim(Shim):
         self.version += 1  # hidden states are others now
 
     def autocast(self) -> torch.autocast:
-        """Give the context in which the module itself computes in training."""
+        """Return the context in which the module itself computes in training."""
         return autocast_for(self._precision, self.device)
 
     def derive(self, make: Callable[[nn.Module, str], nn.Module]) -> nn.Module:
-        """Give the inference copy, which `make` makes of the module for the precision in force. It
+        """Return the inference copy, which `make` makes of the module for the precision in force. It
         is made when it is first asked for, and again when the weights have changed."""
         derived = self._derived
         if derived is None or derived[0] != self.version:
@@ -263,7 +263,7 @@ class TorchShim(Shim):
         return self
 
     def to_bytes(self) -> bytes:
-        """Give the module's files in one msgpack."""
+        """Return the module's files in one msgpack."""
         return srsly.msgpack_dumps(self.to_files())
 
     def from_bytes(self, data: bytes) -> TorchShim:

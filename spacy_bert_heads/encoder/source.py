@@ -45,12 +45,12 @@ class Source:
         self.name, self.find, self.revision = name, find, revision
 
     def read(self, file: str) -> bytes | None:
-        """Give the content of a file, or None if there is no such file."""
+        """Return the content of a file, or None if there is no such file."""
         found = self.find(file)
         return found.read_bytes() if isinstance(found, Path) else found
 
     def read_json(self, file: str) -> dict[str, Any] | None:
-        """Give the object in a JSON file, or None if there is no such file.
+        """Return the object in a JSON file, or None if there is no such file.
 
         Raises ValueError if the file holds anything else than a JSON object.
         """

@@ -82,7 +82,7 @@ class TrainingStep:
         return all(id(doc) in self.docs for doc in docs)
 
     def answer(self, listener_id: int) -> bool:
-        """Note that a listener has answered, or will not. Gives whether all have."""
+        """Note that a listener has answered, or will not. Returns whether all have."""
         self.has_answers = True
         self.waits_for.discard(listener_id)
         return not self.waits_for
@@ -194,7 +194,7 @@ class Read:
     def take(
         self, docs: Sequence[Doc], listener_id: int
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
-        """Give the hidden states of Docs that were read, and the callback that takes their
+        """Return the hidden states of Docs that were read, and the callback that takes their
         gradient."""
         places = np.asarray([self.places[id(doc)][0] for doc in docs], dtype=np.int64)
         hidden, positions = take_docs(self.hidden, places)
@@ -210,6 +210,6 @@ class Read:
         self.gradients[listener_id] = gradient if before is None else before + gradient
 
     def sum(self, weights: Mapping[int, float] = MappingProxyType({})) -> torch.Tensor:
-        """Give the sum of the gradients, those of listeners that are named with a weight."""
+        """Return the sum of the gradients, those of listeners that are named with a weight."""
         parts = [(one, weights.get(key, 1.0)) for key, one in self.gradients.items()]
         return reduce(add, (one if weight == 1.0 else one * weight for one, weight in parts))

@@ -1,8 +1,8 @@
-"""Questions, hypotheses, categories and labels in the config, where users write what they like.
+"""Free text in the config: questions, hypotheses, categories and labels.
 
-spaCy's config is a text format: confection interpolates "$" in values, doubles it whenever a loaded
-config is saved, and gives "=", ":", "#", "@" and others a meaning in keys. A setting that the
-format would change is therefore kept in it as a JSON document in a string, with \\u0024 for "$".
+spaCy's config is a text format. confection interpolates "$" in values and doubles it whenever a
+loaded config is saved; "=", ":", "#", "@" and others have a meaning in keys. A setting that the
+format would change is therefore stored as JSON in a string, with \\u0024 for "$".
 """
 
 import json
@@ -31,7 +31,7 @@ def read_text(nlp: Language, name: str, **settings: Any) -> list[Any]:
 
 
 def parse_labels(nlp: Language | None, name: str, labels: Any) -> Any:
-    """Read the labels that [initialize.components] has for a component, as `read_text` does."""
+    """Read a component's labels in [initialize.components], as `read_text` does."""
     where = f"initialize.components.{name}.labels"
     labels = parse(labels, where)
     if nlp is not None:
@@ -43,49 +43,49 @@ def parse_labels(nlp: Language | None, name: str, labels: Any) -> Any:
 
 
 def parse(value: Any, where: str) -> Any:
-    """Read a setting: the value itself, or a JSON document of it. `where` is its place in the
-    config, for an error."""
+    """Read a setting: the value itself, or JSON of it in a string. `where` is its place in the
+    config, for error messages."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except ValueError:
         raise ValueError(
-            f"{where} is the string {value[:80]!r}, which is no JSON. Give the list or dict, or "
-            "spacy_bert_heads.heads.free_text.as_setting(…) of it."
+            f"{where} is the string {value[:80]!r}, which is not JSON. Set it to the list or dict, "
+            "or to spacy_bert_heads.heads.free_text.as_setting(…) of it."
         ) from None
 
 
 def as_setting(value: Any) -> str:
-    """Give what a config can have for free text, whatever is in it: a JSON document in a string.
+    """Encode free text for a config: as JSON in a string, which no config format changes.
 
-    It is needed where spaCy's config reads a text before a component does: in overrides, as
+    Use it wherever spaCy's config parser reads a text before the component does: in overrides,
     `spacy.load(…, config={"components.bert_qa.questions": as_setting(["Was ${sum} paid?"])})`, in
-    config files and in [initialize.components]. The config of `nlp.add_pipe` takes texts as they
-    are, but for keys that begin with "@".
+    config files and in [initialize.components]. The `config` of `nlp.add_pipe` can have texts as
+    they are, except for keys that begin with "@".
     """
     document = json.dumps(value).replace("$", "\\u0024")
     return document.replace(SECTION_PREFIX, f"\\u005f{SECTION_PREFIX[1:]}")
 
 
 def stored(value: Any, raw: Any, *, where: str) -> Any:
-    """Give what the config is to have for a value. `raw` is what it has now, before variables are
-    replaced; a setting that is a variable as a whole stays one."""
+    """Return the form in which the config stores a value. `raw` is the setting before variables are
+    interpolated; a setting that is just a variable is not changed."""
     if isinstance(raw, str) and VARIABLE_RE.fullmatch(raw):
         return raw
     if isinstance(raw, dict) and isinstance(value, dict) and raw.keys() != value.keys():
         changed = min(raw.keys() ^ value.keys(), key=lambda key: key in value)
         raise ValueError(
-            f"{where} has the key {changed!r}, which the format of the config changes. Give "
+            f"{where} has the key {changed!r}, which the format of the config changes. Set it to "
             "spacy_bert_heads.heads.free_text.as_setting(…) of the dict instead."
         )
     return value if is_kept(value) else as_setting(value)
 
 
 def is_kept(value: Any) -> bool:
-    """Whether a config gives this value back as it is, by both ways of reading one."""
+    """Return whether a config keeps this value as it is, read with and without interpolation."""
     keys = map(str, value) if isinstance(value, dict) else ()
-    # "@" makes the name of a function; a file is read with other line breaks than it was written.
+    # "@" marks a registered function; line breaks of keys change when a file is read.
     if any(key.startswith("@") or not key.isprintable() for key in keys):
         return False
     config = Config({"section": {"setting": value}})

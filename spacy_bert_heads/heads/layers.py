@@ -1,4 +1,4 @@
-"""The heads' torch modules, and the thinc models around them."""
+"""The registered architectures of heads: thinc models around torch modules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,10 +33,10 @@ from .modules import (
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
-MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
-# What configurations call the rate of a head alone.
+MAX_WINDOWS = 16  # of 256 wordpieces: the encoder's default max_batch_tokens
+# The names of a head's own dropout in configurations.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
-# Attributes of token heads' models that a component sets, see `TokenClassifier`.
+# Attributes of a token head's model that its component sets, see `TokenClassifier`.
 AGGREGATION, CRF = "aggregation", "crf"
 
 
@@ -229,13 +229,8 @@ def _build(
 
 
 def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make the head's module, built and initialised as Hugging Face's heads of the family are.
-
-    module_class (Type[Classifier]): The module.
-    model (Model): The head, whose nO is known.
-    X (Optional[List[Doc]]): Docs, for layers that must see some to know their width.
-    RETURNS (Model): The head.
-    """
+    """Make the module of a head whose nO is known, built and initialised as Hugging Face's heads
+    of the encoder's family are. `X` has Docs, for layers that infer their width from data."""
     tok2vec = model.layers[0].initialize(X=X)
     checkpoint = checkpoint_behind(tok2vec)
     config = None if checkpoint is None else checkpoint.config
@@ -259,28 +254,28 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
 
 
 def initializer_range(config: Any) -> float:
-    """Give the standard deviation that a checkpoint's new weights have; 0.02 without one."""
+    """Return the standard deviation for new weights on a checkpoint; 0.02 without a checkpoint."""
     return getattr(config, "initializer_range", 0.02)
 
 
 def add_classes(model: Model, number: int) -> None:
-    """Add classes to a head that has weights, see `Classifier.add_classes`."""
+    """Append classes to a head that has weights, see `Classifier.add_classes`."""
     shim, checkpoint = shim_of(model), checkpoint_behind(model.get_ref("tok2vec"))
     module = shim.module
     assert isinstance(module, Classifier)
     module.add_classes(number, std=initializer_range(checkpoint and checkpoint.config))
-    shim.module = module  # another one for the optimizer, and for predictions
+    shim.module = module  # drops the optimizer's moments and the inference copy
     model.set_dim("nO", module.settings["n_classes"], force=True)
 
 
 def set_aggregation(model: Model, aggregation: str) -> None:
-    """Let a token head's model aggregate wordpieces so, see `TokenClassifier.forward`. Raises
-    ValueError if it has an LSTM, which reads one vector a token."""
+    """Set how a token head's model aggregates wordpieces, see `TokenClassifier.forward`. Raises
+    ValueError if it has an LSTM, which needs one vector for each token."""
     if aggregation != "first" and model.attrs.get("lstm_width"):
         raise ValueError(
             f'aggregation is "{aggregation}", but the head\'s LSTM reads the first wordpiece of a '
             f"token (lstm_width = {model.attrs['lstm_width']} in its model). Set aggregation = "
-            '"first", or train anew with lstm_width = 0.'
+            '"first", or train again with lstm_width = 0.'
         )
     model.attrs[AGGREGATION] = aggregation
 
@@ -288,8 +283,8 @@ def set_aggregation(model: Model, aggregation: str) -> None:
 def family_settings(
     config: Any, module_class: type[Classifier], *, dropout: float
 ) -> dict[str, Any]:
-    """Give the settings of a head's module that differ from family to family. `config` is the
-    checkpoint's, None for BERT's kind, `dropout` the rate before the classifier."""
+    """Return the settings of a head's module that depend on the model family. `config` is that of
+    the checkpoint, None for BERT's settings; `dropout` the probability before the classifier."""
     dense = dense_settings(config, dropout, is_choice=module_class is ChoiceClassifier)
     if issubclass(module_class, SequenceClassifier):
         return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
@@ -299,7 +294,7 @@ def family_settings(
 
 
 def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
-    """Give the rate that Hugging Face's heads use on a checkpoint; 0.1 without one."""
+    """Return the dropout of Hugging Face's heads on a checkpoint; 0.1 without a checkpoint."""
     of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
     own = of_sequences if issubclass(module_class, SequenceClassifier) else ()
     for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
@@ -310,7 +305,7 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
 
 
 def head_to_files(module: nn.Module) -> Files:
-    """Give the settings and weights of a head's module."""
+    """Return the settings and weights of a head's module as files."""
     from safetensors.torch import save
 
     assert isinstance(module, Classifier)
@@ -320,7 +315,7 @@ def head_to_files(module: nn.Module) -> Files:
 
 
 def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
-    """Make the module of what `head_to_files` gave."""
+    """Make the module from what `head_to_files` returned."""
     from safetensors.torch import load
 
     module = module_class(**srsly.json_loads(files["config.json"]))
@@ -331,8 +326,8 @@ def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
 def token_output(
     logits: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
 ) -> TokenLogits:
-    """Logits (num_tokens, n_classes) with what is known of the tokens; or those of wordpieces with
-    their offsets."""
+    """Make the output from logits (num_tokens, num_classes), or from those of wordpieces with
+    `aggregation` "simple"."""
     assert batch.tokens is not None
     if aggregation == "simple" and batch.offsets is not None:
         is_best = batch.offsets.is_best
@@ -343,17 +338,17 @@ def token_output(
 
 
 def sequence_output(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Logits as they are (num_texts, n_classes)."""
+    """Return the logits (num_texts, num_classes)."""
     return logits
 
 
 def span_output(logits: torch.Tensor, batch: PackedBatch) -> SpanLogits:
-    """Logits (num_positions, 2) with the batch. Raises ValueError if the model was given Docs
-    alone, as by `spacy debug model` in its last step."""
+    """Return the logits (num_positions, 2) with their batch. Raises ValueError if the model was
+    called with Docs only, as in the last step of `spacy debug model`."""
     if batch.tokens is not None:
         raise ValueError(
-            "This model reads Docs with questions, but was given Docs alone. Call the component, "
-            "which knows what is asked of a Doc: nlp.get_pipe(…).predict(docs)."
+            "This model reads Docs with questions, but was called with Docs only. Call the "
+            "component, which knows the questions of a Doc: nlp.get_pipe(…).predict(docs)."
         )
     return SpanLogits(logits, batch)
 
@@ -364,10 +359,10 @@ def forward(
     inputs: list[Doc] | PackedPairs,
     is_train: bool,
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """Classify what a listener or another tok2vec layer gives of a batch.
+    """Run a head on the output of its listener, or of another tok2vec layer.
 
-    Returns the output that `make_output` makes of logits (float32) and batch, and the callback that
-    takes a gradient of the same structure.
+    Returns what `make_output` makes of logits (float32) and packed batch, and a callback for a
+    gradient of the same structure.
     """
     if is_train and not isinstance(inputs, PackedPairs):
         inputs = DocSample(inputs, model.attrs.get("max_windows"))
@@ -401,14 +396,14 @@ def forward(
 
 
 def pack_vectors(vectors: list[Floats2d]) -> HiddenStates:
-    """Take the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, for hidden
-    states with one position a token."""
+    """Turn the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, into hidden
+    states with one position per token."""
     num_tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
     states = torch.cat([xp2torch(rows) for rows in vectors])
     return HiddenStates(states, batch_of_tokens(num_tokens))
 
 
 def unpack_gradient(gradient: torch.Tensor, vectors: list[Floats2d]) -> list[Floats2d]:
-    """Split the gradient by packed token vectors (num_tokens, width) into one for each Doc."""
+    """Split the gradient of packed token vectors (num_tokens, width) by Doc."""
     parts = gradient.split([len(rows) for rows in vectors])
     return [cast(Floats2d, torch2xp(part)) for part in parts]
