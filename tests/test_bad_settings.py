@@ -104,7 +104,7 @@ def test_no_labels(checkpoint, head):
 
 def test_one_category_to_choose_from(checkpoint):
     data = [("It burned", {"cats": {"fire": 1.0}})]
-    match = "bert_textcat chooses .* only 'fire'. Annotate at least two, or use bert_textcat_multilabel"
+    match = "bert_textcat chooses .* only 'fire'. Annotate at least two, or use bert_textcat_mu"
     with pytest.raises(ValueError, match=match):
         build(checkpoint, "textcat", data=data)
     assert set(build(checkpoint, "textcat_multilabel", data=data)("It").cats) == {"fire"}

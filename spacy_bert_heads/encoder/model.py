@@ -98,7 +98,7 @@ def build_bert_encoder(
     adapter (Optional[str]): Small modules that are trained in place of the checkpoint's weights:
         "pfeiffer" adds a bottleneck after each feed-forward block (Pfeiffer et al. 2021),
         "houlsby" also one after each attention block (Houlsby et al. 2019), "lora" low-rank
-        updates of the query and value weights (Hu et al. 2022). Frozen layers get none.
+        updates of the query and value weights (Hu et al. 2021). Frozen layers get none.
     adapter_size (Optional[int]): The width of a bottleneck (None: 64) or the rank (None: 32).
     share_checkpoint (bool): Save only what was trained. The pipeline reads the checkpoint `name`
         again when it is loaded.
