@@ -222,7 +222,7 @@ def make_pipeline(encoder: str, tasks: list[str], precision: str) -> Language:
     model = {"name": encoder, "precision": precision, "window": WINDOW, "stride": STRIDE}
     nlp.add_pipe("bert_encoder", config={"model": model})
     for task in tasks:
-        config: dict[str, Any] = {"model": {"rate_factor": 10.0}}
+        config: dict[str, Any] = {"model": {"learning_rate_multiplier": 10.0}}
         if HEADS[task] == "qa":
             config["no_answer_threshold"] = 1.0  # all questions have answers
         nlp.add_pipe(f"bert_{HEADS[task]}", config=config)

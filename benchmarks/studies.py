@@ -118,7 +118,7 @@ def set_encoder(settings: dict[str, Any], config: Config, states: Path) -> None:
 def as_plain(config: Config, states: Path) -> None:
     for name, component in config["components"].items():
         if name != "bert_encoder":
-            component["model"]["rate_factor"] = 1.0
+            component["model"]["learning_rate_multiplier"] = 1.0
     if "bert_qa" in config["components"]:
         config["components"]["bert_qa"]["no_answer_threshold"] = 1.0  # all questions have answers
 

@@ -119,6 +119,8 @@ def functions() -> Iterator[str]:
     """Write the page of the registered functions."""
     yield "# Registered functions\n"
     yield "Generated from spaCy's registry: what a config can name by `@…`, with the defaults.\n"
+    from spacy_bert_heads.deprecated import RENAMED
+
     groups = {
         "spacy_architectures": "Architectures",
         "spacy_readers": "Readers",
@@ -136,7 +138,9 @@ def functions() -> Iterator[str]:
             function = point.load()
             text, settings = split_docstring(function)
             defaults = {
-                name: one.default for name, one in inspect.signature(function).parameters.items()
+                name: one.default
+                for name, one in inspect.signature(function).parameters.items()
+                if name not in RENAMED
             }
             yield f"### `{point.name}`\n\n{text}\n"
             yield from table(defaults, settings)

@@ -10,7 +10,7 @@ __all__ = ["from_hf", "to_hf"]
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when asked for: every `import spacy` with this package imports this module.
+    # Imported lazily, because every `spacy.blank` imports this module if the package is installed.
     if name in __all__:
         from . import hf
 

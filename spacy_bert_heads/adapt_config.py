@@ -21,7 +21,7 @@ UPSTREAM = ("tok2vec", "transformer", "curated_transformer")
 # spaCy's components are randomly initialised and need its own learning rate, a pretrained encoder a
 # tenth of it (benchmarks/RESULTS.md).
 LEARN_RATE = 1e-3
-RATE_FACTOR = 0.1
+LEARNING_RATE_MULTIPLIER = 0.1
 WARMUP_STEPS = 200
 MAX_STEPS = 20000  # of a config that names none: spaCy's default
 
@@ -49,7 +49,7 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
     encoder = {
         "@architectures": "spacy_bert_heads.BertEncoder.v1",
         "name": name or _find_name(config, old, path),
-        "rate_factor": RATE_FACTOR,
+        "learning_rate_multiplier": LEARNING_RATE_MULTIPLIER,
     }
     if config.get("system", {}).get("gpu_allocator"):
         encoder["max_batch_tokens"] = GPU_BATCH_TOKENS
@@ -103,7 +103,7 @@ def _find_name(config: Config, old: dict[str, Any], path: Path) -> str:
 
 
 def _listen(settings: dict[str, Any]) -> bool:
-    """Put a listener in the place of each layer that gives token vectors. Tells whether there was
+    """Put a listener in the place of each layer that gives token vectors. Returns whether there was
     one."""
     found = False
     for key, value in settings.items():

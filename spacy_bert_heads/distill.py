@@ -177,7 +177,7 @@ def _are_alike(one: BertEncoder, other: BertEncoder, *, width: bool = True) -> b
 
 
 def _take_over(known: nn.Module, new: nn.Module) -> None:
-    """Give a new module the weights of another, if they have the same shapes."""
+    """Copy the weights of a module into a new one, if they have the same shapes."""
     weights = known.state_dict()
     if {k: v.shape for k, v in weights.items()} == {
         k: v.shape for k, v in new.state_dict().items()
@@ -190,7 +190,7 @@ def _heads(nlp: Language) -> dict[str, BertHead]:
 
 
 def _encoder(head: BertHead) -> BertEncoder | None:
-    """Give the encoder that a head listens to; None if it reads another layer."""
+    """Return the encoder that a head listens to; None if it reads another layer."""
     return next((listener.upstream for listener in head._listeners()), None)
 
 

@@ -223,7 +223,7 @@ def load_pipeline(name: str | Path, *, precision: str | None = None, **settings:
 
 
 def tokenizer_of(lang: str) -> dict[str, Any]:
-    """Give the settings of `spacy.load` that put a language's tokenizer in the place of the
+    """Return the settings of `spacy.load` that put a language's tokenizer in the place of the
     pipeline's own. Raises ValueError if spaCy doesn't have the language."""
     try:
         tokenizer = spacy.blank(lang).config["nlp"]["tokenizer"]

@@ -62,7 +62,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether there is a process of this machine with a number."""
+    """Return whether there is a process of this machine with a number."""
     if os.name != "posix":  # where os.kill would end it
         return True
     try:
@@ -154,7 +154,7 @@ def check_parents(path: Path) -> None:
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
-    """Give what a command of ours noted in a folder that it filled, nothing if none did."""
+    """Return what a command of ours noted in a folder that it filled, nothing if none did."""
     try:
         mark = json.loads((folder / OUTPUT_MARK).read_bytes())
     except (OSError, ValueError):

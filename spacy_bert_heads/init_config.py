@@ -26,9 +26,9 @@ from .text.user_data import get_list
 
 # A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
 # is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
-HEAD = {"model": {"rate_factor": 10.0}}
+HEAD = {"model": {"learning_rate_multiplier": 10.0}}
 # An adapter begins as new as a head.
-ADAPTED = {"rate_factor": 10.0}
+ADAPTED = {"learning_rate_multiplier": 10.0}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
 # Wordpieces in a batch of a joint training, and in one of a short training, in which twice as many
@@ -202,7 +202,7 @@ def _make_pipeline(
 
 
 def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> dict[str, str]:
-    """Read "head" and "head=name". Gives the heads by their components' names."""
+    """Read "head" and "head=name". Returns the heads by their components' names."""
     named: dict[str, str] = {}
     for entry in heads:
         head, has_name, name = (part.strip() for part in entry.partition("="))
@@ -266,7 +266,7 @@ def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
 
 def fit_steps(n_examples: int) -> tuple[int, int]:
     """Choose how long to train one head: five epochs, or with little data longer and in small
-    batches, for no fewer than 200 steps. Gives the steps, and the examples of a batch: Docs, or
+    batches, for no fewer than 200 steps. Returns the steps, and the examples of a batch: Docs, or
     pairs."""
     for size in (BATCH_SIZE, SMALL_BATCH_SIZE):
         steps = EPOCHS * math.ceil(n_examples / size)
@@ -277,7 +277,7 @@ def fit_steps(n_examples: int) -> tuple[int, int]:
 
 def fit_joint_steps(docs: Iterable[Doc], heads: Collection[str]) -> tuple[int, int]:
     """Choose how long to train several heads: five epochs, or more until the head with the fewest
-    examples has seen as many as it would alone. Gives the steps, and the wordpieces of a batch.
+    examples has seen as many as it would alone. Returns the steps, and the wordpieces of a batch.
 
     `docs` are those of the reader. Wordpieces are estimated by words, so that the checkpoint need
     not be at hand.

@@ -1,6 +1,11 @@
-"""Pairs of texts on a Doc: `doc._.hypotheses` and `doc._.nli`, `doc._.others` and
-`doc._.similarities`, `doc._.questions` and `doc._.answers`, `doc._.choices` and `doc._.chosen`,
-which importing this module registers, and how gold entries are made."""
+"""Pairs of texts on a Doc: inputs, results, and functions that make gold entries.
+
+Importing this module registers the extensions `doc._.hypotheses` and `doc._.nli`, `doc._.others`
+and `doc._.similarities`, `doc._.questions` and `doc._.answers`, `doc._.choices` and
+`doc._.chosen`. `make_verdict`, `make_answer` and `make_choice` make gold entries. `INPUTS` maps the
+names of inputs to those of results. `inputs_of` reads the inputs of a Doc, `copy_inputs` copies
+them to another Doc.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUTS", "copy_inputs", "inputs_of", "make_answer", "make_choice", "make_verdict"]
 
-# Not those of all heads: finding them imports modules that may be importing this one.
+# Not those of all heads: finding all imports modules that may import this one.
 for _head in (BertNLI, BertSimilarity, BertQA, BertChoice):
     _head.set_extensions()
 

@@ -117,7 +117,7 @@ def format_precisions(measured: dict[str, Measured]) -> str:
 
 
 def as_report(measured: dict[str, Measured]) -> dict[str, Any]:
-    """Give all that was measured as plain data, by precision."""
+    """Return all that was measured as plain data, by precision."""
     return {
         name: {**one.scores, "speed": one.speed, "speeds": one.speeds}
         for name, one in measured.items()
@@ -125,7 +125,7 @@ def as_report(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def check_storable(model: str) -> Path:
-    """Give the folder of a pipeline whose config may be changed. Raises ValueError for an installed
+    """Return the folder of a pipeline whose config may be changed. Raises ValueError for an installed
     package, which belongs to pip."""
     if not (Path(model) / "config.cfg").is_file():
         raise ValueError(

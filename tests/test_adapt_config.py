@@ -187,7 +187,7 @@ def train(config: Config) -> spacy.Language:
     rates = config["training"]["optimizer"]["learn_rate"]
     config["training"]["max_steps"], rates["initial_rate"], rates["warmup_steps"] = 100, 0.01, 5
     config["components"]["bert_encoder"]["model"] |= {
-        "rate_factor": 0.3, "window": 64, "stride": 48
+        "learning_rate_multiplier": 0.3, "window": 64, "stride": 48
     }  # fmt: skip
     config["training"]["frozen_components"] = []
     config["components"]["parser"]["min_action_freq"] = 1
@@ -226,7 +226,7 @@ def test_a_config_of_spacys_init_config(optimize, checkpoint, tmp_path):
     assert config["nlp"]["pipeline"] == ["bert_encoder", *names]
     assert config["initialize"]["vectors"] == before["initialize"]["vectors"]
     encoder = config["components"]["bert_encoder"]["model"]
-    assert (encoder["name"], encoder["rate_factor"]) == (checkpoint, 0.1)
+    assert (encoder["name"], encoder["learning_rate_multiplier"]) == (checkpoint, 0.1)
     assert encoder["max_batch_tokens"] == 4096
     listeners = [config["components"][name]["model"].get("tok2vec") for name in names]
     if optimize == "efficiency":  # spaCy's text classifier reads no vectors there
@@ -253,7 +253,7 @@ def test_a_config_of_spacy_transformers(checkpoint, tmp_path):
     assert config["nlp"]["pipeline"] == names
     assert "transformer" not in config.to_str().replace("spacy.copy_from_base_model", "")
     encoder = config["components"]["bert_encoder"]["model"]
-    assert (encoder["name"], encoder["rate_factor"]) == ("${paths.checkpoint}", 0.1)
+    assert (encoder["name"], encoder["learning_rate_multiplier"]) == ("${paths.checkpoint}", 0.1)
     assert encoder["max_batch_tokens"] == 32768  # as it is for a GPU
     for name in names[2:]:
         assert config["components"][name]["model"]["tok2vec"] == {

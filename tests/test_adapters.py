@@ -299,8 +299,8 @@ def test_a_trained_pipeline_gets_an_adapter_when_it_learns_further(checkpoint, t
 def test_init_config_gives_it_the_rate_of_a_new_head(checkpoint):
     config = init_config(["ner"], name=checkpoint, adapter="lora")
     encoder = config["components"]["bert_encoder"]["model"]
-    assert (encoder["adapter"], encoder["rate_factor"]) == ("lora", 10.0)
+    assert (encoder["adapter"], encoder["learning_rate_multiplier"]) == ("lora", 10.0)
     plain = init_config(["ner"], name=checkpoint)["components"]["bert_encoder"]["model"]
-    assert (plain["adapter"], plain["rate_factor"]) == (None, 1.0)
+    assert (plain["adapter"], plain["learning_rate_multiplier"]) == (None, 1.0)
     with pytest.raises(ValueError, match="its adapter"):
         init_config(source="pipeline", adapter="lora")

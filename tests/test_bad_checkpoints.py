@@ -121,7 +121,7 @@ def test_weights_of_fewer_layers(copied):
 
 def test_weights_of_more_layers(copied):
     edit_config(copied, num_hidden_layers=1)
-    match = rf"weights of '{copied}' have 16 .* doesn't count .*layer\.1.*Does config.json belong"
+    match = rf"weights of '{copied}' have 16 .* more layers .*layer\.1.*Does config.json belong"
     with pytest.raises(ValueError, match=match):
         load_checkpoint(str(copied))
 
@@ -243,7 +243,7 @@ def test_tokenizer_of_another_checkpoint(copied):
     tokenizer.add_tokens(["zzz"])
     tokenizer.save_pretrained(copied)
     n = len(tokenizer)
-    match = f"tokenizer of '{copied}' has {n} pieces, its encoder embeds {n - 1}. Do the tokenizer"
+    match = f"tokenizer of '{copied}' has {n} wordpieces, but its encoder embeds {n - 1}. Do the tokenizer"
     with pytest.raises(ValueError, match=match):
         load_checkpoint(str(copied))
 

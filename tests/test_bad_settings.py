@@ -26,7 +26,10 @@ from thinc.api import Adam
         ({"precision": "int4"}, "Unknown precision 'int4'. Choose one of: auto, fp32, bf16, fp16"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5; .* 1 at the most"),
-        ({"rate_factor": 0.0}, "rate_factor is 0.0; it must be above 0. .* frozen_components"),
+        (
+            {"learning_rate_multiplier": 0.0},
+            "learning_rate_multiplier is 0.0; it must be above 0. .* frozen_components",
+        ),
         ({"frozen_layers": 3}, "frozen_layers is 3, .* 'bert' .* 2 layers .* frozen_components"),
         ({"frozen_layers": -1}, "frozen_layers is -1"),
         ({"window": 2, "stride": 1}, "window is 2, .* special tokens. Set window to 16 or more"),
@@ -101,7 +104,7 @@ def test_no_labels(checkpoint, head):
 
 def test_one_category_to_choose_from(checkpoint):
     data = [("It burned", {"cats": {"fire": 1.0}})]
-    match = "bert_textcat chooses .* only 'fire'. Name two at least, or use bert_textcat_multilabel"
+    match = "bert_textcat chooses .* only 'fire'. Annotate at least two, or use bert_textcat_mu"
     with pytest.raises(ValueError, match=match):
         build(checkpoint, "textcat", data=data)
     assert set(build(checkpoint, "textcat_multilabel", data=data)("It").cats) == {"fire"}

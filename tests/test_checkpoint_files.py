@@ -107,7 +107,7 @@ def test_a_hub_name_and_its_revision(hub):
         assert checkpoint.origin == {"name": "owner/bert", "revision": commit * 40}
     with pytest.raises(ValueError, match="hub name, and no folder of that name, 'owner/other'"):
         load_checkpoint("owner/other")
-    with pytest.raises(ValueError, match="is a folder. Leave revision out"):
+    with pytest.raises(ValueError, match="is a folder. Remove revision"):
         open_source(str(hub), "v1")
 
 

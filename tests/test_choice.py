@@ -194,7 +194,7 @@ def test_wrong_choices(nlp, choices, message):
 def test_wrong_answers(nlp, answer):
     (example, *_) = make_examples(nlp)
     example.reference._.chosen = [{"answer": answer}, None]
-    with pytest.raises(ValueError, match="has no number of an option from 0: .*make_choice"):
+    with pytest.raises(ValueError, match="number of an option, .* 0, but is .*make_choice"):
         nlp.get_pipe("bert_choice").update([example])
 
 

@@ -145,7 +145,7 @@ def test_init_config_for_pairs(heads, max_pairs, window, checkpoint):
     else:
         assert batcher["size"] == 32
     pipeline = ["bert_encoder", *(f"bert_{head}" for head in heads.split(","))]
-    rates = [config["components"][name]["model"]["rate_factor"] for name in pipeline]
+    rates = [config["components"][name]["model"]["learning_rate_multiplier"] for name in pipeline]
     assert rates == [1.0] + [10.0] * (len(pipeline) - 1)
     # All of it is valid, and every name in it is registered.
     nlp = load_model_from_config(Config(config), validate=True)

@@ -106,7 +106,7 @@ def test_every_factory_setting_and_command_is_in_the_reference(hook):
         meta = Language.get_factory_meta(point.name)
         for name in meta.default_config:
             assert f"| `{name}` |" in section or (name == "model" and "[model]" in section)
-    assert "| `threshold` | `0.0` | Entities less probable than this" in factories
+    assert "| `threshold` | `0.0` | Entities with a lower probability" in factories
     assert "| `stride` | `192` |" in functions and "batch_by_pieces.v1" in functions
     listed = [words for words, _ in hook.walk(get_command(bert_app), "bert")]
     assert [f"## `{words}`" in commands for words in listed] == [True] * len(listed)

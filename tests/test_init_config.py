@@ -103,7 +103,7 @@ def test_heads_with_names(checkpoint):
     assert config["nlp"]["pipeline"] == ["bert_encoder", "diseases", "drugs"]
     for name in ("diseases", "drugs"):
         assert config["components"][name]["factory"] == "bert_ner"
-        assert config["components"][name]["model"]["rate_factor"] == 10.0
+        assert config["components"][name]["model"]["learning_rate_multiplier"] == 10.0
     assert load_model_from_config(config).pipe_names == ["bert_encoder", "diseases", "drugs"]
 
 

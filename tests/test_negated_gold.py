@@ -157,7 +157,7 @@ def test_the_group_is_read_if_asked_for():
 def test_a_span_that_is_right_and_wrong():
     ner = make_head("ner", incorrect_spans_key=KEY)
     example = example_of("a b", [(0, 1, "A")], [(0, 1, "A")])
-    with pytest.raises(ValueError, match=r"'a' is an entity A and stands in doc.spans\['incorr"):
+    with pytest.raises(ValueError, match=r"'a' is an entity A and also in doc.spans\['incorr"):
         get_loss(ner, [example], output_of(random_logits(2, 5)))
     other = example_of("a b", [(0, 1, "A")], [(0, 1, "B"), (0, 2, "A")])
     get_loss(ner, [other], output_of(random_logits(2, 5)))

@@ -338,7 +338,7 @@ def test_from_records_to_a_trained_pipeline_and_its_scores(checkpoint, tmp_path)
 def test_init_config(checkpoint):
     config = init_config(["regression", "ner"], name=checkpoint)
     assert config["nlp"]["pipeline"] == ["bert_encoder", "bert_regression", "bert_ner"]
-    assert config["components"]["bert_regression"]["model"]["rate_factor"] == 10.0
+    assert config["components"]["bert_regression"]["model"]["learning_rate_multiplier"] == 10.0
     weights = config["training"]["score_weights"]
     assert (weights["regression_pearson"], weights["regression_spearman"]) == (0.25, 0.25)
     assert weights["regression_mse"] is None

@@ -165,7 +165,7 @@ def test_a_new_head_on_what_is_frozen(config, trained, tmp_path):
     config = sourced(config, trained, "bert_encoder", "bert_ner")
     config["training"]["frozen_components"] = ["bert_encoder", "bert_ner"]
     config["training"]["annotating_components"] = ["bert_ner"]
-    config["components"]["bert_textcat_multilabel"]["model"]["rate_factor"] = 20.0
+    config["components"]["bert_textcat_multilabel"]["model"]["learning_rate_multiplier"] = 20.0
     config.to_disk(tmp_path / "config.cfg")
     train_command(tmp_path / "config.cfg", tmp_path / "out")
     nlp = spacy.load(tmp_path / "out" / "model-last")
@@ -355,7 +355,7 @@ def test_debug_model_of_pairs(checkpoint, tmp_path):
     with_overrides(config, SMALL).to_disk(tmp_path / "config.cfg")
     output = command("debug", "model", tmp_path / "config.cfg", "bert_nli", *SHOW)
     assert "model looks good" in output
-    with pytest.raises(ValueError, match="reads Docs with questions, but was given Docs alone"):
+    with pytest.raises(ValueError, match="with questions, but was called with Docs only"):
         command("debug", "model", tmp_path / "config.cfg", "bert_qa", *SHOW)
 
 

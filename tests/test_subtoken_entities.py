@@ -164,7 +164,7 @@ def test_entities_of_wordpieces_become_entities_of_tokens(text, pieces, tags, ex
     lost = found - len(expected[mode])
     assert len(caught) == (lost > 0)
     for warning in caught:
-        assert f"bert_ner leaves out {lost} found entities" in str(warning.message)
+        assert f"bert_ner leaves out {lost} predicted entities" in str(warning.message)
 
 
 def spaced(text: str) -> list[tuple[str, bool]]:

@@ -51,9 +51,11 @@ def test_update_by_hand_equals_torch(trained, frozen):
 
 
 def test_a_rate_and_a_weight_for_each_component(make_nlp, checkpoint):
-    nlp = make_nlp(initialize=False, rate_factor=0.5)
+    nlp = make_nlp(initialize=False, learning_rate_multiplier=0.5)
     tok2vec = {"@architectures": "spacy_bert_heads.BertListener.v1", "grad_factor": 0.25}
-    nlp.add_pipe("bert_ner", config={"model": {"rate_factor": 10.0, "tok2vec": tok2vec}})
+    nlp.add_pipe(
+        "bert_ner", config={"model": {"learning_rate_multiplier": 10.0, "tok2vec": tok2vec}}
+    )
     nlp.add_pipe("bert_textcat")
     nlp.initialize(lambda: make_examples(nlp, DATA))
     loop, start = TorchLoop(nlp, checkpoint), parameters(nlp)
@@ -171,7 +173,7 @@ def test_other_optimizers_take_thincs_path(make_nlp, factor):
     from thinc.api import SGD
 
     nlp = make_nlp(initialize=False)
-    nlp.add_pipe("bert_textcat", config={"model": {"rate_factor": factor}})
+    nlp.add_pipe("bert_textcat", config={"model": {"learning_rate_multiplier": factor}})
     nlp.initialize(lambda: make_examples(nlp))
     head = shim_of(nlp.get_pipe("bert_textcat").model).module
     before = head.classifier.weight.detach().clone()

@@ -136,7 +136,7 @@ def compare_learning(encoder: str, device: str) -> str:
     found = {}
     for place in ("cpu", device):
         use(place)
-        nlp = build(encoder, adapter="lora", rate_factor=10.0)
+        nlp = build(encoder, adapter="lora", learning_rate_multiplier=10.0)
         bert = encoder_of(nlp.get_pipe("bert_encoder").model)
         for module in bert.modules():
             if isinstance(module, torch.nn.Dropout):

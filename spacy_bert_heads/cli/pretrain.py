@@ -1,12 +1,12 @@
 """The commands for encoders and raw text: `prepare`, `pretrain`, `fill-mask`."""
 
 import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..deprecated import warn_deprecated
 from .common import FORCE, GPU_ID, RESUME, exits_on_error
 
 CODE = "A Python file to import, with the functions that the config names"
@@ -37,11 +37,9 @@ def prepare_command(
         settings = read_settings(Path(arguments[0]), parse_config_overrides(arguments[1:]))
     else:
         # The command of version 0.1, which works until 0.3.
-        warnings.warn(
-            "`bert prepare SOURCE --encoder … --cache …` is deprecated. Use "
-            "`bert prepare CONFIG --paths.raw SOURCE --paths.encoder … --paths.cache …`.",
-            DeprecationWarning,
-            stacklevel=1,
+        warn_deprecated(
+            "`bert prepare SOURCE --encoder … --cache …`",
+            "`bert prepare CONFIG --paths.raw SOURCE --paths.encoder … --paths.cache …`",
         )
         if cache is None:
             raise ValueError("--encoder needs --cache, the folder for all that is prepared.")

@@ -1,10 +1,10 @@
 """Gradients of sub-batches that add up to the gradient of the whole batch.
 
-spaCy splits a batch for `accumulate_gradient` and updates with one sub-batch after the other; only
-then is the optimizer asked to step. A head's loss is the mean over the annotated items of a
-sub-batch, so its gradients must not be added up: the mean over the batch is the mean of theirs,
-weighted by items. How many items will come is not known, so it is a running mean: what has gathered
-is multiplied by `old / (old + new)` before `new / (old + new)` of the next gradient is added.
+spaCy splits a batch for `accumulate_gradient`, calls `update` with each sub-batch, and then updates
+the weights once. A head's loss is a mean over the annotated items of a sub-batch, so its gradients
+can't just be added: the gradient of the batch is their mean, weighted by the numbers of items.
+Future numbers are not known, so it is a running mean: the accumulated gradient is multiplied by
+`old / (old + new)`, then the next one is added with the weight `new / (old + new)`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ Items = dict[int, float | None]  # by listener
 class Accumulation:
     """The running mean of an encoder's gradients, which come from several listeners.
 
-    Its gradients are kept as one sum, so there is one factor for what has gathered: the mean of
-    those that the listeners need. It is exact for one listener, and for several whose items are in
-    proportion (two heads for the same tokens). For others (tokens beside texts) each listener's
-    sub-batches count a little more or less than they should, but together as much: the next weight
-    makes up for the factor. Exact gradients of each would need a backward pass for each.
+    The encoder accumulates one sum for all listeners, so there is one factor for it: the mean of
+    the factors that the listeners need. That is exact for one listener, and for several whose
+    numbers of items are proportional (two heads for the same tokens). For others (tokens and whole
+    texts) single sub-batches of a listener count slightly more or less than they should, but their
+    total weight is right: the weight of the next gradient compensates for the factor. Exact
+    gradients would need a backward pass for each listener.
 
-    A listener without a number of items (None: spaCy's own components) has a loss that is a sum,
-    and its gradients are added up.
+    A listener without a number of items (None: spaCy's own components) has a loss that is a sum;
+    its gradients are just added.
 
-    `gather` is set where several processes have a part of each batch. It takes this process's items
-    by listener, and whether nothing has gathered here, and gives those of all processes.
+    `gather` is set if several processes have a part of each batch. It takes the items of this
+    process by listener, and whether it has no gradients yet, and returns the same for all
+    processes together.
     """
 
     def __init__(self) -> None:
@@ -40,16 +42,19 @@ class Accumulation:
         self.clear()
 
     def clear(self) -> None:
-        """Start anew, where no gradient has gathered."""
+        """Start again, without accumulated gradients."""
         self._items: dict[int, float] = {}  # by listener
-        self._targets: dict[int, float] = {}  # what a listener's weights should add up to
-        self._weights: dict[int, float] = {}  # what they do add up to
+        self._targets: dict[int, float] = {}  # what the weights of a listener should sum to
+        self._weights: dict[int, float] = {}  # what they sum to
 
     def add(self, own: Items, *, is_first: bool) -> tuple[float, dict[int, float]]:
-        """Add a sub-batch with a number of items for each listener that has answered; `is_first` if
-        no gradient has gathered before. Gives the factor for the gradients so far, and the weight
-        of each listener's new gradient: summed over processes, the gradients are those of one
-        process with the whole batch."""
+        """Add a sub-batch with the number of items of each listener that has answered. `is_first`
+        says that there is no accumulated gradient.
+
+        Returns the factor for the accumulated gradients, and the weight of each listener's new
+        gradient. With these, the sum over processes is the gradient of one process with the whole
+        batch.
+        """
         items = own
         if self.gather is not None:
             items, is_first = self.gather(own, is_first)
@@ -76,12 +81,12 @@ class Accumulation:
 
 
 def has_gradients(module: nn.Module) -> bool:
-    """Whether some gradient has gathered since the last update of the weights."""
+    """Return whether there are gradients since the last update of the weights."""
     return any(parameter.grad is not None for parameter in module.parameters())
 
 
 def scale_gradients(model: Model, factor: float) -> None:
-    """Multiply all gradients that have gathered in a model and the layers below it."""
+    """Multiply all accumulated gradients of a model and the layers below it by a factor."""
     gradients = list(_torch_gradients(model))
     if gradients:
         torch._foreach_mul_(gradients, factor)

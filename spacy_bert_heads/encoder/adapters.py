@@ -1,7 +1,6 @@
-"""Small modules inside a checkpoint that learn in its place.
+"""Adapters: small modules in a checkpoint that are trained instead of its weights.
 
-What is trained is kept apart from the checkpoint, in files of its own; LoRA is merged into the
-weights for prediction.
+Trained weights are saved in files of their own. LoRA is merged into the weights for prediction.
 """
 
 import re
@@ -15,22 +14,22 @@ from torch.nn.functional import gelu
 
 # The width of a bottleneck, the rank of LoRA.
 SIZES = {"pfeiffer": 64, "houlsby": 64, "lora": 32}
-# By what LoRA's product is multiplied: alpha / rank in the paper, where alpha is tuned once.
+# The scale of LoRA's product: alpha / rank in the paper, where alpha is tuned once.
 LORA_SCALE = 2.0
 
 
 class AdapterSettings(NamedTuple):
-    """What is put in, and where."""
+    """The kind, size and place of an adapter."""
 
     kind: str  # one of SIZES
     size: int
-    first_layer: int  # those below it are frozen and get none
+    first_layer: int  # layers below it are frozen and get no adapter
 
 
 class Places(NamedTuple):
-    """The linear layers of a family, by their names within one of its layers."""
+    """The names of linear layers within a layer of a model family."""
 
-    attention: str  # the last one of the attention
+    attention: str  # the last one of the attention block
     feed_forward: str  # the last one of the feed-forward block
     low_rank: tuple[str, ...]  # query and value
 
@@ -55,9 +54,9 @@ PLACES = {
 
 
 class Bottleneck(nn.Module):
-    """A linear layer of the checkpoint, then an adapter: down to `size` dimensions, a nonlinearity,
-    up again, added to what came in (Houlsby et al. 2019, section 2.1). It starts as the
-    identity."""
+    """A linear layer of the checkpoint followed by a bottleneck adapter: a projection to `size`
+    dimensions, a nonlinearity, a projection back, and a residual connection (Houlsby et al. 2019,
+    section 2.1). It is initialised as the identity."""
 
     def __init__(self, linear: nn.Linear, size: int) -> None:
         super().__init__()
@@ -76,7 +75,8 @@ class Bottleneck(nn.Module):
 
 class LowRank(nn.Module):
     """A linear layer of the checkpoint plus a product of two matrices of rank `size` (LoRA; Hu et
-    al. 2021, section 4.1), apart in training, added to the layer's own weights otherwise."""
+    al. 2021, section 4.1). The product is separate in training, and merged into the layer's weights
+    otherwise."""
 
     def __init__(self, linear: nn.Linear, size: int) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class LowRank(nn.Module):
         self.is_merged = False
 
     def product(self) -> torch.Tensor:
-        """Compute what is added to the weights (out_features, in_features)."""
+        """Compute the update of the weights (out_features, in_features)."""
         return LORA_SCALE * self.up.weight @ self.down.weight
 
     @torch.no_grad()
     def merge(self, merge: bool) -> None:
-        """Add the product to the layer's weights, or take it out."""
+        """Add the product to the layer's weights, or subtract it again."""
         if merge != self.is_merged:
             self.linear.weight.add_(self.product(), alpha=1 if merge else -1)
             self.is_merged = merge
@@ -106,8 +106,8 @@ class LowRank(nn.Module):
 
 
 def make_settings(kind: str, size: int | None, first_layer: int) -> AdapterSettings:
-    """Fill in the settings of an adapter: `size` is the width of a bottleneck (None: 64) or the
-    rank (None: 32). Raises ValueError if there is no such kind, or the size isn't above 0."""
+    """Make the settings of an adapter. `size` is the width of a bottleneck (None: 64) or the rank
+    (None: 32). Raises ValueError if there is no such kind, or the size is below 1."""
     if kind not in SIZES:
         raise ValueError(f"Unknown adapter '{kind}'. Choose one of: {', '.join(SIZES)}.")
     if size is not None and size < 1:
@@ -120,8 +120,8 @@ def add_adapter(model: Any, settings: AdapterSettings) -> None:
     family = model.config.model_type
     if family not in PLACES:
         raise ValueError(
-            f"Adapters don't know where to go in '{family}' models. The families are: "
-            f"{', '.join(PLACES)}. Others learn with frozen_layers and layer_decay."
+            f"Adapters are not supported in '{family}' models. The supported families are: "
+            f"{', '.join(PLACES)}. For others use frozen_layers and layer_decay."
         )
     places = PLACES[family]
     names = {
@@ -139,7 +139,7 @@ def add_adapter(model: Any, settings: AdapterSettings) -> None:
 
 
 def remove_adapter(model: nn.Module) -> None:
-    """Leave the checkpoint's own layers in a model. What LoRA learned stays in their weights."""
+    """Remove adapters from a model. LoRA is merged into the weights; bottlenecks are lost."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRank):
             module.merge(True)
@@ -148,14 +148,14 @@ def remove_adapter(model: nn.Module) -> None:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the module of a model that has this name."""
+    """Replace the module with this name in a model."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
 
 
 def merge_adapter(model: nn.Module, merge: bool) -> bool:
-    """Make LoRA part of the weights, for prediction, or take it out again, to train. Bottlenecks
-    can't be merged. Returns whether any weight has changed."""
+    """Merge LoRA into the weights for prediction, or unmerge it for training. Bottlenecks can't be
+    merged. Returns whether any weight has changed."""
     changed = False
     for module in model.modules():
         if isinstance(module, LowRank) and module.is_merged != merge:
@@ -165,15 +165,14 @@ def merge_adapter(model: nn.Module, merge: bool) -> bool:
 
 
 def assume_merged(model: nn.Module) -> None:
-    """Note that the weights have LoRA in them already, as they are saved, when an adapter has just
-    been added."""
+    """Mark LoRA as merged, after an adapter was added to saved weights, which contain it."""
     for module in model.modules():
         if isinstance(module, LowRank):
             module.is_merged = True
 
 
 def learning_parameters(model: nn.Module, settings: AdapterSettings) -> Iterator[nn.Parameter]:
-    """Yield the parameters that learn where there is an adapter: its own, and with bottlenecks the
+    """Yield the parameters that are trained with an adapter: its own, and with bottlenecks the
     LayerNorms of its layers (Houlsby et al. 2019, section 2)."""
     for name, module in model.named_modules():
         if isinstance(module, LowRank | Bottleneck):
@@ -185,11 +184,12 @@ def learning_parameters(model: nn.Module, settings: AdapterSettings) -> Iterator
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Give the weights that learn, by name."""
+    """Return the trainable weights by name."""
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def digest_embeddings(model: Any) -> str:
-    """Digest the embedding table, by which version 0.1 told one shared checkpoint from another."""
+    """Return the digest of the embedding table, by which version 0.1 identified a shared
+    checkpoint."""
     table = model.get_input_embeddings().weight.detach().cpu().contiguous()
     return blake2b(table.numpy().tobytes(), digest_size=16).hexdigest()

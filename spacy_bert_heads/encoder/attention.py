@@ -21,15 +21,15 @@ NAME = "spacy_bert_heads"  # in the configuration of a model
 
 
 class PackedAttention:
-    """Attention within the sequences of one bucketed batch. `num_calls` counts the layers that have
-    used it: those that have not let sequences see each other."""
+    """Attention within the sequences of one bucketed batch. `num_calls` counts the layers that used
+    it; in other layers the sequences would have attended to each other."""
 
     def __init__(self, layout: BucketedBatch) -> None:
         self.layout = layout
         self.num_calls = 0
         self._local: dict[int, list[torch.Tensor | Blocks]] = {}
-        # A processor takes what is left of a vector of keys one by one, which takes longer than
-        # all of the others. Without a graph to keep, the keys of the next sequence fill it up.
+        # A CPU processes the rest of an incomplete vector of keys one by one, which takes longer
+        # than all full vectors. Without a graph, the keys of the next sequence fill it up.
         is_cpu = layout.input_ids.device.type == "cpu"
         self._step = KEYS if is_cpu and not torch.is_grad_enabled() else 1
         self._is_one_sequence = len(layout.input_ids) == layout.shapes[0][1]
@@ -54,9 +54,10 @@ class PackedAttention:
         scale: float | None = None,
         sliding_window: int | None = None,
     ) -> torch.Tensor:
-        """Attend. `query`, `key` and `value` are (1, num_heads, num_positions, head_size), where
-        there may be more positions than the buckets have, and fewer heads of keys and values, each
-        for as many queries' heads (Ainslie et al. 2023). The rest is as in `attend`.
+        """Attend in transformers' layout: `query`, `key` and `value` are (1, num_heads,
+        num_positions, head_size). There may be more positions than in the buckets, and fewer heads
+        of keys and values, each shared by several heads of queries (grouped-query attention,
+        Ainslie et al. 2023). The rest is as in `attend`.
         """
         self.num_calls += 1
         shared = query.shape[1] // key.shape[1]
@@ -75,9 +76,9 @@ class PackedAttention:
         scale: float | None = None,
         sliding_window: int | None = None,
     ) -> torch.Tensor:
-        """Attend. `queries`, `keys` and `values` are (num_positions, num_heads, head_size); `scale`
-        is 1 / sqrt(head_size) if not given; with a `sliding_window` a position sees those less than
-        so far away.
+        """Attend. `queries`, `keys` and `values` are (num_positions, num_heads, head_size). `scale`
+        is 1 / sqrt(head_size) by default. With a `sliding_window` a position attends to those at a
+        distance below it.
 
         Returns (num_positions, num_heads, head_size).
         """
@@ -88,8 +89,8 @@ class PackedAttention:
                 return self._attend_one(queries, keys, values, scale)
         sizes = [n * length for n, length in self.layout.shapes]
         beyond = len(queries) - sum(sizes)
-        sizes.append(beyond)  # padding behind the buckets
-        room = len(queries)  # positions behind a bucket
+        sizes.append(beyond)  # padding after the buckets
+        room = len(queries)  # positions after a bucket
         found = []
         parts = zip(*(states.split(sizes) for states in (queries, keys, values)), strict=True)
         masks = self._masks if sliding_window is None else self._local_masks(sliding_window)
@@ -107,13 +108,13 @@ class PackedAttention:
             k, v = (widen(states, shape, width, room).transpose(1, 2) for states in (k, v))
             out = attend(q, k, v, mask, dropout, scale=scale)
             found.append(out.transpose(1, 2).flatten(0, 1))
-        found.append(values[len(values) - beyond :])  # nothing is made of padding
+        found.append(values[len(values) - beyond :])  # for padding: any values of this shape
         return torch.cat(found)
 
     def _attend_one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
-        """Attend within one sequence, padding behind it included, which nothing sees."""
+        """Attend within one sequence. Padding after it is masked."""
         length, width = len(self.layout.mask), len(key)
         if length < width and self._one_mask is None:
             self._one_mask = query.new_zeros(1, 1, 1, width)
@@ -125,21 +126,21 @@ class PackedAttention:
     def _attend_varlen(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
-        """Attend by one kernel for sequences of any length, which is given no padding."""
+        """Attend with torch's kernel for sequences of different lengths, without any padding."""
         mask = F.pad(self.layout.mask, (0, len(query) - len(self.layout.mask)))
         places = mask.nonzero()[:, 0]
         lengths = torch.cat([part.sum(1) for part in self.layout.split(self.layout.mask)])
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         longest = max(length for _, length in self.layout.shapes)
-        if scale is not None:  # its own is 1 / sqrt(head_size)
+        if scale is not None:  # the kernel's is 1 / sqrt(head_size)
             query = query * (scale * query.shape[-1] ** 0.5)
         packed = (states.index_select(0, places) for states in (query, key, value))
         out = load_varlen()(*packed, cu_seqlens, cu_seqlens, longest, longest)
         return torch.zeros_like(query).index_copy_(0, places, out)
 
     def _local_masks(self, sliding_window: int) -> list[torch.Tensor | Blocks]:
-        """Which positions see which in local attention, for each bucket: a band (…, length, width),
-        or blocks if its sequences are long."""
+        """Return the masks of local attention by bucket: a band (…, length, width), or `Blocks` if
+        its sequences are long."""
         if sliding_window not in self._local:
             device = self.layout.input_ids.device
             found: list[torch.Tensor | Blocks] = []
@@ -159,8 +160,8 @@ class PackedAttention:
 
 
 def uses_varlen(query: torch.Tensor) -> bool:
-    """Whether torch has a kernel for sequences of any length here: on a GPU, in half precision,
-    without a graph."""
+    """Return whether torch's kernel for sequences of different lengths can be used: on a GPU, in
+    half precision, without a graph."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
@@ -171,8 +172,8 @@ def uses_varlen(query: torch.Tensor) -> bool:
 
 @cache
 def load_varlen() -> Any:
-    """Import that kernel, None before torch 2.10. Only where it is used: torch's compiler comes
-    with it, which takes a second."""
+    """Import torch's kernel for sequences of different lengths; None before torch 2.10. It is
+    imported lazily, because it imports torch's compiler, which takes a second."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -182,10 +183,10 @@ def load_varlen() -> Any:
 
 @cache
 def register() -> None:
-    """Give transformers 5 our attention under NAME, and torch's where a call brings no layout.
+    """Register our attention with transformers 5 under NAME; calls without a layout use torch's.
 
-    A name without a mask function would get no mask at all for padding, so ours has that of
-    torch's.
+    transformers makes no padding mask at all for a name without a mask function, so ours is
+    registered with that of torch's attention.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -218,12 +219,11 @@ def register() -> None:
 
 
 def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -> torch.Tensor:
-    """Give the sequences of a bucket more positions than they have, as a view where that is
-    possible.
+    """Extend each sequence of a bucket to `width` positions, as a view where that is possible.
 
-    `states` is the bucket's part (num_positions, num_heads, head_size), `shape` its sequences and
-    their length, `width` how many positions to give for each: beyond its length those of what comes
-    next, or zeros where `room`, the positions behind this part, is too small. Returns
+    `states` is the bucket's part (num_positions, num_heads, head_size), `shape` its number of
+    sequences and their length. The additional positions are those that follow in memory, or zeros
+    where `room`, the number of positions after this part, is too small. Returns
     (num_sequences, width, num_heads, head_size).
     """
     n, length = shape
@@ -243,11 +243,12 @@ def attend_and_drop(
     dropout_p: float,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attend with dropout, in fp32: for products in bf16 oneDNN compiles programs for every shape
-    of a bucket. On a CPU torch has no kernel for this either.
+    """Attend with dropout on a CPU, where torch has no fused kernel for it. It computes in fp32,
+    because oneDNN would compile programs for every shape of a bucket for products in bf16.
 
-    `query`, `key` and `value` are (num_sequences, num_heads, length, head_size), `mask` says which
-    keys are seen, broadcast to the attention weights, `scale` is 1 / sqrt(head_size) if not given.
+    `query`, `key` and `value` are (num_sequences, num_heads, length, head_size). `mask` is True for
+    keys that are attended to, and broadcast to the attention weights. `scale` is
+    1 / sqrt(head_size) by default.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast("cpu", enabled=False):
@@ -259,9 +260,9 @@ def attend_and_drop(
 
 
 def fast_dropout(states: torch.Tensor, p: float) -> torch.Tensor:
-    """Set a share of p to 0 and scale the rest, as torch's dropout does, faster on a CPU: four
-    numbers share a random number of 64 bits, where torch draws one for each. p is rounded to a
-    multiple of 2^-16, which the scale allows for."""
+    """Apply dropout faster than torch does on a CPU: one random number of 64 bits is used for four
+    values, where torch draws one for each. p is rounded to a multiple of 2^-16; the scale is that
+    of the rounded p."""
     dropped = round(p * 2**16)
     if not dropped or dropped == 2**16:
         return F.dropout(states, p)
@@ -272,10 +273,10 @@ def fast_dropout(states: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class Dropout(nn.Dropout):
-    """torch's dropout, but on a CPU `fast_dropout`: torch's takes a tenth of a training step."""
+    """torch's dropout, with `fast_dropout` on a CPU: torch's takes a tenth of a training step."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Drop out of hidden states of any shape."""
+        """Apply dropout to hidden states of any shape."""
         if not self.training or states.device.type != "cpu":
             return super().forward(states)
         return fast_dropout(states, self.p)

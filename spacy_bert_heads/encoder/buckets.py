@@ -1,4 +1,4 @@
-"""Buckets of sequences of like length, several of which the model reads at once.
+"""Buckets of sequences of similar length, several of which are run at once.
 
     packed batch     ├─seq 0─┤├──────seq 1──────┤├──seq 2──┤├─────seq 3─────┤
     bucket of two    ├──────seq 1──────┤├─────seq 3─────┤──    each padded to the longest
@@ -6,8 +6,8 @@
     bucketed batch   the buckets one after another, up to a budget of positions
 
 Embeddings, linear layers and norms run over all positions of a bucketed batch in one call;
-attention runs bucket by bucket (`attention.py`). So a bucket costs next to nothing, and with many
-of them 4 % of a batch of 32 texts is padding.
+attention runs bucket by bucket (`attention.py`). So buckets are cheap, and with many of them only
+4 % of a batch of 32 texts is padding.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from ..text.batch import PackedBatch
 
 
 class BucketedBatch(NamedTuple):
-    """Buckets of sequences one after another, the short sequences of each padded at their ends."""
+    """Several buckets, one after another. The sequences of a bucket are padded at their ends to the
+    same length."""
 
     input_ids: torch.Tensor  # (num_positions,) padding included
     token_type_ids: torch.Tensor  # (num_positions,)
     mask: torch.Tensor  # (num_positions,) False for padding
     position_ids: torch.Tensor  # (num_positions,) counted from 0 in each sequence
-    shapes: list[tuple[int, int]]  # sequences and length of each bucket
-    is_padded: list[bool]  # whether a bucket has padding; asking a GPU for that would take time
+    shapes: list[tuple[int, int]]  # number of sequences and length of each bucket
+    is_padded: list[bool]  # whether a bucket has padding, known without a GPU synchronization
 
     def split(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Split what has a row for each position (num_positions, …) into what each bucket has
-        (num_sequences, length, …)."""
+        """Split a tensor (num_positions, …) by bucket into tensors (num_sequences, length, …)."""
         parts = states.split([n * length for n, length in self.shapes])
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 class Part(NamedTuple):
-    """What is run at once of a batch."""
+    """A part of a batch that is run at once."""
 
     layout: BucketedBatch
-    members: Ints1d  # the sequences of the batch that are in it
-    positions: Ints1d  # the positions of the batch that they consist of
-    places: Ints1d  # where in the layout these are
+    members: Ints1d  # the sequences of the batch that are in this part
+    positions: Ints1d  # their positions in the batch
+    places: Ints1d  # their positions in the layout
 
 
 def lay_out_one(batch: PackedBatch, device: torch.device) -> Part:
-    """Lay out a batch of one sequence, as a bucket of its own: `lay_out` for a sentence, without
-    the time that its search for buckets takes."""
+    """Lay out a batch of one sequence as a single bucket, without the time that `make_buckets`
+    takes."""
     positions = np.arange(len(batch.input_ids))
     arrays = (batch.input_ids, batch.token_type_ids, np.ones(len(positions), np.bool_), positions)
     ids, types, real, at = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
@@ -59,7 +59,7 @@ def lay_out_one(batch: PackedBatch, device: torch.device) -> Part:
 
 
 def lay_out(batch: PackedBatch, buckets: list[Ints1d], pad_id: int, device: torch.device) -> Part:
-    """Lay out the sequences of `buckets`."""
+    """Lay out the sequences of `buckets`, which has the indices of each bucket's sequences."""
     members = np.concatenate(buckets)
     seqlens = batch.seqlens
     lengths, positions = seqlens[members], select(members, seqlens)
@@ -82,14 +82,15 @@ def lay_out(batch: PackedBatch, buckets: list[Ints1d], pad_id: int, device: torc
 def make_buckets(lengths: Ints1d, *, max_tokens: int, overhead: int) -> list[Ints1d]:
     """Choose bucket boundaries by dynamic programming to minimise padding plus per-bucket overhead.
 
-    `lengths` are those of the sequences (num_sequences,), `max_tokens` is the maximum number of
-    positions in a bucket, padding included (a longer sequence is a bucket of its own), `overhead`
-    is what a bucket costs by itself (kernel launches, small matrices), in positions. Returns the
-    indices of the sequences in each bucket, longest first.
+    `lengths` are those of the sequences (num_sequences,). `max_tokens` is the maximum number of
+    positions in a bucket, padding included; a longer sequence gets its own bucket. `overhead` is
+    the cost of a bucket (kernel launches, small matrices) as a number of positions. Returns the
+    indices of the sequences in each bucket, longest first. Time is at most quadratic in the number
+    of sequences.
     """
     order = np.argsort(-lengths, kind="stable")
     n = len(order)
-    # For the first i sequences: the lowest cost, and where the last bucket starts.
+    # For the first i sequences: the lowest cost, and the start of the last bucket.
     cost, start = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=np.int64)
     cost[0] = 0
     for i, longest in enumerate(lengths[order].tolist()):
@@ -108,8 +109,8 @@ def make_buckets(lengths: Ints1d, *, max_tokens: int, overhead: int) -> list[Int
 def group_buckets(
     buckets: list[Ints1d], lengths: Ints1d, max_tokens: int
 ) -> Iterator[list[Ints1d]]:
-    """Yield the buckets that are read at once, in their order: at most `max_tokens` positions,
-    padding included. A bucket that has more is read alone."""
+    """Yield groups of buckets that are run at once, in their order: at most `max_tokens` positions,
+    padding included. A larger bucket is a group of its own."""
     group: list[Ints1d] = []
     room = max_tokens
     for bucket in buckets:
@@ -124,10 +125,10 @@ def group_buckets(
 
 
 def common_size(num_rows: int) -> int:
-    """Round up to one of few sizes, eight up to each power of two: by an eighth at most above 128.
+    """Round up to one of a few sizes, eight between powers of two; above 128 by at most an eighth.
 
-    oneDNN compiles a program for each number of rows that it meets, which with AMX takes longer
-    than running it, and keeps it: about 10 MB.
+    oneDNN compiles and keeps a program for each number of rows, about 10 MB; with AMX, compiling
+    takes longer than running it.
     """
     step = max(16, 1 << max((num_rows - 1).bit_length() - 4, 0))
     return round_up(num_rows, step)

@@ -16,35 +16,34 @@ from .hidden_states import HiddenStates
 from .identity import digest_weights
 from .model import EncoderModel, checkpoint_of, encode, layers_of, shim_of
 
-# Of a window: the digest of its wordpieces, its first row, its number of rows.
+# For each window: the digest of its wordpieces, its first row, its number of rows.
 ENTRY = np.dtype([("key", "V16"), ("row", "<i8"), ("n_rows", "<i8")])
 
 
 class StatesCache:
-    """Find the hidden states of a window by its wordpieces, or compute and keep them. Windows are
-    kept one by one, because heads choose other ones of a text in every epoch.
+    """A cache of hidden states on disk, by the wordpieces of each window. Windows are stored one by
+    one, because heads choose other windows of a text in every epoch.
 
-    Each process appends to files of its own and reads those of all. An entry is written after its
-    states, so what a killed process left undone is not found.
-
-    folder (Path): Where the files are, in a folder for each encoder; it is made.
+    Each process appends to its own files and reads those of all processes. An entry is written
+    after its hidden states, so incomplete ones of a killed process are not found. `folder` is
+    created if needed and gets a subfolder for each encoder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._version: tuple | None = None  # what was open last
-        self._digest = ""  # of the weights, layers and precision
+        self._version: tuple | None = None  # of the files that are open
+        self._digest = ""  # of weights, layers and precision
         self._off = False
         self._pid = os.getpid()
         self._width = 0
         self._files: list[BufferedIOBase] = []
         self._places: dict[bytes, tuple[BufferedIOBase, int]] = {}  # file, first row
-        self._own: tuple[BufferedIOBase, BufferedIOBase] | None = None  # states, entries
-        self._n_rows = 0  # in the own file
+        self._own: tuple[BufferedIOBase, BufferedIOBase] | None = None  # hidden states, entries
+        self._n_rows = 0  # in the own file of hidden states
 
     def encode(self, model: EncoderModel, batch: PackedBatch) -> HiddenStates:
-        """Give the hidden states of a batch, to the last bit those that were computed first. Once
-        the encoder has learned, nothing is kept any more."""
+        """Return the hidden states of a batch, bitwise equal to those of the first computation.
+        After an update of the encoder nothing is cached any more."""
         if not self._open(model):
             return encode(model, batch)
         lengths = batch.seqlens
@@ -62,11 +61,11 @@ class StatesCache:
         return HiddenStates(on_device, batch, layers_of(model))
 
     def _open(self, model: EncoderModel) -> bool:
-        """Open the files of an encoder as it is now; False if nothing is to be kept."""
+        """Open the files for the present state of an encoder. Returns False if caching is off."""
         checkpoint, shim, layers = checkpoint_of(model), shim_of(model), layers_of(model)
         version = shim.version, layers, shim.precision
         if self._pid != os.getpid():
-            # A forked worker has the files of its parent, and where they are read is shared.
+            # A forked worker shares the file positions of its parent.
             self._pid, self._version = os.getpid(), None
         if self._off or version == self._version:
             return not self._off
@@ -74,8 +73,8 @@ class StatesCache:
         digest = blake2b(repr((weights, *version[1:])).encode(), digest_size=16).hexdigest()
         if had is not None and had[1:] == version[1:] and digest != self._digest:
             self._stop(
-                "The encoder learns, so its states are computed anew each time. Put its name into "
-                "[training] frozen_components, or leave cache_states out of [initialize]."
+                "The encoder learns, so its hidden states are not cached. Add its name to "
+                "[training] frozen_components, or remove cache_states from [initialize]."
             )
             return False
         self._version, self._digest = version, digest
@@ -88,7 +87,7 @@ class StatesCache:
         return not self._off
 
     def _read(self, folder: Path) -> None:
-        """Find what there is, and begin files of our own."""
+        """Read the existing entries, and create files for this process."""
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.entries")):
             states = path.with_suffix(".states").open("rb")
@@ -108,9 +107,9 @@ class StatesCache:
     def _add(
         self, model: EncoderModel, batch: PackedBatch, windows: list[int], keys: list[bytes]
     ) -> bool:
-        """Compute and write what is missing; False if it can't be written."""
+        """Compute and write missing windows. Returns False if they can't be written."""
         chosen = np.asarray(windows, dtype=np.int64)
-        part, _ = batch.take_windows(chosen, np.ones_like(chosen))  # each as a text of its own
+        part, _ = batch.take_windows(chosen, np.ones_like(chosen))  # each as a separate text
         states = encode(model, part).states.cpu().numpy()
         sizes = part.seqlens
         entries = np.empty(len(keys), dtype=ENTRY)
@@ -145,7 +144,7 @@ class StatesCache:
 
 
 def _digest_each(batch: PackedBatch) -> list[bytes]:
-    """Digest what is in each window, which tells windows apart."""
+    """Return the digest of each window's ids and types."""
     read = np.stack((batch.input_ids, batch.token_type_ids), axis=1)
     bounds = pairwise(batch.cu_seqlens.tolist())
     return [blake2b(read[begin:end].tobytes(), digest_size=16).digest() for begin, end in bounds]

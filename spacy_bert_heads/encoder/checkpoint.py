@@ -1,5 +1,5 @@
-"""A checkpoint of the BERT family: Hugging Face's model, its tokenizer, and what differs between
-families."""
+"""A checkpoint of the BERT family: Hugging Face's model, its tokenizer, and the differences between
+model families."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ Files = dict[str, bytes]
 class Checkpoint:
     """The content of a Hugging Face folder.
 
-    `model` is what `AutoModel` builds. `tokenizer_files` are the files that Hugging Face's
-    tokenizers are saved as. `origin` says where the checkpoint came from: "name" and, on the hub,
-    "revision"; an "id" and the number of "updates" if a pipeline has trained it; for a shared
-    checkpoint the digests of its "weights", "tokenizer" and "config". It is empty in pipelines of
-    version 0.1.
+    `model` is built by `AutoModel`. `tokenizer_files` are the files that Hugging Face's tokenizers
+    save. `origin` says where the checkpoint is from: "name" and, on the hub, "revision"; an "id"
+    and the number of "updates" if it is in a pipeline; for a shared checkpoint the digests of its
+    "weights", "tokenizer" and "config". It is empty in pipelines of version 0.1.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Checkpoint:
         self.adapter: AdapterSettings | None = None
         self.origin: dict[str, Any] = {}
 
-    # --- what differs between families
+    # --- differences between model families
 
     @property
     def config(self) -> Any:
@@ -51,7 +50,7 @@ class Checkpoint:
 
     @property
     def family(self) -> str:
-        """The model type, as Hugging Face calls it."""
+        """Hugging Face's `model_type`."""
         return self.config.model_type
 
     @property
@@ -61,40 +60,41 @@ class Checkpoint:
 
     @property
     def num_layers(self) -> int:
-        """The layers above the embeddings."""
+        """The number of layers, without the embeddings."""
         return int(self.config.num_hidden_layers)
 
     @property
     def uses_token_types(self) -> bool:
-        """Whether the checkpoint has learned from token types. Of one type there is nothing to tell
-        apart; where there are more, the tokenizer says whether it gives them."""
+        """Whether the checkpoint was trained with token types. A model with a single type was not;
+        for other models this is read from the tokenizer's settings."""
         num_types = getattr(self.config, "type_vocab_size", None) or 0
         given = self.tokenizer_settings.get("model_input_names", ["token_type_ids"])
         return num_types > 1 and "token_type_ids" in given
 
     @property
     def max_window(self) -> int:
-        """The longest sequence that it has positions for."""
+        """The maximum length of a sequence, by the model's position embeddings."""
         positions = getattr(self.config, "max_position_embeddings", None) or 10**9
         return int(positions) - self.first_position
 
     @property
     def first_position(self) -> int:
-        """The position id of a sequence's first wordpiece. RoBERTa and its kin count from behind
-        the padding id."""
+        """The position id of a sequence's first wordpiece. RoBERTa and related families count from
+        the padding id + 1."""
         embeddings = getattr(self.model, "embeddings", None)
         offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         return 0 if offset is None else int(offset) + 1
 
     def takes(self, argument: str) -> bool:
-        """Whether the model's `forward` has an argument of this name."""
+        """Return whether the model's `forward` has an argument with this name."""
         return argument in signature(self.model.forward).parameters
 
     def layer_numbers(self, layers: Layers) -> tuple[int, ...]:
-        """Count layers from the embeddings, which are 0, in the order given.
+        """Return the numbers of layers, counted from the embeddings, which are 0, in the same
+        order.
 
-        `layers` are numbers, negative ones from the last layer down, or "all". Raises ValueError if
-        there is no such layer.
+        `layers` are numbers, negative ones counted down from the last layer, or "all". Raises
+        ValueError if there is no such layer.
         """
         if isinstance(layers, str):  # "all"
             return tuple(range(self.num_layers + 1))
@@ -108,16 +108,16 @@ class Checkpoint:
         return tuple(n if n >= 0 else self.num_layers + 1 + n for n in layers)
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
-        """Drop all layers but these, counted from 0, the lowest. Raises ValueError if there is no
-        such layer, or the family's layers can't be taken one by one (ALBERT's are one and the
-        same; which of ModernBERT's are local depends on their numbers)."""
+        """Remove all layers except these, counted from 0, the lowest. Raises ValueError if there is
+        no such layer, or if layers of the family can't be selected: ALBERT's share their weights;
+        whether one of ModernBERT's is local depends on its number."""
         is_alike = getattr(self.config, "global_attn_every_n_layers", None) is None
         stack = find_layers(self.model) if is_alike else None
         depth = 0 if stack is None else len(stack)
         if stack is None or not numbers or not all(0 <= number < depth for number in numbers):
             raise ValueError(
                 f"Layers {', '.join(map(str, numbers))} can't be kept: this '{self.family}' "
-                f"checkpoint has {depth} layers that can be taken one by one, counted from 0."
+                f"checkpoint has {depth} layers that can be selected, counted from 0."
             )
         kept = [stack[number] for number in numbers]
         del stack[:]
@@ -127,13 +127,14 @@ class Checkpoint:
     # --- adapters
 
     def add_adapter(self, settings: AdapterSettings) -> None:
-        """Add an adapter where there is none. Raises ValueError if the family is not supported."""
+        """Add an adapter to a model without one. Raises ValueError if the family is not
+        supported."""
         add_adapter(self.model, settings)
         self.adapter = settings
 
     def without_adapter(self) -> PreTrainedModel:
-        """Give the model as its Hugging Face class builds it: LoRA merged into the weights, without
-        bottlenecks. It is a copy if there is an adapter."""
+        """Return the model with the layers of its Hugging Face class: LoRA is merged into the
+        weights, bottlenecks are removed. It is a copy if there is an adapter."""
         if self.adapter is None:
             return self.model
         model = copy.deepcopy(self.model)
@@ -141,8 +142,9 @@ class Checkpoint:
         return model
 
     def freeze(self, num_layers: int) -> None:
-        """Freeze the embeddings and the lowest `num_layers` layers, 0 for none; or, with an
-        adapter, everything but that. Raises ValueError if the layers can't be frozen one by one."""
+        """Freeze the embeddings and the lowest `num_layers` layers, 0 for none; with an adapter,
+        everything except the adapter. Raises ValueError if the model does not have that many layers
+        that can be frozen one by one."""
         stack = find_layers(self.model)
         depth = 0 if stack is None else len(stack)
         if not 0 <= num_layers <= depth:
@@ -166,5 +168,5 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device

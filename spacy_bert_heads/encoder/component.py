@@ -1,4 +1,4 @@
-"""The component that owns the encoder: the latest batch of hidden states, and the training step."""
+"""The component that owns the encoder, its latest batch of hidden states, and the training step."""
 
 import threading
 import warnings
@@ -17,6 +17,7 @@ from spacy.vocab import Vocab
 from thinc.api import Optimizer
 
 from ..files import AGAIN, check_digests, in_component, write_digests
+from ..pipe_configs import pipe_configs_of
 from ..text.batch import PackedBatch
 from ..text.unknown import warn_of_unknown
 from .accumulation import Accumulation
@@ -55,30 +56,31 @@ DEFAULT_MODEL = {
     "adapter": None,
     "adapter_size": None,
     "share_checkpoint": False,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "layer_decay": 1.0,
 }
 
-# Above this, fine-tuning forgets what pretraining taught (BERT, section A.3, uses 2e-5 to
-# 5e-5); spaCy's own default is 1e-3.
+# Above this, fine-tuning destroys what pretraining learned (BERT, section A.3, uses 2e-5 to 5e-5).
+# spaCy's own default is 1e-3.
 HIGH_LEARN_RATE = 5e-4
-SAMPLE = 300  # examples that are looked at for unknown words
+SAMPLE = 300  # the number of examples that are searched for unknown words
 
 
 @Language.factory("bert_encoder", default_config={"model": DEFAULT_MODEL})
 def make_bert_encoder(nlp: Language, name: str, model: EncoderModel) -> "BertEncoder":
-    """Create the encoder component. It does not set any annotations: the heads after it read its
+    """Create the encoder component. It does not set any annotations; the heads after it read its
     hidden states."""
+    pipe_configs_of(nlp)
     encoder = BertEncoder(nlp.vocab, model, name)
     encoder.nlp = weakref.ref(nlp)
     return encoder
 
 
 class BertEncoder(ListenedTo, Imitating, TrainablePipe):
-    """Serve the hidden states of one BERT to every head that listens. It does not set annotations.
+    """Compute the hidden states that all heads of a pipeline read. It does not set any annotations.
 
-    Nothing happens until a head asks. The latest batch is kept, so that the heads of a pipeline
-    share one pass; in training, so that their gradients add up to one backward pass.
+    It runs only when a head asks for hidden states (`read`). It keeps the latest batch, so that the
+    heads share one forward pass, and in training one backward pass with the sum of their gradients.
     """
 
     def __init__(self, vocab: Vocab, model: EncoderModel, name: str = "bert_encoder") -> None:
@@ -86,33 +88,34 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         self.model = model
         self.name = name
         self.cfg: dict[str, Any] = {}
-        self.nlp: Callable[[], Language | None] = lambda: None  # the pipeline, held weakly
+        self.nlp: Callable[[], Language | None] = lambda: None  # a weak reference to the pipeline
         self.listener_map = {}
         self._linked = weakref.WeakSet()
         self._latest = LatestBatch()
-        self._steps = threading.local()  # the step that is open in a thread
+        self._steps = threading.local()  # the open step of each thread
         self.accumulation = Accumulation()
         self._warned: set[str] = set()
-        # Set by the callback `cache_states.v1`; part of a training run, not of the pipeline.
+        # Set by the callback `cache_states.v1`. It belongs to a training run, not to the pipeline.
         self.cache: StatesCache | None = None
 
     # --- predicting
 
     def __call__(self, doc: Doc) -> Doc:
-        """Do nothing: the heads ask for what they need."""
+        """Return the Doc. The encoder runs when a head asks for hidden states."""
         return doc
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
-        """Do nothing: the heads ask for what they need."""
+        """Yield the Docs. The encoder runs when a head asks for hidden states."""
         yield from stream
 
     def predict(self, docs: Iterable[Doc]) -> HiddenStates:
-        """Encode a batch without a graph, or find it encoded. An open step stays as it is."""
+        """Encode a batch without a graph, or find it in the latest one. An open training step is
+        not affected."""
         docs = docs if isinstance(docs, list) else list(docs)
         version = shim_of(self.model).version, tuple(self.model.attrs["layers"])
         hidden = self._latest.find(docs, version)
         if hidden is None:
-            self._latest.drop()  # before the next batch is made, so that only one is alive
+            self._latest.drop()  # before the next batch, so that there is only one in memory
             batch = pack(self.model, docs)
             hidden = self._encode(self.model, batch)
             if not may_lack_windows(docs, batch).any():
@@ -121,18 +124,17 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
 
     @property
     def id(self) -> str | None:
-        """What tells this encoder from others, whatever their weights are; None if version 0.1
-        saved it."""
+        """The random id of this encoder, whatever its weights are; None if version 0.1 saved it."""
         shim = shim_of(self.model)
         return checkpoint_of(self.model).origin.get("id") if shim.has_module else None
 
     @property
     def num_updates(self) -> int:
-        """How often the weights have been updated since the id was given."""
+        """The number of updates of the weights since the id was assigned."""
         return checkpoint_of(self.model).origin.get("updates", 0)
 
     def is_learning(self, docs: Sequence[Doc]) -> bool:
-        """Whether a training step is open for these Docs in this thread."""
+        """Return whether a training step for these Docs is open in this thread."""
         return self._step is not None and self._step.has(docs)
 
     @property
@@ -140,16 +142,18 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         return encode if self.cache is None else self.cache.encode
 
     def set_annotations(self, docs: Sequence[Doc], hidden: HiddenStates) -> None:
-        """Do nothing: hidden states never stay on a Doc."""
+        """Do nothing: hidden states are never stored on a Doc."""
 
     def read(
         self, inputs: Sequence[Doc] | PackedPairs, listener: BertListener | None
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
-        """Answer a listener: with a graph if it is training (else it gives None) and a step is open
-        for its Docs in this thread. Hidden states of pairs are not kept, as no other head reads the
-        same pairs. Returns the hidden states, and the callback that takes their gradient
-        (num_positions, num_layers * hidden_size); outside of a step, where this encoder doesn't
-        learn, it drops that."""
+        """Compute hidden states for a head. A head in training passes its `listener`; then they
+        have a graph if a step for its Docs is open in this thread. Hidden states of pairs are not
+        kept, because no other head reads the same pairs.
+
+        Returns them, and a callback for their gradient (num_positions, num_layers * hidden_size);
+        without an open step the callback ignores it.
+        """
         docs = inputs.docs if isinstance(inputs, PackedPairs) else inputs
         step = None if listener is None else self._step
         if listener is None or step is None or not step.has(docs):
@@ -190,17 +194,17 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Open a training step: the heads after this read the batch with a graph, and their
-        gradients add up.
+        """Open a training step: the heads read the batch with a graph, and the encoder gets the sum
+        of their gradients.
 
-        The step belongs to this thread and these Docs. It ends, with one backward pass, with the
-        last answer that is expected; else with the next `update`, a `finish_update` after some
-        answer, `use_params`, or a save. Heads that are disabled, frozen, or have no gold
-        annotation in the batch are not waited for. Predictions, of these Docs or of others, in this
-        thread or another, neither end it nor see its dropout.
+        The step belongs to this thread and these Docs. It ends with one backward pass, after the
+        gradient of the last head that is expected; otherwise at the next `update`, a
+        `finish_update` after the first gradient, `use_params`, or a save. Heads that are disabled,
+        frozen, or have no gold annotation in the batch are not expected. Predictions on any Docs in
+        any thread neither end the step nor use its dropout.
 
-        `losses` gets this component's entry: the norm of the gradient by the hidden states, a mean
-        over updates. `drop` is not used: dropout is the checkpoint's own.
+        In `losses` this component's value is the norm of the gradient with respect to the hidden
+        states, a mean over updates. `drop` is ignored: dropout is set by the checkpoint.
         """
         losses = {} if losses is None else losses
         examples = list(examples)
@@ -213,35 +217,37 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
     def open_step(
         self, docs: list[Doc], losses: dict[str, float], waits_for: Iterable[int]
     ) -> None:
-        """Open a training step that the listeners with these ids are to answer."""
+        """Open a training step that waits for gradients from the listeners with these ids."""
         self.close_step()
         self._latest.drop()
         losses.setdefault(self.name, MeanLoss())
         self._steps.open = TrainingStep(self.name, docs, losses, waits_for)
 
     def _expected(self) -> set[int]:
-        """The ids of the listeners that are expected to answer."""
+        """Return the ids of the listeners that are expected to send a gradient."""
         nlp = self.nlp()
         idle = set() if nlp is None else {*nlp.disabled, *frozen_components(nlp)}
         return {one.id for one in self._linked if one.component_name not in idle}
 
     def skip(self, listener: BertListener) -> None:
-        """Note that a listener has nothing to learn from the batch of the open step."""
+        """Stop waiting for a listener that has nothing to learn from the open step's batch."""
         if self._step is not None and self._step.answer(listener.id):
             self.close_step()
 
     def finish_update(self, sgd: Optimizer) -> None:
-        """Step the weights. While no head has answered yet (`nlp.update(…, sgd=…)` calls this
-        before the heads), the optimizer's settings are only noted: AdamW must not touch weights
-        that an open graph still needs. Raises ValueError if the optimizer averages parameters."""
-        rate = sgd.learn_rate * shim_of(self.model).optimization.rate_factor
+        """Update the weights. `nlp.update(…, sgd=…)` calls this before any head has sent its
+        gradient. Then only the optimizer's settings are stored, and the update follows the backward
+        pass: AdamW must not change weights that an open graph still needs. Raises ValueError if the
+        optimizer averages parameters."""
+        rate = sgd.learn_rate * shim_of(self.model).optimization.learning_rate_multiplier
         if rate > HIGH_LEARN_RATE and self.model.attrs["adapter"] is None:
             self._warn_once(
                 f"A learning rate above {HIGH_LEARN_RATE:g} makes a pretrained encoder forget what "
                 f"it knows: '{self.name}' is at {rate:g}. Use 1e-5 to 1e-4 in "
                 "[training.optimizer.learn_rate], as `python -m spacy bert init-config` does; or "
-                "beside components of spaCy, which need 1e-3, set rate_factor = 0.1 in "
-                f"[components.{self.name}.model], as `init-config --adapt` does."
+                "beside components of spaCy, which need 1e-3, set "
+                f"learning_rate_multiplier = 0.1 in [components.{self.name}.model], as "
+                "`init-config --adapt` does."
             )
         if self._step is not None and not self._step.has_answers:
             # The schedules may move on before the step is taken.
@@ -258,8 +264,8 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
             count_update(checkpoint_of(self.model))
 
     def close_step(self) -> None:
-        """End the training step that is open in this thread, if one is: one backward pass, and the
-        update that spaCy has asked for meanwhile."""
+        """End the training step that is open in this thread, if any: run its backward pass, and the
+        update that spaCy has requested in the meantime."""
         step, self._steps.open = self._step, None
         if step is not None:
             step.close(self.model, self.accumulation)
@@ -267,21 +273,20 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
                 self._finish(*step.finish)
 
     def drop_step(self) -> None:
-        """End the training step that is open in this thread without its gradients, as after an
-        error."""
+        """Discard this thread's open training step and its gradients, as after an error."""
         step, self._steps.open = self._step, None
         if step is not None:
             step.drop()
 
     def use_params(self, params: dict) -> Iterator[None]:
-        """End the open step: spaCy is about to evaluate with other weights. (A generator, which it
-        takes for a context manager.)"""
+        """End the open step, because spaCy is about to evaluate with other weights. It is a
+        generator, which spaCy uses as a context manager."""
         self.close_step()
         yield from super().use_params(params)
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the pipeline's config keeps the weights as they are."""
+        """Whether this component is in the config's frozen_components."""
         nlp = self.nlp()
         return nlp is not None and self.name in frozen_components(nlp)
 
@@ -289,9 +294,9 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         if self.nlp() is not None and not self.is_frozen:
             self._warn_once(
                 f"{component} learns, but '{self.name}' does not: it has not been updated with "
-                "these examples, as it is disabled or excluded, or the component was updated by "
-                "itself. Let it learn, with nlp.update(examples) and both components enabled; or "
-                "say that it shall stay as it is: nlp.config['training']['frozen_components'] = "
+                "these examples, because it is disabled or excluded, or the component was updated "
+                "alone. To train it, call nlp.update(examples) with both components enabled; to "
+                "keep it as it is, set nlp.config['training']['frozen_components'] = "
                 f"['{self.name}']."
             )
 
@@ -307,10 +312,10 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         *,
         nlp: Language | None = None,
     ) -> None:
-        """Load the checkpoint that the config names, from the hub or a folder. A warning says if
-        many words of the first examples are unknown to it. Raises ValueError if it can't be loaded
-        or doesn't go with the settings."""
-        self.close_step()  # of the weights that are given up
+        """Load the checkpoint that the config names, from the hub or a folder. Warns if it does not
+        know many words of the first examples. Raises ValueError if it can't be loaded or does not
+        fit the settings."""
+        self.close_step()  # for the old weights
         shim_of(self.model).clear()
         self.model.initialize()
         self._tell_listeners()
@@ -321,8 +326,8 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """Save the encoder as a Hugging Face folder, `path/model`, and digests of its files. Only
-        files of an encoder saved there before are replaced or deleted. A symbolic link in the place
-        of a file or of the folder is replaced; what it points to is left alone."""
+        files that such a save writes are replaced or deleted. Symbolic links at these paths are
+        replaced; their targets are not changed."""
         self.close_step()
         folder = Path(path) / "model"
         if folder.is_symlink():
@@ -339,8 +344,8 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
             write_digests(Path(path), [f"model/{name}" for name in names])
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertEncoder":
-        """Load what `to_disk` saved. Needs no network, unless the checkpoint is shared. Raises
-        ValueError with the file if one is missing or damaged."""
+        """Load what `to_disk` saved. This needs no network, unless the checkpoint is shared. Raises
+        ValueError that names a missing or damaged file."""
         if "model" not in exclude:
             folder = Path(path) / "model"
             if not folder.is_dir():
@@ -357,19 +362,19 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """Give the component in one msgpack."""
+        """Serialize the component to msgpack."""
         self.close_step()
         return super().to_bytes(exclude=tuple(exclude))
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertEncoder":
-        """Load what `to_bytes` gave."""
+        """Load what `to_bytes` returned."""
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
             self._settle()
         return self
 
     def _settle(self) -> None:
-        """Fit settings and listeners to the weights that were loaded."""
+        """Set up the model and its listeners for the loaded weights."""
         if shim_of(self.model).has_module:
             prepare(self.model)
             self._tell_listeners()
@@ -386,7 +391,7 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
 
 
 def frozen_components(nlp: Language) -> list[str]:
-    """List the components that the pipeline's config keeps as they are."""
+    """Return the frozen_components of the pipeline's config."""
     frozen = nlp.config["training"].get("frozen_components") or []
     if isinstance(frozen, str):  # a variable
         frozen = nlp.config.interpolate()["training"]["frozen_components"]

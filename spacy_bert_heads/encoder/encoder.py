@@ -31,20 +31,19 @@ from .function_mode import AttentionMode, drop_ended_modes
 from .fused import run_layers
 from .hidden_states import HiddenStates
 
-# Families in which wordpieces of different positions meet in attention alone, and attention is that
-# of torch. Not MPNet and DeBERTa, whose attention depends on distances that it computes itself.
+# Families in which positions interact in attention only, and which use torch's attention. MPNet and
+# DeBERTa don't: their attention computes distances between positions itself.
 PACKED = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert")
-# With transformers 5, which calls their attention through its interface and says how far a layer
-# sees.
+# The same with transformers 5, whose interface passes the range of local attention.
 PACKED_LONG = ("eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "ultrabert")
 
 
 class Encoder(nn.Module):
     """Run Hugging Face's model of a checkpoint over packed batches.
 
-    `multiplies_by_onednn` says whether linear layers are oneDNN's, as in the inference copy on most
-    CPUs: the number of rows is then rounded up to one of few sizes. `is_fused` says that its layers
-    are those of `fused.py`.
+    `multiplies_by_onednn` says whether oneDNN computes the linear layers, as in inference copies on
+    most CPUs: the number of rows is then rounded up to one of a few sizes. `is_fused` says whether
+    the layers are those of `fused.py`.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -68,12 +67,12 @@ class Encoder(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The configuration of the model; `find_layers` looks for one."""
+        """The model's configuration; `find_layers` needs it."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def encode(
@@ -84,16 +83,17 @@ class Encoder(nn.Module):
         max_batch_tokens: int,
         train: bool = False,
     ) -> HiddenStates:
-        """Compute the hidden states of some layers side by side, as `Checkpoint.layer_numbers`
-        counts them; None for the last.
+        """Compute the hidden states of some layers, concatenated: float32 (num_positions,
+        num_layers * hidden_size). `layers` are counted as by `Checkpoint.layer_numbers`; None takes
+        the last.
 
         `max_batch_tokens` is the maximum number of positions that are run at once, padding
-        included. To `train`, the hidden states have a graph; a batch over the budget is recomputed
-        in the backward pass part by part (Chen et al. 2016).
+        included. With `train` the hidden states have a graph; a batch over the limit is recomputed
+        part by part in the backward pass (gradient checkpointing, Chen et al. 2016).
 
-        After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again. `torch.no_grad`
-        does not promise that: its methods are Python code, which an interrupt can end before they
-        are done.
+        If an interrupt (Ctrl-C) comes at any moment, gradients are enabled again afterwards.
+        `torch.no_grad` does not guarantee that: its methods are Python code, which an interrupt can
+        stop halfway.
         """
         layers = (self.checkpoint.num_layers,) if layers is None else layers
         if train:
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         was_enabled = torch.is_grad_enabled()
         try:
             torch._C._set_grad_enabled(False)
-            if len(batch.cu_seqlens) == 2:  # one sequence, which needs no other order
+            if len(batch.cu_seqlens) == 2:  # one sequence: nothing to reorder
                 (part,) = self.lay_out(batch, max_batch_tokens)
                 return HiddenStates(self.run(part.layout, layers).float(), batch, layers)
             size = self.checkpoint.hidden_size * len(layers)
@@ -131,8 +131,8 @@ class Encoder(nn.Module):
         return HiddenStates(states, batch, layers)
 
     def lay_out(self, batch: PackedBatch, max_batch_tokens: int) -> list[Part]:
-        """Group the sequences of a batch into parts of at most `max_batch_tokens` positions,
-        padding included, that are run at once."""
+        """Split a batch into parts that are run at once, of at most `max_batch_tokens` positions,
+        padding included."""
         if len(batch.cu_seqlens) == 2:
             return [lay_out_one(batch, self.device)]
         lengths, overhead = batch.seqlens, self.bucket_overhead
@@ -143,19 +143,19 @@ class Encoder(nn.Module):
 
     @property
     def bucket_overhead(self) -> int:
-        """What a bucket costs by itself, in positions of padding."""
+        """The cost of a bucket, as a number of padding positions that cost the same."""
         is_cpu = self.device.type == "cpu"
-        # With packed attention a bucket costs no more than its calls of attention: 2, 8 or 16
-        # positions make no difference on a CPU. By itself it costs 8 ms beside 0.3 ms for a
-        # position there when predicting, 60 beside 1 in training (MiniLM, fp32, one core). On a GPU
-        # its launches last as long as thousands of positions, those of attention alone a tenth of
-        # that: by arithmetic, not measured yet.
+        # With packed attention a bucket only costs its calls of attention; on a CPU it makes no
+        # difference whether that is 2, 8 or 16 positions. Run alone, a bucket costs 8 ms against
+        # 0.3 ms for a position in prediction, 60 ms against 1 ms in training (MiniLM, fp32, one
+        # core). On a GPU its kernel launches take as long as thousands of positions, those of
+        # attention alone a tenth of that: estimated, not measured yet.
         if self.interface:
             return 8 if is_cpu else 512
         return 64 if is_cpu else 4096
 
     def run(self, layout: BucketedBatch, layers: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Run buckets, all at once if the family allows it. Returns the hidden states of all
+        """Run the buckets, all at once if the family supports it. Returns the hidden states of all
         positions, padding included (num_positions, num_layers * hidden_size)."""
         layers = (self.checkpoint.num_layers,) if layers is None else layers
         if not self.interface:
@@ -172,10 +172,10 @@ class Encoder(nn.Module):
             try:
                 mode.__enter__()
                 output = self.model(**inputs, **self._ask_for(layers))
-            finally:  # after an interrupt too: see AttentionMode
+            finally:  # also after an interrupt, see AttentionMode
                 mode.has_ended = True
                 drop_ended_modes()
-        if attention.num_calls != self.checkpoint.num_layers:  # sequences have seen each other
+        if attention.num_calls != self.checkpoint.num_layers:  # sequences attended to each other
             warn_unknown(self.checkpoint.family)
             self.interface = ""
             return self._run_each(layout, layers)
@@ -188,8 +188,9 @@ class Encoder(nn.Module):
         mask: torch.Tensor,
         layers: tuple[int, ...] | None = None,
     ) -> torch.Tensor:
-        """Run one bucket, as Hugging Face does: (num_sequences, length), the mask 1 for a wordpiece
-        and 0 for padding. Returns (num_sequences, length, num_layers * hidden_size)."""
+        """Run one bucket in Hugging Face's layout: ids, types and mask, 1 for a wordpiece and 0 for
+        padding, are (num_sequences, length). Returns (num_sequences, length, num_layers *
+        hidden_size)."""
         layers = (self.checkpoint.num_layers,) if layers is None else layers
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
         if self.checkpoint.uses_token_types:
@@ -197,67 +198,67 @@ class Encoder(nn.Module):
         return self._choose(self.model(**inputs, **self._ask_for(layers)), layers)
 
     def _run_each(self, layout: BucketedBatch, layers: tuple[int, ...]) -> torch.Tensor:
-        """Run bucket by bucket."""
+        """Run the buckets one by one."""
         tensors = (layout.input_ids, layout.token_type_ids, layout.mask.long())
         buckets = zip(*map(layout.split, tensors), strict=True)
         return torch.cat([self(*bucket, layers).flatten(0, 1) for bucket in buckets])
 
     def _inputs(self, layout: BucketedBatch) -> dict[str, torch.Tensor]:
-        """Give the model's arguments, all buckets as one long sequence."""
+        """Return the model's arguments, with all buckets as one long sequence."""
         checkpoint = self.checkpoint
         beyond = self.num_padding(len(layout.input_ids))
         input_ids = F.pad(layout.input_ids, (0, beyond), value=checkpoint.tokenizer.pad_id)[None]
         position_ids = F.pad(layout.position_ids, (0, beyond))[None] + checkpoint.first_position
         inputs = {"input_ids": input_ids, "position_ids": position_ids}
         if self._takes_types:
-            # Those that transformers makes itself are no more than there are positions.
+            # transformers' own default is limited to max_position_embeddings.
             types = F.pad(layout.token_type_ids, (0, beyond))[None]
             uses_types = checkpoint.uses_token_types
             inputs["token_type_ids"] = types if uses_types else torch.zeros_like(input_ids)
         if self.is_fused:  # by layers of ours
             return inputs
         if self.interface == "function mode":
-            # transformers 4 warns of padding without a mask; 5 would make a GPU wait to look at
-            # one.
+            # transformers 4 warns about padding without a mask; version 5 would synchronize a GPU
+            # to inspect one.
             inputs["attention_mask"] = torch.ones_like(input_ids)
         else:
-            # Without any, transformers 5 would make one of num_positions² for local attention. One
-            # of four dimensions is taken as it is, and ours is not looked at.
+            # Without a mask, transformers 5 would make one of num_positions² values for local
+            # attention. A mask of four dimensions is passed on as it is; our attention ignores it.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         return inputs
 
     def num_padding(self, num_rows: int) -> int:
-        """How many rows to add to a matrix that linear layers read, so that oneDNN, where it
-        multiplies, meets few sizes."""
+        """Return the number of rows to append to the input of linear layers, so that oneDNN
+        compiles programs for few sizes only."""
         by_onednn = self.multiplies_by_onednn or torch.is_autocast_enabled("cpu")
         return common_size(num_rows) - num_rows if by_onednn else 0
 
     def _ask_for(self, layers: tuple[int, ...]) -> dict[str, Any]:
-        """Give the arguments that make transformers return these layers."""
+        """Return the arguments that make transformers return these layers."""
         if layers == (self.checkpoint.num_layers,):
             return {}
-        # transformers 5 keeps the layers that are named, version 4 takes the list for "yes".
+        # transformers 5 returns the layers in the list; for version 4 the list means True.
         return {"output_hidden_states": list(layers)}
 
     def _choose(self, output: Any, layers: tuple[int, ...]) -> torch.Tensor:
         if layers == (self.checkpoint.num_layers,):
             return output.last_hidden_state
-        # ModernBERT's last hidden state has gone through one more LayerNorm than the last in its
-        # list of them: a head reads the same last layer whatever else is read.
+        # ModernBERT applies a final LayerNorm to last_hidden_state but not to hidden_states[-1]. A
+        # head must read the same last layer, whatever other layers are read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return torch.cat([states[n] for n in layers], dim=-1)
 
 
 def only_present(states: torch.Tensor, places: Ints1d) -> torch.Tensor:
-    """Leave out the hidden states of padding: `places` are the positions of wordpieces."""
+    """Remove the hidden states of padding; `places` are the positions of wordpieces."""
     if len(places) == len(states):
         return states
     return states.index_select(0, torch.from_numpy(places).to(states.device))
 
 
 def can_pack(checkpoint: Checkpoint) -> bool:
-    """Whether buckets of this checkpoint can be run as one long sequence: where a wordpiece is
-    matters to nothing but position ids, which can be given, and attention."""
+    """Return whether buckets of this checkpoint can be run as one long sequence: positions matter
+    only for position ids, which can be passed, and attention."""
     config = checkpoint.config
     is_long = checkpoint.family in PACKED_LONG and attention_interface() == "registered"
     return (
@@ -272,18 +273,18 @@ def can_pack(checkpoint: Checkpoint) -> bool:
 
 @cache
 def attention_interface() -> str:
-    """How attention is replaced in this version of transformers: "registered", "function mode", or
-    "" where that is not known."""
+    """Return how to replace attention in this version of transformers: "registered", "function
+    mode", or "" for an unknown version."""
     major = int(version("transformers").split(".")[0])
     return {4: "function mode", 5: "registered"}.get(major, "")
 
 
 @cache
 def warn_unknown(family: str) -> None:
-    """Say once that packing is off."""
+    """Warn once that packing is disabled."""
     warnings.warn(
-        f"transformers {version('transformers')} computes the attention of '{family}' in a way "
-        "that is not known here. Sequences are padded in buckets instead, which is slower; the "
-        "results are the same.",
+        f"transformers {version('transformers')} computes the attention of '{family}' in an "
+        "unknown way. Sequences are padded in buckets instead, which is slower; the results are "
+        "the same.",
         stacklevel=2,
     )

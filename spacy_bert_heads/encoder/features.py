@@ -1,4 +1,4 @@
-"""Several layers of the encoder as one vector."""
+"""Features for heads from several layers of the encoder."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +16,13 @@ from .model import PackedPairs
 from .shim import TorchShim
 
 COMBINATIONS = ("concat", "sum", "weighted")
-# The weights begin equal and have far to go: at the rate of a new head they have hardly moved after
-# a few hundred steps.
-MIX_RATE_FACTOR = 100.0
+# All weights start equal, far from their optimum: at the learning rate of a new head they hardly
+# change within a few hundred steps.
+MIX_MULTIPLIER = 100.0
 
 
 class ScalarMix(nn.Module):
-    """A mean of layers with learned weights, times a learned scale (Peters et al. 2018, eq. 1)."""
+    """The weighted mean of layers, with learned weights and scale (Peters et al. 2018, eq. 1)."""
 
     def __init__(self, n_layers: int) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class ScalarMix(nn.Module):
 
 
 def mix_to_files(mix: nn.Module) -> Files:
-    """Turn the weights into a named file."""
+    """Serialize the weights to a named file."""
     from safetensors.torch import save
 
     return {"model.safetensors": save(mix.state_dict())}
 
 
 def mix_from_files(files: Files) -> ScalarMix:
-    """Build the module from what `mix_to_files` gave."""
+    """Make the module from what `mix_to_files` returned."""
     from safetensors.torch import load
 
     weights = load(files["model.safetensors"])
@@ -55,8 +55,8 @@ def mix_from_files(files: Files) -> ScalarMix:
 def build_layer_features(
     encoder: Model[Any, HiddenStates], layers: Layers, combine: str = "concat"
 ) -> Model[Any, HiddenStates]:
-    """Read layers of an encoder of the head's own, which `nlp.replace_listeners` puts in place of a
-    listener. `layers` and `combine` are those of `build_bert_listener`."""
+    """Build a layer that reads several layers of a head's own encoder, for `nlp.replace_listeners`.
+    `layers` and `combine` are those of `BertListener.v1`."""
     encoder.attrs["layers"] = layers
     return combine_layers(encoder, layers, combine)
 
@@ -64,9 +64,9 @@ def build_layer_features(
 def combine_layers(
     source: Model[Any, HiddenStates], layers: Layers, combine: str
 ) -> Model[Any, HiddenStates]:
-    """Make one vector of the `layers` that `source` gives side by side: "concat" leaves them so,
-    "sum" adds them up, "weighted" learns a mean. Returns the source itself where there is nothing
-    to combine. Raises ValueError if no layer is named, or for another `combine`."""
+    """Combine the `layers` that `source` returns concatenated: "concat" keeps them so, "sum" adds
+    them, "weighted" learns a weighted mean. Returns the source itself if there is nothing to
+    combine. Raises ValueError if `layers` is empty or `combine` is unknown."""
     if combine not in COMBINATIONS:
         options = ", ".join(COMBINATIONS)
         raise ValueError(f"Unknown way to combine layers '{combine}'. Choose one of: {options}.")
@@ -77,7 +77,11 @@ def combine_layers(
     shims: list[Shim] = []
     if combine == "weighted":
         shims = [
-            TorchShim(to_files=mix_to_files, from_files=mix_from_files, rate_factor=MIX_RATE_FACTOR)
+            TorchShim(
+                to_files=mix_to_files,
+                from_files=mix_from_files,
+                learning_rate_multiplier=MIX_MULTIPLIER,
+            )
         ]
     return Model(
         "layer_features", forward, init=init, dims={"nO": None}, layers=[source], shims=shims
@@ -85,7 +89,7 @@ def combine_layers(
 
 
 def init(model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make equal weights for the layers, unless there are weights already."""
+    """Initialize equal weights for the layers, unless there are weights already."""
     source = model.layers[0].initialize(X=X)
     n_layers = source.get_dim("n_layers")
     model.set_dim("nO", source.get_dim("nO") // n_layers, force=True)
@@ -97,7 +101,7 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 
 
 def mix_of(model: Model) -> ScalarMix:
-    """Give the torch side of a "weighted" layer."""
+    """Return the torch module of a "weighted" layer."""
     shim = model.shims[0]
     assert isinstance(shim, TorchShim)
     return cast(ScalarMix, shim.module)
@@ -106,7 +110,7 @@ def mix_of(model: Model) -> ScalarMix:
 def forward(
     model: Model, inputs: list[Doc] | PackedPairs, is_train: bool
 ) -> tuple[HiddenStates, Callable[[torch.Tensor], Any]]:
-    """Combine the layers of a batch. Returns the hidden states, and the callback that takes their
+    """Combine the layers of a batch. Returns the hidden states, and a callback for their
     gradient."""
     hidden, backprop_source = model.layers[0](inputs, is_train)
     layers = hidden.states.unflatten(1, (len(hidden.layers), -1)).detach()

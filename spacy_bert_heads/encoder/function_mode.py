@@ -1,6 +1,6 @@
 """Packed attention for transformers 4, which has no `AttentionInterface` for all families.
 
-To be deleted together with the support of transformers 4.
+Delete this file together with the support of transformers 4.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .attention import PackedAttention
 
 
 class AttentionMode(TorchFunctionMode):
-    """While this is entered, calls of torch's attention go to a `PackedAttention`, whichever code
-    of transformers makes them.
+    """Replace calls of torch's attention by a `PackedAttention`, wherever transformers calls it.
 
-    It is not left by a `with` statement, whose code an interrupt (Ctrl-C) can keep from being run,
-    but by `has_ended = True` as the first statement of a `finally` clause, before which CPython
-    does not look for signals. A mode that has ended does nothing, wherever it is on torch's stack.
+    Don't leave the mode by a `with` statement: an interrupt (Ctrl-C) can prevent its exit code from
+    running. Set `has_ended = True` as the first statement of a `finally` clause; CPython does not
+    check for signals before it. A mode that has ended does nothing, wherever it is on torch's
+    stack.
     """
 
     def __init__(self, attention: PackedAttention) -> None:
@@ -30,7 +30,7 @@ class AttentionMode(TorchFunctionMode):
         self.has_ended = False
 
     def __enter__(self) -> AttentionMode:
-        # Without what an interrupt left behind. It does nothing any more, but it costs time.
+        # Modes that an interrupt left on the stack do nothing, but cost time.
         drop_ended_modes()
         super().__enter__()
         return self
@@ -38,7 +38,7 @@ class AttentionMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Do what is called, but attention in our way."""
+        """Call the function; attention is replaced."""
         if func is F.scaled_dot_product_attention and not self.has_ended:
             return self._attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -55,14 +55,15 @@ class AttentionMode(TorchFunctionMode):
         scale: float | None = None,
         **settings: Any,
     ) -> torch.Tensor:
-        """Mask and causality are not used: the layout has masks, and encoders are not causal."""
+        """Attend. `attn_mask` and `is_causal` are ignored: the layout has masks, and encoders are
+        not causal."""
         states = self.attention(query, key, value, dropout=dropout_p, scale=scale)
-        # As the caller turns it back, so that there is one copy.
+        # The caller transposes it back, so that there is one copy only.
         return states.transpose(0, 1).unsqueeze(0)
 
 
 def drop_ended_modes() -> None:
-    """Take modes that have ended off the top of torch's stack."""
+    """Remove modes that have ended from the top of torch's stack."""
     while modes := _get_current_function_mode_stack():
         if not (isinstance(modes[-1], AttentionMode) and modes[-1].has_ended):
             return

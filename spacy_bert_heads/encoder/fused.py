@@ -1,7 +1,7 @@
-"""BERT's layers for prediction on a CPU, without the Python code that transformers has around them.
+"""BERT's layers for prediction on a CPU, without transformers' Python code around them.
 
-For a sentence that code takes a third of the time: wrappers of deprecated arguments, chunks, masks,
-and with transformers 4 a function mode around each of torch's functions.
+For a single sentence that code takes a third of the time: wrappers for deprecated arguments,
+chunking, masks, and with transformers 4 a function mode around each of torch's functions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import nn
 
 from .attention import PackedAttention
 
-# Families whose layers have the modules of BERT's, and its order: LayerNorm comes last.
+# Families whose layers have the same modules as BERT's in the same order, LayerNorm last.
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 class FusedLayer(nn.Module):
-    """A layer of BERT that reads a bucketed batch: one product for queries, keys and values, then
-    the layer's own modules."""
+    """A layer of BERT over a bucketed batch, with one matrix product for queries, keys and values.
+    The other modules are those of the original layer."""
 
     def __init__(self, layer: Any, num_heads: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class FusedLayer(nn.Module):
 
 
 def join_linear(*layers: nn.Linear) -> nn.Linear:
-    """Make one linear layer of several that read the same: its output has theirs side by side."""
+    """Join linear layers with the same input to one that returns their concatenated outputs."""
     weights = torch.cat([layer.weight.detach() for layer in layers])
     joined = nn.Linear(weights.shape[1], weights.shape[0], device="meta")
     joined.weight = nn.Parameter(weights, requires_grad=False)
@@ -48,9 +48,8 @@ def join_linear(*layers: nn.Linear) -> nn.Linear:
 
 
 def fuse_layers(model: Any) -> bool:
-    """Replace the layers of an inference copy, whose hidden states are then those of `run_layers`
-    alone. Returns whether that was possible: not in other families, and not where an adapter is in
-    the attention."""
+    """Replace the layers of an inference copy, which then only `run_layers` can run. Returns False
+    if it is not possible: in other families, and with an adapter in the attention."""
     if model.config.model_type not in FAMILIES:
         return False
     layers = model.encoder.layer
@@ -66,8 +65,8 @@ def fuse_layers(model: Any) -> bool:
 def run_layers(
     model: Any, embeddings: torch.Tensor, attention: PackedAttention
 ) -> list[torch.Tensor]:
-    """Compute the hidden states below the first layer, and of every layer, each (num_positions,
-    hidden_size), from `embeddings`, which ELECTRA may have narrower."""
+    """Compute the input of the first layer and the hidden states of every layer, each
+    (num_positions, hidden_size), from `embeddings`, which can be narrower in ELECTRA."""
     project = getattr(model, "embeddings_project", None)
     found = [embeddings if project is None else project(embeddings)]
     for layer in model.encoder.layer:

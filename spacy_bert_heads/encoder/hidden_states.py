@@ -1,4 +1,4 @@
-"""What the encoder gives."""
+"""The output of the encoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Layers = list[int] | str
 
 @dataclass
 class HiddenStates:
-    """Hidden states, and the batch that they belong to."""
+    """Hidden states and their packed batch."""
 
     states: torch.Tensor  # (num_positions, num_layers * hidden_size), float32
     batch: PackedBatch
-    # The layers whose states are side by side, as `Checkpoint.layer_numbers` counts them. Empty for
-    # what comes from no encoder of ours.
+    # The concatenated layers, as `Checkpoint.layer_numbers` counts them. Empty for vectors that are
+    # not from an encoder of ours.
     layers: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another: digests of its tensors, tokenizer and configuration."""
+"""The identity of a checkpoint: digests of its tensors, tokenizer and configuration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from .checkpoint import Checkpoint
 
-# Settings that change hidden states without changing the shape of any tensor, with the value of a
-# family that doesn't have them. transformers 4 and 5 give them the same names.
+# Settings that affect hidden states but not the shape of any tensor, with the value for families
+# that don't have them. Their names are the same in transformers 4 and 5.
 _SETTINGS = {
     **dict.fromkeys(("model_type", "num_attention_heads", "num_hidden_layers"), None),
     **dict.fromkeys(("activation", "hidden_act", "hidden_activation"), None),
@@ -27,12 +27,9 @@ _SETTINGS = {
 
 
 def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
-    """Give the digests of an encoder (a PreTrainedModel), of its tokenizer (the content of
-    tokenizer.json) and of its configuration.
-
-    They don't depend on the format of the files, nor on the versions of the libraries that wrote
-    or read them.
-    """
+    """Return the digests of an encoder (a PreTrainedModel), its tokenizer (the content of
+    tokenizer.json) and its configuration. They don't depend on file formats and library
+    versions."""
     settings = {name: getattr(encoder.config, name, value) for name, value in _SETTINGS.items()}
     return {
         "weights": digest_weights(encoder),
@@ -42,20 +39,21 @@ def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
 
 
 def give_id(checkpoint: Checkpoint) -> None:
-    """Give a checkpoint that a pipeline begins with an id of its own. Heads that are
-    trained on it keep the id, so that they are not read with another encoder by mistake."""
+    """Assign a new random id to the checkpoint of a new pipeline. Heads that are trained on it save
+    the id, so that they are not used with another encoder by mistake."""
     checkpoint.origin |= {"id": uuid4().hex, "updates": 0}
 
 
 def count_update(checkpoint: Checkpoint) -> None:
-    """Count an update of the weights. What version 0.1 saved gets its id with the first one."""
+    """Count an update of the weights. A checkpoint that was saved by version 0.1 gets an id at its
+    first update."""
     if "id" not in checkpoint.origin:
         give_id(checkpoint)
     checkpoint.origin["updates"] += 1
 
 
 def digest_weights(module: nn.Module) -> str:
-    """Digest the names, types, shapes and values of all parameters."""
+    """Return the digest of the names, types, shapes and values of all parameters."""
     digest = sha256()
     for name, weight in sorted(module.named_parameters()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -68,17 +66,17 @@ def _digest_json(value: Any) -> str:
 
 
 def _with_pairs(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Write BPE's merges as all versions of the tokenizers library since 0.20 do."""
+    """Convert BPE's merges to the form of the tokenizers library since version 0.20."""
     merges = tokenizer.get("model", {}).get("merges")
     if merges:
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
         tokenizer = tokenizer | {"model": tokenizer["model"] | {"merges": pairs}}
-    # How a batch is cut and padded is set anew by every program.
+    # Truncation and padding are set by the program that uses the tokenizer.
     return {k: v for k, v in tokenizer.items() if k not in ("version", "truncation", "padding")}
 
 
 def _without_defaults(value: Any) -> Any:
-    """Leave out what newer versions add to a description: settings that are off."""
+    """Remove settings that are off, which newer versions of the library add."""
     if isinstance(value, dict):
         return {k: _without_defaults(v) for k, v in value.items() if v not in (None, False, [], {})}
     if isinstance(value, list):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Imitating:
-    """An encoder as a student, or as the teacher of its own later state."""
+    """The part of the encoder for distillation and rehearsal."""
 
     model: EncoderModel
     _settle: Callable[[], None]
@@ -23,30 +23,30 @@ class Imitating:
     _teacher: BertEncoder | None = None
 
     def remember(self, layers: Layers) -> EncoderModel:
-        """Give a copy of the model as it is now that reads these layers. Until the next update its
-        weights are copied once."""
+        """Return a copy of the model in its present state that reads these layers. Copies that are
+        made before the next update share their weights."""
         version = shim_of(self.model).version
         if self._remembered is None or self._remembered[0] != version:
             self._remembered = version, self.model.copy()
         return reading_layers(self._remembered[1], layers)
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
-        """Go on with these layers of the checkpoint alone, counted from 0, the lowest. Raises
-        ValueError if they can't be taken one by one."""
+        """Remove all layers of the checkpoint except these, counted from 0, the lowest. Raises
+        ValueError if the family's layers can't be selected."""
         checkpoint_of(self.model).keep_layers(numbers)
         shim_of(self.model).version += 1
         self.model.attrs["layers"] = [-1]
         self._settle()
 
     def follow(self, teacher: BertEncoder) -> None:
-        """Learn the hidden states of a teacher, too, from now on: the mean squared difference by
-        position and dimension (Jiao et al. 2020, section 3.1) joins the loss of each head that
-        learns from a batch. Both need the same tokenizer, windows and hidden size."""
+        """Add the distance to a teacher's hidden states to the loss of each head from now on: half
+        the mean squared difference over positions and dimensions (Jiao et al. 2020, section 3.1).
+        Both encoders need the same tokenizer, windows and hidden size."""
         self._teacher = teacher
 
 
 def pull(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
-    """Give the gradient of half the mean squared difference between hidden states, by those of the
-    student (num_positions, num_layers * hidden_size)."""
+    """Return the gradient of half the mean squared difference between hidden states, with respect
+    to those of the student (num_positions, num_layers * hidden_size)."""
     difference = hidden.states - wanted.states.to(hidden.states)
     return difference / max(difference.numel(), 1)

@@ -1,6 +1,6 @@
-"""The inference copy of an encoder: weights in the type of the precision, laid out for the
-processor. It shares what it doesn't change with the module that learns, which stays in fp32. And
-memory that does not grow with the number of documents.
+"""The inference copy of an encoder: weights in the precision's type and in the CPU's preferred
+layout. It shares all other weights with the module that is trained, which stays in fp32. `Trimmer`
+keeps memory from growing with the number of documents.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .encoder import Encoder
 from .fused import fuse_layers
 from .parameters import copy_sharing
 
-TRIM_AFTER = 32768  # wordpieces
+TRIM_AFTER = 32768  # in wordpieces
 _INT8_PRODUCT: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 
 
 def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
-    """Make the inference copy of an `Encoder`: in eval mode, sharing the weights that it doesn't
-    change, as fast as the precision allows.
+    """Make the inference copy of an `Encoder`, in eval mode. Weights that need no change are
+    shared.
 
-    `precision` is "fp32", "bf16", "fp16", or, on a CPU, "int8". A CPU with AMX takes bf16 for int8:
-    its products are as fast, and nothing has to be rounded before them.
+    `precision` is "fp32", "bf16", "fp16", or, on a CPU, "int8". A CPU with AMX uses bf16 instead of
+    int8: its products are as fast, and no rounding is needed before them.
     """
     assert isinstance(encoder, Encoder)
     is_cpu = encoder.device.type == "cpu"
@@ -48,7 +48,7 @@ def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
     if layer is not None:
         for name, module in list(model.named_modules()):
             parent = model.get_submodule(name.rpartition(".")[0])
-            # What is added to a layer is too thin to gain from it.
+            # The layers of adapters are too small to get faster.
             is_thin = isinstance(parent, Bottleneck | LowRank) and module is not parent.linear
             if isinstance(module, nn.Linear) and not is_thin:
                 replace_module(model, name, layer(module))
@@ -57,12 +57,12 @@ def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
     fast._modules = {**encoder._modules, "model": model}
     fast.is_fused = is_fused
     fast.multiplies_by_onednn = is_cpu and (layer is not None or precision == "bf16")
-    return fast.eval()  # whatever another thread does with the weights
+    return fast.eval()  # also if another thread trains the encoder now
 
 
 def fuse(model: nn.Module) -> None:
-    """Leave to the packed layers of a PreTrainedModel what comes after them: the activation, or
-    what is added."""
+    """Fuse the packed layers of a PreTrainedModel with the following activation, or with the
+    residual connection."""
     from transformers.activations import GELUActivation
 
     for name, module in list(model.named_modules()):
@@ -77,14 +77,14 @@ def fuse(model: nn.Module) -> None:
 
 
 def check_device(precision: str, device: torch.device) -> None:
-    """Check whether the precision in force makes sense on a device.
+    """Check whether a precision is sensible on a device.
 
-    Raises ValueError if this build of torch has no int8. Warns if the processor would only imitate
-    bf16; on one with AMX the log says what bf16 would gain.
+    Raises ValueError if this build of torch has no int8. Warns if the CPU would only emulate bf16;
+    on one with AMX the log says what bf16 would gain.
     """
     if precision == "int8" and _INT8_PRODUCT is None:
         raise ValueError(
-            'precision is "int8", which this build of torch lacks (oneDNN is not in it). '
+            'precision is "int8", which this build of torch does not support (it lacks oneDNN). '
             'Set precision = "fp32" in the encoder\'s model.'
         )
     if precision == "bf16" and device.type == "cpu" and not _has_bf16():
@@ -102,8 +102,8 @@ def check_device(precision: str, device: torch.device) -> None:
 
 
 def sensible_precisions(device: torch.device) -> list[str]:
-    """List the precisions in which prediction makes sense on a device, "fp32" first: those that its
-    processor computes in, and that differ."""
+    """List the precisions that are useful for prediction on a device, "fp32" first: those that its
+    hardware supports, without duplicates."""
     if device.type == "cuda":
         return ["fp32", "bf16", "fp16"]
     found = ["fp32"]
@@ -115,14 +115,14 @@ def sensible_precisions(device: torch.device) -> list[str]:
 
 
 def packing_pays() -> bool:
-    """Whether oneDNN multiplies faster than MKL, which torch takes for fp32: on CPUs with AVX-512,
-    by up to two times on those of AMD. With AVX2 it is the slower one."""
+    """Return whether oneDNN multiplies faster than MKL, which torch uses for fp32: on CPUs with
+    AVX-512, by up to two times on AMD's. With AVX2 it is slower."""
     return torch.backends.mkldnn.is_available() and "AVX512" in _capability()
 
 
 def int8_bits() -> int:
-    """Give the bits of int8 weights. Without VNNI the processor adds products of int8 by twos in 16
-    bits, which 7 bits can't overflow."""
+    """Return the number of bits of int8 weights. Without VNNI the CPU adds pairs of products in 16
+    bits, which 8 bits could overflow and 7 bits can't."""
     has_vnni = getattr(torch.cpu, "_is_vnni_supported", None)
     return 8 if has_vnni is not None and has_vnni() else 7
 
@@ -141,8 +141,8 @@ def _has_bf16() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, in fp32 or bf16, in the order that oneDNN reads, through the operators of
-    torch's compiler."""
+    """A linear layer in fp32 or bf16 with weights in oneDNN's layout, by the operators of torch's
+    compiler."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -152,8 +152,7 @@ class PackedLinear(nn.Module):
         self.activation = "none"  # or "gelu"
 
     def forward(self, states: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute (…, out_features) from (…, in_features), plus what is `added` (…,
-        out_features)."""
+        """Compute (…, out_features) from (…, in_features), plus `added` (…, out_features)."""
         linear = torch.ops.mkldnn._linear_pointwise
         if added is not None:
             return linear.binary(states, added, self._weight, self._bias, "add")
@@ -168,16 +167,16 @@ class PackedOutput(nn.Module):
         self.dense, self.norm = dense, norm
 
     def forward(self, states: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
-        """Compute (…, out_features) from what the block has computed (…, in_features) and what it
-        has read, x (…, out_features)."""
+        """Compute (…, out_features) from the block's hidden states (…, in_features) and its input x
+        (…, out_features)."""
         return self.norm(self.dense(states, around))
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8: a scale for each row of the weights, computed once, and a scale and a
-    zero point for each row of the hidden states, computed each time (Yao et al. 2022, ZeroQuant,
-    section 4.1). Some wordpieces, such as [SEP], have far larger hidden states than others: with
-    one scale for a batch, as in `torch.ao`, they leave few bits to the rest."""
+    """A linear layer in int8, with one scale for each row of the weights, and a scale and zero
+    point for each position, computed at run time (Yao et al. 2022, ZeroQuant, section 4.1). Some
+    wordpieces, such as [SEP], have far larger hidden states than others: one scale for a batch, as
+    in `torch.ao`, would leave few bits for the rest."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class Int8Linear(nn.Module):
         self._scales = largest / (2 ** (int8_bits() - 1) - 1)
         rounded = (weight / self._scales[:, None]).round()
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
-        # What a row's zero point is multiplied by, and the bias: (2, out_features).
+        # The factor of a row's zero point, and the bias: (2, out_features).
         bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach()
         self._added = torch.stack((rounded.sum(1) * self._scales, bias))
         self._weight = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
@@ -196,15 +195,15 @@ class Int8Linear(nn.Module):
         rows = states.reshape(-1, states.shape[-1])
         low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
         step = (high - low).clamp_(min=1e-12).div_(255)
-        # Truncating what is half a step more rounds it.
+        # Adding half a step makes truncation round to nearest.
         levels = rows.sub(low - step / 2).mul_(1 / step).to(torch.uint8)
         out = self.product(levels).mul_(step)
         out.addmm_(torch.cat((low, torch.ones_like(low)), dim=1), self._added)
         return out.view(*states.shape[:-1], -1)
 
     def product(self, levels: torch.Tensor) -> torch.Tensor:
-        """Multiply `levels`, the steps of each row above its zero point, uint8 (num_rows,
-        in_features), by the weights. Returns the products in these steps (num_rows,
+        """Multiply `levels`, each row's values as steps above its zero point, uint8 (num_rows,
+        in_features), by the weights. Returns the products in the same steps (num_rows,
         out_features)."""
         return _INT8_PRODUCT(
             levels, 1.0, 0, self._weight, self._scales, self._zeros, None, 1.0, 0,
@@ -213,8 +212,8 @@ class Int8Linear(nn.Module):
 
 
 class Trimmer:
-    """Give freed memory back to the system. glibc keeps it, in pieces that seldom fit what the next
-    batch asks for, so that a process that reads documents for hours would grow and grow."""
+    """Return freed memory to the system. glibc keeps it in pieces that rarely fit the next batch,
+    so that the memory of a process that runs for hours would keep growing."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -224,8 +223,9 @@ class Trimmer:
             self._trim = None
 
     def count(self, num_wordpieces: int) -> None:
-        """Trim once in a while: it takes 5 to 20 ms, and what is used again must be mapped again.
-        `num_wordpieces` have been read on a CPU since the last call."""
+        """Trim once every TRIM_AFTER wordpieces, because it takes 5 to 20 ms, and memory that is
+        used again must be mapped again. `num_wordpieces` were encoded on a CPU since the last
+        call."""
         self._count += num_wordpieces
         if self._trim is not None and self._count >= TRIM_AFTER:
             self._count = 0

@@ -1,4 +1,4 @@
-"""The latest batch of hidden states, found by what was read."""
+"""The latest batch of hidden states, looked up by the content of its Docs."""
 
 import threading
 import weakref
@@ -18,8 +18,8 @@ Version = tuple[int, tuple[int, ...]]
 
 
 def content_of(doc: Doc) -> bytes:
-    """What the encoder reads of a Doc: its tokens and the spaces between them, hence its text. A
-    component between two heads may have merged or split tokens."""
+    """Return all that the encoder reads of a Doc, as bytes: its tokens and the spaces between them.
+    It is not just the text, because a component between two heads can merge or split tokens."""
     return doc.to_array([ORTH, SPACY]).tobytes()
 
 
@@ -29,15 +29,15 @@ class _DocRef(weakref.ref):
     __slots__ = ("content", "hidden", "place")
     hidden: HiddenStates
     content: bytes
-    place: int  # of the Doc in the batch
+    place: int  # the index of the Doc in the batch
 
 
 class LatestBatch(threading.local):
-    """The latest batch of hidden states, one for every thread, for as long as its Docs are alive.
+    """The latest batch of hidden states of each thread, kept as long as one of its Docs exists.
 
-    The hidden states belong to the references to the Docs, and a reference that has lost its Doc
-    leaves the set by a method of the set itself. So no Python code of ours runs while a Doc is
-    deleted: an interrupt there would be swallowed.
+    The weak references to the Docs own the hidden states. The callback of a reference whose Doc is
+    deleted is a C method of the set of references. So no Python code of ours runs while a Doc is
+    deleted: an interrupt (Ctrl-C) at that moment would be lost.
     """
 
     def __init__(self) -> None:
@@ -45,17 +45,17 @@ class LatestBatch(threading.local):
         self._version: Version | None = None
 
     def drop(self) -> None:
-        """Forget the batch."""
-        self._refs.clear()  # a set and its references hold each other
+        """Delete the batch."""
+        self._refs.clear()  # the set and its references refer to each other
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch is kept, or all its Docs are gone."""
+        """Whether there is no batch, or all of its Docs were deleted."""
         return not self._refs
 
     def keep(self, docs: Sequence[Doc], version: Version, hidden: HiddenStates) -> None:
-        """Hold a batch instead of the one before. `version` is what its hidden states depend on
-        beside the Docs."""
+        """Keep a batch in place of the previous one. `version` is what its hidden states depend on,
+        apart from the Docs."""
         self.drop()
         for place, doc in enumerate(docs):
             ref = _DocRef(doc, self._refs.discard)
@@ -64,10 +64,8 @@ class LatestBatch(threading.local):
         self._version = version
 
     def find(self, docs: Sequence[Doc], version: Version) -> HiddenStates | None:
-        """Find the hidden states of Docs whose tokens are those of Docs of the batch, in any order.
-
-        Gives None if the batch lacks one of them, or if the version has changed.
-        """
+        """Return the hidden states of Docs that have the same tokens as Docs of the batch, in any
+        order; None if the batch lacks one of them, or if the version has changed."""
         refs = list(self._refs)
         if self._version != version or not refs:
             return None
@@ -79,8 +77,8 @@ class LatestBatch(threading.local):
 
 
 def take_docs(hidden: HiddenStates, places: Ints1d) -> tuple[HiddenStates, torch.Tensor | None]:
-    """Select Docs of a batch: those at `places`, in that order. Returns their hidden states, and
-    the positions that these come from; None for the positions if it is the whole batch as it is."""
+    """Select the Docs of a batch with the indices `places`, in that order. Returns their hidden
+    states, and the positions of these in the batch, None if it is the whole batch unchanged."""
     if np.array_equal(places, np.arange(len(hidden.batch.num_windows))):
         return hidden, None
     batch, taken = hidden.batch.take(places)

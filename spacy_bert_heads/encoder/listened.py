@@ -1,4 +1,4 @@
-"""An encoder as spaCy's components see it: a layer that several of them share."""
+"""spaCy's protocol for a layer that several components share, for the encoder component."""
 
 import weakref
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from .model import EncoderModel, checkpoint_of, shim_of
 
 
 class ListenedTo:
-    """spaCy's protocol for shared layers (spacy.ty.ListenedToComponent); which layers are read."""
+    """Link the listeners of heads to an encoder (spacy.ty.ListenedToComponent), and choose the
+    layers that it computes."""
 
     vocab: Vocab
     name: str
     model: EncoderModel
-    nlp: Callable[[], Language | None]  # the pipeline, held weakly
+    nlp: Callable[[], Language | None]  # a weak reference to the pipeline
     listener_map: dict[str, list[BertListener]]
-    # spaCy empties the map whenever it links a pipeline, and leaves disabled heads out of it.
+    # spaCy clears the map whenever it links a pipeline, and does not add disabled heads to it.
     _linked: "weakref.WeakSet[BertListener]"
 
     @property
@@ -36,8 +37,8 @@ class ListenedTo:
     def add_listener(self, listener: BertListener, component_name: str) -> None:
         """Link the listener of a head.
 
-        A head that was sourced into this pipeline goes on reading its own encoder for the Docs of
-        its own pipeline; a listener of this pipeline moves from one encoder to the other.
+        A head that was sourced into this pipeline still reads its own encoder for the Docs of its
+        own pipeline. A listener of this pipeline is unlinked from the pipeline's other encoders.
         """
         for other in listener.upstreams:
             if other is not self and other.vocab is self.vocab:
@@ -50,7 +51,7 @@ class ListenedTo:
         self._choose_layers()
 
     def remove_listener(self, listener: BertListener, component_name: str) -> bool:
-        """Unlink the listener of a head. Gives whether it was linked."""
+        """Unlink the listener of a head. Returns whether it was linked."""
         if listener not in self._linked:
             return False
         rest = [one for one in self.listener_map.pop(component_name, []) if one is not listener]
@@ -72,25 +73,26 @@ class ListenedTo:
                     self.add_listener(node, component.name)
 
     def _is_nearest(self, component: Any, listener: BertListener) -> bool:
-        """Whether no other encoder stands between: spaCy does not ask one that is disabled, and a
-        frozen one is while the others learn, but its heads are its own all the same."""
+        """Return whether there is no other encoder between this one and a component. Disabled
+        encoders count too: spaCy disables frozen components in training, but their heads still
+        belong to them."""
         nlp = self.nlp()
         pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
         if nlp is None or id(self) not in pipes or id(component) not in pipes:
-            # Of a copied or unpickled pipeline the order isn't known, but it was linked before.
+            # The order is unknown in a copied or unpickled pipeline, which was linked before.
             linked = [one for one in listener.upstreams if one.vocab is self.vocab]
             return not linked or self in linked
         between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
         return not any(isinstance(pipe, ListenedTo) for _, pipe in between)
 
     def _tell_listeners(self) -> None:
-        """Link the listeners again, now that the width of the states is known."""
+        """Link the listeners again, after the width of the hidden states is known."""
         for listener in self._linked:
             listener.link(cast(Any, self), listener.component_name)
         self._choose_layers()
 
     def _choose_layers(self) -> None:
-        """Give the hidden states of the layers that some listener reads, and no others."""
+        """Set the layers that the encoder computes: those that some listener reads."""
         if shim_of(self.model).has_module:
             checkpoint = checkpoint_of(self.model)
             read = {n for one in self._linked for n in checkpoint.layer_numbers(one.reads)}

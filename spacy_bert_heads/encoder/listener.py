@@ -1,4 +1,4 @@
-"""The layers that a head holds instead of an encoder of its own."""
+"""The layers by which heads and spaCy's components read the pipeline's shared encoder."""
 
 import warnings
 import weakref
@@ -35,13 +35,14 @@ DEFAULT_LISTENER = {
 
 
 class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
-    """Ask the pipeline's encoder for the hidden states of a batch. The encoder is the pipeline's,
-    not this layer's, which holds it weakly: a head whose encoder was taken out says so, and a copy
-    of a head brings no copy of the encoder.
+    """Read the hidden states of a batch from the pipeline's encoder.
 
-    `upstream_name` is the encoder component's name, or "*" for the nearest one before. What the
-    encoder learns from this head is multiplied by `grad_factor`. `reads` are the layers whose
-    hidden states it gives, side by side.
+    The layer has a weak reference to the encoder component, which the pipeline owns: copies of a
+    head don't copy the encoder, and a head whose encoder was removed raises an error.
+
+    `upstream_name` is the encoder component's name, or "*" for the nearest one before the head. The
+    gradient that the encoder gets from this head is multiplied by `grad_factor`. `reads` are the
+    layers whose hidden states it returns, concatenated.
     """
 
     def __init__(self, upstream_name: str, grad_factor: float, reads: Layers) -> None:
@@ -51,31 +52,32 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         self.grad_factor = grad_factor
         self.reads = reads
         self.component_name = "this component"  # the head's name, set with the link
-        # The encoder's id, and its updates when the head last learned; set by the head, None for a
-        # new one.
+        # The encoder's id, and its number of updates when the head last learned; None for a new
+        # head. The head sets them.
         self.trained_on: str | None = None
         self.trained_at: int | None = None
-        # The most updates of the encoder from one of the head's to the next, in a joint training.
+        # The maximum number of the encoder's updates between two updates of the head, in a joint
+        # training.
         self.longest_gap = 1
-        # Of the gradient that comes next: over how many items the loss is a mean (None if it is a
-        # sum), and by what the head has multiplied it, as a part of a batch.
+        # For the next gradient: the number of items that the loss is a mean over (None if it is a
+        # sum), and the factor by which the head has scaled it, for a part of a batch.
         self.num_items: float | None = None
         self.share = 1.0
-        # Several, if pipelines share the head: sourcing one copies nothing.
+        # Several if pipelines share the head, because sourcing a component does not copy it.
         self._upstreams: list[weakref.ref[BertEncoder]] = []
 
     @property
     def upstreams(self) -> "list[BertEncoder]":
-        """The encoder components that are linked and alive, the latest last."""
+        """The linked encoder components that still exist, the latest one last."""
         return [one for ref in self._upstreams if (one := ref()) is not None]
 
     @property
     def upstream(self) -> "BertEncoder | None":
-        """The encoder component that was linked last, if one is alive."""
+        """The encoder component that was linked last, None if none exists."""
         return next(reversed(self.upstreams), None)
 
     def link(self, upstream: "BertEncoder", component_name: str) -> None:
-        """Connect to an encoder. `component_name` is the name of the component with this layer."""
+        """Link this layer of the component `component_name` to an encoder."""
         self.unlink(upstream)
         self._upstreams.append(weakref.ref(upstream))
         self.component_name = component_name
@@ -86,17 +88,17 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             self.set_dim("nO", checkpoint.hidden_size * num_layers, force=True)
 
     def unlink(self, upstream: "BertEncoder") -> None:
-        """Forget an encoder, and those that are gone."""
+        """Remove an encoder, and those that no longer exist."""
         self._upstreams = [weakref.ref(one) for one in self.upstreams if one is not upstream]
 
     def encoder_for(self, docs: Sequence[Doc] = (), *, is_train: bool = False) -> "BertEncoder":
-        """Find the encoder to read Docs with.
+        """Return the encoder for some Docs.
 
-        In training that is the one that has opened a step for them. Else it is the one that the
-        head was trained on, or for a new head that of the pipeline that made the Docs.
+        In training that is the one with an open step for them. Otherwise it is the one that the
+        head was trained on, or for a new head the one of the pipeline that made the Docs.
 
-        Raises ValueError if there is none, if it has another name than the one that is wanted, or
-        if a trained head would read another encoder than its own. In training that is a warning.
+        Raises ValueError if there is none with the name in the config, or if a trained head would
+        read another encoder than it was trained on; in training the latter is a warning.
         """
         upstreams = self.upstreams
         upstream = next(reversed(upstreams), None)
@@ -105,9 +107,9 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             raise ValueError(
                 f"{self.component_name} reads the hidden states of an encoder, but no '{wanted}' "
                 f"stands before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', "
-                "first=True), or load the pipeline without excluding it, and keep it as long as "
-                "its heads are used. An encoder of another name is read where the head's model has "
-                'upstream = "*", or that name.'
+                "first=True), or load the pipeline without excluding it, and keep the pipeline as "
+                "long as its heads are used. To read an encoder with another name, set upstream "
+                'to "*" or to that name in the head\'s model.'
             )
         if is_train:
             upstream = next((one for one in upstreams if one.is_learning(docs)), upstream)
@@ -129,7 +131,7 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             "it reads now. "
         )
         if is_train:
-            warnings.warn(f"{message}It goes on learning on that one.", stacklevel=2)
+            warnings.warn(f"{message}It continues to learn on that one.", stacklevel=2)
             self.trained_on = upstream.id
             return
         raise ValueError(
@@ -139,38 +141,40 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         )
 
     def _check_age(self, upstream: "BertEncoder") -> None:
-        """Warn if the encoder has learned without this head: by more than a tenth of its updates,
-        and more than ever between two batches for this head, as in a joint training the last
-        batches may have had nothing for it."""
+        """Warn if the encoder was trained without this head: for more than a tenth of its updates,
+        and for more than twice the longest gap between two updates of the head. In a joint training
+        the last batches may have had no examples for it."""
         assert self.trained_at is not None
         missed = upstream.num_updates - self.trained_at
         if 10 * missed > upstream.num_updates and missed > 2 * self.longest_gap:
             warnings.warn(
                 f"{self.component_name} last learned at update {self.trained_at} of "
-                f"'{upstream.name}', which has been updated {missed} times since, so it reads "
-                "other hidden states than it knows. Train the two together, keep the encoder in "
-                "[training] frozen_components, or give the head its own encoder: nlp."
+                f"'{upstream.name}', which has been updated {missed} times since, so its hidden "
+                "states are no longer those that the head has learned from. Train the two "
+                "together, keep the encoder in [training] frozen_components, or give the head its "
+                "own encoder: nlp."
                 f"replace_listeners('{upstream.name}', '{self.component_name}', "
                 "['model.tok2vec']).",
                 stacklevel=2,
             )
-            self.trained_at = upstream.num_updates  # said once
+            self.trained_at = upstream.num_updates  # warn once
 
     def skip(self) -> None:
-        """Tell the encoder that there is nothing to learn from the batch of its open step."""
+        """Tell the encoder that this head has nothing to learn from the batch of the open step."""
         for encoder in self.upstreams:
             encoder.skip(self)
 
     def _copy(self, seen: dict[int, Any] | None = None) -> "BertListener":
-        """thinc's copy, which would be a plain Model. It reads the same encoder until a pipeline
-        links it."""
+        """Copy the layer. thinc's method would return a plain Model. The copy reads the same
+        encoder until a pipeline links it to another one."""
         copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
         copied.__setstate__(self._state())
         copied._upstreams = list(self._upstreams)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BertListener":
-        # An encoder that is copied with its heads links them, and a head's copy alone needs one.
+        # An encoder that is copied with its heads links the copies. A head that is copied alone
+        # keeps its encoder.
         copied = BertListener(self.upstream_name, self.grad_factor, self.reads)
         copied.__setstate__(self._state())
         if not any(id(one) in memo for one in self.upstreams):
@@ -178,7 +182,7 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
         return copied
 
     def __reduce__(self) -> tuple:
-        # An encoder that is packed with its heads links them again.
+        # An encoder that is pickled with its heads links them again.
         return BertListener, (self.upstream_name, self.grad_factor, self.reads), self._state()
 
     def _state(self) -> dict[str, Any]:
@@ -197,15 +201,16 @@ def build_bert_listener(
 ) -> Model[Any, HiddenStates]:
     """Build the layer by which a head reads the pipeline's encoder.
 
-    `upstream` is the encoder component's name, or "*" for the nearest one before. The head's
-    gradient is multiplied by `grad_factor` before it reaches the encoder, so that heads that are
-    hard to learn don't dominate the shared gradient; the head itself learns as before. `layers` are
-    those to read: [-1] is the last layer, [-2] the one below, [0] the embeddings, "all" the
-    embeddings and every layer (BERT, section 5.3). `combine` says how several layers become one
-    vector: "concat", side by side; "sum"; or "weighted", a weighted mean with weights that the head
-    learns (Peters et al. 2018, eq. 1).
+    Raises ValueError if `grad_factor` is negative, `layers` is empty, or `combine` is unknown.
 
-    Raises ValueError if the factor is negative, no layer is named, or for another way to combine.
+    upstream (str): The encoder component's name, or "*" for the nearest one before the head.
+    grad_factor (float): The head's gradient is multiplied by this before it reaches the encoder, so
+        that heads with large losses don't dominate the shared gradient. The head's own weights are
+        not affected.
+    layers (List[int]): The layers to read: [-1] is the last layer, [-2] the one below, [0] the
+        embeddings, "all" the embeddings and every layer (BERT, section 5.3).
+    combine (str): How several layers become one vector: "concat", "sum", or "weighted", a mean with
+        weights that the head learns (Peters et al. 2018, eq. 1).
     """
     if grad_factor < 0:
         raise ValueError(f"grad_factor is {grad_factor}; it must be 0 or above.")
@@ -213,8 +218,8 @@ def build_bert_listener(
 
 
 def init(model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make sure that there is an encoder, with weights: where it is named in frozen_components,
-    spaCy leaves it out when it initializes a pipeline."""
+    """Link to the encoder, and initialize it if it has no weights: spaCy does not initialize
+    components in frozen_components."""
     assert isinstance(model, BertListener)
     encoder = model.encoder_for()
     if not shim_of(encoder.model).has_module:
@@ -226,8 +231,8 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
 def forward(
     model: Model, inputs: list[Doc] | PackedPairs, is_train: bool
 ) -> tuple[HiddenStates, Callable[[torch.Tensor], Any]]:
-    """Pull the hidden states of a batch from the encoder. Returns them, and the callback that takes
-    their gradient."""
+    """Read the hidden states of a batch from the encoder. Returns them, and a callback for their
+    gradient."""
     assert isinstance(model, BertListener)
     docs = inputs.docs if isinstance(inputs, PackedPairs) else inputs
     encoder = model.encoder_for(docs, is_train=is_train)
@@ -236,7 +241,7 @@ def forward(
     if layers == hidden.layers:
         return hidden, lambda gradient: answer(gradient * (model.grad_factor / model.share))
 
-    # Other listeners read other layers.
+    # The batch also has layers that only other listeners read.
     states = hidden.states.unflatten(1, (len(hidden.layers), -1))
     places = [hidden.layers.index(n) for n in layers]
     taken = states[:, places].flatten(1)
@@ -259,25 +264,27 @@ def build_tok2vec_listener(
     layers: Layers = LAST,
     combine: str = "concat",
 ) -> Model[list[Doc], list[Floats2d]]:
-    """Build a layer that shares the pipeline's encoder with spaCy's own components: parser, tagger,
-    ner, textcat, spancat and so on. A token's vector is the mean of the hidden states of its
-    wordpieces: (num_tokens, width) for each Doc. The settings are those of
-    `build_bert_listener`."""
+    """Build a `tok2vec` layer for spaCy's own components (parser, tagger, ner, textcat, spancat and
+    so on) that reads the pipeline's encoder.
+
+    A token's vector is the mean of the hidden states of its wordpieces; the output is (num_tokens,
+    width) for each Doc. The settings are those of `BertListener.v1`.
+    """
     return build_tok2vec_encoder(build_bert_listener(upstream, grad_factor, layers, combine))
 
 
 def build_tok2vec_encoder(
     encoder: Model[Any, HiddenStates],
 ) -> Model[list[Doc], list[Floats2d]]:
-    """Build the same layer over an encoder of its own, which `nlp.replace_listeners` puts in place
-    of a listener."""
+    """Build the layer of `Tok2VecListener.v1` with an encoder of its own instead of a listener, for
+    `nlp.replace_listeners`."""
     return Model(
         "bert_tok2vec", forward_tokens, init=init_tok2vec, dims={"nO": None}, layers=[encoder]
     )
 
 
 def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Initialize what is below, which knows the width."""
+    """Initialize the layer below, which knows the width."""
     model.set_dim("nO", model.layers[0].initialize().get_dim("nO"), force=True)
     return model
 
@@ -285,8 +292,8 @@ def init_tok2vec(model: Model, X: Any = None, Y: Any = None) -> Model:
 def forward_tokens(
     model: Model, docs: list[Doc], is_train: bool
 ) -> tuple[list[Floats2d], Callable[[list[Floats2d]], list[Doc]]]:
-    """Give a vector for each token, zeros for one without wordpieces (num_tokens, width), and the
-    callback that takes their gradient."""
+    """Compute token vectors (num_tokens, width) for each Doc, zeros for tokens without wordpieces.
+    Returns them, and a callback for their gradients."""
     hidden, backprop_states = model.layers[0](docs, is_train)
     states, tokens = hidden.states, hidden.batch.tokens
     assert tokens is not None
@@ -310,9 +317,8 @@ def forward_tokens(
 def encoder_model_behind(
     tok2vec: Model, docs: Sequence[Doc] = (), *, is_train: bool = False
 ) -> Model | None:
-    """Find the encoder's model whose hidden states a layer gives for some Docs: that of a
-    listener's encoder, or the layer itself after `nlp.replace_listeners`. None behind any other
-    layer."""
+    """Return the encoder's model that a layer reads for some Docs: that of a listener's encoder, or
+    the layer itself after `nlp.replace_listeners`; None for any other layer."""
     if tok2vec.name == "layer_features":
         return encoder_model_behind(tok2vec.layers[0], docs, is_train=is_train)
     if isinstance(tok2vec, BertListener):
@@ -325,15 +331,15 @@ def encoder_model_behind(
 
 
 def checkpoint_behind(tok2vec: Model) -> Checkpoint | None:
-    """Find the checkpoint whose hidden states a layer gives, for a head that starts like Hugging
-    Face's. None behind a layer that is not ours, or that has no weights yet."""
+    """Return the checkpoint that a layer reads; None if the layer is not ours, or has no weights
+    yet."""
     model = encoder_model_behind(tok2vec)
     return None if model is None or not shim_of(model).has_module else checkpoint_of(model)
 
 
 def pack_for(tok2vec: Model, pairs: Pairs, *, is_train: bool) -> PackedBatch:
-    """Pack Docs with second texts as the encoder behind a layer reads them. Raises ValueError if
-    the layer gives no hidden states of an encoder of ours, TextTooLong if a text is too long."""
+    """Pack Docs with second texts for the encoder that a layer reads. Raises ValueError if the
+    layer does not read an encoder of ours, TextTooLong if a text is too long."""
     model = encoder_model_behind(tok2vec, pairs.docs, is_train=is_train)
     if model is None:
         raise ValueError(f"'{tok2vec.name}' does not encode pairs of texts.")
@@ -341,8 +347,8 @@ def pack_for(tok2vec: Model, pairs: Pairs, *, is_train: bool) -> PackedBatch:
 
 
 def reads_last_layer(tok2vec: Model) -> bool:
-    """Whether a layer gives the last layer of a checkpoint, which is what Hugging Face's heads
-    read."""
+    """Return whether a layer reads just the last layer of a checkpoint, as Hugging Face's heads
+    do."""
     checkpoint = checkpoint_behind(tok2vec)
     if checkpoint is None or tok2vec.name == "layer_features":
         return False

@@ -1,6 +1,6 @@
-"""Checkpoints: from the hub or a folder when training starts, from named files ever after.
+"""Load checkpoints from the hub or a folder.
 
-transformers is imported inside the functions: it takes seconds, and a pipeline without BERT
+transformers is imported inside of functions, because that takes seconds: pipelines without BERT
 must not wait for it.
 """
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Load a checkpoint of the BERT family, in float32, by its hub name or from a folder.
+    """Load a checkpoint of the BERT family in float32, by its hub name or from a folder.
 
-    Raises ValueError if it can't be found or read, lacks weights or a fast tokenizer, or has
-    another shape than BERT's. `revision` is a branch, tag or commit on the hub.
+    `revision` is a branch, tag or commit on the hub. Raises ValueError if the checkpoint can't be
+    found or read, lacks weights or a fast tokenizer, or is not an encoder like BERT.
     """
     from transformers import AutoModel
 
@@ -46,11 +46,11 @@ def load_model(
     choose_class: Callable[[Any, dict[str, torch.Tensor]], Any],
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, Checkpoint, list[str]]:
-    """Load a checkpoint with what Hugging Face's class puts on the encoder.
+    """Load a checkpoint as a Hugging Face class, which may have a head.
 
-    `choose_class` gives the class by the checkpoint's configuration and weights. Gives the model,
-    in float32; the encoder in it, with its tokenizer; and the parameters that the checkpoint lacks,
-    of heads or of the pooler. Raises ValueError as `load_checkpoint` does.
+    `choose_class` returns the class for the checkpoint's configuration and weights. Returns the
+    model in float32; its encoder as a `Checkpoint`; and the names of parameters of heads or the
+    pooler that the checkpoint lacks. Raises ValueError as `load_checkpoint` does.
     """
     return load_from(open_source(name, revision), choose_class)
 
@@ -64,7 +64,7 @@ def load_from(
         weights = read_weights(source)
     except NotBert:
         raise
-    except Exception as error:  # torch, pickle, zip, json and safetensors have their own each
+    except Exception as error:  # torch, pickle, zip, json and safetensors raise different classes
         raise ValueError(
             f"Can't load the weights of '{name}': {error}\n"
             "If the file is damaged, download it again."
@@ -77,8 +77,8 @@ def load_from(
 
 
 def load_wordpiece_tokenizer(name: str, revision: str | None = None) -> WordpieceTokenizer:
-    """Load the tokenizer of a checkpoint alone. Raises ValueError as `load_checkpoint` does, but
-    for the weights, which are not looked at."""
+    """Load the tokenizer of a checkpoint without its weights. Raises ValueError as
+    `load_checkpoint` does, except for missing or damaged weights."""
     config, tokenizer = _read_tokenizer(open_source(name, revision))
     return _fast(name, tokenizer, config)
 
@@ -90,7 +90,7 @@ def _read_tokenizer(source: Source) -> tuple[Any, FastTokenizer]:
         tokenizer = read_tokenizer(source, config)
     except NotBert:
         raise
-    except Exception as error:  # transformers, json, the disk and the hub have their own each
+    except Exception as error:  # transformers, json, the disk and the hub raise different classes
         where = "folder" if source.revision is None else "hub name"
         raise ValueError(
             f"Can't read a checkpoint from the {where} '{name}': {error}\n"
@@ -99,7 +99,7 @@ def _read_tokenizer(source: Source) -> tuple[Any, FastTokenizer]:
         ) from error
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"The tokenizer of '{name}' has {len(tokenizer)} pieces, its encoder embeds "
+            f"The tokenizer of '{name}' has {len(tokenizer)} wordpieces, but its encoder embeds "
             f"{config.vocab_size}. Do the tokenizer files belong to the checkpoint?"
         )
     return config, tokenizer
@@ -107,8 +107,8 @@ def _read_tokenizer(source: Source) -> tuple[Any, FastTokenizer]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from warning of missing weights, which our callers do where it matters, and
-    from progress bars, which are gone before anyone reads them."""
+    """Silence transformers' warnings about missing weights, because our callers report those that
+    matter, and its progress bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -125,13 +125,13 @@ def quiet() -> Iterator[None]:
 def make_model(
     name: str, auto_class: Any, config: Any, weights: dict[str, torch.Tensor]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Give a model in float32, and its parameters that the weights lack: of heads, or of the
-    pooler. Raises ValueError if the weights don't belong to the configuration."""
+    """Make a model in float32. Also returns the names of parameters of heads or the pooler that the
+    weights lack. Raises ValueError if the weights don't belong to the configuration."""
     try:
         with quiet():
             model: Any
             model, info = build_model(auto_class, config, weights)
-    except Exception as error:  # torch and transformers have their own each
+    except Exception as error:  # torch and transformers raise different classes
         raise ValueError(
             f"Can't load the weights of '{name}': {error}\nDoes config.json belong to them?"
         ) from error
@@ -147,21 +147,22 @@ def make_model(
     beyond = [key for key in info["unexpected_keys"] if re.search(r"\blayers?\.\d+\.", key)]
     if beyond:
         raise ValueError(
-            f"The weights of '{name}' have {len(beyond)} parameters of layers that config.json "
-            f"doesn't count ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
+            f"The weights of '{name}' have {len(beyond)} parameters of more layers than in "
+            f"config.json ({', '.join(sorted(beyond)[:3])}, …). Does config.json belong to them?"
         )
     if is_bare and lacking:
-        # Random weights must not pass for a pretrained pooler.
+        # A randomly initialised pooler must not be used as a pretrained one.
         model.pooler = None
     return model, lacking
 
 
 def _fast(name: str, tokenizer: FastTokenizer, config: Any) -> WordpieceTokenizer:
-    """Raises ValueError without a special token before a text: every wordpiece would be read at
-    another position than in pretraining, and an empty text would be a sequence of nothing."""
+    """Return the fast tokenizer. Raises ValueError if it adds no special token before a text: every
+    wordpiece would be at another position than in pretraining, and an empty text would be an empty
+    sequence."""
     from tokenizers import Tokenizer
 
-    # A copy, because it is configured in place.
+    # A copy, because WordpieceTokenizer configures it in place.
     fast = WordpieceTokenizer(
         Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), pad_id=pad_id_of(config)
     )
@@ -179,5 +180,5 @@ def _fast(name: str, tokenizer: FastTokenizer, config: Any) -> WordpieceTokenize
 
 
 def pad_id_of(config: Any) -> int:
-    """Give the id that fills the positions behind a short sequence."""
+    """Return the id for padding."""
     return getattr(config, "pad_token_id", None) or 0

@@ -12,6 +12,7 @@ import torch
 from spacy.tokens import Doc
 from thinc.api import Model
 
+from ..deprecated import resolve_renamed
 from ..text.arrays import Bools1d
 from ..text.batch import PackedBatch
 from ..text.packing import pack_docs, pack_pairs
@@ -29,8 +30,8 @@ from .shim import TorchShim
 
 
 class DocSample(list[Doc]):
-    """Docs of which at most `max_windows` windows each are wanted, drawn at random; None for all.
-    More will do."""
+    """Docs of which only `max_windows` windows each are needed, drawn at random; None for all. A
+    reader may return more."""
 
     def __init__(self, docs: Iterable[Doc], max_windows: int | None) -> None:
         super().__init__(docs)
@@ -38,18 +39,18 @@ class DocSample(list[Doc]):
 
 
 def max_windows_of(docs: Sequence[Doc]) -> int | None:
-    """Give how many windows are wanted of each Doc, None for all."""
+    """Return how many windows of each Doc are needed, None for all."""
     return docs.max_windows if isinstance(docs, DocSample) else None
 
 
 def may_lack_windows(docs: Sequence[Doc], batch: PackedBatch) -> Bools1d:
-    """Tell of which Docs windows may be missing from their batch (n_docs,)."""
+    """Return for which Docs the batch may lack windows (num_docs,)."""
     limit = max_windows_of(docs)
     return batch.num_windows >= (np.inf if limit is None else limit)
 
 
 class PackedPairs(NamedTuple):
-    """Docs with second texts, as the head that asks for their hidden states has packed them."""
+    """Docs with second texts, packed by the head that asks for their hidden states."""
 
     docs: Sequence[Doc]
     batch: PackedBatch
@@ -57,7 +58,7 @@ class PackedPairs(NamedTuple):
 
 EncoderModel = Model[list[Doc] | PackedPairs, HiddenStates]
 
-_trimmer = Trimmer()  # of the process
+_trimmer = Trimmer()  # one per process
 
 
 def build_bert_encoder(
@@ -72,36 +73,39 @@ def build_bert_encoder(
     adapter: str | None = None,
     adapter_size: int | None = None,
     share_checkpoint: bool = False,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     layer_decay: float = 1.0,
+    rate_factor: float | None = None,
 ) -> EncoderModel:
-    """Build the encoder. Its weights come with `initialize`, or from a saved pipeline.
+    """Build the encoder's model: Docs in, hidden states out. `initialize` loads its weights.
 
-    `name` is a checkpoint of the BERT family: a Hugging Face hub name or a folder. `revision` is
-    the branch, tag or commit of a hub name, None for the newest; the commit that was read is saved
-    with the pipeline, in origin.json.
+    Raises ValueError if a setting is out of its range.
 
-    `window` is the maximum length of a sequence in wordpieces, special tokens included: longer Docs
-    are read in overlapping windows. `stride` is the step from one window to the next.
-    `max_batch_tokens` is the maximum number of positions that are run at once, padding included; a
-    training batch above it is recomputed part by part in the backward pass (half the memory, a
-    third more time; Chen et al. 2016).
-
-    `precision` is "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, fp32 otherwise. "int8" is for
-    predicting on a CPU: it learns in fp32; a GPU takes bf16 instead, and so does a CPU with AMX to
-    predict.
-
-    With `frozen_layers` above 0 the embeddings and this many of the lowest layers don't learn.
-    `adapter` names small modules that learn in place of the checkpoint's weights: "pfeiffer", a
-    bottleneck after each feed-forward block; "houlsby", one after each attention too; "lora",
-    low-rank changes of the weights of query and value. Frozen layers get none. `adapter_size` is
-    the width of a bottleneck (None: 64), or the rank (None: 32). With `share_checkpoint` a saved
-    pipeline has only what was trained, and reads the checkpoint `name` again when it is loaded.
-
-    The encoder learns at `rate_factor` times the optimizer's learning rate, each layer at
-    `layer_decay` times the learning rate of the layer above it (Howard & Ruder 2018, section 3.2).
-
-    Raises ValueError if a setting makes no sense.
+    name (str): A checkpoint of the BERT family: a Hugging Face hub name or a folder. Only
+        `initialize` reads it; a saved pipeline has its weights.
+    revision (Optional[str]): Branch, tag or commit of a hub name; None for the newest. The commit
+        that was read is saved in the pipeline's origin.json.
+    window (int): The maximum length of a sequence in wordpieces, special tokens included. Longer
+        Docs are read in overlapping windows.
+    stride (int): The step from one window to the next, in wordpieces.
+    max_batch_tokens (int): The maximum number of positions that are run at once, padding included.
+        A larger training batch is recomputed part by part in the backward pass, which takes half
+        the memory and a third more time (gradient checkpointing, Chen et al. 2016).
+    precision (str): "fp32", "bf16", "fp16", or "auto": bf16 on a GPU, fp32 on a CPU. "int8" is for
+        prediction on a CPU and trains in fp32; GPUs, and CPUs with AMX in prediction, use bf16
+        instead.
+    frozen_layers (int): Above 0, the embeddings and this many of the lowest layers are not trained.
+    adapter (Optional[str]): Small modules that are trained in place of the checkpoint's weights:
+        "pfeiffer" adds a bottleneck after each feed-forward block (Pfeiffer et al. 2021),
+        "houlsby" also one after each attention block (Houlsby et al. 2019), "lora" low-rank
+        updates of the query and value weights (Hu et al. 2021). Frozen layers get none.
+    adapter_size (Optional[int]): The width of a bottleneck (None: 64) or the rank (None: 32).
+    share_checkpoint (bool): Save only what was trained. The pipeline reads the checkpoint `name`
+        again when it is loaded.
+    learning_rate_multiplier (float): The encoder learns at this times the optimizer's learning
+        rate.
+    layer_decay (float): Each layer learns at this times the learning rate of the layer above it
+        (Howard & Ruder 2018, section 3.2).
     """
     if not 0 < stride <= window:
         raise ValueError(f"stride is {stride}; it must be between 1 and the window, {window}.")
@@ -110,14 +114,19 @@ def build_bert_encoder(
     settings = None if adapter is None else make_settings(adapter, adapter_size, frozen_layers)
     if share_checkpoint and settings is None and not frozen_layers:
         raise ValueError(
-            "share_checkpoint is for pipelines that train a part of it: set adapter or "
-            "frozen_layers beside it."
+            "share_checkpoint is for pipelines that train a part of the checkpoint: also set "
+            "adapter or frozen_layers."
         )
     shim = TorchShim(
         to_files=partial(encoder_to_files, share=share_checkpoint),
         from_files=partial(encoder_from_files, name=name, revision=revision),
         precision=precision,
-        rate_factor=rate_factor,
+        learning_rate_multiplier=resolve_renamed(
+            "rate_factor",
+            old_value=rate_factor,
+            new_value=learning_rate_multiplier,
+            default=1.0,
+        ),
         layer_decay=layer_decay,
     )
     given = {
@@ -138,7 +147,7 @@ def build_bert_encoder(
         shims=[shim],
         attrs={
             **given,
-            "layers": [-1],  # what is read, set by those who read it
+            "layers": [-1],  # those that are read; the component or `replace_listeners` sets them
             "replace_listener_cfg": own_encoder_config,
             "replace_listener": own_encoder,
             "settings": Settings(given),
@@ -147,7 +156,8 @@ def build_bert_encoder(
 
 
 def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
-    """Load the checkpoint, unless there are weights already (in a pipeline trained further)."""
+    """Load the checkpoint, unless the model has weights already, as in a pipeline that is trained
+    further."""
     shim = shim_of(model)
     if not shim.has_module:
         checkpoint = load_checkpoint(model.attrs["name"], model.attrs["revision"])
@@ -161,8 +171,8 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
 
 
 def prepare(model: EncoderModel) -> None:
-    """Fit the model's settings to the checkpoint that it has got. Raises ValueError if the two
-    don't go together, or the precision doesn't exist here."""
+    """Set the model's dimensions and frozen layers by its checkpoint. Raises ValueError if a
+    setting does not fit the checkpoint, or this machine does not support the precision."""
     checkpoint, shim = checkpoint_of(model), shim_of(model)
     layers = layers_of(model)
     check_device(shim.precision, shim.device)
@@ -180,7 +190,7 @@ def prepare(model: EncoderModel) -> None:
 
 
 def check_room(model: EncoderModel, num_special: int) -> None:
-    """Raise ValueError if window and stride have no room beside a tokenizer's special tokens."""
+    """Raise ValueError if window or stride leaves no room for a tokenizer's special tokens."""
     window, room = model.attrs["window"], model.attrs["window"] - num_special
     if room < 1:
         raise ValueError(
@@ -195,8 +205,8 @@ def check_room(model: EncoderModel, num_special: int) -> None:
 
 
 def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
-    """Write what `nlp.replace_listeners` puts into a head's config: an encoder that gives the head
-    what the listener gave. The arguments are the configs of the two models."""
+    """Make the config with which `nlp.replace_listeners` replaces a listener's: an encoder that
+    reads the same layers. The arguments are the configs of the two models."""
     config: dict[str, Any] = deepcopy(encoder)  # the pipeline's encoder keeps its own
     layers, combine = listener.get("layers", [-1]), listener.get("combine", "concat")
     if layers != [-1] or combine == "weighted":
@@ -208,8 +218,7 @@ def own_encoder_config(encoder: dict[str, Any], listener: dict[str, Any]) -> dic
 
 
 def own_encoder(encoder: EncoderModel, listener: Any, component: Any) -> EncoderModel:
-    """Make a copy of the encoder's model ready to take the place of a listener, for
-    `nlp.replace_listeners`."""
+    """Prepare a copy of the encoder's model to replace a listener, for `nlp.replace_listeners`."""
     encoder.attrs["layers"] = listener.reads
     if shim_of(encoder).has_module:
         prepare(encoder)
@@ -217,7 +226,7 @@ def own_encoder(encoder: EncoderModel, listener: Any, component: Any) -> Encoder
 
 
 def reading_layers(encoder: EncoderModel, layers: Layers) -> EncoderModel:
-    """Give a model with the same weights, not a copy of them, that reads these layers."""
+    """Return a model that shares the weights of `encoder` and reads these layers."""
     model: EncoderModel = Model(
         encoder.name,
         forward,
@@ -230,34 +239,34 @@ def reading_layers(encoder: EncoderModel, layers: Layers) -> EncoderModel:
 
 
 def shim_of(model: Model) -> TorchShim:
-    """Give the torch side of a model."""
+    """Return the shim with a model's torch module."""
     shim = model.shims[0]
     assert isinstance(shim, TorchShim)
     return shim
 
 
 def encoder_of(model: Model) -> Encoder:
-    """Give the torch side of an encoder model. Raises ValueError if it has no weights yet."""
+    """Return the torch module of an encoder model. Raises ValueError if it has no weights yet."""
     encoder = shim_of(model).module
     assert isinstance(encoder, Encoder)
     return encoder
 
 
 def checkpoint_of(model: Model) -> Checkpoint:
-    """Give the checkpoint of an encoder model. Raises ValueError if it has none yet."""
+    """Return the checkpoint of an encoder model. Raises ValueError if it has none yet."""
     return encoder_of(model).checkpoint
 
 
 def layers_of(model: EncoderModel) -> tuple[int, ...]:
-    """Give the layers that are read, as `Checkpoint.layer_numbers` counts them."""
+    """Return the layers that are read, as `Checkpoint.layer_numbers` counts them."""
     return checkpoint_of(model).layer_numbers(model.attrs["layers"])
 
 
 def forward(
     model: EncoderModel, inputs: list[Doc] | PackedPairs, is_train: bool
 ) -> tuple[HiddenStates, Callable[[torch.Tensor], list[Doc] | PackedPairs]]:
-    """Encode Docs, or Docs with second texts. Returns the hidden states, and the callback that
-    takes their gradient (num_positions, num_layers * hidden_size)."""
+    """Encode Docs, or Docs with second texts. Returns the hidden states, and a callback for their
+    gradient (num_positions, num_layers * hidden_size)."""
     batch = inputs.batch if isinstance(inputs, PackedPairs) else pack(model, inputs)
     if not is_train:
         return encode(model, batch), lambda gradient: inputs
@@ -280,8 +289,8 @@ def forward(
 
 
 def pack(model: EncoderModel, inputs: Sequence[Doc] | Pairs) -> PackedBatch:
-    """Make the sequences of Docs (of a `DocSample` those that are drawn), or of Docs with second
-    texts. Raises TextTooLong if one of these is too long."""
+    """Pack the windows of Docs, of a `DocSample` only some, or of Docs with second texts. Raises
+    TextTooLong if a second text is too long."""
     tokenizer = checkpoint_of(model).tokenizer
     window, stride = model.attrs["window"], model.attrs["stride"]
     if isinstance(inputs, Pairs):
@@ -291,10 +300,10 @@ def pack(model: EncoderModel, inputs: Sequence[Doc] | Pairs) -> PackedBatch:
 
 
 def encode(model: EncoderModel, batch: PackedBatch) -> HiddenStates:
-    """Compute hidden states without a graph, by the inference copy."""
+    """Compute hidden states on the inference copy, without a graph."""
     shim = shim_of(model)
     fast = cast(Encoder, shim.derive(for_inference))
-    # What was made for another precision has its types already.
+    # Copies for other precisions have their types already.
     with shim.autocast() if shim.precision == "fp16" else nullcontext():
         hidden = fast.encode(
             batch, layers_of(model), max_batch_tokens=model.attrs["max_batch_tokens"]
@@ -305,10 +314,10 @@ def encode(model: EncoderModel, batch: PackedBatch) -> HiddenStates:
 
 
 def open_adapter(model: EncoderModel) -> None:
-    """Make an adapter ready to learn: add it, or take what LoRA has learned out of the weights."""
+    """Prepare an adapter for training: add it, or unmerge LoRA from the weights."""
     checkpoint, settings = checkpoint_of(model), model.attrs["adapter"]
     if settings is not None and checkpoint.adapter is None:
         checkpoint.add_adapter(AdapterSettings(*settings))
         checkpoint.freeze(model.attrs["frozen_layers"])
     if merge_adapter(checkpoint.model, False):
-        shim_of(model).version += 1  # copies that share the weights would add LoRA twice
+        shim_of(model).version += 1  # inference copies that share the weights would add LoRA twice

@@ -1,4 +1,4 @@
-"""Updates of a torch module by the settings of a thinc optimizer."""
+"""Updates of a torch module with the settings of a thinc optimizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .parameters import group_parameters, layer_depths
 def make_warmup_linear(
     initial_rate: float, warmup_steps: int, total_steps: int | str
 ) -> Iterator[float]:
-    """Yield learning rates that rise linearly for `warmup_steps`, up to `initial_rate`, and fall
-    linearly to 0 at `total_steps`, as thinc's `warmup_linear.v1` does.
+    """Yield learning rates that increase linearly to `initial_rate` for `warmup_steps`, then
+    decrease linearly to 0 at `total_steps`, as thinc's `warmup_linear.v1` does.
 
-    0 for `total_steps` means a training without end, as for `[training] max_steps`: the learning
-    rate doesn't fall. The same holds for a string: `nlp.create_optimizer` and `nlp.resume_training`
-    resolve [training.optimizer] alone and give "${training.max_steps}" as it is written.
+    With `total_steps` 0, training has no end, as for `[training] max_steps`, and the learning rate
+    does not decrease. The same holds for a string: `nlp.create_optimizer` and `nlp.resume_training`
+    resolve [training.optimizer] alone and pass "${training.max_steps}" uninterpolated.
     """
     end = 0 if isinstance(total_steps, str) else total_steps
     for step in count():
@@ -34,7 +34,7 @@ def make_warmup_linear(
 
 
 class AdamSettings(NamedTuple):
-    """The values that a thinc optimizer's schedules have at one moment."""
+    """The present values of a thinc optimizer's schedules."""
 
     learn_rate: float
     betas: tuple[float, float]
@@ -44,7 +44,7 @@ class AdamSettings(NamedTuple):
 
 
 def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
-    """Read the settings of thinc's `Adam.v1`; None of another optimizer."""
+    """Return the settings of thinc's `Adam.v1`; None for another optimizer."""
     o = optimizer
     is_adam = not o.use_radam and o.b1 > 0 and o.b2 > 0 and (o.L2_is_weight_decay or not o.L2)
     if not is_adam:
@@ -53,41 +53,41 @@ def adam_settings(optimizer: Optimizer) -> AdamSettings | None:
 
 
 class Optimization:
-    """Parameter groups, AdamW, gradient scaling and clipping of one module.
+    """Parameter groups, AdamW, gradient scaling and gradient clipping of one module.
 
-    The module learns at `rate_factor` times the optimizer's learning rate, each layer at
-    `layer_decay` times the learning rate of the layer above it. Gradients that are `scaled`, for
-    fp16, are scaled back by the step.
+    The module learns at `learning_rate_multiplier` times the optimizer's learning rate, each layer
+    at `layer_decay` times that of the layer above it. Gradients that are `scaled`, for fp16, are
+    unscaled before the update.
     """
 
-    def __init__(self, *, rate_factor: float = 1.0, layer_decay: float = 1.0) -> None:
-        if not rate_factor > 0:
+    def __init__(self, *, learning_rate_multiplier: float = 1.0, layer_decay: float = 1.0) -> None:
+        if not learning_rate_multiplier > 0:
             raise ValueError(
-                f"rate_factor is {rate_factor}; it must be above 0. To keep a component from "
-                "learning, put its name into [training] frozen_components."
+                f"learning_rate_multiplier is {learning_rate_multiplier}; it must be above 0. To "
+                "keep a component from learning, add its name to [training] frozen_components."
             )
-        self.rate_factor, self.layer_decay = rate_factor, layer_decay
+        self.learning_rate_multiplier, self.layer_decay = learning_rate_multiplier, layer_decay
         self.forget()
 
     def forget(self) -> None:
-        """Forget moments and the scale of gradients, as for new weights."""
+        """Reset the moments and the gradient scale, for new weights."""
         self._adam: torch.optim.AdamW | None = None
         self._driver: Optimizer | None = None
         self._scaler: torch.amp.GradScaler | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the moments and the scale of gradients, for a training state."""
+        """Return the moments and the gradient scale, for a training state."""
         parts = {"adam": self._adam, "scaler": self._scaler}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(
         self, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]
     ) -> None:
-        """Go on with what `state_dict` gave, for the same module and an equal optimizer."""
+        """Restore what `state_dict` returned, for the same module and an equal optimizer."""
         if "adam" in state:
             self._adam, self._driver = self._make_adam(module), optimizer
             self._adam.load_state_dict(state["adam"])
-            for moments in self._adam.state.values():  # which may be mapped from a file
+            for moments in self._adam.state.values():  # may be memory-mapped from a file
                 moments.update({name: moment.clone() for name, moment in moments.items()})
         if "scaler" in state:
             self._scaler = torch.amp.GradScaler(next(module.parameters()).device.type)
@@ -96,12 +96,13 @@ class Optimization:
     def backward(
         self, outputs: list[torch.Tensor], gradients: list[torch.Tensor], *, scaled: bool
     ) -> None:
-        """Add to the gradients of the weights (and of leaf inputs): `outputs` is what the module
-        computed in training, `gradients` has those of the loss by each, of the same shapes."""
+        """Accumulate the gradients of the weights and of leaf inputs. `outputs` are those of the
+        module in training, `gradients` those of the loss with respect to each, of the same
+        shapes."""
         if scaled:
             if self._scaler is None:
                 self._scaler = torch.amp.GradScaler(outputs[0].device.type)
-            # The scale changes only in `step`, so all gradients that add up share it.
+            # The scale changes in `step` only, so it is the same for all accumulated gradients.
             gradients = [self._scaler.scale(gradient) for gradient in gradients]
         torch.autograd.backward(outputs, gradients)
 
@@ -114,12 +115,13 @@ class Optimization:
         key: int,
         scaled: bool,
     ) -> bool:
-        """Update the weights: by torch's AdamW if the optimizer is thinc's `Adam.v1`, else by the
-        optimizer itself, which knows the module by `key`. With another optimizer than before the
-        moments start anew. Returns whether there was any gradient.
+        """Update the weights and clear the gradients: with torch's AdamW if the optimizer is
+        thinc's `Adam.v1`, otherwise with the optimizer itself, which identifies the module by
+        `key`. A different optimizer than before resets the moments.
 
-        `settings` replace the present ones of the optimizer. Raises ValueError if it averages
-        parameters, or if gradients are scaled for another optimizer than Adam.
+        `settings` override the present ones of the optimizer. Returns whether there was any
+        gradient. Raises ValueError if the optimizer averages parameters, or if gradients are scaled
+        and it is not Adam.
         """
         if optimizer.averages is not None:
             raise ValueError(
@@ -177,11 +179,11 @@ class Optimization:
         return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
 
     def _rates(self, module: nn.Module) -> dict[str, float]:
-        """By what the optimizer's learning rate is multiplied for each parameter."""
+        """Return the learning-rate multiplier of each parameter."""
         depths = layer_depths(module)
         top = max(depths.values(), default=0)
         return {
-            name: self.rate_factor * self.layer_decay ** (top - depth)
+            name: self.learning_rate_multiplier * self.layer_decay ** (top - depth)
             for name, depth in depths.items()
         }
 

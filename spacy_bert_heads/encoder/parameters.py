@@ -1,4 +1,4 @@
-"""The parameters of a torch module: groups, layers, copies that share them."""
+"""The parameters of a torch module: groups for the optimizer, layers, copies that share them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 
 def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[str, Any]]:
-    """Group what learns as torch's optimizers take it: "params", whether the group "decays", and
-    its "rate". `rates` are the learning-rate multipliers by parameter name. Vectors, which are
-    biases and LayerNorms, don't decay (BERT, optimization.py)."""
+    """Group the trainable parameters for a torch optimizer: "params", whether weight decay applies
+    ("decays"), and the learning-rate multiplier ("rate"), which `rates` has by parameter name.
+    Vectors, which are biases and LayerNorms, don't decay (BERT, optimization.py)."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -26,11 +26,12 @@ def group_parameters(module: nn.Module, rates: dict[str, float]) -> list[dict[st
 def copy_sharing(
     module: nn.Module, change: Callable[[nn.Parameter], nn.Parameter] = lambda weight: weight
 ) -> nn.Module:
-    """Copy a module, but not its weights: the copy has what `change` makes of each.
+    """Copy a module without its weights: the copy has the result of `change` for each, by default
+    the weight itself.
 
-    Forward hooks are not copied: transformers 5 puts some into a model whose lower layers are read,
-    which can't be pickled, and a mark that they are there. It makes them again where that is
-    missing.
+    Forward hooks are not copied. transformers 5 adds some to a model whose lower layers are read,
+    which can't be pickled, and an attribute that says so. Without that attribute it adds them
+    again.
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     memo |= {id(weight): change(weight) for weight in module.parameters()}
@@ -42,9 +43,8 @@ def copy_sharing(
 
 
 def find_layers(module: nn.Module) -> nn.ModuleList | None:
-    """Find the stack of a transformer's layers from the bottom up, whatever its family calls it.
-    None for a module without a `config` or without such a stack (ALBERT's layers are one and the
-    same)."""
+    """Return the layers of a transformer, the lowest first, whatever their name is in the family;
+    None for a module without a `config` or such layers (ALBERT's layers share one module)."""
     config = getattr(module, "config", None)
     if config is None or config.model_type == "albert":
         return None
@@ -54,8 +54,8 @@ def find_layers(module: nn.Module) -> nn.ModuleList | None:
 
 
 def layer_depths(module: nn.Module) -> dict[str, int]:
-    """Give each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on. All
-    are 0 in a module without layers."""
+    """Return each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on.
+    All are 0 in a module without layers."""
     names = [name for name, _ in module.named_parameters()]
     stack = find_layers(module)
     if stack is None:

@@ -1,5 +1,4 @@
-"""A saved encoder: a Hugging Face folder, what was trained of it where that is kept apart, and
-where it came from."""
+"""A saved encoder: a Hugging Face folder, separately saved trained weights, and its origin."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ from .untrusted import NotBert, read_config, read_tokenizer_settings, read_weigh
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What a saved encoder consists of: the checkpoint, what was trained of it if that is kept apart,
-# and where it came from. Of the tokenizer's files only tokenizer.json is read by us; the others are
-# for those who take the folder back to Hugging Face.
+# The files of a saved encoder: the checkpoint, separately saved trained weights, the origin. Of the
+# tokenizer's files we read tokenizer.json only; the others are for users of the folder in Hugging
+# Face's libraries.
 SAVED_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 SAVED = (
     *("config.json", "model.safetensors", *SAVED_TOKENIZER),
@@ -42,7 +41,7 @@ SAVED = (
 
 
 def encoder_to_files(encoder: nn.Module, *, share: bool = False) -> Files:
-    """Turn an encoder into named files in memory, those that `write_checkpoint` writes."""
+    """Serialize an encoder to the named files that `write_checkpoint` writes, in memory."""
     assert isinstance(encoder, Encoder)
     with tempfile.TemporaryDirectory() as folder, naming(folder):
         names = write_checkpoint(encoder.checkpoint, Path(folder), share=share)
@@ -50,12 +49,12 @@ def encoder_to_files(encoder: nn.Module, *, share: bool = False) -> Files:
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = False) -> list[str]:
-    """Write a checkpoint into a folder, as files named in `SAVED`: a Hugging Face folder; what
-    learns in it, if that is an adapter or if the rest is shared; and where the checkpoint came
-    from. With `share`, what isn't trained is left out.
+    """Write a checkpoint into a folder, as files from `SAVED`: the files of a Hugging Face folder;
+    the trained weights, if there is an adapter or with `share`; and the origin. With `share` the
+    Hugging Face files are left out.
 
-    The weights are written from where they are, not copied in memory. Gives the names of the files.
-    Raises OSError with the path.
+    Weights are written without a copy in memory. Returns the names of the files. Raises OSError
+    with the path.
     """
     from safetensors.torch import save
 
@@ -82,9 +81,9 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = Fals
 def save_model(
     model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Write config.json and model.safetensors, in one file, as transformers does. `state` are the
-    tensors to write where they are not all of the model's. Raises OSError with the folder's path.
-    """
+    """Write config.json and model.safetensors as transformers does, with all weights in one file.
+    `state` are the tensors to write, all of the model's by default. Raises OSError with the
+    folder's path."""
     from safetensors import SafetensorError
 
     try:
@@ -92,32 +91,33 @@ def save_model(
             model.save_pretrained(
                 folder, state_dict=state, safe_serialization=True, max_shard_size="1TB"
             )
-    except SafetensorError as error:  # has the system's error as text
+    except SafetensorError as error:  # has the OSError as text only
         raise OSError(f"Can't write the weights to '{folder}': {error}") from error
-    # safetensors leaves them to their owner alone, whatever the umask says.
+    # safetensors makes files that only their owner can read, whatever the umask is.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Write files into a folder, each whole or not at all. Raises OSError with the path."""
+    """Write files into a folder, each atomically. Raises OSError with the path."""
     for name, content in files.items():
         replace_file(folder / name, content)
 
 
 def encoder_from_files(files: Files, *, name: str = "", revision: str | None = None) -> Encoder:
-    """Build an encoder from what `encoder_to_files` gave, as `read_checkpoint` does."""
+    """Make an encoder from what `encoder_to_files` returned, as `read_checkpoint` does."""
     saved = open_files(files, "the saved encoder")
     return Encoder(read_checkpoint(saved, name=name, revision=revision))
 
 
 def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = None) -> Checkpoint:
-    """Build a checkpoint from what `write_checkpoint` wrote, with LoRA in its weights. Peak memory
-    is that of the weights.
+    """Make a checkpoint from what `write_checkpoint` wrote, with LoRA merged into its weights. Peak
+    memory is that of the weights.
 
-    Needs no network, unless the checkpoint is shared and `name` is one of the hub. It is then read
-    from `revision`, else from the commit that the pipeline was trained on.
+    It needs no network, unless the checkpoint is shared and `name` is a hub name. Then it is read
+    at `revision`, by default at the commit that the pipeline was trained on.
 
-    Raises ValueError if a file is missing or damaged, or the shared checkpoint is another one.
+    Raises ValueError if a file is missing or damaged, or the shared checkpoint is not the one that
+    the pipeline was trained on.
     """
     origin = _read_json(saved, "origin.json") or {}
     about = _read_json(saved, "trained.json")
@@ -140,8 +140,7 @@ def read_checkpoint(saved: Source, *, name: str = "", revision: str | None = Non
 
 
 def add_identity(checkpoint: Checkpoint) -> None:
-    """Note what tells a checkpoint that has just been loaded from others, for pipelines that will
-    read it again."""
+    """Add its digests to the origin of a loaded checkpoint, for pipelines that share it."""
     tokenizer = checkpoint.tokenizer_files["tokenizer.json"].decode("utf8")
     checkpoint.origin |= identify(checkpoint.model, tokenizer)
 
@@ -149,18 +148,18 @@ def add_identity(checkpoint: Checkpoint) -> None:
 def _check_shared(
     checkpoint: Checkpoint, name: str, wanted: dict[str, Any], about: dict[str, Any]
 ) -> None:
-    """Raise ValueError if a shared checkpoint is another one than when the pipeline was trained."""
+    """Raise ValueError if a shared checkpoint is not the one that the pipeline was trained on."""
     found = checkpoint.origin
     parts = [part for part in ("weights", "tokenizer", "config") if part in wanted]
     differ: list[str] = [part for part in parts if wanted[part] != found[part]]
-    if not parts:  # saved by version 0.1, which knew of the embeddings alone
+    if not parts:  # saved by version 0.1, which digested the embeddings only
         is_same = about.get("embeddings") == digest_embeddings(checkpoint.model)
         differ = [] if is_same else ["embeddings"]
     if differ:
         raise ValueError(
             f"The pipeline was trained on another checkpoint than '{name}' is now: its "
-            f"{' and '.join(differ)} differ. Set the encoder's name, and its revision if it is one "
-            "of the hub, to the one it was trained on: spacy.load(…, config={'components': "
+            f"{' and '.join(differ)} differ. Set the encoder's name, and on the hub its revision, "
+            "to those that it was trained on: spacy.load(…, config={'components': "
             "{'bert_encoder': {'model': {'name': …, 'revision': …}}}})."
         )
 
@@ -175,7 +174,7 @@ def _read_json(saved: Source, file: str) -> dict[str, Any] | None:
 def _add_trained(
     checkpoint: Checkpoint, saved: Source, about: dict[str, Any], *, is_merged: bool
 ) -> None:
-    """Put into a checkpoint what was trained of it."""
+    """Load the trained weights into a checkpoint."""
     from safetensors.torch import load
 
     content = saved.read("trained.safetensors")
@@ -185,7 +184,7 @@ def _add_trained(
         adapter = about["adapter"]
         settings = adapter and AdapterSettings(*adapter)
         weights = load(content)
-    except Exception as error:  # python and safetensors have their own each
+    except Exception as error:  # Python and safetensors raise different classes
         message = f"The encoder's trained.json or trained.safetensors is damaged: {error!r}"
         raise ValueError(f"{message}\n{AGAIN}") from error
     if settings:
@@ -202,8 +201,7 @@ def _add_trained(
 
 
 def _read_whole(saved: Source) -> Checkpoint:
-    """Build the checkpoint of a saved pipeline, whose tokenizer is as `tokenizer_to_files` wrote
-    it."""
+    """Make the checkpoint of a saved pipeline, whose tokenizer `tokenizer_to_files` has written."""
     from tokenizers import Tokenizer
     from transformers import AutoModel
 
@@ -222,5 +220,5 @@ def _read_whole(saved: Source) -> Checkpoint:
         return Checkpoint(model, fast, tokenizer_files)
     except NotBert:
         raise
-    except Exception as error:  # transformers, torch and tokenizers have their own each
+    except Exception as error:  # transformers, torch and tokenizers raise different classes
         raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error

@@ -1,4 +1,4 @@
-"""Settings of thinc models: those of the config stay in force when a saved model is loaded."""
+"""Settings of thinc models: those of the config override saved ones when a model is loaded."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from thinc.model import deserialize_attr, serialize_attr
 
 
 class Settings:
-    """The attributes of a model that come from its config.
+    """The attributes of a model that are set by its config.
 
-    thinc saves all attributes of a model, and loads them over those of the config that the model
-    was just built from. As the last attribute of a model, this puts them back.
+    thinc saves all attributes of a model; loading overwrites those that the model was built with
+    from its config. As the last attribute of a model, this one restores them.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -20,12 +20,12 @@ class Settings:
 
 @serialize_attr.register(Settings)
 def save_settings(_: Settings, value: Settings, name: str, model: Model) -> bytes:
-    """Save nothing of them but the place in the order."""
+    """Save an empty value, which only keeps the order of attributes."""
     return srsly.msgpack_dumps(None)
 
 
 @deserialize_attr.register(Settings)
 def load_settings(given: Settings, value: bytes, name: str, model: Model) -> Settings:
-    """Put back what the config gave."""
+    """Restore the attributes from the config."""
     model.attrs.update(given.values)
     return given

@@ -1,4 +1,4 @@
-"""The torch side of a thinc model: a module, its inference copy, its precision and its files."""
+"""A torch module in a thinc model: its inference copy, precision, updates and files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PRECISIONS = ("auto", *DTYPES, "int8")
 
 
 def after_fork() -> None:
-    """Make a forked worker of nlp.pipe(…, n_process=2) ready. It inherits the thread pools of torch
-    and of tokenizers without their threads, and would wait for them for ever. One thread needs no
+    """Set up a forked worker of nlp.pipe(…, n_process=2). It inherits the thread pools of torch and
+    tokenizers without their threads, and would wait for them forever. A single thread needs no
     pool, and the workers share the cores anyway."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -34,17 +34,18 @@ def after_fork() -> None:
 
 @cache
 def prepare_for_forks() -> None:
-    """Have workers that are forked from now on made ready. Called by the first component that has
-    a torch module: being installed changes nothing for other code."""
+    """Register `after_fork` for workers that are forked from now on. The first component with a
+    torch module calls it, so that installing the package does not affect other code."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=after_fork)
 
 
 def without_graph(run: Callable[[], Any]) -> Any:
-    """Give what `run` gives, computed without a graph.
+    """Call `run` without a graph and return its result.
 
-    After an interrupt (Ctrl-C), at whatever moment, torch keeps graphs again. `torch.no_grad` does
-    not promise that: its methods are Python code, which an interrupt can end before they are done.
+    If an interrupt (Ctrl-C) comes at any moment, gradients are enabled again afterwards.
+    `torch.no_grad` does not guarantee that: its methods are Python code, which an interrupt can
+    stop halfway.
     """
     was_enabled = torch.is_grad_enabled()
     try:
@@ -55,23 +56,22 @@ def without_graph(run: Callable[[], Any]) -> Any:
 
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """Give the context in which modules with weights in fp32 compute in a precision: "fp32",
-    "bf16", "fp16", or "auto", which is bf16 on a GPU and fp32 otherwise. What predicts in "int8"
-    learns in fp32."""
+    """Return the autocast context for modules with fp32 weights and a `precision`: "fp32", "bf16",
+    "fp16", "auto" (bf16 on a GPU, fp32 otherwise), or "int8", which trains in fp32."""
     dtype = DTYPES.get(resolve_precision(precision, device), torch.float32)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Give the precision in force on a device: what "auto" stands for, and bf16 for int8 on a
-    GPU."""
+    """Return the precision that is used on a device: "auto" becomes bf16 on a GPU and fp32
+    otherwise; int8 becomes bf16 on a GPU."""
     if device.type == "cuda":
         return "bf16" if precision in ("auto", "int8") else precision
     return "fp32" if precision == "auto" else precision
 
 
 def check_device(device: torch.device) -> None:
-    """Raise ValueError for a device that this package was not made for."""
+    """Raise ValueError for a device that is neither a CPU nor an NVIDIA GPU."""
     if device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"The device '{device}' is not supported: this package runs on CPUs and on NVIDIA's "
@@ -86,14 +86,16 @@ def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None
 
 
 class TorchShim(Shim):
-    """Hold a torch module inside a thinc model, and train it with torch's own means.
+    """A torch module in a thinc model, trained by torch's optimizer.
 
-    The module rests in eval mode. Predictions run on an inference copy that shares its weights
-    (`derive`), so that a thread that predicts never meets the dropout of one that trains.
+    The module is in eval mode except during training. Prediction runs on an inference copy that
+    shares its weights (`derive`), so that a thread that predicts never sees the dropout of one that
+    trains.
 
-    `to_files` turns the module into named files, `from_files` builds it again from those. With a
-    `precision` below fp32 ("bf16", "fp16"), matrix products of training run in that type (autocast)
-    and weights stay in fp32. `rate_factor` and `layer_decay` are those of `Optimization`.
+    `to_files` serializes the module to named files, `from_files` makes it from them. With a
+    `precision` below fp32 ("bf16", "fp16") the matrix products of training use that type
+    (autocast), and weights stay in fp32. `learning_rate_multiplier` and `layer_decay` are passed to
+    `Optimization`.
     """
 
     def __init__(
@@ -102,20 +104,22 @@ class TorchShim(Shim):
         to_files: Callable[[nn.Module], Files],
         from_files: Callable[[Files], nn.Module],
         precision: str = "fp32",
-        rate_factor: float = 1.0,
+        learning_rate_multiplier: float = 1.0,
         layer_decay: float = 1.0,
     ) -> None:
         check_precision(precision)
         super().__init__(None)
         self._to_files, self._from_files = to_files, from_files
         self._precision = precision
-        self.optimization = Optimization(rate_factor=rate_factor, layer_decay=layer_decay)
-        # Counts the changes of weights and precision: hidden states of older ones are stale.
+        self.optimization = Optimization(
+            learning_rate_multiplier=learning_rate_multiplier, layer_decay=layer_decay
+        )
+        # Counts changes of weights and precision; hidden states of an older version are stale.
         self.version = 0
         prepare_for_forks()
         self._derived: tuple[int, nn.Module] | None = None
         self._lock = threading.Lock()
-        self._pid = 0  # of the process that put the module where it is
+        self._pid = 0  # of the process that moved the module to its device
 
     @property
     def has_module(self) -> bool:
@@ -124,8 +128,8 @@ class TorchShim(Shim):
 
     @property
     def module(self) -> nn.Module:
-        """The torch module, in eval mode. Raises ValueError if there is none yet, or it is on a GPU
-        and the process was forked."""
+        """The torch module, in eval mode. Raises ValueError if there is none yet, or if it is on a
+        GPU and this process was forked."""
         if self._model is None:
             raise ValueError(
                 "This component has no weights yet. Call nlp.initialize() to make them, "
@@ -149,46 +153,46 @@ class TorchShim(Shim):
         self.optimization.forget()
 
     def clear(self) -> None:
-        """Forget the module, so that initialization makes a new one."""
+        """Remove the module, so that `initialize` makes a new one."""
         self._model = self._derived = None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.module.parameters()).device
 
     @property
     def precision(self) -> str:
-        """The precision in force on the module's device."""
+        """The precision that is used on the module's device, never "auto"."""
         return resolve_precision(self._precision, self.device)
 
     @precision.setter
     def precision(self, precision: str) -> None:
         check_precision(precision)
         self._precision = precision
-        self.version += 1  # hidden states are others now
+        self.version += 1  # the hidden states change
 
     def autocast(self) -> torch.autocast:
-        """Give the context in which the module itself computes in training."""
+        """Return the autocast context for training."""
         return autocast_for(self._precision, self.device)
 
     def derive(self, make: Callable[[nn.Module, str], nn.Module]) -> nn.Module:
-        """Give the inference copy, which `make` makes of the module for the precision in force. It
-        is made when it is first asked for, and again when the weights have changed."""
+        """Return the inference copy, which `make` makes from the module and its precision. It is
+        made at the first call, and again after the weights have changed."""
         derived = self._derived
         if derived is None or derived[0] != self.version:
-            with self._lock:  # of threads that ask at once, one makes it
+            with self._lock:  # if several threads call it at once, one of them makes the copy
                 derived = self._derived
                 if derived is None or derived[0] != self.version:
-                    self._derived = None  # so that there are never two
+                    self._derived = None  # so that there are never two copies in memory
                     derived = self.version, make(self.module, self.precision)
                     self._derived = derived
         return derived[1]
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Switch dropout on; to be held around the forward pass, and around a backward pass
-        that computes checkpointed parts again."""
+        """Enable dropout. Use it around the forward pass, and around the backward pass, which may
+        recompute checkpointed parts."""
         try:
             self.module.train()
             yield
@@ -198,8 +202,9 @@ class TorchShim(Shim):
     # --- gradients and updates
 
     def backward(self, outputs: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-        """Add to the gradients of the weights (and of leaf inputs): `outputs` is what the module
-        computed in training, `gradients` has those of the loss by each, of the same shapes."""
+        """Accumulate the gradients of the weights and of leaf inputs. `outputs` are those of the
+        module in training, `gradients` those of the loss with respect to each, of the same
+        shapes."""
         learning = [i for i, output in enumerate(outputs) if output.requires_grad]
         if learning:  # none if every layer is frozen
             with self.training():
@@ -210,7 +215,7 @@ class TorchShim(Shim):
                 )
 
     def finish_update(self, optimizer: Optimizer, settings: AdamSettings | None = None) -> None:
-        """Update the weights: see `Optimization.step`. Without any gradient this does nothing."""
+        """Update the weights, see `Optimization.step`. Without gradients it does nothing."""
         is_changed = self.optimization.step(
             self.module, optimizer, settings, key=self.id, scaled=self.precision == "fp16"
         )
@@ -219,8 +224,8 @@ class TorchShim(Shim):
     # --- devices, copies and files
 
     def to_device(self, device_type: str, device_id: int) -> None:
-        """Move the module, as thinc asks when a pipeline moves: to the "cpu", or to a "gpu" by its
-        number."""
+        """Move the module to the "cpu", or to a "gpu" by its number. thinc calls it when a pipeline
+        is moved."""
         if self.has_module:
             check_device(get_torch_default_device())
             device = "cpu" if device_type == "cpu" else f"cuda:{device_id}"
@@ -241,8 +246,7 @@ class TorchShim(Shim):
         self.__dict__.update(state, _pid=os.getpid(), _lock=threading.Lock())
 
     def copy(self) -> TorchShim:
-        """Make a deep copy under an id of its own, so that a thinc optimizer keeps the two
-        apart."""
+        """Make a deep copy with a new id, by which a thinc optimizer distinguishes the two."""
         copied = copy.deepcopy(self)
         with Shim.global_id_lock:
             Shim.global_id += 1
@@ -250,19 +254,19 @@ class TorchShim(Shim):
         return copied
 
     def to_files(self) -> Files:
-        """Turn the module into named files, none if there is no module yet."""
+        """Serialize the module to named files; none if there is no module yet."""
         return self._to_files(self._model) if self.has_module else {}
 
     def from_files(self, files: Files) -> TorchShim:
-        """Build the module from what `to_files` gave."""
+        """Make the module from what `to_files` returned."""
         if files:
             self.module = self._from_files(files)
         return self
 
     def to_bytes(self) -> bytes:
-        """Give the module's files in one msgpack."""
+        """Serialize the module's files to msgpack."""
         return srsly.msgpack_dumps(self.to_files())
 
     def from_bytes(self, data: bytes) -> TorchShim:
-        """Build the module from what `to_bytes` gave."""
+        """Make the module from what `to_bytes` returned."""
         return self.from_files(srsly.msgpack_loads(data))

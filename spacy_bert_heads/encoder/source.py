@@ -1,7 +1,7 @@
-"""Where the files of a checkpoint are: in a folder, on the Hugging Face hub, or in memory.
+"""The files of a checkpoint: in a folder, on the Hugging Face hub, or in memory.
 
-A file is opened by a name that stands in this package, never by one that a checkpoint gives. The
-one exception are the shards that an index of weights lists, which are plain names, checked first.
+All names of files that are opened are constants of this package, none is from a checkpoint. The
+only exception are the shards in an index of weights, which are checked to be plain names.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TOKENIZER = (
 class Source:
     """The named files of one checkpoint.
 
-    `name` is what the user wrote, for messages. `revision` is the commit on the hub that all files
-    are read from, None elsewhere. `find` gives the path of a file, or its content if that is in
-    memory, or None if there is no such file.
+    `name` is the user's name for it, for error messages. `revision` is the commit on the hub from
+    which all files are read, None elsewhere. `find` returns the path of a file, its content if that
+    is in memory, or None if there is no such file.
     """
 
     def __init__(
@@ -45,49 +45,47 @@ class Source:
         self.name, self.find, self.revision = name, find, revision
 
     def read(self, file: str) -> bytes | None:
-        """Give the content of a file, or None if there is no such file."""
+        """Return the content of a file, or None if there is no such file."""
         found = self.find(file)
         return found.read_bytes() if isinstance(found, Path) else found
 
     def read_json(self, file: str) -> dict[str, Any] | None:
-        """Give the object in a JSON file, or None if there is no such file.
-
-        Raises ValueError if the file holds anything else than a JSON object.
-        """
+        """Return the object in a JSON file, or None if there is no such file. Raises ValueError if
+        the file is not a JSON object."""
         content = self.read(file)
         if content is None:
             return None
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON: {error}") from error
+            raise ValueError(f"{file} is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"{file} holds a {type(value).__name__} instead of an object.")
+            raise ValueError(f"{file} contains a {type(value).__name__} instead of an object.")
         return value
 
 
 def open_source(name: str, revision: str | None = None) -> Source:
     """Open a checkpoint by its folder or its name on the Hugging Face hub.
 
-    Without a `revision` (a branch, tag or commit) the hub's newest commit is taken, or the newest
-    one in the local cache if there is no network. All files come from the same commit.
+    `revision` is a branch, tag or commit; None takes the hub's newest commit, or without a network
+    the newest one in the local cache. All files are from the same commit.
 
     Raises ValueError if there is no such folder, if the hub has no such name or can't be reached,
-    and if a revision is given for a folder.
+    or if a revision is given for a folder.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(
                 f"revision = '{revision}' pins a checkpoint of the hub, but '{name}' is a folder. "
-                "Leave revision out, or name the checkpoint as on the hub."
+                "Remove revision, or set the name of the checkpoint on the hub."
             )
         return open_folder(folder, name)
     if folder.is_absolute() or name.startswith(".") or folder.exists():
         raise ValueError(f"There is no checkpoint folder '{name}'. Check the path.")
     try:
         return _open_hub(name, revision)
-    except Exception as error:  # huggingface_hub and the network have their own each
+    except Exception as error:  # huggingface_hub and the network raise different classes
         raise ValueError(
             f"Can't read a checkpoint from the hub name, and no folder of that name, '{name}': "
             f"{error}\nA hub name needs access to the hub or its cache."
@@ -117,8 +115,8 @@ def _open_hub(name: str, revision: str | None) -> Source:
         try:
             return Path(hf_hub_download(name, file, revision=commit))
         except LocalEntryNotFoundError:
-            # Without a network, what is not in the cache counts as missing; with one, it could not
-            # be fetched, and another file must not take its place.
+            # Offline, a file that is not in the cache counts as missing. Online, it could not be
+            # downloaded, and another file must not be used instead.
             if not constants.HF_HUB_OFFLINE:
                 raise
             return None

@@ -1,4 +1,4 @@
-"""One training step: what was read with a graph, who is still to answer, and one backward pass."""
+"""A training step: forward passes with a graph, the heads that it waits for, one backward pass."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,10 +28,10 @@ from .optimization import AdamSettings
 
 
 class MeanLoss(float):
-    """A running mean that spaCy's training loop and loggers take for the usual float.
+    """A running mean that spaCy's training loop and loggers use like a float.
 
-    Components add up their losses between two of spaCy's reports, which makes a figure that nobody
-    can read; this shows their mean per update instead. Sums of it are those of floats.
+    Other components sum up their losses between two reports of spaCy, so that they depend on the
+    number of updates; this shows the mean per update. Adding to it yields a plain float.
     """
 
     count: int
@@ -46,8 +46,8 @@ class MeanLoss(float):
 
 
 def note_loss(losses: dict[str, float], name: str, loss: float) -> None:
-    """Take the loss of an update into a component's entry, a mean over updates; a plain number that
-    the caller has put there is added to."""
+    """Add the loss of an update to a component's mean over updates. If the caller has put a plain
+    number there, add to that number instead."""
     before = losses.setdefault(name, MeanLoss())
     if isinstance(before, MeanLoss):
         count = before.count + 1
@@ -57,10 +57,11 @@ def note_loss(losses: dict[str, float], name: str, loss: float) -> None:
 
 
 class TrainingStep:
-    """A training step. It belongs to the thread that opened it and to the Docs of its batch.
+    """A training step, for the thread that opened it and the Docs of its batch.
 
-    `waits_for` are the ids of the listeners that are expected to answer; `finish` are an optimizer
-    and its settings of the moment when spaCy asked for an update before any head had answered.
+    `waits_for` are the ids of the listeners that are expected to answer, which means to send a
+    gradient or to skip. If spaCy requests the update before any answer, `finish` has the optimizer
+    and its settings at that time.
     """
 
     def __init__(
@@ -73,23 +74,22 @@ class TrainingStep:
         self.has_answers = False
         self.is_closed = False
         self.reads: list[Read] = []
-        # By listener, over how many items the loss is a mean; None if it is a sum.
+        # The number of items that the loss of each listener is a mean over; None if it is a sum.
         self.items: dict[int, float | None] = {}
         self.finish: tuple[Optimizer, AdamSettings | None] | None = None
 
     def has(self, docs: Sequence[Doc]) -> bool:
-        """Whether the Docs belong to this step."""
+        """Return whether all Docs belong to this step."""
         return all(id(doc) in self.docs for doc in docs)
 
     def answer(self, listener_id: int) -> bool:
-        """Note that a listener has answered, or will not. Gives whether all have."""
+        """Mark a listener as answered. Returns whether all have answered."""
         self.has_answers = True
         self.waits_for.discard(listener_id)
         return not self.waits_for
 
     def check_open(self, component: str) -> None:
-        """Raise ValueError if a component's gradient comes after the step has ended: it would be
-        lost."""
+        """Raise ValueError if the step has ended, so that a component's gradient would be lost."""
         if self.is_closed:
             raise ValueError(
                 f"{component} read {len(self.docs)} Docs in a training step of "
@@ -102,12 +102,12 @@ class TrainingStep:
     def read(
         self, docs: Sequence[Doc], model: EncoderModel, listener_id: int = 0
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
-        """Encode Docs with a graph, those that no listener has read yet with the tokens they have
-        now: heads that learn from different Docs of a batch share what they have in common, and
-        nothing else is run. Only a Doc of which one head wants a sample of windows, and a later one
-        all of them, is read twice.
+        """Encode Docs with a graph. Docs that a listener has read with their present tokens are not
+        encoded again, so heads that learn from different Docs of a batch share those that they have
+        in common. A Doc is read twice only if one head needs a sample of its windows and a later
+        one all of them.
 
-        Returns them, and the callback that takes their gradient (num_positions, num_layers *
+        Returns the hidden states, and a callback for their gradient (num_positions, num_layers *
         hidden_size).
         """
         limit = max_windows_of(docs)
@@ -127,7 +127,7 @@ class TrainingStep:
 
         states = torch.cat([hidden.states for hidden, _ in parts])
         batch = join([hidden.batch for hidden, _ in parts])
-        # From read after read to the order in which the Docs were asked for.
+        # From the order of reads to the order of `docs`.
         order = np.argsort(np.concatenate(list(by_read.values())))
         joined, positions = take_docs(replace(parts[0][0], states=states, batch=batch), order)
 
@@ -143,19 +143,20 @@ class TrainingStep:
     def read_pairs(
         self, pairs: PackedPairs, model: EncoderModel, listener_id: int = 0
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
-        """Encode pairs with Docs of the batch with a graph. No two heads read the same ones."""
+        """Encode pairs with a graph, without sharing: no two heads read the same pairs. Returns as
+        `read` does."""
         read = Read(pairs, model)
         self.reads.append(read)
         return read.hidden, lambda gradient: read.add(gradient, None, listener_id)
 
     def drop(self) -> None:
-        """End the step without its gradients, as after an error."""
+        """End the step and discard its gradients, as after an error."""
         self.is_closed = True
         self.reads.clear()
 
     def close(self, model: EncoderModel, accumulation: Accumulation) -> None:
-        """Send the gathered gradients through the encoder, weighted by what has gathered in it
-        since its last update, and note the norm of each."""
+        """Run the backward pass with the sum of all gradients, weighted against those of earlier
+        sub-batches since the last update, and add its norm to the losses."""
         self.is_closed = True
         is_first = not has_gradients(shim_of(model).module)
         factor, weights = accumulation.add(self.items, is_first=is_first)
@@ -169,7 +170,7 @@ class TrainingStep:
 
 
 class Read:
-    """One forward pass with a graph, and the gradients that gather for it."""
+    """One forward pass with a graph, and the gradients of listeners for it."""
 
     def __init__(self, inputs: list[Doc] | PackedPairs, model: EncoderModel) -> None:
         docs = [] if isinstance(inputs, PackedPairs) else inputs
@@ -182,8 +183,8 @@ class Read:
         self.gradients: dict[int, torch.Tensor] = {}  # by listener
 
     def has(self, doc: Doc, max_windows: int | None) -> bool:
-        """Whether the Doc was read, with the tokens that it has now, and all of its windows or such
-        a sample of them."""
+        """Return whether this pass has the Doc with its present tokens, and all of its windows or a
+        sample for the same `max_windows`."""
         place = self.places.get(id(doc))
         return (
             place is not None
@@ -194,15 +195,14 @@ class Read:
     def take(
         self, docs: Sequence[Doc], listener_id: int
     ) -> tuple[HiddenStates, Callable[[torch.Tensor], None]]:
-        """Give the hidden states of Docs that were read, and the callback that takes their
-        gradient."""
+        """Return the hidden states of some of the Docs, and a callback for their gradient."""
         places = np.asarray([self.places[id(doc)][0] for doc in docs], dtype=np.int64)
         hidden, positions = take_docs(self.hidden, places)
         return hidden, lambda gradient: self.add(gradient, positions, listener_id)
 
     def add(self, gradient: torch.Tensor, positions: torch.Tensor | None, listener_id: int) -> None:
-        """Take a listener's gradient (num_positions, num_layers * hidden_size); `positions` are
-        those it is for, None for all."""
+        """Add a listener's gradient (num_positions, num_layers * hidden_size) for some `positions`,
+        None for all."""
         if positions is not None:
             whole = torch.zeros_like(self.hidden.states)
             gradient = whole.index_add_(0, positions, gradient)
@@ -210,6 +210,7 @@ class Read:
         self.gradients[listener_id] = gradient if before is None else before + gradient
 
     def sum(self, weights: Mapping[int, float] = MappingProxyType({})) -> torch.Tensor:
-        """Give the sum of the gradients, those of listeners that are named with a weight."""
+        """Return the sum of the gradients, each multiplied by the weight of its listener, 1 by
+        default."""
         parts = [(one, weights.get(key, 1.0)) for key, one in self.gradients.items()]
         return reduce(add, (one if weight == 1.0 else one * weight for one, weight in parts))

@@ -216,7 +216,7 @@ def _check_tokenizer(content: bytes) -> None:
 
 
 def read_tokenizer_settings(source: Source, file: str = TOKENIZER_SETTINGS[0]) -> dict[str, Any]:
-    """Give what a file says about a tokenizer and its special tokens: no templates, no names of
+    """Return what a file says about a tokenizer and its special tokens: no templates, no names of
     modules; nothing where there is no such file. Raises ValueError if it holds no JSON object."""
     raw = source.read_json(file) or {}
     settings = {
@@ -381,7 +381,7 @@ def build_model(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Build a model in float32 with its weights, in memory: transformers reads no file.
 
-    `auto_class` is one of transformers' auto classes, or a class of a model. Gives the model and
+    `auto_class` is one of transformers' auto classes, or a class of a model. Returns the model and
     what transformers reports of keys that are missing or unexpected.
     """
     mapping = getattr(auto_class, "_model_mapping", None)

@@ -20,7 +20,7 @@ from .qa_windows import DocWindows
 from .tallies import Tally
 
 Floats1d = NDArray[np.float64]
-# The most spans that are looked at side by side: 8 MB for an array of float64.
+# The maximum number of spans in one array: 8 MB in float64.
 MAX_SPANS = 2**20
 
 
@@ -30,39 +30,41 @@ MAX_SPANS = 2**20
 class BestSpans(NamedTuple):
     """The best spans of each pair, best first."""
 
-    starts: Ints2d  # (n_pairs, n_best) characters of the Doc, 0 where there are no more
+    starts: Ints2d  # (num_pairs, n_best) characters of the Doc, 0 if there are fewer spans
     ends: Ints2d
-    scores: NDArray[np.float64]  # (n_pairs, n_best) probabilities, 0 where there are no more
-    no_answer: Floats1d  # (n_pairs,) the probability of no answer against the best span
+    scores: NDArray[np.float64]  # (num_pairs, n_best) probabilities, 0 if there are fewer spans
+    no_answer: Floats1d  # (num_pairs,) the probability of no answer, relative to the best span
 
 
 def best_spans(logits: NDArray, batch: PackedBatch, *, max_length: int, n_best: int) -> BestSpans:
-    """Find the best spans by array operations over a whole batch.
+    """Find the `n_best` spans of each pair with array operations over the whole batch. None of them
+    overlaps a better one, and white space neither begins nor ends a span.
 
-    A span's logit is that of its start plus that of its end in one window. Of the windows that
-    contain all of it, that is the one where its shorter side has the most context, of equals the
-    first: so each span is counted once. (`run_squad.py` in google-research/bert looks at the start
-    alone, and loses spans at the end of a window.) Logits of all windows of a question are
-    compared, and the softmax goes over all of its spans and "no answer" (Clark & Gardner 2018,
-    section 3.2). The logit of "no answer" is that of [CLS] as start and end in the window where it
-    is lowest: the others may just be the wrong windows. White space neither begins nor ends a span.
+    `logits` are those of starts and ends (num_positions, 2). `max_length` is that of a span, in
+    wordpieces. If the offsets of `batch` were widened to tokens, so are the spans; their logits are
+    still those of wordpieces.
 
-    `logits` are those of starts and ends (num_positions, 2); `max_length` is the longest span, in
-    wordpieces; none of the `n_best` spans overlaps a better one. Where the offsets of `batch` were
-    widened to tokens, so are the spans; the logit of one is that of its wordpieces. Time is
-    num_positions * max_length * n_best; memory is bounded, whatever the longest span.
+    The logit of a span is that of its start plus that of its end, in one window: of the windows
+    that contain the span, the one where its shorter side has the most context, of equal ones the
+    first. So each span is counted once. (`run_squad.py` in google-research/bert considers the start
+    only, and loses spans at the end of a window.) One softmax runs over the spans of all windows
+    and "no answer" (Clark & Gardner 2018, section 3.2). The logit of "no answer" is that of [CLS]
+    as start and end in the window where it is lowest: it may be high in the other windows just
+    because the answer is not in them.
+
+    Time is num_positions * max_length * n_best; memory is bounded, independent of `max_length`.
     """
-    n_pairs = len(batch.num_windows)
+    num_pairs = len(batch.num_windows)
     windows = DocWindows.of(batch)
     pair_of = windows.pair_of
-    null = np.full(n_pairs, np.inf)
+    null = np.full(num_pairs, np.inf)
     np.minimum.at(null, pair_of, logits[batch.cu_seqlens[:-1]].sum(axis=1, dtype=np.float64))
 
     table = _SpanTable.of(logits, batch, windows, max_length)
     pairs = pair_of[table.window]
-    starts, ends = np.zeros((2, n_pairs, n_best), dtype=np.int64)
-    best = np.full((n_pairs, n_best), -np.inf)
-    row_sums = np.full(len(pairs), -np.inf)  # the logarithm of the sum over all spans of a start
+    starts, ends = np.zeros((2, num_pairs, n_best), dtype=np.int64)
+    best = np.full((num_pairs, n_best), -np.inf)
+    row_sums = np.full(len(pairs), -np.inf)  # log-sum-exp over all spans with the same start
     for k in range(n_best):
         row_best = np.full(len(pairs), -np.inf)
         column = np.zeros(len(pairs), dtype=np.int64)
@@ -75,38 +77,41 @@ def best_spans(logits: NDArray, batch: PackedBatch, *, max_length: int, n_best: 
                 spans = np.where(overlaps, -np.inf, spans)
             column[rows] = spans.argmax(axis=1)
             row_best[rows] = spans.max(axis=1)
-        found, row = _best_rows(row_best, pairs, n_pairs)
+        found, row = _best_rows(row_best, pairs, num_pairs)
         best[found, k] = row_best[row]
         starts[found, k] = table.first_char[row]
         ends[found, k] = table.last_char[row + column[row]]
-    # The sum over all spans, relative to the greatest of them, because it would overflow.
+    # The sum is taken relative to its greatest term, because exp would overflow.
     top = np.maximum(best[:, 0], null)
     shares = np.exp(row_sums - top[pairs])
-    total = np.exp(null - top) + np.bincount(pairs, weights=shares, minlength=n_pairs)
+    total = np.exp(null - top) + np.bincount(pairs, weights=shares, minlength=num_pairs)
     scores = np.exp(best - (top + np.log(total))[:, None])
     return BestSpans(starts, ends, scores, np.exp(null - np.logaddexp(null, best[:, 0])))
 
 
 class _SpanTable(NamedTuple):
-    """The spans of a batch: a row for each piece that one may start at, a column for each length.
+    """The spans of a batch: one row for each wordpiece at which a span may start, one column for
+    each length.
 
-                 end of a span, counted from its start
-                  0     1     2   …  max_length - 1
-    piece 0      s+e   s+e   s+e
-    piece 1      s+e   s+e    -          - the window ends
-    piece 2      s+e    -     -
+                     end of a span, counted from its start
+                      0     1     2   …  max_length - 1
+    wordpiece 0      s+e   s+e   s+e
+    wordpiece 1      s+e   s+e    -          - the window ends
+    wordpiece 2      s+e    -     -
 
-    Only pieces that hold characters can start or end an answer.
+    Only wordpieces with visible characters can start or end an answer.
     """
 
-    start_logits: NDArray  # (n_pieces,)
+    start_logits: NDArray  # (num_wordpieces,)
     end_logits: NDArray
     first_char: Ints1d
     last_char: Ints1d
     window: Ints1d
-    number: Ints1d  # of the piece, counted over all pieces of all windows
-    first_end: Ints1d  # numbers: the pieces at which a span that starts here may end, because
-    last_end: Ints1d  # this window has the most context for it
+    number: Ints1d  # of the wordpiece, counted over all wordpieces of all windows
+    # The numbers of the first and the last wordpiece at which a span that starts here may end,
+    # because this window has the most context for it.
+    first_end: Ints1d
+    last_end: Ints1d
     max_length: int
 
     @staticmethod
@@ -131,8 +136,8 @@ class _SpanTable(NamedTuple):
         )
 
     def chunks(self) -> Iterator[tuple[slice, NDArray, Ints2d]]:
-        """Yield some rows at a time: which, their spans' logits (n_rows, max_length), -inf where
-        there is none, and the character behind each span."""
+        """Yield some rows at a time: their slice, the logits of their spans (num_rows, max_length),
+        -inf where there is none, and the end of each span in characters."""
         n, step = len(self.window), max(MAX_SPANS // self.max_length, 1)
         for begin in range(0, n, step):
             rows = slice(begin, min(begin + step, n))
@@ -147,12 +152,14 @@ class _SpanTable(NamedTuple):
 
 
 def _read_here(windows: DocWindows, window: Ints1d, left: Ints1d) -> tuple[Ints1d, Ints1d]:
-    """Give the shortest and the longest span that is read in the window of its first wordpiece.
+    """Return the minimum and maximum length of spans that are read in the window of their first
+    wordpiece.
 
-    `window` and `left` are the window of each first wordpiece, and how many wordpieces are before
-    it there. A span of n wordpieces has min(left, right) context, where right = length - left - n.
-    From one window to the next, left falls by the step s and right grows by e. So the next one has
-    no more context where left - s <= right, and the one before has less where right - e < left.
+    `window` is the window of each first wordpiece, `left` the number of wordpieces before it there.
+    A span of n wordpieces has the context min(left, right), where right = length - left - n. From
+    one window to the next, left decreases by the step s and right increases by e. So the next
+    window has no more context if left - s <= right, and the previous one has less if
+    right - e < left.
     """
     starts, ends = windows.starts, windows.starts + windows.lengths
     same = windows.pair_of[1:] == windows.pair_of[:-1]
@@ -164,7 +171,7 @@ def _read_here(windows: DocWindows, window: Ints1d, left: Ints1d) -> tuple[Ints1
 
 
 def _log_sum_exp(spans: NDArray) -> Floats1d:
-    """The logarithm of the sum of exponentials of each row, -inf for a row without a span."""
+    """Return the log-sum-exp of each row, -inf for a row without a span."""
     top = spans.max(axis=1)
     finite = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
@@ -172,8 +179,8 @@ def _log_sum_exp(spans: NDArray) -> Floats1d:
 
 
 def _best_rows(row_best: NDArray, groups: Ints1d, n_groups: int) -> tuple[Ints1d, Ints1d]:
-    """Find the row with the greatest value of each group, of equals the first. Gives the groups
-    that have one above -inf, and its row."""
+    """Find the row with the greatest value of each group, the first of equal ones. Returns the
+    groups with a value above -inf, and their rows."""
     greatest = np.full(n_groups, -np.inf)
     np.maximum.at(greatest, groups, row_best)
     rows = np.flatnonzero((row_best == greatest[groups]) & (row_best > -np.inf))
@@ -188,9 +195,9 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     """Score answers as the official script of SQuAD 2.0 does (Rajpurkar et al. 2016, section 6.1;
     2018). Texts in Chinese, Japanese and Thai are compared character by character.
 
-    Gives `qa_exact` and `qa_f1`, the official figures as fractions, and `qa_per_type`, the same for
-    questions with and without an answer; None without any question. Raises ValueError if a
-    reference has questions that were not asked of the prediction.
+    Returns `qa_exact` and `qa_f1`, the official scores as fractions, and `qa_per_type`, the same
+    for questions with and without an answer; None without any question. Raises ValueError if a
+    predicted Doc lacks questions of its reference.
     """
     kinds: dict[str, list[dict[str, float]]] = {"answer": [], "no answer": []}
     for example in examples:
@@ -207,7 +214,7 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
 
 
 def _sum_up(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Give the means of both figures, and the number of questions."""
+    """Return the means of "exact" and "f1", and the number of questions."""
     count = sum(row["count"] for row in rows)
     return {name: sum(row[name] for row in rows) / count for name in ("exact", "f1")} | {
         "count": count
@@ -215,8 +222,8 @@ def _sum_up(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def tally_answers(example: Example) -> Tally:
-    """Sum up both figures of an example's answers, and count them: those to questions with and
-    without an answer."""
+    """Sum up "exact" and "f1" of an example's answers and count them, separately for questions with
+    and without an answer."""
     tally: Tally = {}
     lang = example.reference.lang_
     for gold, predicted in match_predictions(example, "questions", "answers"):
@@ -231,23 +238,23 @@ def tally_answers(example: Example) -> Tally:
 
 
 def kind_of(answer: dict[str, Any]) -> str:
-    """Name the kind of an answer in scores and thresholds."""
+    """Return the name of an answer's kind in scores and thresholds."""
     return "answer" if answer["text"] else "no answer"
 
 
 def accepted(gold: dict[str, Any]) -> list[str]:
-    """List the texts that a true answer accepts."""
+    """List the texts that count as correct for a gold answer."""
     return [gold["text"], *(other["text"] for other in gold.get("alternatives", ()))]
 
 
 def compare_answers(predicted: str, gold: Sequence[str], lang: str = "en") -> tuple[float, float]:
-    """Compare an answer (empty for none) with those that are right (empty where there is none).
+    """Compare a predicted answer with the correct ones; "" means no answer.
 
-    Gives the best of each figure: whether it is the same after normalisation, and the F1 of the
-    words that both have in common.
+    Returns "exact", 1 if the normalised texts are equal, and "f1" of their words, each the maximum
+    over the correct answers.
     """
     guess = answer_words(predicted, lang)
-    # What is nothing but punctuation and articles is no answer, unless there is nothing else.
+    # A correct answer of punctuation and articles only is ignored, unless all are like that.
     truths = [words for words in (answer_words(text, lang) for text in gold) if words] or [[]]
     return (
         float(max(guess == truth for truth in truths)),
@@ -257,7 +264,7 @@ def compare_answers(predicted: str, gold: Sequence[str], lang: str = "en") -> tu
 
 def answer_words(text: str, lang: str) -> list[str]:
     """List an answer's words, or its characters in languages without spaces, in lower case, without
-    punctuation and, as the official script has it, without English articles."""
+    punctuation and, as in the official script, without English articles."""
     text = text.lower()
     if lang in ("zh", "ja", "th"):
         return [c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "PS"]
@@ -266,7 +273,7 @@ def answer_words(text: str, lang: str) -> list[str]:
 
 
 def overlap(guess: list[str], truth: list[str]) -> float:
-    """Give the F1 of the words of an answer against those of a right one."""
+    """Return the F1 of an answer's words and those of a correct one."""
     if not guess or not truth:
         return float(guess == truth)
     common = sum((Counter(guess) & Counter(truth)).values())
@@ -274,11 +281,12 @@ def overlap(guess: list[str], truth: list[str]) -> float:
 
 
 def best_threshold(examples: Iterable[Example]) -> float | None:
-    """Find the threshold with the best F1 (the `best_f1_thresh` of SQuAD 2.0's script, for
-    probabilities).
+    """Find the "no answer" threshold with the best F1: `best_f1_thresh` of SQuAD 2.0's script, for
+    probabilities.
 
-    `examples` have predicted answers. The threshold is halfway between two questions, to as many
-    digits as are saved; 1 if an answer should always be given, 0 if never; None without questions.
+    `examples` have predicted answers. The threshold is halfway between the probabilities of two
+    questions, rounded to as many digits as are saved; 1 if it is best to always answer, 0 if never;
+    None without questions.
     """
     rows = []
     for example in examples:
@@ -293,10 +301,10 @@ def best_threshold(examples: Iterable[Example]) -> float | None:
         return None
     rows.sort()
     no_answer, with_span, without = np.asarray(rows, dtype=np.float64).reshape(-1, 3).T
-    # Answering the first k of them, rejecting the others.
+    # The total F1 if the first k questions are answered and the others are not.
     totals = np.append(0.0, with_span.cumsum()) + np.append(without[::-1].cumsum()[::-1], 0.0)
     bounds = np.concatenate([[0.0], (no_answer[:-1] + no_answer[1:]) / 2, [1.0]])[: len(totals)]
     distinct = np.append(np.append(True, no_answer[:-1] < no_answer[1:])[: len(rows)], True)
     totals[~distinct] = -1.0
-    # Of equal thresholds the highest: it gives more answers.
+    # Of equally good thresholds the highest, which answers more questions.
     return round(float(bounds[len(totals) - 1 - totals[::-1].argmax()]), 9)

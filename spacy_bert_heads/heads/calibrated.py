@@ -1,5 +1,5 @@
-"""Probabilities that mean what they say: what a head claims, its temperature, and the thresholds
-below which it abstains."""
+"""Calibrated probabilities: a head's claims, its temperature, and the thresholds below which it
+abstains."""
 
 from __future__ import annotations
 
@@ -20,54 +20,56 @@ if TYPE_CHECKING:
 
 
 class CalibratedHead(DeclaredHead):
-    """The part of a head that gives probabilities. Logits are divided by the temperature where they
-    become probabilities, never in training (Guo et al. 2017, section 4.2). A head takes part in
-    `bert calibrate`, `bert evaluate --calibration` and `bert tune-thresholds` by `claims`.
+    """The part of a head that turns logits into probabilities.
+
+    Logits are divided by the temperature where they become probabilities, never in training (Guo et
+    al. 2017, section 4.2). `bert calibrate`, `bert evaluate --calibration` and `bert
+    tune-thresholds` use a head's `claims`.
     """
 
     name: str
     cfg: dict[str, Any]
-    # What is set to have every claim made, whatever its probability.
+    # The settings with which every prediction is written, whatever its probability.
     no_thresholds: ClassVar[dict[str, Any]] = {"thresholds": None}
-    # Whether set_annotations takes claims back that are below a threshold of their label.
+    # Whether set_annotations leaves out predictions below the threshold of their label.
     can_abstain: ClassVar[bool] = True
 
-    # --- what a head defines
+    # --- for subclasses to define
 
     def claims(self, examples: Sequence[Example], output: Any) -> Iterator[Claim]:
-        """Give each claim on annotated examples. `output` is what `read` gave for them, and what
-        `set_annotations` has written to their predicted Docs."""
+        """Yield each claim about annotated examples. `output` is what `read` returned for them;
+        `set_annotations` has written it to their predicted Docs."""
         return iter(())
 
     def truths(self, example: Example) -> Mapping[str, float]:
-        """Count what there is to be found in an annotated example, by label."""
+        """Count the gold annotations of an example by label."""
         tally = self.tally(example)
         return Counter({label: row["tp"] + row["fn"] for label, row in tally.items()})
 
     def run(self, docs: Iterable[Doc]) -> Any:
-        """Give the model's output, in which nothing depends on the temperature."""
+        """Return the model's output, which does not depend on the temperature."""
         return self.predict(docs)  # type: ignore[attr-defined]
 
     def read(self, output: Any) -> Any:
-        """Make what `set_annotations` takes of what `run` gave."""
+        """Turn the output of `run` into the argument of `set_annotations`."""
         return output
 
     # --- the temperature
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; 1 for a head that was never calibrated."""
+        """The divisor of logits; 1 for a head that was never calibrated."""
         return self.cfg.get("temperature") or 1.0
 
     def set_temperature(self, temperature: float) -> None:
-        """Change the temperature. Decisions stay as they are; thresholds of labels are taken back,
-        because no other ones would leave out the same."""
+        """Change the temperature. Decisions stay the same; the thresholds of labels are removed,
+        because no other thresholds would leave out the same predictions."""
         self.cfg["temperature"] = temperature
         self.cfg["thresholds"] = None
 
     @contextmanager
     def trying(self) -> Iterator[None]:
-        """Have what a block sets in `cfg` taken back."""
+        """Restore `cfg` at the end of the block."""
         saved = dict(self.cfg)
         try:
             yield
@@ -79,29 +81,29 @@ class CalibratedHead(DeclaredHead):
 
     @contextmanager
     def without_thresholds(self) -> Iterator[None]:
-        """Have every claim made in a block, whatever its probability."""
+        """Write every prediction in the block, whatever its probability."""
         with self.trying():
             self.cfg.update(self.no_thresholds)
             yield
 
     @property
     def may_abstain(self) -> bool:
-        """Whether something is below a threshold that is set."""
+        """Whether a threshold is set."""
         return any(self.cfg.get(key) for key in self.no_thresholds)
 
     def is_sure(self, label: str, probability: float) -> bool:
-        """Whether a claim reaches the threshold of its label."""
+        """Return whether a prediction reaches the threshold of its label."""
         thresholds = self.cfg.get("thresholds")
         return not thresholds or probability >= thresholds.get(label, 0.0)
 
     def note_abstained(self, doc: Doc, entries: list[dict[str, Any]]) -> None:
-        """Write what this head has not said of a Doc, because it is not sure, to
-        `doc._.abstained`."""
+        """Write the predictions that this head left out, because they are below their thresholds,
+        to `doc._.abstained`."""
         write_abstained(doc, self.name, entries)
 
 
 def check_temperature(name: str, temperature: Any) -> None:
-    """Raise ValueError if logits can't be divided by it."""
+    """Raise ValueError if `temperature` is not None or a finite number above 0."""
     if temperature is None:
         return
     if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
@@ -112,7 +114,7 @@ def check_temperature(name: str, temperature: Any) -> None:
 
 
 def check_thresholds(name: str, thresholds: Any) -> None:
-    """Raise ValueError if they are no probabilities by label."""
+    """Raise ValueError if `thresholds` are not probabilities by label."""
     for label, value in (thresholds or {}).items():
         if not (isinstance(value, int | float) and 0 <= value <= 1):
             raise ValueError(
@@ -122,10 +124,10 @@ def check_thresholds(name: str, thresholds: Any) -> None:
 
 
 def rescale(probability: float, factor: float) -> float:
-    """Give the probability of a logit that is multiplied by a factor: where a threshold on a
-    sigmoid goes when the temperature changes."""
+    """Multiply the logit of a probability by a factor, as a change of temperature does, and return
+    the new probability."""
     if not 0 < probability < 1:
         return probability
     logit = factor * (log(probability) - log(1 - probability))
-    small = exp(-abs(logit))  # which can't be too large for a number
+    small = exp(-abs(logit))  # can't overflow
     return (1.0 if logit >= 0 else small) / (1 + small)

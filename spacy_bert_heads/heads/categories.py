@@ -1,4 +1,4 @@
-"""What is annotated in `doc.cats`, and several text classifiers in one pipeline."""
+"""Gold values in `doc.cats`, and several text classifiers in one pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .textcat import BertTextCat
 
 
-# Those without a title say at greater length what cats_score says.
+# Scores without a title are details of cats_score.
 SCORES = {
     "cats_score": Score("categories", 1.0),
     "cats_score_desc": Score(),
@@ -34,29 +34,30 @@ SCORES = {
     "cats_f_per_type": Score("categories"),
     "cats_auc_per_type": Score("categories, ROC AUC"),
 }
-# Shown in training, and model-best follows it if it is given a weight.
+# Weight 0: shown in training, and used to select model-best if a config raises it.
 EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
 
 
 class PipelineRef(weakref.ref):
-    """A weak reference to the pipeline that a component was made for. A copy or pickle of the
-    component has none."""
+    """A weak reference to the pipeline that a component was made for. In copies and pickles of the
+    component it is empty."""
 
     def __reduce__(self) -> tuple:
         return nowhere, ()
 
 
 def nowhere() -> type[None]:
-    """Give what takes the place of the reference: called, it gives None."""
+    """Return an empty reference: a callable that returns None."""
     return type(None)
 
 
 def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusive: bool) -> None:
-    """Raise ValueError if a category of a Doc is no number from 0 to 1, or several hold where one
-    must. 1 says that a category holds, 0 that it doesn't; a loss can be made of values in between.
+    """Raise ValueError if a value of `doc.cats` is not a number from 0 to 1, or several exclusive
+    categories hold. 1 means that a category holds, 0 that it doesn't; values in between are soft
+    labels.
 
-    Only `labels` are looked at, None for all of the Doc's; `name` is the component that learns
-    them.
+    Only `labels` are checked, all categories of the Doc if it is None. `name` is the component that
+    learns them.
     """
     cats = {key: value for key, value in doc.cats.items() if labels is None or key in labels}
     for label, value in cats.items():
@@ -87,8 +88,8 @@ def check_positive(
 
 
 def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | None:
-    """Give the share of Docs with a gold category that got it; None if there are none. A Doc
-    without categories, because the head is not sure of any, got none."""
+    """Compute the accuracy over Docs with a gold category; None if there are none. A Doc whose
+    prediction is below its threshold has no categories and counts as wrong."""
     right = []
     for example in examples:
         both = (example.reference.cats, example.predicted.cats)
@@ -99,8 +100,8 @@ def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | No
 
 
 def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:
-    """The pipelines with a head in them, of Docs of a vocabulary (None for any): the one that it
-    was made for, and those whose encoders it reads."""
+    """List the pipelines that contain a head: the one that it was made for, and those whose
+    encoders it reads. With a `vocab` only those whose Docs have it."""
     refs = [head.nlp, *(one.nlp for node in head._listeners() for one in node.upstreams)]
     found = {id(nlp): nlp for ref in refs if (nlp := ref()) is not None}
     return [
@@ -113,41 +114,41 @@ def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:
 def classifiers(
     head: BertTextCat, vocab: Vocab | None = None, *, active: bool = True
 ) -> dict[str, Any]:
-    """The text classifiers of a head's pipelines by name, itself and spaCy's own among them; with
-    `active` without those that are disabled."""
+    """Return the text classifiers of a head's pipelines by name, including itself and spaCy's own;
+    with `active` without disabled ones."""
     return {
         name: pipe
         for nlp in pipelines_of(head, vocab)
         for name, pipe in (nlp.pipeline if active else nlp.components)
         if "doc.cats" in nlp.get_pipe_meta(name).assigns
         and hasattr(pipe, "labels")
-        and not hasattr(pipe, "categories")  # bert_nli, whose labels are no categories
+        and not hasattr(pipe, "categories")  # bert_nli, whose labels are not categories
     }
 
 
 def check_apart(head: BertTextCat, beside: Mapping[str, Any]) -> None:
-    """Raise ValueError if another text classifier of the pipeline has one of a head's labels: of
-    two probabilities for a category only the later would be in doc.cats."""
+    """Raise ValueError if another text classifier of the pipeline has one of a head's labels: it
+    would overwrite the head's probability in doc.cats."""
     for name, pipe in beside.items():
         shared = sorted(set(head.labels) & set(pipe.labels)) if pipe is not head else []
         if shared:
             raise ValueError(
-                f"{head.name} and {name} both have the category '{shared[0]}', and doc.cats has "
-                "room for one probability of it. Name different labels for them, under "
+                f"{head.name} and {name} both have the category '{shared[0]}', but doc.cats can "
+                "have only one probability for it. Set different labels for them, under "
                 f"[initialize.components.{head.name}.labels] and [initialize.components.{name}"
-                ".labels], and train anew; or take one of the two out of the pipeline."
+                ".labels], and train again; or remove one of the two from the pipeline."
             )
 
 
 def score_beside(head: BertTextCat, own: dict[str, Any], examples: list[Example]) -> dict[str, Any]:
-    """Sum up the scores of a head with those of the text classifiers beside it."""
+    """Combine the scores of a head with those of the pipeline's other text classifiers."""
     beside = classifiers(head, examples[0].predicted.vocab if examples else None)
     if len(beside) < 2 or not own:
         return own
     scores = {}
     for name, pipe in beside.items():
         if any(not eg.reference.cats.keys().isdisjoint(pipe.labels) for eg in examples):
-            # One of ours would sum up those beside it, too.
+            # `score` of one of ours would combine the scores of all classifiers again.
             score = getattr(pipe, "score_alone", pipe.score)
             scores[name] = own if pipe is head else score(examples)
     if head.name not in scores:
@@ -157,8 +158,8 @@ def score_beside(head: BertTextCat, own: dict[str, Any], examples: list[Example]
 
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum up the scores of several text classifiers, given by component: the mean of each figure,
-    and all labels of what is scored by label."""
+    """Combine the scores of several text classifiers, given by component: the mean of each number,
+    and the union of scores by label."""
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for own in scores.values() for key in own):
         values = {name: own[key] for name, own in scores.items() if own.get(key) is not None}

@@ -16,6 +16,7 @@ from ..data.choices import read_answer
 from ..data.records import Settings, check_list
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
+from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import check_choices, drop_results, make_choice
 from ..text.user_data import copy_of_list, set_value
 from .claims import Claim, claim_options
@@ -29,7 +30,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.ChoiceHead.v1",
     "dropout": None,
     "max_windows": MAX_WINDOWS,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
@@ -55,8 +56,11 @@ def make_bert_choice(
     temperature: float | None,
     scorer: Callable | None,
 ) -> "BertChoice":
-    """Create a component that chooses one of the options of each of `doc._.choices`. Logits are
-    divided by `temperature`; None for that of `bert calibrate`."""
+    """Create a component that chooses one option for each of `doc._.choices`.
+
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    """
+    pipe_configs_of(nlp)
     return BertChoice(nlp.vocab, model, name, temperature=temperature, scorer=scorer)
 
 
@@ -65,9 +69,9 @@ def make_choice_scorer() -> Callable:
 
 
 def score_choices(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-    """Give `choice_acc`, the accuracy, and `choice_chance`, what guessing would have on average;
-    None without any choice. Raises ValueError if a reference has choices that were not asked of the
-    prediction."""
+    """Compute `choice_acc`, the accuracy, and `choice_chance`, the expected accuracy of guessing;
+    None if no choice is annotated. Raises ValueError if a predicted Doc lacks choices of its
+    reference."""
     right, chance = [], []
     for example in examples:
         for gold, found in match_predictions(example, "choices", "chosen"):
@@ -82,11 +86,11 @@ def score_choices(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
 
 
 class BertChoice(UnlabelledPairHead):
-    """Write the number of the most probable option, from 0, and the probability of each to
-    `doc._.chosen`, for each of `doc._.choices`: dicts with "options" and perhaps a "question".
+    """Choose one option for each of `doc._.choices`, dicts with "options" and maybe a "question".
 
-    The Doc is read with each option, behind the question if there is one; a softmax goes over the
-    logits of the options (BERT, section 4.4, where the Doc is SWAG's first sentence).
+    `doc._.chosen` gets the index of the most probable option and the probability of each. The
+    model reads the Doc with each option, which follows the question if there is one, and a softmax
+    runs over the logits of the options (BERT, section 4.4, where the Doc is SWAG's first sentence).
     """
 
     factory = "bert_choice"
@@ -98,7 +102,7 @@ class BertChoice(UnlabelledPairHead):
     annotation = "choices"
     made_by = "made with spacy_bert_heads.pairs.make_choice"
     hf_task = "multiple-choice"
-    n_classes = 1  # a logit for each option
+    n_classes = 1  # one logit for each option
     can_abstain = False
 
     def __init__(
@@ -146,8 +150,9 @@ class BertChoice(UnlabelledPairHead):
             answer = entry.get("answer") if isinstance(entry, dict) else None
             if type(answer) is not int or not 0 <= answer < len(choice["options"]):
                 raise ValueError(
-                    f"The true choice between {choice['options']} has no number of an option from "
-                    f"0: {entry!r}. Make it with spacy_bert_heads.pairs.make_choice(answer)."
+                    f"The gold choice between {choice['options']} must have the number of an "
+                    f"option, counted from 0, but is {entry!r}. Make it with "
+                    "spacy_bert_heads.pairs.make_choice(answer)."
                 )
 
     @classmethod
@@ -172,8 +177,8 @@ class BertChoice(UnlabelledPairHead):
             self.check_gold(example)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Softmax cross-entropy in nats over the options, a mean over choices. `output` has the
-        logits of all options (n_options, 1), choice after choice."""
+        """Compute the softmax cross-entropy in nats over the options, a mean over choices. `output`
+        has the logits of all options (num_options, 1), choice after choice."""
         taught = list(chain.from_iterable(map(self.taught_pairs, examples)))
         parts = output[:, 0].split([len(choice["options"]) for choice, _ in taught])
         rows = torch.nn.utils.rnn.pad_sequence(
@@ -182,11 +187,11 @@ class BertChoice(UnlabelledPairHead):
         return cross_entropy(rows, np.asarray([entry["answer"] for _, entry in taught]))
 
     def read_out(self, output: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Give the logit of each option, divided by the temperature."""
+        """Yield the logit of each option, divided by the temperature."""
         yield from output[:, 0].float().cpu() / self.temperature
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write what is chosen; `results` is what `predict` gave."""
+        """Write the chosen options; `results` is what `predict` returned."""
         for doc, (choices, chosen) in zip(docs, results, strict=True):
             if choices:
                 set_value(self.output_name, doc, chosen)

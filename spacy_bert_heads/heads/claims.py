@@ -1,5 +1,5 @@
-"""What heads claim of annotated texts: the events whose probabilities are calibrated, and when each
-of them is right."""
+"""The claims of heads about annotated texts: the events whose probabilities are calibrated, and
+when each of them is right."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from .verdicts import NONE, with_none
 
 
 class Claim(NamedTuple):
-    """Something that a head says of an annotated text, and whether it is right."""
+    """A prediction of a head with its probability, and whether it is right."""
 
     label: str
-    probability: float  # as the head gives it
+    probability: float  # of the prediction, by the head
     is_right: bool
-    # What the head gave to what is true. Of one of several labels that is the probability of the
-    # true one; of an entity, answer or single category, p if it is right and 1 − p if not.
+    # The probability of the truth, by the head. For one of several labels that is the probability
+    # of the gold label; for an entity, answer or single category it is p if right, 1 − p if wrong.
     truth: float
 
     @staticmethod
     def of(label: str, probability: float, is_right: bool) -> Claim:
-        """Make a claim that is true or not, without others beside it."""
+        """Make a claim that is either right or wrong."""
         truth = probability if is_right else 1 - probability
         return Claim(label, probability, is_right, truth)
 
     @staticmethod
     def among(probabilities: Mapping[str, float], true: str, guess: str) -> Claim:
-        """Make a claim of one of several labels. Of a true label that the head doesn't have, all it
-        gave is that the claim is wrong."""
+        """Make the claim that one of several labels is the gold one. If the head does not have the
+        gold label, its `truth` is the probability that the claim is wrong."""
         p = probabilities[guess]
         return Claim(guess, p, guess == true, probabilities.get(true, 1 - p))
 
 
 def claim_entities(example: Example, component: str) -> Iterator[Claim]:
-    """Give each entity that a component has found: that it has these tokens and this label."""
+    """Yield a claim for each entity of a component: that it has these tokens and this label."""
     scores = {
         (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
         for entry in get_ent_scores(example.predicted)
@@ -56,9 +56,11 @@ def claim_entities(example: Example, component: str) -> Iterator[Claim]:
 def claim_tags(
     example: Example, gold: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]
 ) -> Iterator[Claim]:
-    """Give the tag of each token that is one in the reference too, and annotated there. `gold` has
-    the tags of the reference, "" where there is none, `probabilities` those of the tokens that are
-    predicted (num_tokens, num_labels), NaN where the head reads nothing."""
+    """Yield a claim for the tag of each token that is also one annotated token of the reference.
+
+    `gold` has the tags of the reference, "" if not annotated. `probabilities` are those of the
+    predicted Doc's tokens (num_tokens, num_labels), NaN for tokens without a wordpiece.
+    """
     to_gold = example.alignment.x2y
     for token, row in zip(example.predicted, probabilities, strict=True):
         if token.is_space or to_gold.lengths[token.i] != 1 or np.isnan(row[0]):
@@ -70,7 +72,7 @@ def claim_tags(
 
 
 def claim_category(example: Example, labels: Sequence[str]) -> Iterator[Claim]:
-    """Give the most probable category, of which one is true."""
+    """Yield a claim for the most probable one of exclusive categories."""
     gold, found = (
         {label: doc.cats[label] for label in labels if label in doc.cats}
         for doc in (example.reference, example.predicted)
@@ -80,8 +82,8 @@ def claim_category(example: Example, labels: Sequence[str]) -> Iterator[Claim]:
 
 
 def claim_categories(example: Example, labels: Sequence[str], threshold: float) -> Iterator[Claim]:
-    """Give each annotated category: that it holds, from the threshold on, or else ("not …") that it
-    doesn't."""
+    """Yield a claim for each annotated category: that it holds if its probability reaches the
+    threshold, otherwise that it does not ("not …")."""
     for label in labels:
         if label not in example.reference.cats:
             continue
@@ -95,7 +97,8 @@ def claim_categories(example: Example, labels: Sequence[str], threshold: float) 
 def claim_verdicts(
     example: Example, labels: Sequence[str], names: tuple[str, str]
 ) -> Iterator[Claim]:
-    """Give the label of each annotated verdict; `names` are those of the input and the output."""
+    """Yield a claim for the label of each annotated verdict. `names` are those of input and output
+    in `doc._`."""
     for gold, found in match_predictions(example, *names):
         if found is not None:
             true, scores = gold["label"], with_none(found["scores"])
@@ -103,7 +106,7 @@ def claim_verdicts(
 
 
 def claim_options(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
-    """Give the chosen option of each annotated choice."""
+    """Yield a claim for the chosen option of each annotated choice."""
     for gold, found in match_predictions(example, *names):
         if found is not None:
             scores = {f"option {i}": p for i, p in enumerate(found["scores"])}
@@ -111,8 +114,8 @@ def claim_options(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
 
 
 def claim_answers(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
-    """Give each answer, or that there is none: that it is exactly what is annotated, as `qa_exact`
-    compares them."""
+    """Yield a claim for each answer, or "no answer": that it is exactly correct, as in
+    `qa_exact`."""
     for gold, found in match_predictions(example, *names):
         if found is not None:
             exact, _ = compare_answers(found["text"], accepted(gold), example.reference.lang_)

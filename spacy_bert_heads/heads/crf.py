@@ -1,11 +1,11 @@
-"""A linear-chain conditional random field over tags: what a tag is worth depends on the one before
-it (Lafferty et al. 2001; Lample et al. 2016, section 2.2).
+"""A linear-chain conditional random field over tags (Lafferty et al. 2001; Lample et al. 2016,
+section 2.2).
 
-The score of a path is the sum of its tags' logits and of a learned transition between each two
-neighbours; its probability is the share of exp(score) among all paths. A table of transitions has
-the border of a text as number 0, in front of the first tag and behind the last one: (n_tags + 1,
-n_tags + 1), from row to column. Sums over paths are exact, by the forward algorithm in float64: one
-product of matrices a step over all texts of a batch, so 128 texts of 60 tokens take 60 products.
+The score of a path is the sum of its tags' logits and of a learned transition between neighbours.
+Its probability is exp(score), normalised over all paths. The table of transitions, from row to
+column, has the border of a text as index 0, before the first and after the last tag: (num_tags + 1,
+num_tags + 1). Sums over paths are exact, by the forward algorithm in float64, with one matrix
+product for each step over all texts of a batch: 128 texts of 60 tokens take 60 products.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from .losses import mean_over
 from .negations import Negation
 from .tags import Layout
 
-# A table of transitions and each step of Viterbi grow with its square.
+# The table of transitions and each step of Viterbi grow with the square of the number of tags.
 MAX_TAGS = 200
-# The logarithm of nothing: finite, so that no difference of two is NaN.
+# The logarithm of 0; finite, so that the difference of two is not NaN.
 NEVER = -1e4
 TINY = 1e-300
 
 
 class Texts(NamedTuple):
-    """Where the texts of a batch are: rows of the logits, text after text."""
+    """The texts of a batch, as rows of the logits, text after text."""
 
-    starts: Ints1d  # (n_texts,)
-    lengths: Ints1d  # (n_texts,) at least 1
+    starts: Ints1d  # (num_texts,)
+    lengths: Ints1d  # (num_texts,) at least 1
 
     @staticmethod
     def of(lengths: Ints1d) -> Texts:
-        """Leave out texts without a row."""
+        """Make them from their numbers of rows; empty texts are left out."""
         lengths = lengths[lengths > 0]
         return Texts(np.cumsum(lengths) - lengths, lengths)
 
     @property
     def ends(self) -> Ints1d:
-        """The last row of each text (n_texts,)."""
+        """The last row of each text (num_texts,)."""
         return self.starts + self.lengths - 1
 
     def reversed_rows(self) -> Ints1d:
-        """The rows with each text from its end to its start (n_rows,)."""
+        """Return the rows with each text reversed (num_rows,)."""
         return np.repeat(self.starts + self.ends, self.lengths) - ranges(self.starts, self.lengths)
 
     def steps(self) -> tuple[Ints1d, list[int]]:
-        """Give the rows step by step (n_rows,), at each those of the longest text first, and how
-        many texts each step has."""
+        """Return the rows step by step (num_rows,), in each step the row of the longest text first,
+        and the number of texts in each step."""
         order = np.argsort(-self.lengths, kind="stable")
         starts, lengths = self.starts[order], self.lengths[order]
         counts = np.searchsorted(-lengths, -np.arange(lengths[0]))
@@ -61,8 +61,8 @@ class Texts(NamedTuple):
 
 
 def allowed_transitions(tags: Sequence[str], *, strict: bool) -> Bools1d:
-    """Tell which tag may follow which, borders included (n_tags + 1, n_tags + 1): what an entity
-    consists of if the scheme is `strict`, else all."""
+    """Return which tag may follow which, borders included (num_tags + 1, num_tags + 1): valid
+    sequences of the scheme if `strict`, else all."""
     n = len(tags)
     allowed = np.ones((n + 1, n + 1), dtype=np.bool_)
     if strict:
@@ -74,17 +74,17 @@ def allowed_transitions(tags: Sequence[str], *, strict: bool) -> Bools1d:
 
 
 def bar(values: torch.Tensor, allowed: Bools1d) -> torch.Tensor:
-    """Give the values in float64, NEVER where they are not allowed."""
+    """Return the values in float64, with NEVER where they are not allowed."""
     mask = torch.from_numpy(~allowed).to(values.device)
     return values.double().masked_fill(mask, NEVER)
 
 
 def forward_sums(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) -> torch.Tensor:
-    """Give the logarithm of the sum over all paths that end at each tag of each row, from the
-    start of its text (n_rows, n_tags), both arguments in float64."""
+    """Return the log-sum over all paths from the start of a text to each tag of each row (num_rows,
+    num_tags). Both tensors are float64."""
     between = transitions[1:, 1:].exp()
     rows, counts = texts.steps()
-    # One selection for all steps: the gradient of one a step would be as large as all rows.
+    # One selection for all steps: in the backward pass each selection needs memory for all rows.
     first, *others = emissions[torch.from_numpy(rows).to(emissions.device)].split(counts)
     sums = [transitions[0, 1:] + first]
     for own in others:
@@ -97,7 +97,7 @@ def forward_sums(emissions: torch.Tensor, texts: Texts, transitions: torch.Tenso
 
 
 def log_partition(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) -> torch.Tensor:
-    """Give the logarithm of the sum over all paths of each text (n_texts,)."""
+    """Return the log-sum over all paths of each text (num_texts,)."""
     ends = torch.from_numpy(texts.ends).to(emissions.device)
     sums = forward_sums(emissions, texts, transitions)[ends]
     return (sums + transitions[1:, 0]).logsumexp(1)
@@ -113,12 +113,12 @@ def crf_loss(
     allowed: Bools1d,
     negations: Sequence[Negation] = (),
 ) -> torch.Tensor:
-    """Give −log p of what is annotated, the sum over all paths that agree with it, and −log(1 − p)
-    of each negation, in nats: a mean over the rows that have a class and over the negations.
+    """Compute −log p of the annotation, where p sums over all paths that agree with it, and
+    −log(1 − p) of each negation, in nats: a mean over annotated rows and negations.
 
-    `logits` are those of all rows (n_rows, n_tags), `classes` has -1 where nothing is known,
-    `lengths` are the rows of each text, and only those that are `tagged` have a tag. The weights of
-    negations are not used. Without anything annotated the loss is 0.
+    `logits` are (num_rows, num_tags). `classes` has the gold class of each row, -1 if it is not
+    annotated; `lengths` is the number of rows of each text; rows that are not `tagged` are skipped.
+    The weights of negations are not used. The loss is 0 if nothing is annotated.
     """
     rows = np.flatnonzero(tagged)
     text_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -130,8 +130,8 @@ def crf_loss(
     if not num_items:
         return mean_over(logits.sum() * 0.0, 0)
 
-    # The texts, once with all tags and once with those of the annotation; then with those of each
-    # negation. All are run at once.
+    # All texts with all tags, then with those that agree with the annotation; then the text of each
+    # negation with the tags that it denies. All of these run as one batch.
     agrees = np.ones((len(rows), logits.shape[1]), dtype=np.bool_)
     known = np.flatnonzero(gold >= 0)
     agrees[known] = np.arange(logits.shape[1]) == gold[known, None]
@@ -164,7 +164,7 @@ def crf_loss(
 
 
 def best_path(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) -> Ints1d:
-    """Find the most probable tags of every text (Viterbi 1967), for each row (n_rows,)."""
+    """Find the most probable tags of each text (Viterbi 1967). Returns them by row (num_rows,)."""
     rows, counts = texts.steps()
     first, *others = emissions[torch.from_numpy(rows).to(emissions.device)].split(counts)
     best, back = transitions[0, 1:] + first, []
@@ -174,7 +174,7 @@ def best_path(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) 
         reached, before = (best[: len(own), :, None] + transitions[1:, 1:]).max(dim=1)
         best = reached + own
         back.append(before)
-    # Longest text first again.
+    # In the order of `steps` again, longest text first.
     last = torch.cat([best, *reversed(ended)]) + transitions[1:, 0]
     tag = last.argmax(1).cpu().numpy()
     stepwise = [tag[: counts[-1]].copy()]
@@ -196,9 +196,12 @@ def entity_scores(
     after: Ints1d,
     layout: Layout,
 ) -> np.ndarray:
-    """Give the exact probability of each entity of a path: of all paths that have its tags at its
-    rows, from `first` to the one before `after`, and where no tag marks its end, none there that
-    goes on with it. Emissions and transitions are in float64 (n_entities,)."""
+    """Compute the exact probability of each entity of a path (num_entities,).
+
+    It is that of all paths with the entity's tags at its rows, from `first` to `after` - 1, and in
+    schemes that don't mark the end, with a next tag that does not continue it. Emissions and
+    transitions are float64.
+    """
     forward = forward_sums(emissions, texts, transitions)
     turn = torch.from_numpy(texts.reversed_rows()).to(emissions.device)
     backward = forward_sums(emissions[turn], texts, transitions.T)[turn]

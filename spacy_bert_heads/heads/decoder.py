@@ -270,7 +270,7 @@ def build_seq2seq_head(
     shim = TorchShim(
         to_files=decoder_to_files,
         from_files=decoder_from_files,
-        rate_factor=learning_rate_multiplier,
+        learning_rate_multiplier=learning_rate_multiplier,
     )
     return Model(
         "seq2seq_head",

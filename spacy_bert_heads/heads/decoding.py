@@ -1,4 +1,4 @@
-"""Tags to entities that fit together."""
+"""Decoding of tags into entities that don't overlap."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Floats2d = NDArray[np.float64]
 class Spans(NamedTuple):
     """The entities of a batch, in the order of the text."""
 
-    doc: Ints1d  # (n_spans,)
-    start: Ints1d  # (n_spans,) first token
-    end: Ints1d  # (n_spans,) the token after the last
-    label: Ints1d  # (n_spans,)
-    score: NDArray[np.float64]  # (n_spans,)
+    doc: Ints1d  # (num_spans,)
+    start: Ints1d  # (num_spans,) first token
+    end: Ints1d  # (num_spans,) the token after the last
+    label: Ints1d  # (num_spans,)
+    score: NDArray[np.float64]  # (num_spans,) probabilities
 
 
 def decode(output: TokenLogits, tags: Sequence[str], *, strict: bool = True) -> Spans:
-    """Find the most probable entities that fit together.
+    """Decode the most probable sequence of tags into entities.
 
-    `tags` are the model's classes. With `strict` an entity must begin with its first tag and end
-    with its last; without, one begins wherever a token's label is not that of the token before.
-    An entity's probability is that of its
-    tags in a row, and without a tag for its end also that the next token doesn't go on: the model's
-    own, in which tokens are independent; or, if the output has transitions, depend on one another
-    (`crf`).
+    `tags` are the model's classes. With `strict` only valid sequences of the scheme are decoded;
+    without, an entity begins wherever the label of a token differs from that of the token before.
 
-    Without transitions, time and memory are linear in tokens and in tags.
+    The probability of an entity is that of its tags and, in schemes that don't mark the end, that
+    the next token does not continue it. Tokens are independent, unless the output has the
+    transitions of a conditional random field (`crf.py`).
+
+    Without transitions, time and memory are linear in the numbers of tokens and tags.
     """
     layout = Layout.of(tuple(tags))
     token = np.flatnonzero(output.has_wordpiece)
-    # Tokens without a wordpiece are passed over, as if they were not there.
+    # Tokens without a wordpiece are skipped, as if they were not in the Doc.
     logits = output.logits[torch.from_numpy(token).to(output.logits.device)].double()
     doc = np.repeat(np.arange(len(output.lengths)), output.lengths)[token]
     in_doc = token - np.repeat(np.cumsum(output.lengths) - output.lengths, output.lengths)[token]
@@ -63,7 +63,7 @@ def decode(output: TokenLogits, tags: Sequence[str], *, strict: bool = True) -> 
 
 
 def find_spans(path: Ints1d, doc: Ints1d, layout: Layout) -> tuple[Ints1d, Ints1d]:
-    """Give the first token of each entity of a path, and the one after its last; `doc` is the Doc
+    """Return the first token of each entity of a path, and the one after its last. `doc` is the Doc
     of each token."""
     label = layout.label[path]
     goes_on = layout.goes_on[path]
@@ -78,7 +78,7 @@ def find_spans(path: Ints1d, doc: Ints1d, layout: Layout) -> tuple[Ints1d, Ints1
 def independent_scores(
     log_p: Floats2d, path: Ints1d, doc: Ints1d, first: Ints1d, after: Ints1d, layout: Layout
 ) -> NDArray[np.float64]:
-    """Give the probability of each entity by those of single tokens (n_spans,)."""
+    """Compute the probability of each entity from those of independent tokens (num_spans,)."""
     sums = np.append(0.0, np.cumsum(log_p[np.arange(len(path)), path]))
     score = sums[after] - sums[first]
     if not layout.has_ends:
@@ -93,13 +93,13 @@ def independent_scores(
 def surely_outside(log_p: Floats2d, inner: Bools1d, layout: Layout) -> Bools1d:
     """Find words that are "O" in the most probable path, whatever the words around them are.
 
-    If another tag is taken for such a word, "O" can be put in its place, and what that bars the
-    neighbours from can be changed as well, for a path that is no less probable. The neighbour
-    behind begins anew (I-PER becomes B-PER), the one before ends here.
+    In a path with another tag for such a word, that tag can be replaced by "O", and the neighbours
+    adjusted to it, without making the path less probable: the next word begins a new entity (I-PER
+    becomes B-PER), the previous word ends its entity.
 
-    `log_p` has the tags' log-probabilities (n_tokens, n_tags), text after text; `inner` says
-    whether the next token is of the same text (n_tokens - 1,). Gives (n_tokens,); there may be
-    others.
+    `log_p` has the tags' log-probabilities (num_tokens, num_tags), text after text; `inner` says
+    whether the next token is in the same text (num_tokens - 1,). Returns (num_tokens,); the best
+    path can have other "O" that are not found.
     """
     begin, inside = log_p[:, layout.begin], log_p[:, layout.inside]
     rest = np.delete(log_p, layout.outside, axis=1).max(axis=1, initial=-np.inf)
@@ -108,7 +108,7 @@ def surely_outside(log_p: Floats2d, inner: Bools1d, layout: Layout) -> Bools1d:
     def most(differences: Floats2d) -> NDArray[np.float64]:
         return differences.max(axis=1, initial=0.0)
 
-    behind = most(inside - begin)  # what the neighbour behind loses
+    behind = most(inside - begin)  # what the next word loses by the change
     if layout.has_ends:
         last = log_p[:, layout.last]
         units = np.flatnonzero(layout.ends & ~layout.goes_on)
@@ -121,17 +121,18 @@ def surely_outside(log_p: Floats2d, inner: Bools1d, layout: Layout) -> Bools1d:
 
 
 def viterbi(log_p: Floats2d, lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
-    """Find the most probable allowed tags of every text (Viterbi 1967), the batch at once.
+    """Find the most probable valid sequence of tags of each text (Viterbi 1967), for the whole
+    batch at once.
 
-    `log_p` has the tags' log-probabilities (n_tokens, n_tags), text after text, `lengths` the
-    tokens of each text (n_texts,). Gives a tag for each token (n_tokens,).
+    `log_p` has the tags' log-probabilities (num_tokens, num_tags), text after text; `lengths` is
+    the number of tokens of each text (num_texts,). Returns a tag for each token (num_tokens,).
     """
     layout = Layout.of(tuple(tags))
     path = log_p.argmax(axis=1)
     if not len(path):
         return path
 
-    # Where the best tags by themselves are allowed already, they are the best path.
+    # If each token's best tag makes a valid sequence, that is the best path.
     text = np.repeat(np.arange(len(lengths)), lengths)
     inner = text[1:] == text[:-1]
     barred = inner & ~layout.may_follow(path[:-1], path[1:])
@@ -143,7 +144,7 @@ def viterbi(log_p: Floats2d, lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
     if not wrong.any():
         return path
 
-    # A word that is outside for sure parts a text in two, so that few words need more than that.
+    # A word that is surely outside splits its text in two; only invalid parts need Viterbi.
     alone = surely_outside(log_p, inner, layout)
     begins = alone.copy()
     begins[1:] |= alone[:-1] | ~inner
@@ -152,7 +153,7 @@ def viterbi(log_p: Floats2d, lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
     lengths = np.diff(np.append(starts, len(path)))
     wrong = np.flatnonzero(np.logical_or.reduceat(wrong, starts))
 
-    # The others step by step, longest first, so that those still running are the first rows.
+    # Those are decoded step by step, longest first, so that unfinished parts are the first rows.
     wrong = wrong[np.argsort(-lengths[wrong], kind="stable")]
     start, length = starts[wrong], lengths[wrong]
     steps = int(length[0])
@@ -175,8 +176,9 @@ def viterbi(log_p: Floats2d, lengths: Ints1d, tags: Sequence[str]) -> Ints1d:
 
 
 def _step(best: Floats2d, layout: Layout) -> tuple[Ints1d, Floats2d]:
-    """For each text and tag the best tag before, and the log-probability of the path to it, both
-    (n_texts, n_tags). One comparison for each tag that goes on, one maximum for all others."""
+    """Return for each text and tag the best previous tag, and the log-probability of the path up to
+    that, both (num_texts, num_tags). It takes one comparison for each I or L tag, and one maximum
+    for all others."""
     before, reached = np.empty(best.shape, dtype=np.int64), np.empty_like(best)
     closed = layout.closed[best[:, layout.closed].argmax(axis=1)]
     before[:] = closed[:, None]

@@ -1,4 +1,4 @@
-"""Entities and their probabilities on a Doc, beside those of other components."""
+"""Write entities and their probabilities to a Doc that may have some of other components."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,15 @@ Entity = tuple[int, int, int, float]
 def write_entities(
     doc: Doc, entities: list[Entity], *, component: str, spans_key: str | None
 ) -> None:
-    """Write the entities that a component has found. Those of earlier components stay, so a second
-    recognizer adds to the first; what this one found before gives way. With a `spans_key` they go
-    to that span group, too."""
+    """Write the entities of a component to `doc.ents`, `doc._.ent_scores`, and with a `spans_key`
+    to that span group.
+
+    Entities of other components stay, and overlapping ones of this component are left out. Earlier
+    entities of the same component are replaced.
+    """
     before = get_ent_scores(doc)
     own = {_place(doc, entry) for entry in before if entry["component"] == component}
-    # In version 0.1 a component told its own by its span group.
+    # Pipelines of version 0.1 marked a component's entities in the span group only.
     group = doc.spans.get(spans_key, ())
     grouped = {(s.start, s.end, s.label) for s in group if s.id_ == component}
     others = [
@@ -59,8 +62,8 @@ def write_entities(
 def part_entities(
     doc: Doc, entities: list[Entity], is_sure: Callable[[str, float], bool]
 ) -> tuple[list[Entity], list[dict[str, Any]]]:
-    """Part entities into those that are sure by label and probability, and entries of
-    `doc._.abstained` for the others."""
+    """Split entities into those that reach their thresholds, and entries of `doc._.abstained` for
+    the others."""
     kept, entries = [], []
     for row in entities:
         span, score = Span(doc, row[0], row[1], label=row[2]), row[3]
@@ -73,10 +76,10 @@ def part_entities(
 
 
 def _write_group(doc: Doc, entities: list[Entity], component: str, key: str) -> None:
-    """Write the entities with their probabilities to a span group, beside spans of others. A span's
-    id says who found it, in the group and not in doc.ents."""
+    """Write entities and their probabilities to a span group; spans of others stay. The id of a
+    span in the group is the name of its component."""
     group = list(doc.spans[key]) if key in doc.spans else []
-    # Spans that somebody appended by hand have no score: they are certain.
+    # Spans that were appended by hand have no score; they get 1.
     known = doc.spans[key].attrs.get("scores", []) if group else []
     scores = [*known, *[1.0] * len(group)]
     scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != component]
@@ -90,8 +93,8 @@ def _write_group(doc: Doc, entities: list[Entity], component: str, key: str) -> 
 
 
 def _place(doc: Doc, entry: dict[str, Any]) -> tuple[int, int, str] | None:
-    """Find the tokens of an entry of `doc._.ent_scores`: all that it touches, which may have been
-    merged or split since."""
+    """Find the tokens of an entry of `doc._.ent_scores`: all that it touches, because tokens may
+    have been merged or split since."""
     span = doc.char_span(entry["start_char"], entry["end_char"], alignment_mode="expand")
     return None if span is None else (span.start, span.end, entry["label"])
 

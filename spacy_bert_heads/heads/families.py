@@ -1,5 +1,5 @@
-"""How Hugging Face's classes of each family put a head on the encoder, and what they call its
-layers, so that our heads begin, load and are exported as theirs."""
+"""The heads of each model family in Hugging Face's classes, and their layers' names, so that our
+heads are initialised, loaded and exported like them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the class for sequences has its layers: `dense` is the one between the pooled state and
-    the classifier. `choice_dense` is that of the class for multiple choice, if it is another one;
-    its classifier is everywhere called so."""
+    """The names of layers in a family's class for sequences. `dense` is the layer between the
+    pooled hidden state and the classifier. `choice_dense` is that of the class for multiple choice,
+    if it is another one; the classifier of that class is always named "classifier"."""
 
     dense: str
     classifier: str = "classifier"
     choice_dense: str = ""
 
 
-# A tag that the checkpoint lacks starts as the nearest tag of its label, so much below it that it
-# never wins and takes less than e^-10 = 5e-5 of its probability; training brings it up from there.
+# A tag that the checkpoint lacks starts as a copy of the most similar tag of its label, with a
+# logit that is lower by this: it never wins and takes less than e^-10 = 5e-5 of the probability.
 MARGIN = 10.0
 _ROBERTA = Family("classifier.dense", "classifier.out_proj", "roberta.pooler.dense")
 FAMILIES = {
@@ -41,13 +41,13 @@ FAMILIES = {
 
 
 IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
-# The second one is that of versions before 4.
+# The second one is the name in versions before 4.
 CROSS_ENCODER_SETTINGS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def cross_encoder_activation(config: Any) -> str | None:
-    """Name what a cross-encoder of sentence-transformers puts on its logits, IDENTITY or SIGMOID;
-    None if the configuration is not that of one. By default a single logit has a sigmoid."""
+    """Return the activation of a sentence-transformers cross-encoder, IDENTITY or SIGMOID, or None
+    for any other configuration. The default for a single logit is SIGMOID."""
     settings, named = (getattr(config, name, None) for name in CROSS_ENCODER_SETTINGS)
     if isinstance(settings, dict):
         default = SIGMOID if config.num_labels == 1 else IDENTITY
@@ -58,14 +58,14 @@ def cross_encoder_activation(config: Any) -> str | None:
 
 
 def as_cross_encoder(activation: str) -> dict[str, Any]:
-    """Make the setting by which sentence-transformers knows a cross-encoder and its activation."""
+    """Make the setting that tells sentence-transformers a cross-encoder's activation."""
     return {"sentence_transformers": {"activation_fn": activation}}
 
 
 def dense_settings(config: Any, dropout: float, *, is_choice: bool = False) -> dict[str, Any]:
-    """Give the settings of a `modules.Dense`, without its width, that make it the dense layer of a
+    """Return the settings of a `modules.Dense`, without its width, for the dense layer of a
     family's class for sequences, or for multiple choice. `config` is the checkpoint's
-    configuration, None for BERT's kind, `dropout` the rate before the classifier."""
+    configuration; None takes BERT's layer. `dropout` is the probability before the classifier."""
     family = getattr(config, "model_type", "bert")
     if is_choice and family in FAMILIES and FAMILIES[family].choice_dense:
         return {"activation": "gelu" if family == "electra" else "tanh"}
@@ -90,8 +90,8 @@ def dense_settings(config: Any, dropout: float, *, is_choice: bool = False) -> d
 
 
 def count_classes(weights: dict[str, Any], family: str, task: str) -> int | None:
-    """Count the classes that a checkpoint has weights for, whatever its configuration says; None if
-    it has no classifier. Raises ValueError if the family is not known."""
+    """Count the classes that a checkpoint has weights for, which can differ from its configuration;
+    None if it has no classifier. Raises ValueError if the family is not known."""
     classifier = weights.get(f"{layer_names(family, task)['classifier']}.weight")
     return None if classifier is None else len(classifier)
 
@@ -99,16 +99,17 @@ def count_classes(weights: dict[str, Any], family: str, task: str) -> int | None
 def select_classes(
     weights: dict[str, torch.Tensor], classes: Sequence[int], lacking: Sequence[bool]
 ) -> dict[str, torch.Tensor]:
-    """The classifier's rows in another order; what is `lacking` starts below the row it is."""
+    """Select rows of the classifier's weights by `classes`. The bias of `lacking` classes is
+    lowered by MARGIN."""
     selected = {name: tensor[list(classes)] for name, tensor in weights.items()}
     selected["bias"][list(lacking)] -= MARGIN
     return selected
 
 
 def layer_names(family: str, task: str) -> dict[str, str]:
-    """Give the names of our module's layers with those in Hugging Face's model for a task:
+    """Map the names of our module's layers to those in Hugging Face's model for a task:
     "text-classification", "token-classification", "question-answering" or "multiple-choice". Raises
-    ValueError if the family, the model's type, is not known."""
+    ValueError if the family, a `model_type`, is not known."""
     if family not in FAMILIES:
         raise ValueError(
             f"Heads of '{family}' models can't be exchanged with Hugging Face. The families are: "

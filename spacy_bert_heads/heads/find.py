@@ -1,4 +1,4 @@
-"""Which heads there are: ours, and those of other packages whose factories spaCy finds."""
+"""The registered heads: ours, and those of other packages whose factories spaCy finds."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,13 +12,13 @@ from ..text.user_data import copy_of_list, set_value
 from .declared import Score
 from .head import BertHead
 
-# What spaCy's own components learn from, beside entities, categories and spans.
+# What spaCy's own components learn from, apart from entities, categories and spans.
 OF_SPACY = ("TAG", "POS", "MORPH", "LEMMA", "DEP", "SENT_START", "ENT_KB_ID")
 
 
 @cache
 def _load_factories() -> None:
-    # As Language.__init__ does it. Entry points don't change while a process runs.
+    # As Language.__init__ does. Entry points don't change while a process runs.
     registry._entry_point_factories.get_all()
 
 
@@ -33,13 +33,13 @@ def head_classes() -> dict[str, type[BertHead]]:
 
 
 def pair_names() -> dict[str, str]:
-    """Name what heads that read pairs find in `doc._`: the inputs, with the output of each."""
+    """Return the names in `doc._` that heads for pairs use: inputs, with the output of each."""
     return {name: cls.output_name for name, cls in _pair_readers().items()}
 
 
 def check_asked(name: str, asked: Any, where: str) -> list[Any]:
-    """Make sure of what is asked under one of the `pair_names`, as the head that reads it does.
-    Raises ValueError if it is anything else; `where` is what to call it then."""
+    """Return the inputs under one of the `pair_names` as the list that its head reads. Raises
+    ValueError, which names the list `where`, if they are not valid."""
     return _pair_readers()[name].check_asked(asked, where)
 
 
@@ -48,8 +48,7 @@ def _pair_readers() -> dict[str, Any]:
 
 
 def second_texts(doc: Doc) -> list[str]:
-    """List the second texts that heads read beside a Doc. Raises ValueError if something can't be
-    asked."""
+    """List the second texts of a Doc for all heads. Raises ValueError if inputs are not valid."""
     return [
         text
         for name, cls in _pair_readers().items()
@@ -59,23 +58,23 @@ def second_texts(doc: Doc) -> list[str]:
 
 
 def json_heads() -> dict[tuple[str, ...], type[BertHead]]:
-    """Find the heads whose annotation `convert` can read, one for each set of keys in JSONL."""
+    """Return the heads whose annotation `convert` can read, by their keys in JSONL."""
     return {cls.json_keys: cls for cls in head_classes().values() if cls.json_keys}
 
 
 def label_counters() -> list[Callable[[Doc], dict[str, int]]]:
-    """Find the `count_labels` of all heads; one that several heads inherit counts once."""
+    """List the `count_labels` of all heads, once if several heads inherit the same."""
     counters = [cls.count_labels for cls in head_classes().values()]
     return list({getattr(counter, "__func__", counter): counter for counter in counters}.values())
 
 
 def annotations_of(doc: Doc) -> frozenset[str]:
-    """Name the heads, by their factories without "bert_", for which a Doc has gold annotation."""
+    """Return the heads for which a Doc has gold annotation, by factory name without "bert_"."""
     return frozenset(name for name, cls in head_classes().items() if cls.is_annotated(doc))
 
 
 def teaches_text(doc: Doc) -> bool:
-    """Tell whether a Doc has gold annotation for a component that reads its text alone."""
+    """Return whether a Doc has gold annotation for a component that reads no second texts."""
     heads = head_classes().values()
     return (
         any(cls.is_annotated(doc) for cls in heads if not cls.input_name)
@@ -85,24 +84,24 @@ def teaches_text(doc: Doc) -> bool:
 
 
 def teaches_pairs(doc: Doc) -> bool:
-    """Tell whether a Doc has gold annotation for its second texts."""
+    """Return whether a Doc has gold annotation for its second texts."""
     return any(cls.is_annotated(doc) for cls in head_classes().values() if cls.input_name)
 
 
 def known_scores() -> dict[str, Score]:
-    """Name the scores of all heads."""
+    """Return the scores of all heads by name."""
     return {name: score for cls in head_classes().values() for name, score in cls.scores.items()}
 
 
 def register_extensions() -> None:
-    """Register the extensions of Doc and Span of all heads, if they are not there already. Raises
+    """Register the Doc and Span extensions of all heads, unless they are registered. Raises
     ValueError if other code has registered one of the names."""
     for cls in head_classes().values():
         cls.set_extensions()
 
 
 def copy_inputs(source: Doc, target: Doc) -> None:
-    """Copy what is asked of one Doc to another of the same text, but not what was answered."""
+    """Copy a Doc's inputs for heads of pairs to another Doc with the same text, without results."""
     for name in pair_names():
         if texts := copy_of_list(name, source):
             set_value(name, target, texts)

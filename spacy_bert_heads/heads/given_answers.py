@@ -1,4 +1,4 @@
-"""What becomes of answers before they are written to a Doc, and where they are written besides."""
+"""Post-processing of answers: thresholds, the span group, a warning about a missing threshold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .answers import kind_of
 def take_back(
     answers: list[dict[str, Any]], questions: Sequence[str], is_sure: Callable[[str, float], bool]
 ) -> list[dict[str, Any]]:
-    """Put "no answer" in the place of answers that are not sure by kind and probability; they stay
-    as the first of the alternatives. Gives entries of `doc._.abstained`."""
+    """Replace answers below their thresholds by "no answer", in place; they become the first of the
+    alternatives. Returns the entries for `doc._.abstained`."""
     entries = []
     for i, (answer, question) in enumerate(zip(answers, questions, strict=True)):
         if not answer or is_sure(kind_of(answer), answer["score"]):
@@ -30,7 +30,7 @@ def take_back(
 
 
 def write_group(doc: Doc, answers: Sequence[dict[str, Any] | None], key: str) -> None:
-    """Write answers with their probabilities to a span group, labelled by their questions."""
+    """Write answers and their probabilities to a span group; labels are Q1, Q2, … by question."""
     given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
     doc.spans[key] = SpanGroup(
         doc,
@@ -43,8 +43,8 @@ def write_group(doc: Doc, answers: Sequence[dict[str, Any] | None], key: str) ->
 def warn_unset(
     name: str, questions: Sequence[str], answers: Sequence[dict[str, Any] | None]
 ) -> bool:
-    """Warn of the first answer that is less probable than that there is none. Gives whether there
-    was one."""
+    """Warn about the first answer that is less probable than "no answer". Returns whether there was
+    one."""
     for question, answer in zip(questions, answers, strict=True):
         if not answer or not answer["text"] or answer["no_answer_score"] <= 0.5:
             continue

@@ -1,4 +1,4 @@
-"""Gold entities, as what has tags in the predicted Docs."""
+"""Gold entities, as tags of the predicted Docs' tokens or wordpieces."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .negations import Negation
 from .tags import SCHEMES, STRICT_SCHEMES
 from .units import Units, choose, rows_of
 
-OUTSIDE = 2  # spaCy's IOB of a token of no entity
+OUTSIDE = 2  # spaCy's IOB value of a token outside of entities
 MISSING = -1
 
 
 def is_negated(label: str, labels: Container[str]) -> bool:
-    """Whether a gold label says what something is not: `!PERSON`, if that is no label itself."""
+    """Return whether a gold label is negated, as `!PERSON` is if the head has no such label."""
     return len(label) > 1 and label[0] == "!" and label not in labels
 
 
 def without_negated(example: Example, labels: Container[str]) -> Example:
-    """Take entities that say what is no entity for tokens without annotation, for scorers."""
+    """Turn negated gold entities into tokens without annotation, for scorers."""
     reference = example.reference
     negated = [ent for ent in reference.ents if is_negated(ent.label_, labels)]
     if not negated:
@@ -40,20 +40,20 @@ def without_negated(example: Example, labels: Container[str]) -> Example:
 
 
 class GoldSpan(NamedTuple):
-    """A span of the batch, in the rows of its tagged units."""
+    """A span, by the rows of its tagged units."""
 
     rows: Ints1d
     label: str
 
 
 class Gold(NamedTuple):
-    """What a batch teaches about entities."""
+    """The gold entities of a batch."""
 
-    outside: Bools1d  # (num_units,) of no entity
+    outside: Bools1d  # (num_units,) annotated as outside of entities
     entities: list[GoldSpan]
-    wrong: list[GoldSpan]  # there is no entity of this label and these borders
-    moved: list[Hashable]  # entities whose borders were moved off what has no tag
-    dropped: list[Hashable]  # entities whose borders are inside units
+    wrong: list[GoldSpan]  # there is no entity with this label and these borders
+    moved: list[Hashable]  # entities with borders at units without a tag, which were moved
+    dropped: list[Hashable]  # entities with borders inside of units, which were left out
 
 
 def read_gold(
@@ -66,11 +66,11 @@ def read_gold(
 ) -> Gold:
     """Find the units of gold entities by their visible characters.
 
-    Where an entity's border is inside a unit, `mode` decides: "expand" takes the units that it
-    touches, "contract" those that it covers, "strict" none. The units of an entity that is left out
-    teach nothing.
+    If an entity's border is inside of a unit, `mode` decides: "expand" takes the units that it
+    touches, "contract" those that it covers, "strict" leaves the entity out. The units of an entity
+    that is left out count as not annotated.
 
-    Raises ValueError if a span is an entity and wrong at the same time.
+    Raises ValueError if a span is both an entity and annotated as wrong.
     """
     gold = Gold(np.zeros(len(units.tagged), dtype=np.bool_), [], [], [], [])
     for example, rows in zip(examples, rows_of(units.lengths), strict=True):
@@ -91,8 +91,8 @@ def _read_example(
     predicted_text, text = example.predicted.text, reference.text
     differ = predicted_text != text
     if differ:
-        _ = example.alignment  # an error of spaCy's if more than white space and case differ
-    # Places are counted in visible characters, which both Docs have in common.
+        _ = example.alignment  # spaCy raises if more than white space and case differ
+    # Places are counted in visible characters, which are the same in both Docs.
     place = count_visible(predicted_text, lower=differ)
     starts, ends = place[units.starts[rows]], place[units.ends[rows]]
     tagged = units.tagged[rows] & (ends > starts)
@@ -115,7 +115,7 @@ def _read_example(
                 gold.dropped.append(which)
             continue
         taken[chosen] = True
-        if mode == "contract":  # what was cut off is of no entity
+        if mode == "contract":  # what was cut off is outside
             taught[low:high] = 0
         negated = is_negated(ent.label_, labels)
         label = ent.label_[1:] if negated else ent.label_
@@ -127,8 +127,8 @@ def _read_example(
     for span in reference.spans.get(key, ()) if key is not None else ():
         if (span.start_char, span.end_char, span.label) in right:
             raise ValueError(
-                f"'{span.text}' is an entity {span.label_} and stands in doc.spans['{key}'], which "
-                f"says that it is none. Take it out of one of the two: '{text[:60]}'."
+                f"'{span.text}' is an entity {span.label_} and also in doc.spans['{key}'], which "
+                f"says that it is none. Remove it from one of the two: '{text[:60]}'."
             )
         low, high = place[span.start_char], place[span.end_char]
         touched = tagged & (starts < high) & (ends > low)
@@ -138,14 +138,15 @@ def _read_example(
 
 
 def _taught(reference: Doc, place: Ints1d) -> Ints1d:
-    """What is known of each visible character of a reference: 0 for one of no entity, else -1."""
+    """Return 0 for each visible character of a reference that is outside of entities, else -1."""
     starts, ends, _ = token_offsets([reference])
     outside = reference.to_array([ENT_IOB]).ravel() == OUTSIDE
     return np.repeat(np.where(outside, 0, MISSING), place[ends] - place[starts])
 
 
 def _has_blank_border(ent: Span, place: Ints1d, starts: Ints1d, ends: Ints1d) -> bool:
-    """Whether an entity begins or ends with a token that nobody sees or that has no wordpiece."""
+    """Return whether an entity begins or ends with a token that is invisible or has no
+    wordpiece."""
     for token in (ent[0], ent[-1]):
         if place[token.idx] == place[token.idx + len(token)]:
             return True
@@ -153,7 +154,8 @@ def _has_blank_border(ent: Span, place: Ints1d, starts: Ints1d, ends: Ints1d) ->
 
 
 def tag_classes(gold: Gold, tags: Sequence[str], scheme: str) -> Ints1d:
-    """Give the class of each unit, -1 where nothing is known of it or its label has none."""
+    """Return the gold class of each unit, -1 if it is not annotated or the head does not have its
+    label."""
     number = {tag: i for i, tag in enumerate(tags)}
     classes = np.where(gold.outside, number["O"], MISSING)
     for span in gold.entities:
@@ -171,8 +173,8 @@ def _marks(span: GoldSpan, scheme: str) -> list[str]:
 def negations(
     gold: Gold, units: Units, tags: Sequence[str], scheme: str, weights: Sequence[float]
 ) -> list[Negation]:
-    """Give the probabilities of the spans that are wrong, which are those that `decode` would write
-    for them; `weights` are those of the tags."""
+    """Make a `Negation` of each span that is annotated as wrong, with the probability that `decode`
+    would compute for it. `weights` are those of the tags."""
     tagged = np.flatnonzero(units.tagged)
     doc = np.repeat(np.arange(len(units.lengths)), units.lengths)
     number = {tag: i for i, tag in enumerate(tags)}
@@ -196,10 +198,8 @@ def negations(
 
 
 class CountedWarning:
-    """Warn of things that happen again and again: of the first, the tenth, the hundredth and so on.
-
-    `message` has a place for their number, {n}.
-    """
+    """A warning about events that repeat: issued for the first, the tenth, the hundredth event and
+    so on. `message` has a placeholder for their number, {n}."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -207,7 +207,7 @@ class CountedWarning:
         self._seen: set[Hashable] = set()
 
     def add(self, n: int) -> None:
-        """Count n more."""
+        """Count `n` more events."""
         self.count += n
         if self.count >= self._next:
             while self.count >= self._next:
@@ -215,23 +215,24 @@ class CountedWarning:
             warnings.warn(self.message.format(n=self.count), stacklevel=3)
 
     def add_new(self, things: Sequence[Hashable]) -> None:
-        """Count those that were not there before, as in the epoch before."""
+        """Count the events that were not counted before, such as in an earlier epoch."""
         new = set(things) - self._seen
         self._seen |= new
         self.add(len(new))
 
 
 def make_warnings(name: str) -> tuple[CountedWarning, CountedWarning, CountedWarning]:
-    """Make a component's warnings of gold entities whose borders were moved, of those that were
-    left out, and of found entities that were left out."""
+    """Make a component's warnings about gold entities whose borders were moved, gold entities that
+    were left out, and predicted entities that were left out."""
     moved = CountedWarning(
         f"{name}: {{n}} gold entities begin or end with white space, or with tokens without a "
-        "wordpiece. They are learned without those, and not at all if they are nothing else. "
-        "Correct their borders in the data to be rid of this warning."
+        "wordpiece. They are learned without those, and not at all if nothing else is left. "
+        "Correct their borders in the data to avoid this warning."
     )
     inside = (
         'begin or end inside a token. To keep more of them, set alignment_mode to "contract" or '
         f'"expand" under [components.{name}], or let the tokenizer split there.'
     )
     dropped = CountedWarning(f"{name} does not learn {{n}} gold entities: they {inside}")
-    return moved, dropped, CountedWarning(f"{name} leaves out {{n}} found entities: they {inside}")
+    lost = CountedWarning(f"{name} leaves out {{n}} predicted entities: they {inside}")
+    return moved, dropped, lost

@@ -1,4 +1,4 @@
-"""What all heads share beyond spaCy's TrainablePipe: retry, readable losses, labels."""
+"""The base class of all heads: labels, training, saving, and a retry Doc by Doc."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,13 +30,15 @@ from .stream import group_docs
 
 
 class BertHead(CalibratedHead, Imitating, TrainablePipe):
-    """The base of the heads. A head defines what it learns (`labels_of`, `has_gold`, `loss`), what
-    it writes (`set_annotations`), and by what the rest of the package knows it (`DeclaredHead`).
+    """The base class of the heads.
 
-    `class_weights` are weights in the loss by label, 1 if not named. `settings` are those of the
-    config; they are kept in `cfg`, with the labels. `temperature` divides the logits; of a label
-    with a threshold in `thresholds` nothing is said below it (`CalibratedHead`). Raises ValueError
-    if a number makes no sense.
+    A subclass defines what it learns (`labels_of`, `has_gold`, `loss`), what it writes
+    (`set_annotations`), and what the rest of the package needs to know of it (`DeclaredHead`).
+
+    `class_weights` are weights in the loss by label, 1 by default. Logits are divided by
+    `temperature`; predictions with a probability below the threshold of their label in `thresholds`
+    are not written (`CalibratedHead`). The other `settings` of the config are kept in `cfg`, with
+    the labels. Raises ValueError if a number is out of its range.
     """
 
     def __init__(
@@ -62,34 +64,35 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
         self._unknown: set[str] = set()
-        self.num_items = 0.0  # that the head's gradients are a mean over, since its last update
-        for node in model.walk():  # an error before the first link can name the component
+        # Since the last update: the number of items that the head's gradients are a mean over.
+        self.num_items = 0.0
+        for node in model.walk():  # so that errors before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
 
-    # --- what a head defines
+    # --- for subclasses to define
 
     @property
     def n_classes(self) -> int:
-        """The classes that the model tells apart."""
+        """The number of the model's classes."""
         return len(self.labels)
 
     def labels_of(self, example: Example) -> Iterable[str]:
-        """Give the labels in the reference."""
+        """Return the labels of the reference."""
         raise NotImplementedError
 
     def has_gold(self, example: Example) -> bool:
-        """Whether the reference teaches this head anything: by default, whether it has a label."""
+        """Whether this head can learn from the reference: by default, whether it has a label."""
         return any(True for _ in self.labels_of(example))
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
-        """Take over what `read_hf` has found, before there are weights."""
+        """Apply what `read_hf` has returned, before there are weights."""
         for label in labels:
             self.add_label(label)
         self.check_labels()
 
     def hf_names(self) -> list[str]:
-        """Name the classes of the model as an exported configuration does."""
+        """List the names of the model's classes for an exported configuration."""
         return list(self.labels)
 
     # --- labels
@@ -100,13 +103,15 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
 
     @property
     def label_data(self) -> list[str]:
-        """What `initialize` takes as `labels`."""
+        """The `labels` argument for `initialize`."""
         return list(self.labels)
 
     def add_label(self, label: str) -> int:
-        """Add a label. Returns 0 if it is there already, else 1. A head that has weights keeps them
-        for its other labels, so what it gives them stays until it learns more; the new label begins
-        as one of a new head. Raises ValueError if it is no string, or can't be added."""
+        """Add a label. Returns 1, or 0 if the head has it already.
+
+        A trained head keeps the weights of its other labels; those of the new label are randomly
+        initialised. Raises ValueError if the label is not a string, or can't be added.
+        """
         if not isinstance(label, str) or not label:
             raise ValueError(f"A label must be a string, not {label!r}.")
         if label in self.labels:
@@ -124,7 +129,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         return 1
 
     def warn_unknown(self, label: str) -> None:
-        """Warn once of a label of the training data that is not among this head's."""
+        """Warn once about a label of the training data that this head does not have."""
         if label not in self._unknown:
             self._unknown.add(label)
             warnings.warn(
@@ -135,8 +140,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
             )
 
     def label_rows(self, gold: Iterable[Mapping[str, float]]) -> np.ndarray:
-        """Arrange the values of Docs, by label, as rows (n_docs, n_labels), NaN where there is
-        none."""
+        """Arrange the values of Docs, by label, as float32 rows (num_docs, num_labels), NaN where a
+        label has no value."""
         known = dict.fromkeys(self.labels)
         rows = []
         for values in gold:
@@ -155,9 +160,11 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         nlp: Language | None = None,
         labels: Sequence[str] | str | None = None,
     ) -> None:
-        """Collect the labels, from all examples if they are not given, and make the weights.
-        `labels` may be JSON, see `as_setting`. Raises ValueError if there is no label, or no
-        encoder."""
+        """Collect the labels from all examples, if `labels` are not given, and make the weights.
+
+        `labels` may be JSON in a string, see `as_setting`. Raises ValueError if there is no label,
+        or no encoder.
+        """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
         labels = parse_labels(nlp, self.name, labels)
@@ -175,10 +182,11 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         self.start_from_data(get_examples())
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
-        """Set what starts at a value of the training data, after the weights are made."""
+        """Set weights that start from statistics of the training data, after `initialize` has made
+        them."""
 
     def check_labels(self) -> None:
-        """Raise ValueError if the head can't learn with the labels that it has."""
+        """Raise ValueError if the head can't be trained with its labels."""
         if not self.labels:
             raise ValueError(
                 f"{self.name} has no labels: the training data has none for it, or none was given. "
@@ -194,11 +202,11 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
 
     @property
     def weighted_labels(self) -> tuple[str, ...]:
-        """What `class_weights` may name."""
+        """The labels that `class_weights` may have."""
         return self.labels
 
     def _weights(self, logits: torch.Tensor) -> torch.Tensor:
-        """A weight for each class (n_classes,)."""
+        """The weight of each class in the loss (num_classes,)."""
         weights = self.cfg["class_weights"] or {}
         return logits.new_tensor([weights.get(label, 1.0) for label in self.labels])
 
@@ -210,11 +218,11 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Learn from those examples of a batch whose references are annotated for this head. The
-        others are not run.
+        """Learn from the examples of a batch that are annotated for this head. The model does not
+        run on the others.
 
-        `drop` is not used: the head's dropout is set in its model. `losses` gets this component's
-        entry, a mean over updates.
+        `drop` is ignored: dropout is a setting of the head's model. In `losses` this component's
+        value is the mean over updates.
         """
         losses = {} if losses is None else losses
         examples = list(examples)
@@ -231,7 +239,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         return losses
 
     def _begin(self, examples: list[Example]) -> Begun | None:
-        """Run the model on what there is to learn from in a batch; None if that is nothing."""
+        """Run the model on the examples of a batch that the head can learn from; None if there are
+        none."""
         if self._teacher is not None:
             docs = [eg.predicted for eg in examples if len(eg.predicted)]
             inputs = self.unlabelled_inputs(docs)
@@ -244,24 +253,26 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         return Begun(*step, lambda output: self.loss(annotated, output), docs)
 
     def loss(self, examples: Sequence[Example], output: Any) -> torch.Tensor:
-        """Give the loss of annotated examples, a number, as torch computes with it.
+        """Compute the loss of annotated examples, a scalar tensor.
 
-        `output` is what `begin_update` gave. Whatever the loss learns with is in it, so that the
-        gradient by it is all that has to be known. `means.mean_over` makes a loss that says over
-        how many items it is a mean; otherwise each example counts as one.
+        `output` is what `begin_update` returned. The loss may depend on learned parameters only
+        through it: the gradient with respect to `output` is all that is propagated. A loss made by
+        `losses.mean_over` knows the number of items that it is a mean over; for any other, each
+        example counts as one item.
         """
         raise NotImplementedError
 
     def get_loss(self, examples: Iterable[Example], scores: Any) -> tuple[float, Any]:
-        """Give the loss, and its gradient by the tensors of the model's output, in a structure like
-        that of the output (spaCy's protocol; autograd does the rest)."""
+        """Compute the loss and its gradient with respect to the model's output, in the structure of
+        the output. spaCy's protocol; autograd differentiates `loss`."""
         examples = list(examples)
         loss, gradient = differentiate(lambda output: self.loss(examples, output), scores)
         return float(loss.detach()), gradient
 
     def _backprop(self, gradient: Any, backprop: Callable[[Any], Any], num_items: float) -> None:
-        """Add a gradient to those of the sub-batches before it, as a mean over the items of all.
-        The encoder, which learns from other heads too, weights it by itself."""
+        """Accumulate the gradient of a sub-batch: afterwards gradients are a mean over the items of
+        all sub-batches since the last update. The encoder does its own weighting, because it learns
+        from other heads too."""
         if not has_gradients(shim_of(self.model).module):
             self.num_items = 0.0
         self.num_items += num_items
@@ -278,10 +289,10 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
                 listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
-        """Run the model with a graph on annotated examples, one at least.
+        """Run the model with a graph on annotated examples, at least one.
 
-        Gives the model's output and the callback that takes a gradient of the same structure; None
-        if there is nothing to learn after all.
+        Returns the model's output and a callback for a gradient of the same structure; None if
+        there is nothing to learn after all.
         """
         return self.model.begin_update([eg.predicted for eg in examples])
 
@@ -289,11 +300,11 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         return [node for node in self.model.walk() if isinstance(node, BertListener)]
 
     def note_encoder(self, docs: Sequence[Doc] = ()) -> None:
-        """Note which encoder this head is trained on. It is saved with the head, and predictions
-        with another encoder are an error."""
+        """Remember which encoder this head is trained on. The id is saved with the head; prediction
+        with another encoder is an error."""
         for listener in self._listeners():
             encoder = listener.encoder_for(docs, is_train=True)
-            # The encoder's update comes when all heads of its step have answered.
+            # The encoder is updated after all heads of its step have answered.
             at = encoder.num_updates + (bool(docs) and encoder.is_learning(docs))
             if docs and listener.trained_on == encoder.id and listener.trained_at is not None:
                 gap = at - listener.trained_at
@@ -308,12 +319,12 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     # --- files
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Save the head, and digests of its files."""
+        """Save the head and digests of its files."""
         super().to_disk(path, exclude=tuple(exclude))
         write_digests(Path(path), [name for name in ("cfg", "model") if name not in exclude])
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "BertHead":
-        """Load what `to_disk` saved. Raises ValueError with the file that is missing or damaged."""
+        """Load what `to_disk` saved. Raises ValueError that names a missing or damaged file."""
         folder, exclude = Path(path), tuple(exclude)
         check_digests(folder, self.name, exclude=exclude)
         for name in ("cfg", "model"):
@@ -324,15 +335,18 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
             return self._settle()
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertHead":
-        """Load what `to_bytes` gave."""
+        """Load what `to_bytes` returned."""
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
             return self._settle()
 
     def _settle(self) -> "BertHead":
-        """Let settings that the config has now win over those it had when this was saved; and what
-        was set by hand since (`cfg["threshold"] = …`) over both. Fit an encoder of this head's own
-        (`replace_listeners`) to its settings."""
+        """Apply the settings of the config after loading.
+
+        A setting that was changed in the config since the head was saved overrides the saved one.
+        Otherwise the saved one stays, also where code has changed it (`cfg["threshold"] = …`). An
+        encoder of the head's own (`replace_listeners`) is set up for its own settings.
+        """
         saved = self.cfg["config"]
         for key, value in self._config.items():
             if value != saved.get(key):
@@ -352,18 +366,18 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     # --- predicting
 
     def predict(self, docs: Iterable[Doc]) -> Any:
-        """Give the model's output for a batch: logits as a torch tensor, or a NamedTuple with
-        them."""
+        """Compute the model's output for a batch: logits, a torch tensor or a NamedTuple with
+        some."""
         return self.model.predict(list(docs))
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
-        """Annotate a stream in order, `batch_size` Docs at once. If a batch fails, each of its Docs
-        is tried by itself, and those that fail again go to the error handler."""
+        """Annotate a stream in order, in batches of `batch_size` Docs. If a batch fails, its Docs
+        are run one by one, and those that fail again are passed to the error handler."""
         handle_error = self.get_error_handler()
         for docs in group_docs(stream, batch_size=batch_size):
             try:
                 self.set_annotations(docs, self.predict(docs))
-            except Exception as error:  # whatever it is, spaCy's handler decides
+            except Exception as error:  # of any kind: spaCy's handler decides
                 if len(docs) == 1:
                     handle_error(self.name, self, docs, error)
                 else:
@@ -388,5 +402,5 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         return self.scorer(annotated, **{**self.scorer_settings(), **kwargs})
 
     def scorer_settings(self) -> dict[str, Any]:
-        """Give the arguments of the scorer that depend on this head."""
+        """Return the scorer's arguments that depend on this head."""
         return {}

@@ -1,5 +1,5 @@
-"""Learning from predictions in place of gold annotation: those of another pipeline's head, whose
-student this one is, or those that it made itself before it learned something new (rehearsal)."""
+"""Learning from predictions instead of gold annotation: from those of another pipeline's head
+(distillation), or from a head's own earlier ones (rehearsal)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .outputs import differentiate, tensors_of
 
 
 class Begun(NamedTuple):
-    """An update that has begun: the model's output, the callback that takes a gradient of the same
-    structure, the loss of an output, and the Docs that were read."""
+    """An update after the forward pass: the model's output, the callback for a gradient of the same
+    structure, the loss as a function of the output, and the Docs that were read."""
 
     output: Any
     backprop: Callable[[Any], Any]
@@ -31,9 +31,10 @@ class Begun(NamedTuple):
 
 
 def distance(output: Any, old: Any) -> torch.Tensor:
-    """Give half the squared difference between the logits of two outputs for the same batch, a mean
-    over rows: distillation at a high temperature (Hinton et al. 2015, section 2.1). Classes that
-    the old output doesn't have are free. Transitions between classes count in the same way."""
+    """Compute half the squared difference between the logits of two outputs for the same batch, a
+    mean over rows. It is the limit of distillation at high temperatures (Hinton et al. 2015,
+    section 2.1). Classes that `old` does not have are ignored. Transitions of a CRF are compared
+    like logits."""
     total = torch.zeros(())
     for new, before in zip(tensors_of(output), tensors_of(old), strict=True):
         common = new[tuple(map(slice, before.shape))]
@@ -43,7 +44,7 @@ def distance(output: Any, old: Any) -> torch.Tensor:
 
 
 class Imitating:
-    """What heads have to learn from the predictions of another model."""
+    """The part of a head that learns from the predictions of another model."""
 
     name: str
     model: Model
@@ -56,16 +57,16 @@ class Imitating:
     _teacher: Model | None = None
 
     def follow(self, teacher: Imitating) -> None:
-        """Have `update` learn what a teacher predicts, see `distance`, on any Docs; their gold
-        annotation is not looked at. The teacher is a head of the same kind with the same classes,
-        and its pipeline has to stay alive."""
-        teacher.unlabelled_inputs([])  # fits the model to the head's settings
+        """Make `update` learn the predictions of a teacher, see `distance`, on any Docs; gold
+        annotation is ignored. The teacher is a head of the same kind with the same classes. Its
+        pipeline must be kept alive."""
+        teacher.unlabelled_inputs([])  # applies the head's settings to its model
         self._teacher = teacher.model
 
     def remember(self) -> None:
-        """Keep a copy of this head and of its encoder as they are now, for `rehearse`. Heads that
-        do so before the next update share the encoder's copy. Raises ValueError if there are no
-        weights yet."""
+        """Keep a copy of this head and its encoder in their present state, for `rehearse`. Heads
+        that are copied before the next update share one copy of the encoder. Raises ValueError if
+        there are no weights yet."""
         _ = shim_of(self.model).module  # raises
         old = deepcopy(self.model)
         for node in list(old.walk()):
@@ -74,20 +75,20 @@ class Imitating:
         self._old = old
 
     def unlabelled_inputs(self, docs: list[Doc]) -> list[Doc] | PackedPairs | None:
-        """Give what the model reads of Docs, without any gold annotation; None for nothing."""
+        """Return the model's input for Docs without gold annotation; None if there is none."""
         return docs or None
 
     def begin_imitation(
         self, docs: list[Doc], inputs: list[Doc] | PackedPairs, teacher: Model
     ) -> Begun:
-        """Run the model with a graph on what `unlabelled_inputs` gave, to learn what a teacher
-        predicts."""
+        """Run the model with a graph on `unlabelled_inputs`, to learn the predictions of a
+        teacher."""
         wanted = teacher.predict(inputs)
         output, backprop = self.model.begin_update(inputs)
         return Begun(output, backprop, lambda output: distance(output, wanted), docs)
 
     def learn(self, begun: Begun, losses: dict[str, float]) -> None:
-        """Add the gradients of an update that has begun, and note its loss."""
+        """Run the backward pass of an update, and add its loss to `losses`."""
         loss, gradient = differentiate(begun.loss, begun.output)
         self._backprop(gradient, begun.backprop, num_items_of(loss, default=len(begun.docs)))
         note_loss(losses, self.name, float(loss.detach()))
@@ -101,14 +102,14 @@ class Imitating:
         losses: dict[str, float] | None = None,
         **config: Any,
     ) -> dict[str, float]:
-        """Learn to predict what this head predicted when `remember` was called, see `distance`:
-        call it between updates on data that has only new labels, so that the old ones are not
-        forgotten. Gold annotation is not looked at; a head that reads pairs needs what is asked.
-        Nothing is done without `remember`.
+        """Learn to predict what this head predicted when `remember` was called, see `distance`.
 
-        `sgd` updates the head and its encoder; `losses` gets this component's entry.
+        Call it between updates on data with new labels only, so that the head does not forget the
+        old ones. Gold annotation is ignored; a head that reads pairs needs its inputs. Without
+        `remember` it does nothing. `sgd` updates the head and its encoder; the loss is added to
+        `losses`.
 
-        Raises ValueError if `nlp.rehearse` calls this and the optimizer can't be found.
+        Raises ValueError if `nlp.rehearse` calls it and the pipeline has no optimizer.
         """
         losses = {} if losses is None else losses
         examples = list(examples)
@@ -131,8 +132,8 @@ class Imitating:
         return losses
 
     def _optimizer_for(self, sgd: Any) -> Optimizer:
-        """Give the optimizer. `nlp.rehearse` hands components a function that collects gradients,
-        which torch's AdamW has no use for: then it is the pipeline's."""
+        """Return the optimizer. `nlp.rehearse` passes a function that collects gradients, which
+        torch's AdamW can't use; then it is the pipeline's optimizer."""
         if isinstance(sgd, Optimizer):
             return sgd
         pipelines = (one.upstream.nlp() for one in self._listeners() if one.upstream is not None)

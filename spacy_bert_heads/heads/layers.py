@@ -1,4 +1,4 @@
-"""The heads' torch modules, and the thinc models around them."""
+"""The registered architectures of heads: thinc models around torch modules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,7 @@ from thinc.api import Model, torch2xp, xp2torch
 from thinc.types import Floats2d
 from torch import nn
 
+from ..deprecated import resolve_renamed
 from ..encoder.checkpoint import Files
 from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, reads_last_layer
@@ -32,10 +33,10 @@ from .modules import (
 from .outputs import SpanLogits, TokenLogits, map_tensors, tensors_of
 
 POOLINGS = ("cls", "pooler", "mean")
-MAX_WINDOWS = 16  # with windows of 256, as many wordpieces as the encoder runs at once by default
-# What configurations call the rate of a head alone.
+MAX_WINDOWS = 16  # of 256 wordpieces: the encoder's default max_batch_tokens
+# The names of a head's own dropout in configurations.
 DROPOUT_RATES = ("classifier_dropout", "classifier_dropout_prob")
-# Attributes of token heads' models that a component sets, see `TokenClassifier`.
+# Attributes of a token head's model that its component sets, see `TokenClassifier`.
 AGGREGATION, CRF = "aggregation", "crf"
 
 
@@ -44,25 +45,30 @@ def build_token_head(
     *,
     dropout: float | None = None,
     lstm_width: int = 0,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
+    rate_factor: float | None = None,
 ) -> Model[list[Doc], TokenLogits]:
-    """Build a head that classifies every token (BERT, section 5.3).
+    """Build a model that classifies every token (BERT, section 5.3).
 
-    tok2vec (Model[List[Doc], HiddenStates]): A listener; or any layer that gives one Floats2d a
-    Doc. dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
-    lstm_width (int): The width, in each direction, of two LSTM layers between states and
-        classifier, for features of a frozen encoder (as in BERT, section 5.3); 0 for none.
-    rate_factor (float): The head learns at this times the optimizer's rate: it begins at random,
-        and the encoder does not.
-    nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[List[Doc], TokenLogits]): Logits for every token of the batch.
-    RAISES (ValueError): If a width is negative.
+    Its output are logits (num_tokens, num_classes) of all Docs of a batch. Raises ValueError if
+    `lstm_width` is negative or the learning-rate multiplier is not above 0.
+
+    tok2vec (Model[List[Doc], HiddenStates]): A listener, or any layer that returns one Floats2d
+        per Doc.
+    dropout (Optional[float]): The dropout probability before the classifier. None takes that of
+        the checkpoint's configuration.
+    lstm_width (int): Above 0, two bidirectional LSTM layers of this width per direction run between
+        hidden states and classifier, for features of a frozen encoder (BERT, section 5.3).
+    learning_rate_multiplier (float): The head learns at this times the optimizer's learning rate.
+        A head is randomly initialised and the encoder is not, so `init-config` sets 10.
+    nO (Optional[int]): The number of classes, which `initialize` sets.
     """
     if lstm_width < 0:
         raise ValueError(f"lstm_width is {lstm_width}; it must be 0, for no LSTM, or above.")
     settings = {"dropout": dropout, "lstm_width": lstm_width}
-    return _build("token_head", token_output, TokenClassifier, tok2vec, settings, rate_factor, nO)
+    multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
+    return _build("token_head", token_output, TokenClassifier, tok2vec, settings, multiplier, nO)
 
 
 def build_sequence_head(
@@ -71,29 +77,34 @@ def build_sequence_head(
     pooling: str = "pooler",
     dropout: float | None = None,
     max_windows: int | None = MAX_WINDOWS,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
+    rate_factor: float | None = None,
 ) -> Model[list[Doc], torch.Tensor]:
-    """Build a head that classifies every Doc (BERT, section 4.1). The logits of a long Doc's
-    windows are averaged.
+    """Build a model that classifies every Doc (BERT, section 4.1). The logits of a long Doc are
+    the mean over its windows.
+
+    Its output are logits (num_docs, num_classes). Raises ValueError for an unknown `pooling`, or
+    if `max_windows` is below 1.
 
     tok2vec (Model[List[Doc], HiddenStates]): A listener.
-    pooling (str): The vector of a window: "cls", its first state; "mean", the mean of its
-        states; "pooler", what Hugging Face's class of the family takes: for BERT the first state
-        through the checkpoint's pooler, for others a dense layer of the head's own.
-    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
+    pooling (str): How a window becomes one vector: "cls" takes the hidden state of its first
+        position, "mean" the mean over its positions, "pooler" what Hugging Face's class of the
+        family takes: for BERT the first position through the checkpoint's pooler, for others
+        through a dense layer of the head.
+    dropout (Optional[float]): The dropout probability before the classifier. None takes that of
+        the checkpoint's configuration.
     max_windows (Optional[int]): An update reads at most this many windows of a Doc, drawn anew each
-        time; None for all. Otherwise one Doc of 50,000 tokens would take minutes. Predictions read
-        all windows.
-    rate_factor (float): As in `build_token_head`.
-    nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[List[Doc], Tensor]): Logits (n_docs, n_classes).
-    RAISES (ValueError): If there is no such pooling, or `max_windows` is less than 1.
+        time. None reads all, which takes minutes for a Doc of 50,000 tokens. Prediction always
+        reads all windows.
+    learning_rate_multiplier (float): As in `TokenHead.v1`.
+    nO (Optional[int]): The number of classes, which `initialize` sets.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     settings["max_windows"] = check_max_windows(max_windows)
+    multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
     return _build(
-        "sequence_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
+        "sequence_head", sequence_output, SequenceClassifier, tok2vec, settings, multiplier, nO
     )
 
 
@@ -103,25 +114,28 @@ def build_pair_head(
     pooling: str = "pooler",
     dropout: float | None = None,
     max_windows: int | None = MAX_WINDOWS,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
+    rate_factor: float | None = None,
 ) -> Model[PackedPairs, torch.Tensor]:
-    """Build a head that classifies pairs of texts (BERT, section 4.1). The logits of the windows
-    over a long Doc are averaged.
+    """Build a model that classifies pairs of texts (BERT, section 4.1). The logits of a pair are
+    the mean over the windows of its Doc.
+
+    Its output are logits (num_pairs, num_classes). Raises ValueError for an unknown `pooling`, or
+    if `max_windows` is below 1.
 
     tok2vec (Model[PackedPairs, HiddenStates]): A listener.
-    pooling (str): As in `build_sequence_head`.
-    dropout (Optional[float]): The rate before the classifier; None takes the checkpoint's.
-    max_windows (Optional[int]): As in `build_sequence_head`, of each pair.
-    rate_factor (float): As in `build_token_head`.
-    nO (Optional[int]): The number of classes, known after initialization.
-    RETURNS (Model[PackedPairs, Tensor]): Logits (n_pairs, n_classes).
-    RAISES (ValueError): If there is no such pooling, or `max_windows` is less than 1.
+    pooling (str): As in `SequenceHead.v1`.
+    dropout (Optional[float]): As in `SequenceHead.v1`.
+    max_windows (Optional[int]): As in `SequenceHead.v1`; the windows of each pair are counted.
+    learning_rate_multiplier (float): As in `TokenHead.v1`.
+    nO (Optional[int]): The number of classes, which `initialize` sets.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     settings["max_windows"] = check_max_windows(max_windows)
+    multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
     return _build(
-        "pair_head", sequence_output, SequenceClassifier, tok2vec, settings, rate_factor, nO
+        "pair_head", sequence_output, SequenceClassifier, tok2vec, settings, multiplier, nO
     )
 
 
@@ -130,16 +144,21 @@ def build_choice_head(
     *,
     dropout: float | None = None,
     max_windows: int | None = MAX_WINDOWS,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
+    rate_factor: float | None = None,
 ) -> Model[PackedPairs, torch.Tensor]:
-    """Build a head that gives a logit to each pair of a text and an option (BERT, section 4.4), as
-    Hugging Face's classes for multiple choice do. The settings are those of `build_pair_head`; nO
-    is 1. Gives logits (n_pairs, 1)."""
+    """Build a model that computes one logit for each pair of a text and an option (BERT, section
+    4.4), as Hugging Face's classes for multiple choice do.
+
+    Its output are logits (num_pairs, 1). The settings are those of `PairHead.v1`. Raises ValueError
+    if `max_windows` is below 1.
+    """
     settings = {"dropout": dropout, "pooling": "pooler"}
     settings["max_windows"] = check_max_windows(max_windows)
+    multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
     return _build(
-        "choice_head", sequence_output, ChoiceClassifier, tok2vec, settings, rate_factor, nO
+        "choice_head", sequence_output, ChoiceClassifier, tok2vec, settings, multiplier, nO
     )
 
 
@@ -147,33 +166,37 @@ def build_span_head(
     tok2vec: Model[PackedPairs, HiddenStates],
     *,
     dropout: float = 0.0,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
+    rate_factor: float | None = None,
 ) -> Model[PackedPairs, SpanLogits]:
-    """Build a head that finds where a span starts and ends (BERT, section 4.2).
+    """Build a model that finds where a span starts and ends (BERT, section 4.2).
+
+    Its output are logits (num_positions, 2), with their packed batch.
 
     tok2vec (Model[PackedPairs, HiddenStates]): A listener.
-    dropout (float): The rate before the classifier. BERT has none here.
-    rate_factor (float): As in `build_token_head`.
-    nO (Optional[int]): 2, for the start and the end.
-    RETURNS (Model[PackedPairs, SpanLogits]): Logits for every position (num_positions, 2).
+    dropout (float): The dropout probability before the classifier; BERT uses none here.
+    learning_rate_multiplier (float): As in `TokenHead.v1`.
+    nO (Optional[int]): 2, for start and end.
     """
     settings = {"dropout": dropout}
-    return _build("span_head", span_output, PositionClassifier, tok2vec, settings, rate_factor, nO)
+    multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
+    return _build("span_head", span_output, PositionClassifier, tok2vec, settings, multiplier, nO)
+
+
+def _resolve_multiplier(multiplier: float, rate_factor: float | None) -> float:
+    return resolve_renamed("rate_factor", old_value=rate_factor, new_value=multiplier, default=1.0)
 
 
 def check_pooling(pooling: str) -> str:
-    """pooling (str): The vector of a window.
-    RETURNS (str): The same.
-    RAISES (ValueError): If there is none of that name.
-    """
+    """Return `pooling`. Raises ValueError if there is no such pooling."""
     if pooling not in POOLINGS:
         raise ValueError(f"Unknown pooling '{pooling}'. Choose one of: {', '.join(POOLINGS)}.")
     return pooling
 
 
 def check_max_windows(max_windows: int | None) -> int | None:
-    """Give the same. Raises ValueError if it is less than 1."""
+    """Return `max_windows`. Raises ValueError if it is below 1."""
     if max_windows is not None and max_windows < 1:
         raise ValueError(f"max_windows is {max_windows}; it must be 1 or more, or None for all.")
     return max_windows
@@ -185,13 +208,13 @@ def _build(
     module_class: type[Classifier],
     tok2vec: Model,
     settings: dict[str, Any],
-    rate_factor: float,
+    learning_rate_multiplier: float,
     nO: int | None,
 ) -> Model:
     shim = TorchShim(
         to_files=head_to_files,
         from_files=partial(head_from_files, module_class),
-        rate_factor=rate_factor,
+        learning_rate_multiplier=learning_rate_multiplier,
     )
     return Model(
         name,
@@ -206,13 +229,8 @@ def _build(
 
 
 def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: Any = None) -> Model:
-    """Make the head's module, built and initialised as Hugging Face's heads of the family are.
-
-    module_class (Type[Classifier]): The module.
-    model (Model): The head, whose nO is known.
-    X (Optional[List[Doc]]): Docs, for layers that must see some to know their width.
-    RETURNS (Model): The head.
-    """
+    """Make the module of a head whose nO is known, built and initialised as Hugging Face's heads
+    of the encoder's family are. `X` has Docs, for layers that infer their width from data."""
     tok2vec = model.layers[0].initialize(X=X)
     checkpoint = checkpoint_behind(tok2vec)
     config = None if checkpoint is None else checkpoint.config
@@ -236,28 +254,28 @@ def init_head(module_class: type[Classifier], model: Model, X: Any = None, Y: An
 
 
 def initializer_range(config: Any) -> float:
-    """Give the standard deviation that a checkpoint's new weights have; 0.02 without one."""
+    """Return the standard deviation for new weights on a checkpoint; 0.02 without a checkpoint."""
     return getattr(config, "initializer_range", 0.02)
 
 
 def add_classes(model: Model, number: int) -> None:
-    """Add classes to a head that has weights, see `Classifier.add_classes`."""
+    """Append classes to a head that has weights, see `Classifier.add_classes`."""
     shim, checkpoint = shim_of(model), checkpoint_behind(model.get_ref("tok2vec"))
     module = shim.module
     assert isinstance(module, Classifier)
     module.add_classes(number, std=initializer_range(checkpoint and checkpoint.config))
-    shim.module = module  # another one for the optimizer, and for predictions
+    shim.module = module  # drops the optimizer's moments and the inference copy
     model.set_dim("nO", module.settings["n_classes"], force=True)
 
 
 def set_aggregation(model: Model, aggregation: str) -> None:
-    """Let a token head's model aggregate wordpieces so, see `TokenClassifier.forward`. Raises
-    ValueError if it has an LSTM, which reads one vector a token."""
+    """Set how a token head's model aggregates wordpieces, see `TokenClassifier.forward`. Raises
+    ValueError if it has an LSTM, which needs one vector for each token."""
     if aggregation != "first" and model.attrs.get("lstm_width"):
         raise ValueError(
             f'aggregation is "{aggregation}", but the head\'s LSTM reads the first wordpiece of a '
             f"token (lstm_width = {model.attrs['lstm_width']} in its model). Set aggregation = "
-            '"first", or train anew with lstm_width = 0.'
+            '"first", or train again with lstm_width = 0.'
         )
     model.attrs[AGGREGATION] = aggregation
 
@@ -265,8 +283,8 @@ def set_aggregation(model: Model, aggregation: str) -> None:
 def family_settings(
     config: Any, module_class: type[Classifier], *, dropout: float
 ) -> dict[str, Any]:
-    """Give the settings of a head's module that differ from family to family. `config` is the
-    checkpoint's, None for BERT's kind, `dropout` the rate before the classifier."""
+    """Return the settings of a head's module that depend on the model family. `config` is that of
+    the checkpoint, None for BERT's settings; `dropout` the probability before the classifier."""
     dense = dense_settings(config, dropout, is_choice=module_class is ChoiceClassifier)
     if issubclass(module_class, SequenceClassifier):
         return {"pooling": getattr(config, "classifier_pooling", "cls"), "dense": dense}
@@ -276,7 +294,7 @@ def family_settings(
 
 
 def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
-    """Give the rate that Hugging Face's heads use on a checkpoint; 0.1 without one."""
+    """Return the dropout of Hugging Face's heads on a checkpoint; 0.1 without a checkpoint."""
     of_sequences = ("seq_classif_dropout", "cls_dropout")  # DistilBERT's, DeBERTa's
     own = of_sequences if issubclass(module_class, SequenceClassifier) else ()
     for name in (*own, *DROPOUT_RATES, "hidden_dropout_prob", "dropout"):
@@ -287,7 +305,7 @@ def classifier_dropout(config: Any, module_class: type[Classifier]) -> float:
 
 
 def head_to_files(module: nn.Module) -> Files:
-    """Give the settings and weights of a head's module."""
+    """Return the settings and weights of a head's module as files."""
     from safetensors.torch import save
 
     assert isinstance(module, Classifier)
@@ -297,7 +315,7 @@ def head_to_files(module: nn.Module) -> Files:
 
 
 def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
-    """Make the module of what `head_to_files` gave."""
+    """Make the module from what `head_to_files` returned."""
     from safetensors.torch import load
 
     module = module_class(**srsly.json_loads(files["config.json"]))
@@ -308,8 +326,8 @@ def head_from_files(module_class: type[Classifier], files: Files) -> Classifier:
 def token_output(
     logits: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
 ) -> TokenLogits:
-    """Logits (num_tokens, n_classes) with what is known of the tokens; or those of wordpieces with
-    their offsets."""
+    """Make the output from logits (num_tokens, num_classes), or from those of wordpieces with
+    `aggregation` "simple"."""
     assert batch.tokens is not None
     if aggregation == "simple" and batch.offsets is not None:
         is_best = batch.offsets.is_best
@@ -320,17 +338,17 @@ def token_output(
 
 
 def sequence_output(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Logits as they are (num_texts, n_classes)."""
+    """Return the logits (num_texts, num_classes)."""
     return logits
 
 
 def span_output(logits: torch.Tensor, batch: PackedBatch) -> SpanLogits:
-    """Logits (num_positions, 2) with the batch. Raises ValueError if the model was given Docs
-    alone, as by `spacy debug model` in its last step."""
+    """Return the logits (num_positions, 2) with their batch. Raises ValueError if the model was
+    called with Docs only, as in the last step of `spacy debug model`."""
     if batch.tokens is not None:
         raise ValueError(
-            "This model reads Docs with questions, but was given Docs alone. Call the component, "
-            "which knows what is asked of a Doc: nlp.get_pipe(…).predict(docs)."
+            "This model reads Docs with questions, but was called with Docs only. Call the "
+            "component, which knows the questions of a Doc: nlp.get_pipe(…).predict(docs)."
         )
     return SpanLogits(logits, batch)
 
@@ -341,10 +359,10 @@ def forward(
     inputs: list[Doc] | PackedPairs,
     is_train: bool,
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """Classify what a listener or another tok2vec layer gives of a batch.
+    """Run a head on the output of its listener, or of another tok2vec layer.
 
-    Returns the output that `make_output` makes of logits (float32) and batch, and the callback that
-    takes a gradient of the same structure.
+    Returns what `make_output` makes of logits (float32) and packed batch, and a callback for a
+    gradient of the same structure.
     """
     if is_train and not isinstance(inputs, PackedPairs):
         inputs = DocSample(inputs, model.attrs.get("max_windows"))
@@ -378,14 +396,14 @@ def forward(
 
 
 def pack_vectors(vectors: list[Floats2d]) -> HiddenStates:
-    """Take the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, for hidden
-    states with one position a token."""
+    """Turn the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, into hidden
+    states with one position per token."""
     num_tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
     states = torch.cat([xp2torch(rows) for rows in vectors])
     return HiddenStates(states, batch_of_tokens(num_tokens))
 
 
 def unpack_gradient(gradient: torch.Tensor, vectors: list[Floats2d]) -> list[Floats2d]:
-    """Split the gradient by packed token vectors (num_tokens, width) into one for each Doc."""
+    """Split the gradient of packed token vectors (num_tokens, width) by Doc."""
     parts = gradient.split([len(rows) for rows in vectors])
     return [cast(Floats2d, torch2xp(part)) for part in parts]

@@ -1,4 +1,4 @@
-"""Losses that several heads share. They are means, and know over how many items."""
+"""Losses that several heads share. They are means that know their number of items."""
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ def cross_entropy(
     weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Softmax cross-entropy in nats, averaged over the rows that are annotated.
+    """Compute the softmax cross-entropy in nats, a mean over annotated rows.
 
-    `logits` (n, n_classes); `classes` has the class of each row, -1 where it is not annotated (n,);
-    `weights` one for each class, by which torch's weighted mean is taken. `label_smoothing` is
-    torch's too. Without an annotated row of any weight the loss is 0.
+    `logits` are (n, num_classes); `classes` has the class of each row, -1 if it is not annotated
+    (n,). `weights` of classes (num_classes,) and `label_smoothing` are applied as in torch's
+    cross_entropy. The loss is 0 if no annotated row has a weight above 0.
     """
     gold = torch.from_numpy(classes).to(logits.device)
     known = gold >= 0
@@ -33,8 +33,8 @@ def cross_entropy(
 def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Tensor:
     """Divide a sum of losses by the number of its items, or by their weight; 0 for no items.
 
-    The loss knows what it was divided by (`num_items_of`). The sub-batches of `accumulate_gradient`
-    are weighted by that, so that their gradient is the one of the whole batch.
+    The returned tensor stores the divisor (`num_items_of`). Sub-batches of `accumulate_gradient`
+    are weighted by it, so that their gradients add up to that of the whole batch.
     """
     number = float(num_items)
     loss = total / (number or 1.0)
@@ -43,13 +43,14 @@ def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Ten
 
 
 def num_items_of(loss: torch.Tensor, *, default: float) -> float:
-    """Give the number of items of a loss that `mean_over` has given, else the default."""
+    """Return the number of items of a loss that `mean_over` made, else the default."""
     return getattr(loss, "num_items", default)
 
 
 def span_loss(output: SpanLogits) -> torch.Tensor:
-    """Softmax cross-entropy in nats of start and end, over the wordpieces of each window and [CLS],
-    which stands for "not here"; a mean over windows (BERT, sections 4.2 and 4.3)."""
+    """Compute the softmax cross-entropy in nats of start and end, over the wordpieces of each
+    window and [CLS], which stands for "not in this window"; a mean over windows (BERT, sections 4.2
+    and 4.3)."""
     batch, targets = output.batch, output.targets
     assert batch.offsets is not None and targets is not None
     device = output.logits.device

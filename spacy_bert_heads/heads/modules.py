@@ -1,4 +1,4 @@
-"""The torch modules of heads: what stands between hidden states and logits."""
+"""The torch modules of heads: hidden states in, logits out."""
 
 from typing import Any
 
@@ -13,15 +13,11 @@ from ..text.batch import PackedBatch
 
 
 class Dense(nn.Module):
-    """What a family has between states and classifier: a linear layer, an activation, and in
-    ModernBERT a LayerNorm.
+    """The dense layer of a model family between hidden states and classifier: a linear layer, an
+    activation, and in ModernBERT a LayerNorm.
 
-    width (int): The width of the states.
-    activation (str): Its name in Hugging Face's configurations.
-    dropout (float): The rate before the linear layer.
-    bias (bool): Whether that has a bias.
-    norm_eps (Optional[float]): Of the LayerNorm; None for none.
-    norm_bias (bool): Whether that has a bias.
+    `activation` is the name in Hugging Face's configurations. `dropout` is the probability before
+    the linear layer, `bias` whether that has a bias. With `norm_eps` None there is no LayerNorm.
     """
 
     def __init__(
@@ -45,21 +41,17 @@ class Dense(nn.Module):
             self.norm = nn.LayerNorm(width, eps=norm_eps, bias=norm_bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (n, width).
-        RETURNS (Tensor): (n, width).
-        """
+        """Map hidden states (n, width) to (n, width)."""
         states = self.activation(self.linear(self.dropout(states)))
         return states if self.norm is None else self.norm(states)
 
 
 class Classifier(nn.Module):
-    """Perhaps a dense layer, then dropout and a linear layer, over every state.
+    """The base class of the heads' modules: an optional dense layer, dropout and a linear layer.
 
-    width (int): The width of the states.
-    n_classes (int): The number of classes.
-    dropout (float): The rate before the linear layer.
-    dense (Optional[Dict[str, Any]]): The settings of a `Dense`; None for none.
-    settings (Any): Of a subclass, by name.
+    `width` is that of hidden states, `dropout` the probability before the linear layer. `dense` has
+    the settings of a `Dense`, None for no dense layer. `settings` of subclasses are saved with the
+    weights.
     """
 
     def __init__(
@@ -84,8 +76,8 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(width, n_classes)
 
     def add_classes(self, number: int, *, std: float) -> None:
-        """Add classes behind those that there are, whose weights stay. The new ones are initialised
-        as in a new head."""
+        """Append classes. The weights of existing classes stay; those of new ones are initialised
+        as in a new head, with standard deviation `std`."""
         old = self.classifier
         new = nn.Linear(old.in_features, old.out_features + number)
         nn.init.normal_(new.weight, std=std)
@@ -96,16 +88,14 @@ class Classifier(nn.Module):
         self.settings["n_classes"] += number
 
     def classify(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): (n, width).
-        RETURNS (Tensor): Logits (n, n_classes).
-        """
+        """Map hidden states (n, width) to logits (n, num_classes)."""
         if self.dense is not None:
             states = self.dense(states)
         return self.classifier(self.dropout(states))
 
 
 def copy_corner(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy a tensor to where a larger one begins."""
+    """Copy a tensor into the beginning of a larger one, in each dimension."""
     with torch.no_grad():
         target[tuple(map(slice, source.shape))] = source
 
@@ -114,7 +104,7 @@ class PositionClassifier(Classifier):
     """Classify every position of the batch."""
 
     def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states (num_positions, width) to logits (num_positions, n_classes)."""
+        """Map hidden states (num_positions, width) to logits (num_positions, num_classes)."""
         return self.classify(states)
 
 
@@ -122,9 +112,12 @@ AGGREGATIONS = ("first", "average", "max", "simple")
 
 
 class TokenClassifier(Classifier):
-    """Classify every token by the hidden state of its first wordpiece, perhaps with an LSTM over
-    the Doc: `lstm_width` is the width, in each direction, of two layers over the tokens, 0 for
-    none. With `crf` it has transitions from class to class, see `crf`."""
+    """Classify every token by the hidden state of its first wordpiece.
+
+    With `lstm_width` above 0, two bidirectional LSTM layers of that width per direction run over
+    the tokens of each Doc. With `crf` the module has a table of transitions between classes, see
+    `heads/crf.py`.
+    """
 
     def __init__(
         self,
@@ -157,13 +150,13 @@ class TokenClassifier(Classifier):
     def forward(
         self, states: torch.Tensor, batch: PackedBatch, aggregation: str = "first"
     ) -> torch.Tensor:
-        """Hidden states (num_positions, width) to logits (num_tokens, n_classes); a token without
-        wordpieces has those of zeros.
+        """Map hidden states (num_positions, width) to logits (num_tokens, num_classes). A token
+        without wordpieces is classified by zeros.
 
-        `aggregation` is what transformers' pipeline calls so: the logits of a token are those of
-        its "first" wordpiece, the logarithm of the "average" of its wordpieces' probabilities, or
-        the logits of the wordpiece whose best class has the "max" probability. "simple" gives
-        the logits of every wordpiece (num_wordpieces, n_classes).
+        `aggregation` is named as in transformers' pipelines: the logits of a token are those of its
+        "first" wordpiece, the logarithm of the "average" of its wordpieces' probabilities, or the
+        logits of the wordpiece whose best class has the "max" probability. "simple" returns the
+        logits of every wordpiece (num_wordpieces, num_classes).
         """
         assert batch.tokens is not None
         if aggregation == "simple" and batch.offsets is not None:
@@ -177,14 +170,14 @@ class TokenClassifier(Classifier):
         if (first < 0).any():
             tokens = tokens * _to(first >= 0, states).unsqueeze(1)
         if self.lstm is not None and len(tokens):
-            tokens = self._read_around(tokens, batch.tokens.num_tokens)
+            tokens = self._run_lstm(tokens, batch.tokens.num_tokens)
         return self.classify(tokens)
 
-    def _read_around(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
+    def _run_lstm(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
         """Run the LSTM over each Doc: (num_tokens, width) to (num_tokens, 2 * lstm_width)."""
         assert self.lstm is not None
-        # Packed by hand: torch's own functions pad every Doc to the longest on the way. Row after
-        # row are the first tokens of all Docs, longest first, then the second ones, and so on.
+        # torch's own functions would first pad every Doc to the longest. A PackedSequence has the
+        # first tokens of all Docs, longest Doc first, then the second tokens, and so on.
         place = np.argsort(np.argsort(-lengths, kind="stable"))  # of each Doc
         number = ranges(np.zeros_like(lengths), lengths)  # of each token in its Doc
         sizes = np.bincount(number)  # Docs that have a token of that number
@@ -195,8 +188,8 @@ class TokenClassifier(Classifier):
 
 
 def aggregate(logits: torch.Tensor, num_wordpieces: Ints1d, aggregation: str) -> torch.Tensor:
-    """Give the logits of tokens (num_tokens, n_classes) by those of their wordpieces
-    (num_wordpieces, n_classes), token after token; see `TokenClassifier`."""
+    """Compute the logits of tokens (num_tokens, num_classes) from those of their wordpieces
+    (num_wordpieces, num_classes), token after token; see `TokenClassifier.forward`."""
     number = np.repeat(np.arange(len(num_wordpieces)), num_wordpieces)
     token, n = _to(number, logits), len(num_wordpieces)
     p = logits.softmax(-1)
@@ -209,25 +202,20 @@ def aggregate(logits: torch.Tensor, num_wordpieces: Ints1d, aggregation: str) ->
     place = torch.arange(len(best), device=best.device)
     place = place.masked_fill(best < of_token[token], len(best))
     first = place.new_full((n,), len(best)).scatter_reduce(0, token, place, "amin")
-    padded = torch.cat([logits, logits.new_zeros(1, logits.shape[1])])  # for those without any
+    padded = torch.cat([logits, logits.new_zeros(1, logits.shape[1])])  # for tokens without any
     return padded.index_select(0, first)
 
 
 class SequenceClassifier(Classifier):
-    """Pool the windows of each Doc or pair, and classify those.
-
-    width (int): The width of the states.
-    n_classes (int): The number of classes.
-    pooling (str): "cls" or "mean".
-    settings (Any): As in `Classifier`.
-    """
+    """Classify each Doc or pair: the mean logits of its windows, each pooled by `pooling`, which is
+    "cls" or "mean"."""
 
     def __init__(self, width: int, n_classes: int, *, pooling: str, **settings: Any) -> None:
         super().__init__(width, n_classes, pooling=pooling, **settings)
         self.pooling = pooling
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Start with the checkpoint's pooler, if it has one and this pools so."""
+        """Copy the weights of the checkpoint's pooler, if it has one with the same layers."""
         pooler = getattr(checkpoint.model, "pooler", None)
         layer = getattr(pooler, "dense", pooler)  # ALBERT's is the linear layer itself
         if self.dense is None or not isinstance(layer, nn.Linear):
@@ -236,7 +224,7 @@ class SequenceClassifier(Classifier):
             self.dense.linear.load_state_dict(layer.state_dict())
 
     def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states (num_positions, width) to logits (num_texts, n_classes)."""
+        """Map hidden states (num_positions, width) to logits (num_texts, num_classes)."""
         if self.pooling == "mean":
             vectors = mean_by_group(states, batch.seqlens)
         else:
@@ -245,17 +233,13 @@ class SequenceClassifier(Classifier):
 
 
 class ChoiceClassifier(SequenceClassifier):
-    """Pool and classify each pair of a text and an option, by the layers that a family has for
-    multiple choice: its encoder's pooler where its class for sequences has another layer."""
+    """Classify each pair of a text and an option, with the layers of the family's class for
+    multiple choice. It uses the encoder's pooler also where the class for sequences does not."""
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:
-    """Average rows that stand together.
-
-    rows (Tensor): (sum(sizes), width).
-    sizes (Ints1d): Rows of each group, at least one (n_groups,).
-    RETURNS (Tensor): (n_groups, width).
-    """
+    """Average consecutive rows (sum(sizes), width) by group. `sizes` are the numbers of rows of
+    each group, at least 1 (num_groups,). Returns (num_groups, width)."""
     if (sizes == 1).all():
         return rows
     groups = _to(np.repeat(np.arange(len(sizes)), sizes), rows)

@@ -1,4 +1,4 @@
-"""The loss of what is known to be wrong: −log(1 − p)."""
+"""The loss of predictions that are annotated as wrong: −log(1 − p)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .losses import mean_over
 
 
 class Negation(NamedTuple):
-    """Something wrong, whose probability is the product, over some rows of the logits, of the
-    probabilities that their class is one of these."""
+    """A wrong prediction. Its probability p is a product over some rows of the logits: that the
+    class of each row is one of `classes`."""
 
-    rows: Ints1d  # (n_rows,)
-    classes: list[Bools1d]  # (n_classes,) for each row
+    rows: Ints1d  # (num_rows,)
+    classes: list[Bools1d]  # (num_classes,) for each row
     weight: float = 1.0
 
 
 def negation_losses(logits: torch.Tensor, negations: Sequence[Negation]) -> torch.Tensor:
-    """Give −log(1 − p) of each negation (n_negations,), in nats.
+    """Compute −log(1 − p) of each negation (num_negations,), in nats.
 
-    With p the product of p_1, …, p_n, 1 − p is the sum of p_1 ⋯ p_(i-1) (1 − p_i), each of which
-    is known by its logarithm. So the loss and its gradient are exact where p is 1 in float32.
+    With p = p_1 ⋯ p_n, 1 − p is the sum of the terms p_1 ⋯ p_(i-1) (1 − p_i), which are computed as
+    logarithms. So the loss and its gradient are exact even if p rounds to 1 in float32.
     """
     lengths = np.asarray([len(one.rows) for one in negations], dtype=np.int64)
     number, place = np.nonzero(np.arange(lengths.max(initial=0)) < lengths[:, None])
@@ -51,10 +51,12 @@ def tag_loss(
     label_smoothing: float = 0.0,
     negations: Sequence[Negation] = (),
 ) -> torch.Tensor:
-    """Cross-entropy in nats, as torch takes its weighted mean with label smoothing, over the rows
-    that have a class (-1 for none) and, with −log(1 − p) for each, over the negations.
+    """Compute the cross-entropy in nats of annotated rows, and −log(1 − p) of negations: a weighted
+    mean over both.
 
-    Without anything of any weight the loss is 0.
+    `logits` are (n, num_classes); `classes` has -1 for rows that are not annotated. `weights` of
+    classes and `label_smoothing` are applied as in torch's cross_entropy. The loss is 0 if nothing
+    has a weight above 0.
     """
     gold = torch.from_numpy(classes).to(logits.device)
     total = F.cross_entropy(
@@ -74,7 +76,7 @@ def tag_loss(
 
 
 def check_label_smoothing(value: float) -> float:
-    """Give the value back. Raises ValueError if it is not from 0 to 1."""
+    """Return the value. Raises ValueError if it is not from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"label_smoothing is {value}; it must be from 0, for none, to 1.")
     return value

@@ -1,4 +1,4 @@
-"""Named entities: a tag for each token, decoded into entities that fit together."""
+"""Named entity recognition: tags of tokens, decoded into entities that don't overlap."""
 
 import warnings
 from collections import Counter
@@ -42,7 +42,7 @@ DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.TokenHead.v1",
     "dropout": None,
     "lstm_width": 0,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
@@ -92,33 +92,33 @@ def make_bert_ner(
 ) -> "BertNER":
     """Create a named entity recognizer.
 
-    Entities are learned without white space and characters of no width at their borders, and never
-    found with them. A gold entity whose label is `!PERSON` says that these tokens are no PERSON,
-    and says nothing else about them.
+    White space and zero-width characters at the borders of entities are not learned and not
+    predicted. A gold entity with the label `!PERSON` says that these tokens are not a PERSON; they
+    may be anything else.
 
-    scheme (str): The tags to learn. "BIO" or "BILOU", of which only sequences that make sense
-        are read; for checkpoints that have such tags "IOB" and "IOBES", where an entity may begin
-        and end with any of them, and "IO", without a mark of its beginning.
-    threshold (float): Entities less probable than this are left out, 0 to 1.
+    scheme (str): The tags to learn: "BIO" or "BILOU", decoded into valid sequences only. For
+        checkpoints that have such tags also "IOB" and "IOBES", where an entity may begin and end
+        with any tag, and "IO", which does not mark where an entity begins.
+    threshold (float): Entities with a lower probability than this are not written, 0 to 1.
     thresholds (Optional[Dict[str, float]]): The same by label.
-    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
-    spans_key (Optional[str]): A span group for the entities and their probabilities,
-        `doc.spans[spans_key].attrs["scores"]`; None for none. A group does not survive spaCy's
-        retokenizer, which leaves its spans where they were; `doc._.ent_scores` does.
-    incorrect_spans_key (Optional[str]): A span group of gold Docs with spans that are no entities
-        of their label, as Prodigy's rejected ones. Other borders or another label may be right.
-    alignment_mode (str): What becomes of entities that begin or end inside a token, because the
-        gold data has other tokens or because a wordpiece does ("simple" below): "strict" leaves
-        them out, "contract" takes the tokens inside, "expand" all tokens that they touch.
-    aggregation (str): How a token is classified, as transformers' pipelines call it: by its "first"
-        wordpiece, by the "average" of its wordpieces' probabilities, by the wordpiece of the "max"
-        probability; or "simple": wordpieces have the tags, and `alignment_mode` finds the tokens.
-        It can be changed when a pipeline is loaded.
-    loss (str): "softmax", the cross-entropy of each token; or "crf", a conditional random field,
-        which learns transitions between tags, at most 200 of them, and weighs whole texts.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label, "O" for tokens of no
-        entity; 1 if not named. Not with "crf".
-    label_smoothing (float): As in torch's cross-entropy, 0 to 1. Not with "crf".
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    spans_key (Optional[str]): Also write the entities to this span group, and their probabilities
+        to `doc.spans[spans_key].attrs["scores"]`. spaCy's retokenizer does not update span groups;
+        `doc._.ent_scores` stays correct.
+    incorrect_spans_key (Optional[str]): A span group of gold Docs with spans that are not entities
+        of their label, such as Prodigy's rejected ones. Other borders or labels may be right.
+    alignment_mode (str): What to do with entities whose borders are inside of a token, because the
+        gold data is tokenized differently, or with aggregation = "simple": "strict" skips them,
+        "contract" keeps the tokens that are inside, "expand" takes all tokens that they touch.
+    aggregation (str): How a token is classified, in the terms of transformers' pipelines: by its
+        "first" wordpiece, by the "average" of its wordpieces' probabilities, or by the wordpiece
+        with the "max" probability. "simple" tags wordpieces and finds the tokens by
+        `alignment_mode`. It can be changed when a pipeline is loaded.
+    loss (str): "softmax", the cross-entropy of each token; or "crf", a conditional random field
+        over whole Docs, which learns the transitions between at most 200 tags.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss by label, "O" for tokens outside
+        of entities; 1 by default. Not with "crf".
+    label_smoothing (float): As in torch's cross_entropy, 0 to 1. Not with "crf".
     """
     weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     return BertNER(
@@ -141,10 +141,12 @@ def make_bert_ner(
 
 
 class BertNER(BertHead):
-    """Recognize named entities. They are written to `doc.ents` beside those that are there
-    already, which win where they overlap, and their probabilities to `doc._.ent_scores`, where
-    `ent._.ent_score` finds them. The settings are those of `make_bert_ner`; ValueError if one has
-    no such value."""
+    """Recognize named entities.
+
+    Entities are added to `doc.ents`; one that overlaps an entity of an earlier component is not.
+    Their probabilities are in `doc._.ent_scores` and `ent._.ent_score`. The settings are those of
+    `make_bert_ner`; an invalid value raises ValueError.
+    """
 
     factory = "bert_ner"
     scores = SCORES
@@ -185,8 +187,8 @@ class BertNER(BertHead):
         if loss == "crf":
             if class_weights or label_smoothing:
                 raise ValueError(
-                    f"{name} has class_weights or label_smoothing, which are for single tokens, "
-                    'but loss = "crf" weighs whole texts. Leave them out, or set loss = "softmax".'
+                    f"{name} has class_weights or label_smoothing, which apply to single tokens, "
+                    'but loss = "crf" scores whole texts. Remove them, or set loss = "softmax".'
                 )
             model.attrs[CRF] = True
         register_extensions()
@@ -210,7 +212,7 @@ class BertNER(BertHead):
 
     @property
     def tags(self) -> list[str]:
-        """RETURNS (List[str]): The model's classes in order: "O", then each label's."""
+        """The model's classes in order: "O", then the tags of each label."""
         prefixes = dict.fromkeys(SCHEMES[self.cfg["scheme"]].values())
         return ["O", *(f"{prefix}-{label}" for label in self.labels for prefix in prefixes)]
 
@@ -288,8 +290,8 @@ class BertNER(BertHead):
         has_crf = shim.has_module and getattr(shim.module, "transitions", None) is not None
         if shim.has_module and has_crf != (wanted == "crf"):
             raise ValueError(
-                f'{self.name} was trained with another loss than "{wanted}": it can\'t be loaded '
-                "with that. Train it again for that."
+                f'{self.name} was not trained with loss = "{wanted}", so it can\'t be loaded with '
+                "it. Train it again for that."
             )
         super()._settle()
         return self
@@ -298,9 +300,9 @@ class BertNER(BertHead):
         super().check_labels()
         if self.cfg["loss"] == "crf" and self.n_classes > MAX_TAGS:
             raise ValueError(
-                f'{self.name} has {self.n_classes} tags; loss = "crf" takes at most {MAX_TAGS}: '
-                'it learns a transition from each to each. Set loss = "softmax", or scheme = "BIO" '
-                "if it is another one, or use fewer labels."
+                f'{self.name} has {self.n_classes} tags, but loss = "crf" takes at most '
+                f"{MAX_TAGS}: it learns a transition for each pair of tags. Set loss = "
+                '"softmax", use scheme = "BIO" if it is another one, or use fewer labels.'
             )
 
     def predict(self, docs: Iterable[Doc]) -> TokenLogits:
@@ -316,9 +318,9 @@ class BertNER(BertHead):
         return docs or None
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
-        """Cross-entropy in nats, and −log(1 − p) of what is known to be wrong: a weighted mean over
-        the tokens that are annotated and can have a tag, and over the spans that are wrong. With a
-        conditional random field, −log p of all that is annotated in a Doc, see `crf_loss`."""
+        """Compute the cross-entropy in nats, plus −log(1 − p) of spans that are annotated as wrong:
+        a weighted mean over annotated tokens that can have a tag, and over wrong spans. With a
+        conditional random field, −log p of each Doc's annotation, see `crf_loss`."""
         units = Units.of(output, [example.predicted for example in examples])
         gold = read_gold(
             examples,
@@ -355,8 +357,8 @@ class BertNER(BertHead):
         )
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score the examples that are annotated. What is annotated as no entity of a label counts
-        as not annotated."""
+        """Score the annotated examples. Spans that are annotated as wrong (`!PERSON`) count as not
+        annotated."""
         return super().score((without_negated(eg, self.labels) for eg in examples), **kwargs)
 
     def tally(self, example: Example) -> Tally:
@@ -374,11 +376,11 @@ class BertNER(BertHead):
         return probability >= self.cfg["threshold"] and super().is_sure(label, probability)
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
-        """Write the entities."""
+        """Write the entities and their probabilities."""
         units = Units.of(output, docs)
-        warm = map_tensors(output, lambda logits: logits / self.temperature)
+        scaled = map_tensors(output, lambda logits: logits / self.temperature)
         spans = decode(
-            warm._replace(has_wordpiece=units.tagged),
+            scaled._replace(has_wordpiece=units.tagged),
             self.tags,
             strict=self.cfg["scheme"] in STRICT_SCHEMES,
         )

@@ -1,5 +1,5 @@
-"""What two texts are to each other, by labels: the first entails the second, contradicts it or
-neither, is a paraphrase of it, answers it. With a single label: whether that holds."""
+"""Classification of pairs of texts: natural language inference, paraphrases, relevance, or any
+other labels. With a single label: whether it holds."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "max_windows": MAX_WINDOWS,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
@@ -75,28 +75,27 @@ def make_bert_nli(
     thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertNLI":
-    """Create a component that judges hypotheses by the Doc, their premise; or any second texts by
-    any labels.
+    """Create a component that classifies pairs of the Doc, the premise, and each hypothesis; or any
+    second texts by any labels.
 
-    Several labels have a softmax. A single one, as of a cross-encoder that says how relevant a
-    passage is, has a sigmoid: name it under [initialize.components], and verdicts of other labels
-    say that it does not hold.
+    Several labels have a softmax. A single one, such as the relevance of a passage in a
+    cross-encoder, has a sigmoid: name it under [initialize.components]; gold verdicts with other
+    labels then mean that it does not hold.
 
-    hypotheses (List[str]): What to ask of Docs that bring no hypotheses of their own, in
-        `doc._.hypotheses` or in a context of `as_tuples`.
-    categories (Dict[str, str]): A hypothesis for each category; the probability that the Doc
+    hypotheses (List[str]): The hypotheses for Docs that have none in `doc._.hypotheses` or in a
+        context of `as_tuples`.
+    categories (Dict[str, str]): A hypothesis for each category. The probability that the Doc
         entails it is written to `doc.cats`.
-    category_softmax (str): What that probability is among. "labels": entailment among all labels.
-        "contradiction": entailment against contradiction, each category by itself, as with
-        Hugging Face's `multi_label=True`. "categories": the logits of entailment of all categories,
-        so that they add up to 1, as with `multi_label=False`; of one category alone that would
-        always be 1, so it is weighed against contradiction.
-        In a config file these settings stand as JSON in a string if they have characters that mean
-        something there, see `as_setting`.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
+    category_softmax (str): The softmax of that probability. "labels": entailment among all labels.
+        "contradiction": entailment and contradiction, for each category alone, as Hugging Face's
+        `multi_label=True`. "categories": the entailment logits of all categories, so that they sum
+        to 1, as `multi_label=False`; a single category would always get 1, so it uses
+        "contradiction". In a config file, texts and keys with special characters must be JSON in a
+        string, see `as_setting`.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss by label, 1 by default.
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
     thresholds (Optional[Dict[str, float]]): By label: a verdict that is less probable than its
-        threshold has the label "".
+        threshold gets the label "".
     """
     own_texts, texts_of, weights, by_label = read_text(
         nlp,
@@ -129,7 +128,7 @@ def make_nli_scorer() -> Callable:
 
 
 class Judged(NamedTuple):
-    """What a pair came to."""
+    """The prediction for one pair."""
 
     verdict: dict[str, Any]
     logits: torch.Tensor  # (n_labels,)
@@ -137,7 +136,7 @@ class Judged(NamedTuple):
 
 class BertNLI(BertPairHead):
     """Write a verdict for each of `doc._.hypotheses` to `doc._.nli`. The settings are those of
-    `make_bert_nli`; ValueError if one makes no sense."""
+    `make_bert_nli`; an invalid value raises ValueError."""
 
     factory = "bert_nli"
     scores = SCORES
@@ -193,7 +192,7 @@ class BertNLI(BertPairHead):
             label = entry.get("label") if isinstance(entry, dict) else None
             if not label or not isinstance(label, str):
                 raise ValueError(
-                    f"The true verdict on '{text}' has no label: {entry!r}. Make verdicts with "
+                    f"The gold verdict on '{text}' has no label: {entry!r}. Make verdicts with "
                     "spacy_bert_heads.pairs.make_verdict(label)."
                 )
 
@@ -212,12 +211,12 @@ class BertNLI(BertPairHead):
         return Counter(verdict["label"] for verdict in verdicts if verdict is not None)
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
-        """Raise ValueError if there is only one label, and it holds of every pair."""
+        """Raise ValueError if there is only one label and it holds for every pair."""
         labels = {label for example in examples for label in self.labels_of(example)}
         if len(self.labels) == 1 and labels == {*self.labels}:
             raise ValueError(
-                f"{self.name} tells verdicts apart, but the training data has only "
-                f"'{self.labels[0]}'. Annotate pairs of which it does not hold, too."
+                f"{self.name} learns to tell labels apart, but the training data has only "
+                f"'{self.labels[0]}'. Also annotate pairs for which it does not hold."
             )
 
     @classmethod
@@ -231,7 +230,7 @@ class BertNLI(BertPairHead):
     def hf_settings(self) -> dict[str, Any]:
         if len(self.labels) > 1:
             return {**super().hf_settings(), **as_cross_encoder(IDENTITY)}
-        # What transformers learns by a binary cross-entropy, and a cross-encoder by a sigmoid.
+        # For this problem_type transformers uses a binary cross-entropy, as for a sigmoid.
         return {"problem_type": "multi_label_classification", **as_cross_encoder(SIGMOID)}
 
     def scorer_settings(self) -> dict[str, Any]:
@@ -250,8 +249,9 @@ class BertNLI(BertPairHead):
         }
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Softmax cross-entropy in nats, or of a single label the binary one: a mean over the
-        annotated pairs, weighted as torch does. `output` has the logits (n_pairs, n_labels)."""
+        """Compute the cross-entropy in nats from logits (num_pairs, num_labels): softmax, or binary
+        for a single label. It is a mean over the annotated pairs; class weights are applied as in
+        torch's cross_entropy."""
         number = {label: i for i, label in enumerate(self.labels)}
         labels = [entry["label"] for eg in examples for _, entry in self.taught_pairs(eg)]
         if len(number) == 1:
@@ -265,7 +265,7 @@ class BertNLI(BertPairHead):
         return cross_entropy(output, classes, weights=self._weights(output))
 
     def read_out(self, output: torch.Tensor) -> Iterable[Judged]:
-        """Give a verdict for each pair, from the logits (n_pairs, n_labels)."""
+        """Yield the prediction for each pair, from logits (num_pairs, num_labels)."""
         labels, output = self.labels, output / self.temperature
         p = output.sigmoid() if len(labels) == 1 else output.softmax(-1)
         for row, logits in zip(p.tolist(), output.float().cpu(), strict=True):
@@ -276,8 +276,8 @@ class BertNLI(BertPairHead):
             yield Judged(make_verdict(label, probabilities), logits)
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the verdicts, and what the categories' hypotheses came to; `results` is what
-        `predict` gave."""
+        """Write the verdicts and the probabilities of categories; `results` is what `predict`
+        returned."""
         for doc, (texts, judged) in zip(docs, results, strict=True):
             n_own = len(texts) - len(self.extra)
             left_out: list[dict[str, Any]] = []
@@ -294,7 +294,8 @@ class BertNLI(BertPairHead):
                 doc.cats.update(zip(self.categories, scores, strict=True))
 
     def _decide(self, judged: Judged, asked: str, left_out: list) -> dict[str, Any]:
-        """Give the verdict, without a label if that is not sure; then add it to `left_out`."""
+        """Return the verdict. If it is below its threshold, return one without a label and append
+        the prediction to `left_out`."""
         label, scores = judged.verdict["label"], judged.verdict["scores"]
         p = with_none(scores)[label]
         if self.is_sure(label, p):
@@ -309,12 +310,13 @@ class BertNLI(BertPairHead):
     def classify(
         self, docs: Sequence[Doc], asked: Sequence[tuple[Mapping[str, str], str | None]]
     ) -> list[dict[str, float]]:
-        """Give each Doc the probabilities of categories of its own, and write nothing: zero-shot
+        """Classify each Doc by categories of its own, without writing to it: zero-shot
         classification (Yin et al. 2019, section 5).
 
-        `asked` has for each Doc a hypothesis by category, at least one, and what their
-        probabilities are among, see `make_bert_nli`; None for the component's own
-        `category_softmax`. Raises TextTooLong for a hypothesis that doesn't fit into a window.
+        `asked` has two things for each Doc: a dict from category to hypothesis, not empty, and a
+        `category_softmax`, see `make_bert_nli`; None takes the component's. Returns the
+        probabilities of each Doc by category. Raises TextTooLong if a hypothesis does not fit into
+        a window.
         """
         texts = [list(categories.values()) for categories, _ in asked]
         parts = Pairs(list(docs), texts, self.doc_first).split(MAX_CHARS)
@@ -329,8 +331,8 @@ class BertNLI(BertPairHead):
         return found
 
     def _category_scores(self, logits: torch.Tensor, softmax: str) -> torch.Tensor:
-        """The probability of each category (n_categories,), from logits (n_categories, n_labels)
-        of its hypothesis."""
+        """Compute the probability of each category (num_categories,), from the logits of their
+        hypotheses (num_categories, num_labels)."""
         entailment = self.labels.index(self.entailment)
         if len(self.labels) == 1:
             return logits[:, 0].sigmoid()
@@ -343,13 +345,13 @@ class BertNLI(BertPairHead):
 
     @property
     def entailment(self) -> str:
-        """The label that says that the hypothesis follows. Raises ValueError if none is called
-        so."""
+        """The label for hypotheses that follow from the premise. Raises ValueError if no label
+        begins with "entail"."""
         return self._find_label("entail", "entailment")
 
     @property
     def contradiction(self) -> str:
-        """The label that says that the hypothesis is false; of two labels the one that is not
+        """The label for hypotheses that the premise contradicts; of two labels the one that is not
         entailment. Raises ValueError if there is none."""
         if len(self.labels) == 2:
             return next(label for label in self.labels if label != self.entailment)
@@ -368,8 +370,8 @@ class BertNLI(BertPairHead):
         super().check_labels()
         if len(self.labels) == 1 and self.cfg["class_weights"]:
             raise ValueError(
-                f"class_weights of {self.name} weighs labels against each other, but it has only "
-                f"'{self.labels[0]}'. Leave class_weights out."
+                f"{self.name} has class_weights, which weight labels against each other, but only "
+                f"the label '{self.labels[0]}'. Remove class_weights."
             )
         if self.categories:
             _ = self.entailment  # raises

@@ -1,4 +1,4 @@
-"""What heads give for a batch: logits as torch tensors, and what belongs to them."""
+"""The outputs of heads for a batch: logits as torch tensors, with what is needed to read them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..text.batch import PackedBatch
 
 
 class TokenLogits(NamedTuple):
-    """The output of a token head for a batch, Doc after Doc. Its rows are the tokens, or with
-    `aggregation = "simple"` the wordpieces."""
+    """The output of a token head for a batch, Doc after Doc. Rows are tokens, or wordpieces with
+    `aggregation = "simple"`."""
 
     logits: torch.Tensor  # (num_tokens, num_classes), float32
-    # (num_tokens,) False where a token has no wordpiece: nothing is known of it
+    # (num_tokens,) False for a token without wordpieces, whose logits mean nothing
     has_wordpiece: Bools1d
-    lengths: Ints1d  # (num_docs,) tokens of each Doc
-    # Of wordpieces: the characters of each in its Doc (num_wordpieces, 2).
+    lengths: Ints1d  # (num_docs,) the number of tokens of each Doc
+    # With aggregation = "simple": the characters of each wordpiece in its Doc (num_wordpieces, 2).
     offsets: Ints2d | None = None
-    # Of a conditional random field, see `crf` (num_classes + 1, num_classes + 1), float32.
+    # Of a conditional random field, see `crf.py` (num_classes + 1, num_classes + 1), float32.
     transitions: torch.Tensor | None = None
 
 
@@ -30,12 +30,12 @@ class SpanLogits(NamedTuple):
 
     logits: torch.Tensor  # (num_positions, 2) for a span's first and last wordpiece, float32
     batch: PackedBatch
-    # In training: what each window teaches, see `find_targets` (num_sequences, 2).
+    # In training: the target of each window, see `find_targets` (num_sequences, 2).
     targets: Ints2d | None = None
 
 
 def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Change the tensors of a head's output, which is a tensor or a NamedTuple with some in it."""
+    """Apply a function to each tensor of a head's output, a tensor or a NamedTuple with some."""
     if torch.is_tensor(output):
         return change(output)
     if isinstance(output, tuple):
@@ -44,8 +44,8 @@ def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def differentiate(loss: Callable[[Any], torch.Tensor], output: Any) -> tuple[torch.Tensor, Any]:
-    """Give a loss of a head's output, and its gradient by the tensors of that, in a structure like
-    that of the output."""
+    """Compute a loss of a head's output, and its gradient with respect to each tensor of the
+    output, in the structure of the output."""
     leaves = map_tensors(output, lambda tensor: tensor.detach().requires_grad_())
     with torch.enable_grad():
         value = loss(leaves)

@@ -1,4 +1,4 @@
-"""What the heads share that read second texts beside the Doc."""
+"""The base class of the heads that read second texts, such as questions, with the Doc."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,31 +22,31 @@ from .find import register_extensions
 from .head import BertHead
 from .unlabelled import UnlabelledHead
 
-# What is run at once in prediction; it bounds the states that are alive, not the result.
+# Prediction runs at most this many characters at once, to limit the memory of hidden states.
 MAX_CHARS = 2**18
 
 
 class PairOutput(NamedTuple):
-    """What a pair head asked of a batch, and what its model gave."""
+    """The inputs of a pair head for a batch, and the outputs of its model."""
 
-    asked: list[list[Any]]  # of each Doc
-    outputs: list[Any]  # part after part
-    is_read: list[bool]  # of each pair: False for one that is too long
+    asked: list[list[Any]]  # the inputs of each Doc
+    outputs: list[Any]  # of each part of the batch
+    is_read: list[bool]  # for each pair; False if it was too long
 
 
 class BertPairHead(BertHead):
-    """The base of the heads that read pairs. A head defines what it is asked and where the results
-    go (`input_name`, `output_name`), which text comes first (`doc_first`) and what its gold data
-    must be (`check_gold`). What is asked is a second text; or something that has several of them
-    (`texts_of`), whose results `join` puts together.
+    """The base class of the heads that read pairs of texts.
 
-    `texts` are what to ask of each Doc that brings nothing of its own, `extra` what to ask of every
-    Doc besides, without a word of it in `doc._`. Raises ValueError if the texts are not a list of
-    strings that say something.
+    A subclass defines the names of its inputs and results in `doc._` (`input_name`, `output_name`),
+    which text comes first (`doc_first`), and how to check gold data (`check_gold`). An input is a
+    second text, or something with several of them (`texts_of`), whose results `join` combines.
+
+    `texts` are the inputs of Docs that have none of their own. `extra` are further inputs of every
+    Doc, which are not written to `doc._`. Raises ValueError if `texts` are not valid inputs.
     """
 
     doc_first: bool
-    # How users make a gold entry, for messages.
+    # How users make a gold entry, for error messages.
     made_by = "made with spacy_bert_heads.pairs"
 
     def __init__(
@@ -64,7 +64,7 @@ class BertPairHead(BertHead):
         super().__init__(vocab, model, name, scorer=scorer, **settings)
         self.texts = self.check_asked(texts, f"the config's '{self.input_name}'")
         self.extra = list(extra)
-        self._too_long: set[str] = set()  # found in training
+        self._too_long: set[str] = set()  # second texts, found in training
 
     @classmethod
     def set_extensions(cls) -> None:
@@ -83,8 +83,8 @@ class BertPairHead(BertHead):
         nlp: Language | None = None,
         labels: Sequence[str] | str | None = None,
     ) -> None:
-        """Collect the labels and make the weights, as `BertHead.initialize`. Raises ValueError also
-        if there is no encoder that reads pairs."""
+        """Collect the labels and make the weights, as `BertHead.initialize` does. Also raises
+        ValueError if there is no encoder that reads pairs."""
         tok2vec = self.model.get_ref("tok2vec")
         if checkpoint_behind(tok2vec) is None:
             raise ValueError(
@@ -101,14 +101,13 @@ class BertPairHead(BertHead):
 
     @classmethod
     def join(cls, results: list[Any]) -> Any:
-        """Make the result for something that is asked of those for its second texts, none of which
-        is None."""
+        """Combine the results of an input's second texts, none of which is None."""
         (result,) = results
         return result
 
     def gold_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
-        """Yield what is asked of a reference with its gold entries. Raises ValueError if there are
-        not as many entries as there is asked."""
+        """Yield each annotated input of the reference with its gold entry. Raises ValueError if the
+        numbers of entries and inputs differ."""
         doc = example.reference
         entries = get_list(self.output_name, doc)
         if not entries:
@@ -125,8 +124,8 @@ class BertPairHead(BertHead):
                 yield one, entry
 
     def taught_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
-        """Yield those of `gold_pairs` that the head learns from: texts that are too long to be read
-        count in scores, where they are wrong, but teach nothing."""
+        """Yield the `gold_pairs` that the head learns from: all but those with a text that is too
+        long. Scores count those as wrong."""
         for one, entry in self.gold_pairs(example):
             if self._too_long.isdisjoint(self.texts_of(one)):
                 yield one, entry
@@ -139,8 +138,8 @@ class BertPairHead(BertHead):
         return next(self.gold_pairs(example), None) is not None
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
-        """Run the model with a graph on the annotated pairs. Returns its output and the callback
-        that takes a gradient of the same structure; None if every second text is too long."""
+        """Run the model with a graph on the annotated pairs. Returns its output and a callback for
+        a gradient of the same structure; None if every second text is too long."""
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
@@ -148,8 +147,8 @@ class BertPairHead(BertHead):
         return self.model.begin_update(pairs._replace(batch=batch))
 
     def pack_annotated(self, examples: list[Example]) -> PackedPairs | None:
-        """Pack the annotated pairs. A text that is too long is left out with a warning, so that it
-        doesn't end the run; None if every text is."""
+        """Pack the annotated pairs. A second text that is too long is skipped with a warning, so
+        that it does not stop the training; None if every one is."""
         for example in examples:
             self.check_gold(example)
         return self._pack_all(
@@ -169,8 +168,8 @@ class BertPairHead(BertHead):
     def _pack_all(
         self, docs: list[Doc], list_texts: Callable[[], list[list[str]]]
     ) -> PackedPairs | None:
-        """Pack Docs with the second texts that `list_texts` gives for each: again without those
-        that turn out to be too long."""
+        """Pack Docs with the second texts that `list_texts` returns for each. It is called again
+        after texts turned out to be too long, and must leave out `_too_long`."""
         while True:
             with_texts = [pair for pair in zip(docs, list_texts(), strict=True) if pair[1]]
             if not with_texts:
@@ -184,7 +183,7 @@ class BertPairHead(BertHead):
                 warnings.warn(f"{self.name} does not learn from a pair: {error}", stacklevel=2)
 
     def pack(self, pairs: Pairs, *, is_train: bool = False) -> PackedPairs:
-        """Pack pairs as the encoder of this head reads them. Raises TextTooLong."""
+        """Pack pairs for the encoder of this head. Raises TextTooLong."""
         batch = pack_for(self.model.get_ref("tok2vec"), pairs, is_train=is_train)
         return PackedPairs(pairs.docs, batch)
 
@@ -200,23 +199,23 @@ class BertPairHead(BertHead):
     # --- predicting
 
     def ask(self, doc: Doc) -> list[Any]:
-        """Find what is asked of a Doc, and write it there. Raises ValueError if it can't be
-        asked."""
+        """Return the inputs of a Doc, after writing them to `doc._`. Raises ValueError if they are
+        not valid."""
         asked = inputs_of(doc, self.input_name, self.texts, self.check_asked)
         if asked:
             set_value(self.input_name, doc, list(asked))
         return asked
 
     def flatten(self, asked: Iterable[Any]) -> list[str]:
-        """List the second texts of all that is asked."""
+        """List the second texts of several inputs."""
         return [text for one in asked for text in self.texts_of(one)]
 
     def predict(self, docs: Iterable[Doc]) -> list[tuple[list[Any], list[Any]]]:
-        """Read every Doc with its second texts. A Doc without any costs nothing. A text that is
-        too long to be read is left out with a warning, so that it takes nothing else with it.
+        """Run the model on each Doc with its second texts. A text that is too long is skipped with
+        a warning; the other pairs of the batch are not affected.
 
-        Gives for each Doc what is asked, and a result for each: None where a text is too long.
-        Raises ValueError if something can't be asked.
+        Returns for each Doc its inputs and a result for each input, None where a text is too long.
+        Raises ValueError if inputs are not valid.
         """
         return self.read(self.run(docs))
 
@@ -239,12 +238,12 @@ class BertPairHead(BertHead):
         return None if any(result is None for result in own) else self.join(own)
 
     def _run(self, pairs: Pairs, outputs: list[Any]) -> list[bool]:
-        """Run the model, add what it gives to `outputs`, and tell which pairs it has read."""
+        """Run the model, append its output to `outputs`, and return which pairs it has read."""
         try:
             outputs.append(self.model.predict(self.pack(pairs)))
             return [True] * sum(map(len, pairs.texts))
         except TextTooLong as error:
-            if not set(error.texts).isdisjoint(self.extra):  # of the config, so of every Doc
+            if not set(error.texts).isdisjoint(self.extra):  # from the config, so in every Doc
                 raise
             warnings.warn(f"{self.name} leaves a pair out: {error}", stacklevel=2)
             left_out = set(error.pairs)
@@ -257,21 +256,21 @@ class BertPairHead(BertHead):
         return [i not in left_out and next(of_others) for i in range(num_pairs)]
 
     def read_out(self, output: Any) -> Iterable[Any]:
-        """Give a result for each pair of a part, from the model's output."""
+        """Yield a result for each pair of a part, from the model's output."""
         raise NotImplementedError
 
 
 class UnlabelledPairHead(UnlabelledHead, BertPairHead):
-    """The base of the pair heads whose classes are no labels."""
+    """The base class of pair heads without labels."""
 
 
 def match_predictions(
     example: Example, input_name: str, output_name: str
 ) -> Iterator[tuple[Any, Any]]:
-    """Match the annotated entries of a reference with the predicted ones, by what is asked.
+    """Yield each gold entry of a reference with the predicted entry for the same input.
 
-    Yields gold entry and predicted entry, which is None for what was too long to be read: that is
-    wrong whatever the truth. Raises ValueError if the prediction was not asked the same.
+    The predicted entry is None if a text was too long; that counts as wrong. Raises ValueError if
+    the predicted Doc does not have all inputs of the reference.
     """
     gold, predicted = example.reference, example.predicted
     asked = map(key_of_asked, get_list(input_name, predicted))
@@ -289,10 +288,10 @@ def match_predictions(
 
 
 def key_of_asked(asked: Any) -> str:
-    """Give what tells something that is asked from others: a text itself."""
+    """Return a string that identifies an input: a text itself, JSON of anything else."""
     return asked if isinstance(asked, str) else srsly.json_dumps(asked, sort_keys=True)
 
 
 def start_of(doc: Doc) -> str:
-    """Quote how a Doc begins, for an error."""
+    """Quote the beginning of a Doc, for an error message."""
     return f"'{doc[:10].text} …'"

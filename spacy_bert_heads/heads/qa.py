@@ -1,4 +1,4 @@
-"""Where in a text the answer to a question stands, or that there is none."""
+"""Extractive question answering: where a text answers a question, or that it does not."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ from .tallies import Counts, Floats, Tally, ratio
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SpanHead.v1",
     "dropout": 0.0,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 SCORES = {
@@ -77,20 +77,24 @@ def make_bert_qa(
     thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertQA":
-    """Create a component that finds answers in the Doc, their context.
+    """Create a component that answers questions by spans of the Doc, their context.
 
-    `questions` are what to ask of Docs that bring no questions of their own, in `doc._.questions`
-    or in a context of `as_tuples`; in a config file they are JSON in a string if there is a "$" in
-    them, see `as_setting`. `max_answer_length` is the length of the longest answer in
-    wordpieces; windows of a long Doc overlap by as much as it needs, up to three quarters of a
-    window. `alignment` "token" widens answers to the borders of spaCy's tokens; "char" leaves them
-    where the wordpieces begin and end, which can be inside a word. `alternatives` is how many more
-    answers to give, none of which overlaps a better one. No answer is given where `no_answer_score`
-    is above `no_answer_threshold`; None: tuned on the dev set in training. `spans_key` names a span
-    group for the answers, None for none; a group does not survive spaCy's retokenizer, which leaves
-    its spans where they were. Logits are divided by `temperature`; None for that of `bert
-    calibrate`. An answer that is less probable than `thresholds["answer"]` is not given and stays
-    among the alternatives; for that there is none the key is "no answer".
+    questions (List[str]): The questions for Docs that have none in `doc._.questions` or in a
+        context of `as_tuples`. In a config file, questions with a "$" must be JSON in a string,
+        see `as_setting`.
+    max_answer_length (int): The maximum length of an answer in wordpieces. The windows of a long
+        Doc overlap as much as it needs, up to three quarters of a window.
+    alignment (str): "token" widens answers to the borders of spaCy's tokens. "char" keeps the
+        borders of wordpieces, which can be inside of a word.
+    alternatives (int): How many further answers to return. None of them overlaps a better one.
+    no_answer_threshold (Optional[float]): If `no_answer_score` is above it, there is no answer.
+        None tunes it on the dev set during training.
+    spans_key (Optional[str]): Also write the answers to this span group. spaCy's retokenizer does
+        not update span groups; `doc._.answers` stays correct.
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): An answer that is less probable than
+        `thresholds["answer"]` becomes one of the alternatives; `thresholds["no answer"]` is the
+        same for questions without an answer.
     """
     questions, by_kind = read_text(nlp, name, questions=questions, thresholds=thresholds)
     return BertQA(
@@ -114,12 +118,12 @@ def make_qa_scorer() -> Callable:
 
 
 class BertQA(UnlabelledPairHead):
-    """Write an answer to each of `doc._.questions` to `doc._.answers`, and to a span group.
+    """Answer each of `doc._.questions` in `doc._.answers`.
 
     The settings are those of `make_bert_qa`. With `no_answer_threshold = None` the first evaluation
-    that follows an update (in `spacy train` that of the dev set) sets the threshold to what gives
-    the best F1 there, for the evaluations after it and for saving. In a span group, a span's label
-    is the number of its question: Q1, Q2, …. Raises ValueError if a setting makes no sense.
+    after an update (in `spacy train` on the dev set) sets the threshold with the best F1 on its
+    data; later evaluations and saved pipelines use it. In the span group `spans_key` a span's label
+    is the number of its question: Q1, Q2, …. Raises ValueError if a setting is out of its range.
     """
 
     factory = "bert_qa"
@@ -130,7 +134,7 @@ class BertQA(UnlabelledPairHead):
     json_keys = ("questions",)
     annotation = "answers"
     made_by = "made with spacy_bert_heads.pairs.make_answer"
-    # The question takes its share: as BERT's own SQuAD code, with Hugging Face's overlaps of 128.
+    # The window of BERT's SQuAD code, as it also holds the question; Hugging Face's overlap of 128.
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"
     n_classes = 2  # start and end
@@ -170,13 +174,13 @@ class BertQA(UnlabelledPairHead):
 
     @property
     def fixed_threshold(self) -> float | None:
-        """The threshold of the config, which no evaluation changes."""
+        """The threshold of the config, which evaluations don't tune; None if it has none."""
         return self.cfg["fixed_threshold"]
 
     @property
     def no_answer_threshold(self) -> float:
-        """The threshold in force. Where none was ever set or tuned, as after `from_hf`, an answer
-        is always given."""
+        """The threshold in use. If it was never set or tuned, as after `from_hf`, it is 1: there is
+        always an answer."""
         if self.fixed_threshold is not None:
             return self.fixed_threshold
         tuned = self.cfg["no_answer_threshold"]
@@ -186,7 +190,7 @@ class BertQA(UnlabelledPairHead):
 
     @classmethod
     def set_extensions(cls) -> None:
-        # Answers come first with a getter of their own; the base finds them registered.
+        # Registered before the base class does it, because answers have their own getter.
         setter = partial(set_value, cls.output_name)
         register_extension(Doc, cls.output_name, getter=get_answers, setter=setter)
         super().set_extensions()
@@ -214,7 +218,7 @@ class BertQA(UnlabelledPairHead):
         return HFClasses({}, [], [0, 1], [False, False])
 
     def start_from_hf(self, labels: Sequence[str]) -> None:
-        # Never set: it always answers, as Hugging Face's pipelines do. Training tunes this.
+        # Unset: it always answers, as Hugging Face's pipelines do. Training tunes it.
         self.cfg["no_answer_threshold"] = None
 
     def hf_names(self) -> list[str]:
@@ -225,13 +229,14 @@ class BertQA(UnlabelledPairHead):
     def initialize(  # type: ignore[override]
         self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
     ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if
-        `max_answer_length` has no room in its windows."""
+        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if its
+        windows are too short for `max_answer_length`."""
         super().initialize(get_examples, nlp=nlp)
         self._check_room()
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
-        """Start the threshold where an answer is always given, if every question has one."""
+        """Initialise the threshold: 1 if every question has an answer, so that there always is one,
+        else 0.5."""
         always = True
         for example in examples:
             self.check_gold(example)
@@ -249,13 +254,14 @@ class BertQA(UnlabelledPairHead):
                     pass
                 case _:
                     raise ValueError(
-                        f"The true answer to '{question}' needs a text that is "
+                        f"The gold answer to '{question}' needs a text that is "
                         f"doc.text[start_char:end_char], but it is {entry!r}. Make it with "
                         "spacy_bert_heads.pairs.make_answer(doc, start, end)."
                     )
 
     def begin_update(self, examples: list[Example]) -> tuple[SpanLogits, Callable] | None:
-        """Run the model with a graph on windows of the annotated pairs, see `choose_windows`."""
+        """Run the model with a graph on some windows of the annotated pairs, see
+        `choose_windows`."""
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
@@ -296,18 +302,21 @@ class BertQA(UnlabelledPairHead):
         yield from (node for node in self.model.walk() if node.name == "bert_encoder")
 
     def _check_room(self) -> None:
-        """Raise ValueError if the longest answer has no room beside any question; where it depends
-        on the question, `pack` says so."""
+        """Raise ValueError if the longest answer never fits into a window with a question. `pack`
+        checks the question at hand."""
         for model in self._encoder_models():
             if not shim_of(model).has_module:
-                continue  # an encoder that comes later
+                continue  # not loaded yet
             tokenizer, window = checkpoint_of(model).tokenizer, model.attrs["window"]
             check_room(self.name, self.max_answer_length, tokenizer, window)
 
     def pack(self, pairs: Pairs, *, is_train: bool = False) -> PackedPairs:
-        """Pack pairs in windows that hold the longest answer wherever it is. To predict, offsets
-        become what answers are cut by, and NoRoomForAnswers is raised for long Docs beside
-        questions that leave too little of a window; training learns from what it can."""
+        """Pack pairs in windows that overlap enough for the longest answer at any place.
+
+        For prediction, offsets are widened to tokens (`alignment`), and NoRoomForAnswers is raised
+        if a question leaves too little of a window for that overlap. In training such a pair is
+        packed as well as possible.
+        """
         wanted = self.max_answer_length
         packed = super().pack(replace(pairs, longest_span=wanted), is_train=is_train)
         if is_train:
@@ -324,7 +333,7 @@ class BertQA(UnlabelledPairHead):
     # --- predicting
 
     def read_out(self, output: SpanLogits) -> Iterator[tuple[list, float]]:
-        """Give for each pair its best spans (start, end, probability), best first, and the
+        """Yield for each pair its spans (start, end, probability), the best one first, and the
         probability that there is no answer."""
         best = best_spans(
             (output.logits.float() / self.temperature).cpu().numpy(),
@@ -339,7 +348,7 @@ class BertQA(UnlabelledPairHead):
             yield [(*place, p) for place, p in found if place[1] > place[0]], no_answer
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the answers; `results` is what `predict` gave."""
+        """Write the answers; `results` is what `predict` returned."""
         for doc, (texts, rows) in zip(docs, results, strict=True):
             if not texts:
                 if drop_results(doc, self.output_name) and self.spans_key is not None:
@@ -360,7 +369,7 @@ class BertQA(UnlabelledPairHead):
         found = [make(start, end, score=score) for start, end, score in spans]
         if found and no_answer <= self.no_answer_threshold:
             return {**found[0], "alternatives": found[1:]}
-        # The best span stands behind "no answer", for whoever wants another threshold.
+        # The best span is kept as an alternative, for callers with another threshold.
         return make(score=no_answer, alternatives=found)
 
     def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
@@ -371,7 +380,8 @@ class BertQA(UnlabelledPairHead):
         return {kind: row["count"] for kind, row in tally_answers(example).items()}
 
     def set_temperature(self, temperature: float) -> None:
-        """Change the temperature, and the threshold of "no answer" with it: decisions stay."""
+        """Change the temperature, and the "no answer" threshold so that decisions stay the
+        same."""
         factor = self.temperature / temperature
         super().set_temperature(temperature)
         tuned = self.cfg["no_answer_threshold"]
@@ -382,15 +392,15 @@ class BertQA(UnlabelledPairHead):
     # --- the threshold
 
     def _warn_unset(self, questions: list[str], answers: list[dict[str, Any] | None]) -> None:
-        """Say once that a threshold is missing, where that gives an answer that is less probable
-        than that there is none. Only checkpoints of `from_hf` have never had one."""
+        """Warn once that no threshold is set, when an answer is less probable than "no answer".
+        Only checkpoints from `from_hf` have never had a threshold."""
         is_set = (self.fixed_threshold, self.cfg["no_answer_threshold"]) != (None, None)
         if not is_set and not self._warned:
             self._warned = warn_unset(self.name, questions, answers)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score the examples that are annotated for this head; after an update, then set the
-        threshold to what would have been best for them."""
+        """Score the examples that are annotated for this head. After an update, then set the
+        threshold that would have been best for them."""
         examples = list(examples)
         scores = super().score(examples, **kwargs)
         tuned = best_threshold(examples) if self._tunes else None

@@ -1,5 +1,5 @@
-"""What a QA head reads: windows of the Doc, the place of the answer in each, and the characters
-that an answer may consist of."""
+"""The input of a QA head: windows of the Doc, the answer's position in each, and the characters
+that an answer may have."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..text.wordpieces import WordpieceTokenizer, token_offsets, trim_offsets
 
 
 def choose_windows(batch: PackedBatch, answers: Ints2d) -> tuple[PackedBatch, Ints2d]:
-    """Choose the windows of long Docs to train on: those that contain the answer, and one at random
-    of the others. Otherwise "not in this window" would dominate the loss.
+    """Choose the windows of long Docs for training: those that contain the answer, and a random one
+    of the others. With all of them, "not in this window" would dominate the loss.
 
-    `answers` are the first character of each pair's answer and the one after its last, equal ones
-    for no answer (num_pairs, 2). Returns the chosen windows and their targets, see `find_targets`.
+    `answers` are the start and the end of each pair's answer in characters, equal if there is no
+    answer (num_pairs, 2). Returns the chosen windows and their targets, see `find_targets`.
     """
-    # Found before the choice, while all windows of an answer can be seen.
+    # Before the choice, because `find_targets` needs all windows of an answer.
     targets = find_targets(batch, answers)
     if (batch.num_windows == 1).all():
         return batch, targets
     chosen = targets[:, 0] > 0
     pair_of = np.repeat(np.arange(len(batch.num_windows)), batch.num_windows)
-    # numpy's own generator, because it is the one that spaCy seeds.
+    # numpy's global generator, because that is the one that spaCy seeds.
     order = np.random.permutation(len(chosen))
     order = order[~chosen[order]]
     _, one_of_each = np.unique(pair_of[order], return_index=True)
@@ -42,9 +42,9 @@ def find_targets(batch: PackedBatch, answers: Ints2d) -> Ints2d:
     """Find the first and the last wordpiece of each pair's answer in its windows.
 
     `answers` are those of `choose_windows`. Returns both, counted from the window's first position
-    (num_sequences, 2); neither is white space. 0, which is [CLS], stands for "not here": the window
-    doesn't contain all of the answer. -1 says that nothing can be learned: no window contains all
-    of it. So what is learned can be predicted: `best_spans` reads a span in one of its windows.
+    (num_sequences, 2); neither is white space. 0, the position of [CLS], means that this window
+    does not contain the whole answer; -1 that no window does, so there is nothing to learn. Only
+    answers that `best_spans` can predict are learned, because it reads each span in one window.
     """
     offsets = batch.offsets
     assert offsets is not None
@@ -72,21 +72,21 @@ def _count(pair_of: Ints1d, values: np.ndarray, num_pairs: int) -> np.ndarray:
 
 
 class DocWindows(NamedTuple):
-    """Where the windows of each pair are in its Doc, counted in wordpieces."""
+    """The windows of each pair over its Doc, in wordpieces."""
 
     pair_of: Ints1d  # (num_sequences,)
     starts: Ints1d  # (num_sequences,)
     lengths: Ints1d  # (num_sequences,)
-    overlaps: Ints1d  # (num_pairs,) of each window with the next
+    overlaps: Ints1d  # (num_pairs,) between neighbouring windows
 
     @staticmethod
     def of(batch: PackedBatch) -> DocWindows:
-        """Find them in a batch with all windows of each pair."""
+        """Compute them from a batch that has all windows of each pair."""
         offsets, counts = batch.offsets, batch.num_windows
         assert offsets is not None
         lengths = sums(offsets.starts >= 0, batch.seqlens)
         pair_of = np.repeat(np.arange(len(counts)), counts)
-        # A wordpiece that is in several windows is best in one of them.
+        # Of the windows with the same wordpiece, is_best is true in one.
         repeated = sums(lengths - sums(offsets.is_best, batch.seqlens), counts)
         overlaps = repeated // np.maximum(counts - 1, 1)
         steps = lengths[np.cumsum(counts) - counts] - overlaps
@@ -95,8 +95,8 @@ class DocWindows(NamedTuple):
 
 
 def longest_everywhere(batch: PackedBatch) -> Ints1d:
-    """Give for each pair the longest span, in wordpieces, that one window holds wherever it is in
-    the Doc; of a Doc in one window, all of it (num_pairs,)."""
+    """Return the length of the longest span, in wordpieces, that is inside of some window wherever
+    it is in the Doc (num_pairs,). For a Doc with one window that is the whole Doc."""
     windows = DocWindows.of(batch)
     return np.where(
         batch.num_windows > 1, windows.overlaps + 1, sums(windows.lengths, batch.num_windows)
@@ -104,8 +104,8 @@ def longest_everywhere(batch: PackedBatch) -> Ints1d:
 
 
 def check_room(name: str, wanted: int, tokenizer: WordpieceTokenizer, window: int) -> None:
-    """Raise ValueError if windows have no room for the longest answer beside any question. `wanted`
-    is the `max_answer_length` of the component `name`."""
+    """Raise ValueError if windows are too short for the longest answer, whatever the question.
+    `wanted` is the `max_answer_length` of the component `name`."""
     lengths = np.asarray([1, max_second_text(tokenizer, window)])
     most, least = longest_span(window - tokenizer.pair.num_special - lengths).tolist()
     if wanted > most:
@@ -118,13 +118,13 @@ def check_room(name: str, wanted: int, tokenizer: WordpieceTokenizer, window: in
 
 
 def widen_to_tokens(batch: PackedBatch, docs: Sequence[Doc], num_pairs: Ints1d) -> PackedBatch:
-    """Widen the offsets of wordpieces to the borders of spaCy's tokens, white space excluded.
-    `num_pairs` are the pairs of each Doc (num_docs,)."""
+    """Widen the offsets of wordpieces to the borders of spaCy's tokens, without their white space.
+    `num_pairs` is the number of pairs of each Doc (num_docs,)."""
     offsets = batch.offsets
     assert offsets is not None
     texts = [doc.text for doc in docs]
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    shift = np.cumsum(sizes) - sizes  # every Doc is behind the one before it
+    shift = np.cumsum(sizes) - sizes  # the texts of all Docs are concatenated
     starts, ends, num_tokens = token_offsets(docs)
     starts, ends = (side + np.repeat(shift, num_tokens) for side in (starts, ends))
     trimmed_starts, trimmed_ends = trim_offsets("".join(texts), starts, ends)

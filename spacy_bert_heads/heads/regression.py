@@ -1,4 +1,4 @@
-"""Numbers for a whole text, such as ratings or similarities: one or several, by label."""
+"""Regression: one or several numbers for a whole text, such as ratings, by label."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -13,6 +13,7 @@ from thinc.api import Model
 
 from ..data.records import check_text
 from ..encoder.model import shim_of
+from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_dict, get_dict, set_value
 from .declared import Score, score_weights
@@ -41,6 +42,7 @@ def make_bert_regression(
     nlp: Language, name: str, model: Model, scorer: Callable | None
 ) -> "BertRegression":
     """Create a component that predicts a number for each label."""
+    pipe_configs_of(nlp)
     return BertRegression(nlp.vocab, model, name, scorer=scorer)
 
 
@@ -49,8 +51,8 @@ def make_regression_scorer() -> Callable:
 
 
 def score_regression(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-    """Give the mean squared error and both correlations of each label, and their means. Where a
-    label's true or predicted values are all equal, its correlations are undefined: None."""
+    """Compute the mean squared error and both correlations of each label, and their means over
+    labels. A correlation is None if the gold or the predicted values of the label are all equal."""
     matched = ((gold_values(eg), copy_of_dict("regression", eg.predicted)) for eg in examples)
     return score_numbers(matched, "regression")
 
@@ -59,7 +61,8 @@ Numbers = Mapping[str, float]  # by label
 
 
 def score_numbers(matched: Iterable[tuple[Numbers, Numbers]], prefix: str) -> dict[str, Any]:
-    """Do that for pairs of true and predicted numbers; `prefix` begins the scores' names."""
+    """Compute the scores of `score_regression` from pairs of gold and predicted numbers. Names of
+    scores begin with `prefix`."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for gold, predicted in matched:
         for label, value in gold.items():
@@ -88,14 +91,14 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def gold_values(example: Example) -> dict[str, float]:
-    """Give the values of the reference. Raises ValueError for one that can't be learned."""
+    """Return the values of the reference. Raises ValueError if one is not a finite number."""
     doc = example.reference
     where = f" in doc._.regression of {start_of(doc)}. Correct it, or leave the label out."
     return {k: finite(k, v, where) for k, v in copy_of_dict("regression", doc).items()}
 
 
 def finite(label: str, value: Any, where: str = "") -> float:
-    # JSON has no numpy's numbers, but doc._ may; a bool is an int.
+    # Values of doc._ can be numpy scalars; bool is a subclass of int, hence type().
     is_number = type(value) in (int, float) or isinstance(value, np.integer | np.floating)
     if is_number and abs(value) < 3.4e38:  # what float32 can hold
         return float(value)
@@ -103,19 +106,19 @@ def finite(label: str, value: Any, where: str = "") -> float:
 
 
 def read_numbers(value: Any) -> dict[str, float]:
-    """Read the numbers of a record of JSONL by label, or one alone for the label "score"; null is
-    not annotated. Raises ValueError if one is no finite number."""
+    """Read the numbers of a JSONL record: a dict by label, or a single number, which gets the label
+    "score". null means not annotated. Raises ValueError if one is not a finite number."""
     values = value if isinstance(value, dict) else {"score": value}
     known = {check_text("label", k): v for k, v in values.items() if v is not None}
     return {label: finite(label, v) for label, v in known.items()}
 
 
 class NumbersHead(BertHead):
-    """The base of the heads that learn numbers by label, a logit each. A head defines which
-    (`list_gold`)."""
+    """The base class of heads that predict a number for each label, which is its logit. A subclass
+    defines `list_gold`."""
 
     def list_gold(self, examples: Iterable[Example]) -> Iterable[Numbers]:
-        """Give the true numbers of each row of the logits."""
+        """Yield the gold numbers for each row of the logits."""
         raise NotImplementedError
 
     def labels_of(self, example: Example) -> Iterable[str]:
@@ -124,12 +127,12 @@ class NumbersHead(BertHead):
     def start_from_data(self, examples: Iterable[Example]) -> None:
         gold = self.label_rows(self.list_gold(examples)).astype(np.float64)
         means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
-        # From 0 the encoder would first be changed to cover the distance to the values.
+        # Starting from 0, the first updates would change the encoder just to reach the mean.
         module = shim_of(self.model).module
         module.get_parameter("classifier.bias").data.copy_(torch.from_numpy(means))
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the annotated values of the logits (n, n_labels)."""
+        """Compute the mean squared error over the annotated values, from logits (n, num_labels)."""
         gold = torch.from_numpy(self.label_rows(self.list_gold(examples))).to(output.device)
         known = ~gold.isnan()
         return mean_over(((output - gold.nan_to_num()).square() * known).sum(), known.sum())
@@ -167,11 +170,11 @@ class BertRegression(NumbersHead):
 
     @classmethod
     def fits_hf(cls, config: Any, names: Sequence[str]) -> int:
-        # Hugging Face's loss also takes a single logit without a problem_type for a number.
+        # Hugging Face's loss also treats a single logit without a problem_type as a number.
         single = config.problem_type is None and len(names) == 1
         return 2 if single or config.problem_type == cls.hf_problem_type else 0
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
-        """Write the logits (n_docs, n_labels), beside the values of other components."""
+        """Write the logits (num_docs, num_labels); values of other components stay."""
         for doc, row in zip(docs, output.tolist(), strict=True):
             get_dict("regression", doc).update(zip(self.labels, row, strict=True))

@@ -1,4 +1,4 @@
-"""Numbers for pairs of texts, such as how similar or how relevant to each other they are."""
+"""Regression on pairs of texts: how similar they are, or how relevant one is to the other."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -46,8 +46,11 @@ def make_bert_similarity(
     others: list[str] | str,
     scorer: Callable | None,
 ) -> "BertSimilarity":
-    """Create a component that compares the Doc, the first text, with others by numbers. `others`
-    are the texts for Docs that bring none, in `doc._.others` or in a context of `as_tuples`."""
+    """Create a component that predicts numbers for pairs of the Doc and each of `doc._.others`.
+
+    others (List[str]): The second texts of Docs that have none in `doc._.others` or in a context of
+        `as_tuples`.
+    """
     (texts,) = read_text(nlp, name, others=others)
     return BertSimilarity(nlp.vocab, model, name, others=texts, scorer=scorer)
 
@@ -57,9 +60,8 @@ def make_similarity_scorer() -> Callable:
 
 
 def score_similarity(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-    """Score as `score_regression` does, over pairs. One that was too long to be read has no number
-    that could be compared, so it is left out. Raises ValueError if a reference has texts that were
-    not compared."""
+    """Compute the scores of `score_regression` over pairs, without those that were too long to be
+    read. Raises ValueError if a predicted Doc lacks texts of its reference."""
     names = BertSimilarity.input_name, BertSimilarity.output_name
     matched = (pair for example in examples for pair in match_predictions(example, *names))
     return score_numbers(((gold, found or {}) for gold, found in matched), "similarity")
@@ -91,7 +93,7 @@ class BertSimilarity(NumbersHead, BertPairHead):
 
     def check_gold(self, example: Example) -> None:
         for text, entry in self.gold_pairs(example):
-            where = f" in the true similarity to '{text}'"
+            where = f" in the gold similarity to '{text}'"
             if not isinstance(entry, dict):
                 raise ValueError(f"no {self.made_by}: {entry!r}{where}.")
             for label, value in entry.items():
@@ -133,12 +135,12 @@ class BertSimilarity(NumbersHead, BertPairHead):
         return {**super().hf_settings(), **as_cross_encoder(IDENTITY)}
 
     def read_out(self, output: torch.Tensor) -> Iterator[dict[str, float]]:
-        """Give the numbers of each pair, the logits (n_pairs, n_labels)."""
+        """Yield the numbers of each pair, which are its logits, from (num_pairs, num_labels)."""
         for row in output.tolist():
             yield dict(zip(self.labels, row, strict=True))
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the numbers; `results` is what `predict` gave."""
+        """Write the numbers; `results` is what `predict` returned."""
         for doc, (texts, numbers) in zip(docs, results, strict=True):
             if texts:
                 set_value(self.output_name, doc, numbers)

@@ -1,21 +1,21 @@
-"""Streams of Docs in groups that fit into memory."""
+"""Groups of streamed Docs whose hidden states fit into memory."""
 
 from collections.abc import Iterable, Iterator
 
 from spacy.tokens import Doc
 
-# spaCy's nlp.max_length. In windows of MiniLM (384 wide) such a text has 0.6 GB of hidden states.
+# spaCy's nlp.max_length. MiniLM's hidden states (width 384) of such a text take 0.6 GB.
 MAX_CHARS = 1_000_000
 
 
 def group_docs(
     stream: Iterable[Doc], *, batch_size: int, max_chars: int = MAX_CHARS
 ) -> Iterator[list[Doc]]:
-    """Group Docs for one prediction: up to `batch_size` of them, and no more once they have
-    `max_chars` characters together.
+    """Group Docs for prediction: up to `batch_size` of them; a group ends early once its Docs have
+    `max_chars` characters in total.
 
-    A group ends without a look at the next Doc. So every head of a pipeline makes the same groups,
-    and finds in the encoder's latest batch what the head before it has read.
+    A group ends without reading the next Doc. So every head of a pipeline makes the same groups,
+    and finds their hidden states in the encoder's latest batch.
     """
     group: list[Doc] = []
     chars = 0

@@ -1,4 +1,4 @@
-"""One class for each token: fine-grained tags or coarse parts of speech."""
+"""Tagging: fine-grained tags or coarse parts of speech of tokens."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -28,8 +28,8 @@ from .outputs import TokenLogits
 from .tallies import Counts, Floats, Tally, count_decisions, match_tags, micro
 
 ATTRS = ("tag", "pos")
-SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # what spaCy calls white space
-# One of the two is there; either must move the score that `spacy train` keeps the best by.
+SPACE_TAGS = {"tag": "_SP", "pos": "SPACE"}  # spaCy's tags for white space
+# A tagger has one of the two scores; either must count when `spacy train` selects the best model.
 SCORES = {"tag_acc": Score("tags", 0.5), "pos_acc": Score("parts of speech", 0.5)}
 
 
@@ -60,18 +60,15 @@ def make_bert_tagger(
     thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTagger":
-    """Create a tagger. A gold tag `!NN` says that a token is no NN, and says nothing else about it.
+    """Create a tagger. A gold tag `!NN` says that a token is not an NN; it may be anything else.
 
-    nlp (Language): The pipeline.
-    name (str): The component's name.
-    model (Model[List[Doc], TokenLogits]): The token head.
-    attr (str): What to learn and write: "tag" for `token.tag_`, "pos" for `token.pos_`.
-    overwrite (bool): Whether to replace tags that are there already, as spaCy's tagger.
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    label_smoothing (float): As in torch's cross-entropy, 0 to 1.
-    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
-    thresholds (Optional[Dict[str, float]]): By tag: less probable ones are not written.
-    scorer (Optional[Callable]): The scorer.
+    attr (str): The attribute to learn and write: "tag" for `token.tag_`, "pos" for `token.pos_`.
+    overwrite (bool): Replace tags that earlier components have set, as spaCy's tagger does.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss by label, 1 by default.
+    label_smoothing (float): As in torch's cross_entropy, 0 to 1.
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By tag: predictions with a lower probability are not
+        written.
     """
     weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     return BertTagger(
@@ -91,13 +88,8 @@ def make_bert_tagger(
 def tagger_score(
     examples: Iterable[Example], *, attr: str = "tag", **kwargs: Any
 ) -> dict[str, Any]:
-    """Score one attribute of the tokens by spaCy's own `Scorer.score_token_attr`. Tokens of which
-    only a tag is known that is wrong (`!NN`) count as not annotated.
-
-    examples (Iterable[Example]): The examples.
-    attr (str): "tag" or "pos".
-    RETURNS (Dict[str, Any]): `tag_acc` or `pos_acc`.
-    """
+    """Compute `tag_acc` or `pos_acc` with spaCy's `Scorer.score_token_attr`. Tokens that only have
+    a negated gold tag (`!NN`) count as not annotated."""
     labels = kwargs.pop("labels", ())
 
     def get(token: Token, attr: str) -> str:
@@ -107,20 +99,21 @@ def tagger_score(
 
 
 def known_tag(token: Token, attr: str, labels: Collection[str]) -> str:
-    """Give a token's tag, "" where it has none or is only known to be wrong."""
+    """Return a token's tag, "" if it has none or only a negated one."""
     tag = getattr(token, f"{attr}_")
     return "" if is_negated(tag, labels) else tag
 
 
 def make_tagger_scorer() -> Callable:
-    """RETURNS (Callable): The scorer."""
     return tagger_score
 
 
 class BertTagger(BertHead):
-    """Tag tokens. A token without a wordpiece keeps what it has; white space is tagged as spaCy
-    does, if the training data had such a tag. The settings are those of `make_bert_tagger`;
-    ValueError if one has no such value.
+    """Tag tokens.
+
+    A token without wordpieces keeps its tag. White space gets spaCy's tag for it, if the training
+    data has that tag. The settings are those of `make_bert_tagger`; an invalid value raises
+    ValueError.
     """
 
     factory = "bert_tagger"
@@ -201,8 +194,8 @@ class BertTagger(BertHead):
         return dict.fromkeys(cls.scores, micro(counts)[2])
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
-        """Cross-entropy in nats, and −log(1 − p) of tags that are known to be wrong: a weighted
-        mean over the tokens that are annotated and have a wordpiece."""
+        """Compute the cross-entropy in nats, and −log(1 − p) of negated tags: a weighted mean over
+        the tokens that are annotated and have a wordpiece."""
         number = {label: i for i, label in enumerate(self.labels)}
         weights = self._weights(output.logits)
         classes = np.full(len(output.has_wordpiece), -1, dtype=np.int64)
@@ -229,7 +222,7 @@ class BertTagger(BertHead):
         )
 
     def probabilities(self, output: TokenLogits) -> torch.Tensor:
-        """Give those of the tags (num_tokens, num_labels)."""
+        """Return the probabilities of all tags (num_tokens, num_labels)."""
         return (output.logits / self.temperature).softmax(-1)
 
     def claims(self, examples: Sequence[Example], output: TokenLogits) -> Iterator[Claim]:
@@ -242,7 +235,7 @@ class BertTagger(BertHead):
             yield from claim_tags(example, gold, rows, labels)
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
-        """Write the tags, where none is or `overwrite` is set."""
+        """Write the tags, unless a token has one and `overwrite` is false."""
         attr = self.cfg["attr"] + "_"
         space = SPACE_TAGS[self.cfg["attr"]]
         labels, overwrite = self.labels, self.cfg["overwrite"]

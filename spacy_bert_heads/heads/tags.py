@@ -1,4 +1,4 @@
-"""The tags of entities: schemes, and what checkpoints call them."""
+"""The tags of entities: schemes, and their names in checkpoints."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy as np
 
 from ..text.arrays import Bools1d, Ints1d
 
-# The tags of each scheme, by what spaCy's aligned gold tags, which are BILUO, are called in it. The
-# last three are for checkpoints: in IOB and IOBES (BILOU otherwise) an entity may begin and end
-# with any tag; IO has no way to part two neighbours.
+# The marks of each scheme for spaCy's BILUO tags. The last three are for checkpoints: IOB and IOBES
+# are BIO and BILOU in which an entity may begin and end with any tag; IO can't separate two
+# neighbours.
 BIO = {"B": "B", "I": "I", "L": "I", "U": "B"}
 BILOU = {"B": "B", "I": "I", "L": "L", "U": "U"}
 IO = {"B": "I", "I": "I", "L": "I", "U": "I"}
 SCHEMES = {"BIO": BIO, "BILOU": BILOU, "IOB": BIO, "IOBES": BILOU, "IO": IO}
 STRICT_SCHEMES = ("BIO", "BILOU")
-# For each mark the others, the most like it first: what begins or ends where it does.
+# For each mark the others, the most similar first: those that begin or end at the same place.
 _NEAREST = {"B": "BUIL", "I": "ILBU", "L": "LUIB", "U": "UBLI"}
 
 
 class Tags(NamedTuple):
-    """The classes of a tagger of entities, in our terms."""
+    """The tags of a checkpoint, as ours."""
 
     scheme: str
     labels: list[str]
-    classes: list[int]  # of the checkpoint, for each of our tags; -1 for one that it lacks
+    classes: list[int]  # the checkpoint's class for each of our tags, -1 if it has none
 
     def nearest_classes(self) -> list[int]:
-        """Give the classes once more, with that of another tag of the label for one that the
-        checkpoint lacks."""
+        """Return the classes, with that of the label's most similar tag for each tag that the
+        checkpoint does not have."""
         marks = list(dict.fromkeys(SCHEMES[self.scheme].values()))
         nearest = [self.classes[0]]
         for start in range(1, len(self.classes), len(marks)):
@@ -44,17 +44,15 @@ class Tags(NamedTuple):
 
 
 def read_tags(names: Sequence[str]) -> Tags:
-    """Find the scheme of a checkpoint's tags. M, E and S are other names of I, L and U. A plain
-    label has no mark of its beginning; marks without a label are of entities that have none.
+    """Find the scheme and the labels of a checkpoint's tags, the names of its classes.
 
-    names (Sequence[str]): The checkpoint's classes.
-    RETURNS (Tags): The scheme, the labels and where each of our tags is among the classes.
-    RAISES (ValueError): If no class is "O", for tokens of no entity, or two are the same tag.
+    M, E and S are other names of I, L and U. Labels without marks are scheme IO; marks without
+    labels get the label ENTITY. Raises ValueError if no class is "O", or two are the same tag.
     """
     if "O" not in names:
         raise ValueError(
-            f'No class is "O", for tokens of no entity, but: {", ".join(names)}. Give labels, or '
-            'task="tagger".'
+            'No class is "O", for tokens outside of entities. The classes are: '
+            f'{", ".join(names)}. Give labels, or task="tagger".'
         )
     rest = [name for name in names if name != "O"]
     if all(re.fullmatch("[BIMESLU]", name) for name in rest):
@@ -79,7 +77,7 @@ def read_tags(names: Sequence[str]) -> Tags:
     ours = dict.fromkeys(SCHEMES[scheme].values())
     classes = [found.get((mark, label), -1) for label in labels for mark in ours]
     if scheme == "BILOU" and -1 in classes:
-        scheme = "IOBES"  # an entity that has to end with a tag that is lacking would have no path
+        scheme = "IOBES"  # with BILOU an entity could have to end with a tag that does not exist
     return Tags(scheme, labels, [names.index("O"), *classes])
 
 
@@ -89,23 +87,23 @@ def _split_tag(name: str) -> tuple[str, str]:
 
 
 class Layout(NamedTuple):
-    """Where the tags of each kind are among the classes, label after label.
+    """The classes of the tags of each kind, label after label.
 
-    Every transition follows from the kinds, so that no table of tag against tag is needed: a tag
-    that goes on (I, L) comes after one of the same label that is open (B, I); any other tag comes
-    after one that is not open, or, where no tag marks an end, after any.
+    Valid transitions follow from the kinds, so no table of all pairs of tags is needed: a tag that
+    continues an entity (I, L) follows an open one (B, I) of the same label; any other tag follows
+    one that is not open, or any tag in schemes that don't mark the end.
     """
 
     outside: int
-    begin: Ints1d  # (n_labels,)
-    inside: Ints1d  # (n_labels,) of labels that have one
-    last: Ints1d  # (n_labels,) BILOU alone, else empty
-    label: Ints1d  # (n_tags,) the number of a tag's label, -1 for "O"
-    goes_on: Bools1d  # (n_tags,) I and L
-    is_open: Bools1d  # (n_tags,) B and I
-    ends: Bools1d  # (n_tags,) L and U
-    closed: Ints1d  # tags that may come before one that doesn't go on, or at the end of a text
-    inside_of: Ints1d  # (n_tags,) the I of a tag's label, the place of "O" without one
+    begin: Ints1d  # (num_labels,)
+    inside: Ints1d  # (num_labels,) of labels that have one
+    last: Ints1d  # (num_labels,) in BILOU, else empty
+    label: Ints1d  # (num_tags,) the index of a tag's label, -1 for "O"
+    goes_on: Bools1d  # (num_tags,) I and L
+    is_open: Bools1d  # (num_tags,) B and I
+    ends: Bools1d  # (num_tags,) L and U
+    closed: Ints1d  # tags that may precede one that does not continue an entity, or end a text
+    inside_of: Ints1d  # (num_tags,) the I of a tag's label; that of "O" if there is none
 
     @property
     def has_ends(self) -> bool:
@@ -115,7 +113,7 @@ class Layout(NamedTuple):
     @staticmethod
     @cache
     def of(tags: tuple[str, ...]) -> Layout:
-        """Sort the tags. In a layout of BIO or BILOU every label has all of its tags."""
+        """Make the layout of these classes. With BIO and BILOU every label has all of its tags."""
         outside = tags.index("O") if "O" in tags else 0
         marks = np.asarray([tag[0] if tag != "O" else "O" for tag in tags])
         labels = {
@@ -140,6 +138,6 @@ class Layout(NamedTuple):
         )
 
     def may_follow(self, before: Ints1d, tag: Ints1d) -> Bools1d:
-        """Whether each tag may come after the one beside it in `before` (n,)."""
+        """Return whether each tag may follow the one in `before` (n,)."""
         continues = self.is_open[before] & (self.label[before] == self.label[tag])
         return np.where(self.goes_on[tag], continues, ~(self.is_open[before] & self.has_ends))

@@ -1,4 +1,4 @@
-"""Counts of single Docs, from which the scores of any sample of them can be computed."""
+"""Counts of single Docs, from which the scores of any sample of Docs can be computed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from spacy.tokens import Span, Token
 from spacy.training import Example
 
-# By label, named numbers that add up over Docs.
+# By label: named numbers that can be summed over Docs.
 Tally = dict[str, dict[str, float]]
-# Of several samples of Docs, by name (..., n_labels).
+# By name: sums of tallies over each of several samples of Docs (..., num_labels).
 Counts = dict[str, NDArray[np.float64]]
 Floats = NDArray[np.float64]
 
 
 def count_decisions(decisions: Iterable[tuple[str, str]]) -> Tally:
     """Count true positives, false positives and false negatives ("tp", "fp", "fn") by label, from
-    pairs of a true and a predicted label; "" is none."""
+    pairs of a gold and a predicted label; "" means none."""
     tally: Tally = {}
 
     def count(label: str, kind: str) -> None:
@@ -36,13 +36,13 @@ def count_decisions(decisions: Iterable[tuple[str, str]]) -> Tally:
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
-    """Divide, with NaN where there is nothing to divide by."""
+    """Divide elementwise; NaN where `whole` is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def precision_recall_f(tp: Floats, fp: Floats, fn: Floats) -> tuple[Floats, Floats, Floats]:
-    """Compute the three as spaCy's PRFScore: 0 without true positives; NaN where nothing was
-    counted."""
+    """Compute precision, recall and F as spaCy's PRFScore does: 0 without true positives; NaN where
+    nothing was counted."""
     nothing = tp + fp + fn == 0
     scores = (ratio(tp, tp + fp), ratio(tp, tp + fn), ratio(2 * tp, 2 * tp + fp + fn))
     p, r, f = (np.where(nothing, np.nan, np.nan_to_num(score)) for score in scores)
@@ -55,9 +55,8 @@ def micro(counts: Counts) -> tuple[Floats, Floats, Floats]:
 
 
 def match_entities(example: Example) -> Iterator[tuple[str, str]]:
-    """Yield the entities of an example as `spacy.scorer.get_ner_prf` compares them: pairs of a
-    true and a predicted label, "" where there is none. What is predicted where nothing is annotated
-    is neither right nor wrong."""
+    """Yield the entities of an example as `spacy.scorer.get_ner_prf` compares them: pairs of a gold
+    and a predicted label, "" for none. Predictions on tokens without annotation are not counted."""
     reference = example.reference
     if not reference.has_annotation("ENT_IOB"):
         return
@@ -70,7 +69,7 @@ def match_entities(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def judge_entities(example: Example) -> Iterator[tuple[Span, bool]]:
-    """Yield each predicted entity, and whether it is right, as `match_entities` compares them."""
+    """Yield each predicted entity and whether it is right, as `match_entities` does."""
     reference = example.reference
     if not reference.has_annotation("ENT_IOB"):
         return
@@ -81,8 +80,8 @@ def judge_entities(example: Example) -> Iterator[tuple[Span, bool]]:
 
 
 def _place_entities(example: Example) -> Iterator[tuple[Span, tuple[str, int, int]]]:
-    """Yield the predicted entities where all tokens are annotated, each with its label and tokens
-    in the reference."""
+    """Yield the predicted entities whose tokens are all annotated, with label, start and end in the
+    reference."""
     reference = example.reference
     for ent in example.predicted.ents:
         tokens = example.alignment.x2y[ent.start : ent.end]
@@ -94,9 +93,8 @@ def _place_entities(example: Example) -> Iterator[tuple[Span, tuple[str, int, in
 
 
 def match_tags(example: Example, get: Callable[[Token], Any]) -> Iterator[tuple[str, str]]:
-    """Yield the tags of an example as `Scorer.score_token_attr` compares them: pairs of a true and
-    a predicted tag, "" where there is none. `get` gives a token's tag, "" where it is not
-    annotated."""
+    """Yield the tags of an example as `Scorer.score_token_attr` compares them: pairs of a gold and
+    a predicted tag, "" for none. `get` returns a token's tag, "" if it is not annotated."""
     gold = {token.i: tag for token in example.reference if (tag := get(token))}
     found: dict[int, set[str]] = {}
     to_gold = example.alignment.x2y

@@ -1,4 +1,4 @@
-"""Categories of a whole text: one of them, or any number."""
+"""Text classification: exactly one category for each text, or any number of them."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ DEFAULT_MODEL = {
     "pooling": "pooler",
     "dropout": None,
     "max_windows": MAX_WINDOWS,
-    "rate_factor": 1.0,
+    "learning_rate_multiplier": 1.0,
     "tok2vec": DEFAULT_LISTENER,
 }
 
@@ -71,19 +71,19 @@ def make_bert_textcat(
     thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTextCat":
-    """Create a text classifier for categories of which exactly one holds.
+    """Create a text classifier for mutually exclusive categories.
 
-    [initialize.components] takes `positive_label`, one of two labels, as spaCy's `textcat` does:
+    [initialize.components] takes `positive_label`, one of two labels, as for spaCy's `textcat`:
     `cats_score` is then the F score of that label.
 
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named. In a
+    class_weights (Optional[Dict[str, float]]): Weights in the loss by label, 1 by default. In a
         config file a dict whose keys have other characters than letters, digits, spaces, "_" and
-        "-" stands as JSON in a string, see `as_setting`.
-    label_smoothing (float): The part of the truth that is given to all categories alike, as by
-        torch's cross_entropy; 0 for none.
-    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
-    thresholds (Optional[Dict[str, float]]): By label: where the most probable category is less
-        probable than its threshold, none is given.
+        "-" must be JSON in a string, see `as_setting`.
+    label_smoothing (float): The part of the target probability that is spread evenly over all
+        categories, as in torch's cross_entropy; 0 for none.
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By label: if the most probable category is less
+        probable than its threshold, no category is written.
     """
     weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     textcat = BertTextCat(
@@ -123,13 +123,13 @@ def make_bert_textcat_multilabel(
     thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertTextCatMultilabel":
-    """Create a text classifier for categories of which any number may hold.
+    """Create a text classifier for categories that don't exclude each other.
 
-    class_weights (Optional[Dict[str, float]]): Weights in the loss, by label; 1 if not named.
-    threshold (float): From this probability on, a category is taken as given.
-    temperature (Optional[float]): What logits are divided by; None for that of `bert calibrate`.
-    thresholds (Optional[Dict[str, float]]): By label: categories from `threshold` on that are less
-        probable than this are not given.
+    class_weights (Optional[Dict[str, float]]): Weights in the loss by label, 1 by default.
+    threshold (float): Scoring counts a category as predicted from this probability on.
+    temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): By label: predicted categories that are less probable
+        than this are removed from `doc.cats`.
     """
     weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
     textcat = BertTextCatMultilabel(
@@ -147,9 +147,12 @@ def make_bert_textcat_multilabel(
 
 
 class BertTextCat(BertHead):
-    """Write the probability of each category to `doc.cats`; they sum to 1. The settings are those
-    of `make_bert_textcat`; from `threshold` on, scoring takes a category as given, 0 takes the most
-    probable one. ValueError if a setting makes no sense."""
+    """Write the probability of each category to `doc.cats`; they sum to 1.
+
+    The settings are those of `make_bert_textcat`. Scoring counts a category as predicted from
+    `threshold` on; with 0 it counts the most probable one. Raises ValueError if a setting is out of
+    its range.
+    """
 
     multi_label = False
     factory = "bert_textcat"
@@ -186,8 +189,8 @@ class BertTextCat(BertHead):
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
     def has_gold(self, example: Example) -> bool:
-        """Whether one of this head's categories is annotated; any, before it has some. Categories
-        that no text classifier of the pipeline has are warned of."""
+        """Return whether one of this head's categories is annotated; any category, before the head
+        has labels. Warns about categories that no text classifier of the pipeline has."""
         cats = example.reference.cats
         if not self.labels:
             return bool(cats)
@@ -244,10 +247,12 @@ class BertTextCat(BertHead):
         labels: Sequence[str] | str | None = None,
         positive_label: str | None = None,
     ) -> None:
-        """Collect the labels and make the weights, as `BertHead.initialize`. Of two categories of
-        which one holds, `positive_label` is the one whose F score is `cats_score`; None for the
-        macro F. Raises ValueError also if a value of `doc.cats` is not from 0 to 1, or if another
-        text classifier has the same label."""
+        """Collect the labels and make the weights, as `BertHead.initialize` does.
+
+        `positive_label` is for two exclusive categories: `cats_score` is then its F score instead
+        of the macro F. Also raises ValueError if a value of `doc.cats` is not from 0 to 1, or if
+        another text classifier has the same label.
+        """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         labels = parse_labels(nlp, self.name, labels)
         known = None if labels is None else {*labels, *self.labels}
@@ -261,7 +266,7 @@ class BertTextCat(BertHead):
     def add_label(self, label: str) -> int:
         is_new = super().add_label(label)
         if is_new and self.cfg.get("positive_label") is not None:
-            self.cfg["positive_label"] = None  # which was one of two
+            self.cfg["positive_label"] = None  # defined for two labels only
         return is_new
 
     def scorer_settings(self) -> dict[str, Any]:
@@ -288,19 +293,19 @@ class BertTextCat(BertHead):
         if not self.multi_label and len(self.labels) < 2:
             raise ValueError(
                 f"{self.name} chooses one of several categories, but has only "
-                f"'{self.labels[0]}'. Name two at least, or use bert_textcat_multilabel."
+                f"'{self.labels[0]}'. Annotate at least two, or use bert_textcat_multilabel."
             )
 
     def _gold(self, examples: Sequence[Example]) -> np.ndarray:
-        """The gold values (n_docs, n_labels), NaN where not annotated. Raises ValueError if one is
-        not from 0 to 1."""
+        """Return the gold values (num_docs, num_labels), NaN where not annotated. Raises ValueError
+        if one is not from 0 to 1."""
         for example in examples:
             self._check_values(example, self.labels)
         return self.label_rows(eg.reference.cats for eg in examples)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Softmax cross-entropy in nats, a mean over the Docs that have a category, weighted as
-        torch does. `output` has the logits (n_docs, n_labels)."""
+        """Compute the softmax cross-entropy in nats from logits (num_docs, num_labels), a mean over
+        the Docs that have a category. Class weights are applied as in torch's cross_entropy."""
         gold = np.nan_to_num(self._gold(examples), nan=0.0)
         classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
         smoothing = self.cfg["label_smoothing"]
@@ -311,7 +316,7 @@ class BertTextCat(BertHead):
         return logits.softmax(-1)
 
     def set_annotations(self, docs: Sequence[Doc], output: torch.Tensor) -> None:
-        """Write the probabilities. `output` has the logits (n_docs, n_labels)."""
+        """Write the probabilities, from logits (num_docs, num_labels)."""
         check_apart(self, classifiers(self, docs[0].vocab if docs else None))
         rows = self._probabilities(output / self.temperature).tolist()
         for doc, row in zip(docs, rows, strict=True):
@@ -319,7 +324,7 @@ class BertTextCat(BertHead):
             self._abstain(doc)
 
     def _abstain(self, doc: Doc) -> None:
-        """Take categories back that are not sure; of exclusive ones all."""
+        """Remove predicted categories below their thresholds; all, if they are exclusive."""
         given = self.given(doc.cats) if self.may_abstain else []
         unsure = [label for label in given if not self.is_sure(label, doc.cats[label])]
         self.note_abstained(doc, [{"label": one, "score": doc.cats[one]} for one in unsure])
@@ -327,7 +332,7 @@ class BertTextCat(BertHead):
             del doc.cats[label]
 
     def given(self, cats: Mapping[str, float]) -> list[str]:
-        """List the categories that probabilities give."""
+        """List the categories that count as predicted, from the probabilities of all."""
         return [max(self.labels, key=cats.__getitem__)]
 
     def claims(self, examples: Sequence[Example], output: torch.Tensor) -> Iterator[Claim]:
@@ -337,10 +342,10 @@ class BertTextCat(BertHead):
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head.
 
-        Beside spaCy's scores, `cats_acc` is the accuracy where one category holds: the share of
-        the Docs with a gold category whose most probable category it is. With several text
-        classifiers in the pipeline, `cats_…` are the means of theirs, and `<component>_cats_…`
-        those of this one. Raises ValueError if a value is not from 0 to 1.
+        Adds `cats_acc` to spaCy's scores if categories are exclusive: the accuracy over Docs with a
+        gold category. With several text classifiers in the pipeline, `cats_…` are the means of
+        their scores and `<component>_cats_…` the scores of this one. Raises ValueError if a gold
+        value is not from 0 to 1.
         """
         examples = list(examples)
         for example in examples:
@@ -349,7 +354,7 @@ class BertTextCat(BertHead):
         return score_beside(self, own, examples)
 
     def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score this head alone."""
+        """Score this head, as if it were the pipeline's only text classifier."""
         scores = super().score(examples, **kwargs)
         if scores and not self.multi_label:
             scores["cats_acc"] = accuracy(examples, self.labels)
@@ -357,8 +362,8 @@ class BertTextCat(BertHead):
 
 
 class BertTextCatMultilabel(BertTextCat):
-    """Write the probability of each category to `doc.cats`, each for itself. The settings are those
-    of `make_bert_textcat_multilabel`."""
+    """Write the probability of each category to `doc.cats`, independent of the others. The settings
+    are those of `make_bert_textcat_multilabel`."""
 
     multi_label = True
     factory = "bert_textcat_multilabel"
@@ -370,8 +375,8 @@ class BertTextCatMultilabel(BertTextCat):
         return 2 if config.problem_type == cls.hf_problem_type else 0
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy in nats, a mean over the annotated values. `output` has the logits
-        (n_docs, n_labels)."""
+        """Compute the binary cross-entropy in nats from logits (num_docs, num_labels), a mean over
+        the annotated values."""
         gold = torch.from_numpy(self._gold(examples)).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")

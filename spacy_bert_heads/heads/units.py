@@ -1,4 +1,4 @@
-"""What entities are made of: the tokens of a batch, or their wordpieces."""
+"""The units that entities consist of: the tokens of a batch, or their wordpieces."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ALIGNMENT_MODES = ("strict", "contract", "expand")
 
 
 class Units(NamedTuple):
-    """What has a tag, Doc after Doc: a row of the logits each."""
+    """The units of a batch, Doc after Doc. Each is a row of the logits."""
 
-    starts: Ints1d  # (num_units,) characters in its Doc
+    starts: Ints1d  # (num_units,) characters of the Doc
     ends: Ints1d  # (num_units,)
-    lengths: Ints1d  # (num_docs,) units of each Doc
-    # (num_units,) False for white space, for what has no width and for what has no wordpiece: it is
-    # never tagged, and entities go on behind it as if it were not there.
+    lengths: Ints1d  # (num_docs,) the number of units of each Doc
+    # (num_units,) False for white space, zero-width characters and tokens without a wordpiece. They
+    # never have a tag; an entity can continue after them as if they were not there.
     tagged: Bools1d
 
     @staticmethod
     def of(output: TokenLogits, docs: Sequence[Doc]) -> Units:
-        """Give the tokens of the Docs, or the wordpieces if the output has logits of those."""
+        """Return the tokens of the Docs, or their wordpieces if the output has logits of those."""
         if output.offsets is None:
             starts, ends, lengths = token_offsets(docs)
             return Units(starts, ends, lengths, output.has_wordpiece & ~blank_tokens(docs))
@@ -42,14 +42,14 @@ class Units(NamedTuple):
 
 
 def rows_of(lengths: Ints1d) -> list[slice]:
-    """Give the rows of each Doc, which follow one another."""
+    """Return the rows of each Doc; they are consecutive."""
     ends = np.cumsum(lengths)
     return [slice(*pair) for pair in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
 
 
 def choose(touched: Bools1d, covered: Bools1d, mode: str) -> Ints1d:
-    """Choose the units of a span, of those that it touches (n,) and those that it covers (n,), by
-    an alignment mode of `Doc.char_span`. Gives their indices, none if there is no such span."""
+    """Return the indices of a span's units, by an alignment mode of `Doc.char_span`; empty if there
+    is no such span. `touched` and `covered` say which units it overlaps and contains (n,)."""
     if mode == "expand":
         return np.flatnonzero(touched)
     if mode == "strict" and (touched & ~covered).any():
@@ -60,11 +60,11 @@ def choose(touched: Bools1d, covered: Bools1d, mode: str) -> Ints1d:
 def to_tokens(
     spans: Spans, units: Units, docs: Sequence[Doc], mode: str, drop: Callable[[int], None]
 ) -> Spans:
-    """Turn entities of wordpieces into entities of tokens. A token belongs to one by its wordpieces
-    that are tagged.
+    """Turn entities of wordpieces into entities of tokens. Tokens are aligned by their tagged
+    wordpieces.
 
-    Of two entities that want the same token the more probable one is kept. `drop` is called with
-    the number of those that are left out.
+    Of two entities with the same token the more probable one is kept. `drop` is called with the
+    number of entities that are left out.
     """
     kept: list[tuple[int, int, int]] = []  # index, first token, the token after the last
     bounds = np.searchsorted(spans.doc, np.arange(len(docs) + 1)).tolist()

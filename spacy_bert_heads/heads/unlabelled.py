@@ -1,4 +1,4 @@
-"""What the heads share whose classes are no labels."""
+"""What heads without labels share."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,8 +9,8 @@ from .head import BertHead
 
 
 class UnlabelledHead(BertHead):
-    """The base of the heads whose classes are no labels. `does` says what such a head does, for an
-    error."""
+    """The base class of heads without labels. `does` says what such a head does, for error
+    messages."""
 
     does: str
     n_classes = 0
@@ -20,7 +20,7 @@ class UnlabelledHead(BertHead):
         return None
 
     def add_label(self, label: str) -> int:
-        """Raise ValueError: there are no labels."""
+        """Raise ValueError: this head has no labels."""
         raise ValueError(f"{self.name} {self.does}; it has no labels.")
 
     def check_labels(self) -> None:

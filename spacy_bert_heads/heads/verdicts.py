@@ -1,4 +1,4 @@
-"""Verdicts of `bert_nli`, compared with true ones."""
+"""Compare verdicts of `bert_nli` with gold ones."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spacy.training import Example
 
 from .pair_head import match_predictions
 
-NONE = "none"  # the verdict where the only label does not hold
-LEFT_OUT = ""  # of a pair that was too long, or below a threshold
+NONE = "none"  # the label of a verdict if the head's only label does not hold
+LEFT_OUT = ""  # the label if a pair was too long, or below its threshold
 
 
 def score_nli(
     examples: Iterable[Example], *, labels: Sequence[str] = (), **kwargs: Any
 ) -> dict[str, Any]:
-    """Score verdicts: `nli_acc`, the accuracy; `nli_macro_f`, the mean over the labels that occur
-    of `nli_f_per_type`, their precision, recall and F; None without any verdict. `labels` are those
-    of the head. Raises ValueError if a reference has hypotheses that were not asked of the
-    prediction."""
+    """Compute `nli_acc`, the accuracy; `nli_f_per_type`, precision, recall and F of each label that
+    occurs; and `nli_macro_f`, the mean of these F. All are None if nothing is annotated. `labels`
+    are those of the head. Raises ValueError if a predicted Doc lacks hypotheses of its
+    reference."""
     per_type: dict[str, PRFScore] = {}
     right = total = 0
     for example in examples:
@@ -44,15 +44,15 @@ def score_nli(
 def match_labels(
     example: Example, labels: Sequence[str], names: tuple[str, str] = ("hypotheses", "nli")
 ) -> Iterator[tuple[str, str]]:
-    """Yield the true and the predicted label of each annotated pair; `names` are those of the input
-    and the output. Of a head with a single label it is that or NONE."""
+    """Yield the gold and the predicted label of each annotated pair. `names` are those of input and
+    output in `doc._`. For a head with a single label, any other gold label becomes NONE."""
     for gold, found in match_predictions(example, *names):
         true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
         yield true if len(labels) != 1 or true in labels else NONE, guess
 
 
 def with_none(scores: Mapping[str, float]) -> dict[str, float]:
-    """Give the probabilities of a verdict; beside a single label, what it leaves."""
+    """Return the probabilities of a verdict; for a single label also that of NONE."""
     if len(scores) > 1:
         return dict(scores)
     return {**scores, NONE: 1 - sum(scores.values())}

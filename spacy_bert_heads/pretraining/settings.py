@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-import warnings
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from thinc.api import Config
 
+from ..deprecated import warn_deprecated
 from .masking import Masking as MaskingOfABatch
 
 # Layers and width of each size: Turc et al. 2019, table 1; base and large of Devlin et al. 2019.
@@ -324,13 +324,8 @@ def _rename(given: Config, overrides: dict[str, Any]) -> None:
         values = [one.pop(old if one is overrides else key) for one in found]
         if values:
             overrides.setdefault(new, values[0])
-            warnings.warn(
-                f"The setting {old} is deprecated. Use {new}, of all processes together."
-                if new == "training.batch_tokens"
-                else f"The setting {old} is deprecated. Use {new}.",
-                DeprecationWarning,
-                stacklevel=3,
-            )
+            together = ", of all processes together" if new == "training.batch_tokens" else ""
+            warn_deprecated(f"The setting {old}", new + together, stacklevel=3)
 
 
 def _choose_length(defaults: Config, given: Config, overrides: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ class Processes:
         return total.tolist()
 
     def begin_alike(self, module: nn.Module) -> None:
-        """Give a module the weights that it has in the first process."""
+        """Copy the weights of a module from the first process to all others."""
         if self.size > 1:
             for parameter in module.parameters():
                 dist.broadcast(parameter.data, 0)

@@ -125,7 +125,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[st
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give the values of nested sections by their dotted names."""
+    """Return the values of nested sections by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}"

@@ -18,11 +18,11 @@ def ranges(starts: Ints1d, lengths: Ints1d) -> Ints1d:
 
 
 def select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
-    """Give the indices of the members of some groups, where group i has sizes[i] members."""
+    """Return the indices of the members of some groups, where group i has sizes[i] members."""
     return ranges((np.cumsum(sizes) - sizes)[groups], sizes[groups])
 
 
 def sums(values: Ints1d | Bools1d, sizes: Ints1d) -> Ints1d:
-    """Give the sum of each group's values, where group i has sizes[i] values."""
+    """Return the sum of each group's values, where group i has sizes[i] values."""
     total, ends = np.append(0, np.cumsum(values)), np.cumsum(sizes)
     return total[ends] - total[ends - sizes]

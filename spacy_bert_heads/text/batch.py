@@ -35,7 +35,7 @@ class TokenMap:
     positions: Ints1d  # (sum(num_wordpieces),) positions of these, token after token
 
     def first_positions(self) -> Ints1d:
-        """Give the position of each token's first wordpiece, -1 without one (num_tokens,)."""
+        """Return the position of each token's first wordpiece, -1 without one (num_tokens,)."""
         first = np.full(len(self.num_wordpieces), -1, dtype=np.int64)
         present = self.num_wordpieces > 0
         starts = np.cumsum(self.num_wordpieces) - self.num_wordpieces
@@ -93,7 +93,7 @@ class PackedBatch:
 
     def sample(self, max_windows: int | None) -> PackedBatch:
         """Select at most this many windows of each text, at random, in their order; None for all.
-        A token outside of them has no wordpieces. Gives the batch itself if no text has more."""
+        A token outside of them has no wordpieces. Returns the batch itself if no text has more."""
         counts = self.num_windows
         if max_windows is None or (counts <= max_windows).all():
             return self
@@ -171,5 +171,5 @@ def batch_of_tokens(num_tokens: Ints1d) -> PackedBatch:
 
 
 def cumulate(lengths: Ints1d) -> Ints1d:
-    """Give where groups of these lengths begin, and where the last one ends (n + 1,)."""
+    """Return where groups of these lengths begin, and where the last one ends (n + 1,)."""
     return np.append(0, np.cumsum(lengths))

@@ -58,7 +58,7 @@ def get_answers(doc: Doc) -> list:
 
 
 def _follow(doc: Doc, answer: Any) -> Any:
-    """Give the answer with the tokens that it has now: itself, if these are the same."""
+    """Return the answer with the tokens that it has now: itself, if these are the same."""
     moved = _move(doc, answer)
     if isinstance(answer, dict) and isinstance(answer.get("alternatives"), list):
         others = [_move(doc, other) for other in answer["alternatives"]]
@@ -130,7 +130,7 @@ def write_abstained(doc: Doc, component: str, entries: list[dict[str, Any]]) -> 
 
 def drop_results(doc: Doc, name: str) -> bool:
     """Take back what was found, "nli" or "answers" and so on, because nothing is asked any more.
-    Gives whether there was anything."""
+    Returns whether there was anything."""
     return values_of(doc).pop(key_of(name), None) is not None
 
 

@@ -139,13 +139,13 @@ def pack_pairs(
 
 
 def max_second_text(tokenizer: WordpieceTokenizer, window: int) -> int:
-    """Give how many wordpieces a second text may have: half a window, which leaves at least one
+    """Return how many wordpieces a second text may have: half a window, which leaves at least one
     wordpiece to the Doc."""
     return max(min(window // 2, window - tokenizer.pair.num_special - 1), 0)
 
 
 def longest_span(capacity: Ints1d) -> Ints1d:
-    """Give the longest span of wordpieces that some window can be made to hold wherever it is in
+    """Return the longest span of wordpieces that some window can be made to hold wherever it is in
     the Doc, where a window has `capacity` wordpieces of it. Windows that overlap by n hold every
     span of n + 1. They overlap by three quarters at most: a wordpiece is read four times then."""
     return capacity - (capacity + 3) // 4 + 1

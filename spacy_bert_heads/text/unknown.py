@@ -39,7 +39,7 @@ def find_unknown(texts: Sequence[str], tokenizer: WordpieceTokenizer) -> Unknown
 
 
 def id_of_unknown(tokenizer: WordpieceTokenizer) -> int:
-    """Give the id of the unknown token, -1 if the tokenizer has none, as one of bytes."""
+    """Return the id of the unknown token, -1 if the tokenizer has none, as one of bytes."""
     model = json.loads(tokenizer.tokenizer.to_str())["model"]
     found = model.get("unk_id")
     if found is None and model.get("unk_token") is not None:

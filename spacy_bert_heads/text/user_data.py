@@ -74,7 +74,7 @@ def to_lists(value: Any) -> Any:
 
 
 def show(value: Any) -> str:
-    """Give a value for a message, at most 80 characters of it."""
+    """Return a value for a message, at most 80 characters of it."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
@@ -98,8 +98,8 @@ class Draft:
         return copied
 
     def store(self) -> None:
-        """Give the Doc the value, once. Raises RuntimeError if it has another one by now, of which
-        nothing may be lost."""
+        """Store the value in the Doc, once. Raises RuntimeError if the Doc has another value by
+        now, which must not be overwritten."""
         if self.doc is None:
             return
         kept, key = values_of(self.doc), key_of(self.name)

@@ -129,7 +129,7 @@ def trim_offsets(text: str, starts: Ints1d, ends: Ints1d) -> tuple[Ints1d, Ints1
 
 
 def token_offsets(docs: Sequence[Doc]) -> tuple[Ints1d, Ints1d, Ints1d]:
-    """Give where the tokens of Docs start and end in the text of their own Doc, trailing space
+    """Return where the tokens of Docs start and end in the text of their own Doc, trailing space
     excluded (num_tokens,), and the tokens of each Doc (num_docs,)."""
     lengths = np.fromiter(map(len, docs), dtype=np.int64, count=len(docs))
     spans = np.concatenate([doc.to_array([IDX, LENGTH]) for doc in docs] or [np.empty((0, 2))])

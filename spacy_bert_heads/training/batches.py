@@ -52,7 +52,7 @@ class Batches:
         self._skip = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[Example]]]:
-        """Give each batch with the number of its epoch."""
+        """Return each batch with the number of its epoch."""
         while self.max_epochs < 1 or self.epoch != self.max_epochs:
             self._epoch_begin = self._random, list(self.order)
             batches = self._epoch()
@@ -88,7 +88,7 @@ class Batches:
     # --- going on
 
     def place(self) -> dict[str, Any]:
-        """Give what `go_to` takes, in numbers, strings, lists and dicts of them."""
+        """Return what `go_to` takes, in numbers, strings, lists and dicts of them."""
         (python, numpy), order = self._epoch_begin
         return {
             "epoch": self.epoch,
@@ -116,7 +116,7 @@ class Batches:
 
 
 def checksum(examples: Iterable[Example]) -> int:
-    """Give a number that tells batches apart by their texts."""
+    """Return a number that tells batches apart by their texts."""
     total = 0
     for example in examples:
         total = zlib.crc32(example.reference.text.encode("utf8"), total)

@@ -105,7 +105,7 @@ def make_pairs(labels: list[str], num_pairs: int, chosen: random.Random) -> list
 
 
 def learn_pairs(encoder: BertEncoder, docs: list[Doc], pairs: list[Pair]) -> float:
-    """Add the gradient of a batch of pairs, each text of it read once. Gives the loss, the mean
+    """Add the gradient of a batch of pairs, each text of it read once. Returns the loss, the mean
     squared error of the cosines."""
     numbers = sorted({number for pair in pairs for number in (pair.left, pair.right)})
     place = {number: i for i, number in enumerate(numbers)}

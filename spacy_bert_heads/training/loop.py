@@ -206,7 +206,7 @@ class Run:
         )
 
     def steps(self) -> Iterator[dict[str, Any] | None]:
-        """Take a step at a time. Gives what the logger takes at an evaluation, otherwise None."""
+        """Take a step at a time. Returns what the logger takes at an evaluation, otherwise None."""
         if self.step >= 0 and self.is_done:
             return
         t, begun = self.settings, time.perf_counter() - self.seconds
@@ -332,7 +332,7 @@ class Run:
 
 
 def mean_losses(losses: dict[str, float], processes: Processes) -> dict[str, float]:
-    """Give the mean losses over the updates of all processes."""
+    """Return the mean losses over the updates of all processes."""
     names = sorted(losses)
     counts = [getattr(losses[name], "count", 0) for name in names]
     sums = [losses[name] * (count or 1) for name, count in zip(names, counts, strict=True)]

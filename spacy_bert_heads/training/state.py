@@ -33,7 +33,7 @@ FREE = (
 
 
 def optimizer_state(nlp: Language, optimizer: Optimizer) -> dict[str, Any]:
-    """Give the moments of all components, those that thinc keeps and those that torch keeps."""
+    """Return the moments of all components, those that thinc keeps and those that torch keeps."""
     arrays = {}
     for name in ("mom1", "mom2", "averages", "nr_update", "last_seen"):
         values: dict[tuple[int, str], Any] = getattr(optimizer, name) or {}
@@ -62,7 +62,7 @@ def restore_optimizer(nlp: Language, optimizer: Optimizer, state: dict[str, Any]
 
 
 def _nodes(nlp: Language) -> Iterator[tuple[str, Model]]:
-    """Give the nodes of the components' models, each with a name that is the same in every
+    """Return the nodes of the components' models, each with a name that is the same in every
     process."""
     for name, pipe in nlp.components:
         model = getattr(pipe, "model", None)
@@ -79,7 +79,7 @@ def _shims(nlp: Language) -> Iterator[tuple[str, TorchShim]]:
 
 
 def _keys(nlp: Language) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Give the keys of a thinc optimizer, which have the running numbers of nodes and shims."""
+    """Return the keys of a thinc optimizer, which have the running numbers of nodes and shims."""
     for place, node in _nodes(nlp):
         yield from ((place, (node.id, name)) for name in node.param_names)
     for place, shim in _shims(nlp):
@@ -103,12 +103,12 @@ def _from_torch(value: Any) -> Any:
 
 
 def pack_losses(losses: dict[str, float]) -> dict[str, list[float]]:
-    """Give the losses as numbers: the mean and over how many updates it is, 0 for a sum."""
+    """Return each loss as two numbers: the mean and its number of updates, 0 for a sum."""
     return {name: [float(loss), getattr(loss, "count", 0)] for name, loss in losses.items()}
 
 
 def unpack_losses(packed: dict[str, list[float]]) -> dict[str, float]:
-    """Give the losses back."""
+    """Restore what `pack_losses` returned."""
     return {
         name: MeanLoss(loss, int(count)) if count else loss
         for name, (loss, count) in packed.items()

@@ -85,7 +85,7 @@ class Updater:
     def __call__(
         self, batch: list[Example], *, dropout: float, losses: dict[str, float]
     ) -> dict[str, float]:
-        """Update the weights by a batch. Gives the losses, with those of this batch in them.
+        """Update the weights by a batch. Returns the losses, with those of this batch in them.
 
         Raises ValueError if a single example of the batch doesn't fit into memory, or the processes
         of the run have read different batches.
@@ -119,7 +119,7 @@ class Updater:
     def _learn(
         self, batch: list[Example], dropout: float, losses: dict[str, float]
     ) -> dict[str, float] | None:
-        """Gather the gradients of a batch. Gives the losses; None if there is not enough memory."""
+        """Gather the gradients of a batch. Returns the losses; None if there is not enough memory."""
         losses = dict(losses)
         # spaCy makes one part of a batch that has fewer examples than parts.
         for part in subdivide_batch(batch, min(self.accumulate_gradient, len(batch))):
@@ -220,7 +220,7 @@ class Updater:
 
 
 def modules_of(pipe: Any) -> Iterator[nn.Module]:
-    """Give the torch modules of a component."""
+    """Return the torch modules of a component."""
     for node in pipe.model.walk():
         for shim in node.shims:
             if isinstance(shim, TorchShim) and shim.has_module:
