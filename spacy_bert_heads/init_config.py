@@ -196,7 +196,8 @@ def _make_pipeline(
         encoder |= known[head].encoder_settings
     nlp.add_pipe("bert_encoder", config={"model": encoder})
     for name, head in named.items():
-        config = HEAD | ({"attr": attr} if attr and head == "tagger" else {})
+        rate = {"learning_rate_multiplier": known[head].learning_rate_multiplier}
+        config = {"model": rate} | ({"attr": attr} if attr and head == "tagger" else {})
         nlp.add_pipe(known[head].factory, name, config=config)
     return nlp
 

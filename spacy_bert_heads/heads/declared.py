@@ -72,6 +72,8 @@ class DeclaredHead:
     annotation: ClassVar[str] = ""
     # Settings of the encoder's model that `init-config` writes for this head.
     encoder_settings: ClassVar[dict[str, Any]] = {}
+    # What it sets in the head's model: new weights learn faster than those of an encoder.
+    learning_rate_multiplier: ClassVar[float] = 10.0
     # The task name in Hugging Face's pipelines ("" if they have none), and the `problem_type` of an
     # exported configuration (None: not set).
     hf_task: ClassVar[str] = ""
