@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 class CalibratedHead(DeclaredHead):
     """The part of a head that gives probabilities. Logits are divided by the temperature where they
     become probabilities, never in training (Guo et al. 2017, section 4.2). A head takes part in
-    `bert calibrate`, `bert evaluate --calibration` and `bert tune-thresholds` by `claims`.
+    `bert calibrate`, `bert evaluate --calibration` and `bert tune-thresholds` by `claims`, and takes
+    back in `set_annotations` what `is_sure` says is below a threshold.
     """
 
     name: str
     cfg: dict[str, Any]
     # What is set to have every claim made, whatever its probability.
     no_thresholds: ClassVar[dict[str, Any]] = {"thresholds": None}
-    # Whether set_annotations takes claims back that are below a threshold of their label.
-    can_abstain: ClassVar[bool] = True
 
     # --- what a head defines
 
