@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class CalibratedHead(DeclaredHead):
     """The part of a head that gives probabilities. Logits are divided by the temperature where they
     become probabilities, never in training (Guo et al. 2017, section 4.2). A head takes part in
-    `bert calibrate`, `bert evaluate --calibration` and `bert tune-thresholds` by `claims`, and takes
-    back in `set_annotations` what `is_sure` says is below a threshold.
+    `bert calibrate`, `bert evaluate --calibration` and `bert tune-thresholds` by `claims`; in
+    `set_annotations` it takes back what is not sure by `is_sure`.
     """
 
     name: str

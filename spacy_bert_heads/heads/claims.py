@@ -15,7 +15,6 @@ from .pair_head import match_predictions
 from .tallies import judge_entities
 from .verdicts import NONE, with_none
 
-
 OPTION = "option"  # the label of all choices: the first option has nothing of its own
 
 
