@@ -1,8 +1,4 @@
-"""What calibration and thresholds are worth: named jobs, a JSON file for each, tables of those.
-
-    python benchmarks/calibration.py DATA ENCODER OUT --list
-    python benchmarks/calibration.py DATA ENCODER OUT --jobs "train-*"
-    python benchmarks/calibration.py DATA ENCODER OUT --table
+"""What calibration and thresholds are worth (jobs.py has the command line).
 
 train-TASK-SEED
     A pipeline with one head, `init-config`'s settings, kept in OUT/work. PolicyQA has no training
@@ -15,25 +11,15 @@ measure-TASK-SEED
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import spacy
-from jobs import (
-    SEEDS,
-    Bench,
-    Job,
-    finetune,
-    print_head,
-    print_row,
-    read_results,
-    run_script,
-    runs_of,
-    spread,
-)
-from quality import BATCH_SIZE, HEADS, convert_task
+from jobs import SEEDS, Bench, Job, finetune, of, print_table, read_results, run_script
+from quality import BATCH_SIZE, TASKS, convert_task
 
 from spacy_bert_heads.calibration.collect import Collected, collect
 from spacy_bert_heads.calibration.fit import fit_temperature
@@ -42,7 +28,7 @@ from spacy_bert_heads.calibration.thresholds import tune
 from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.evaluate import load_pipeline, read_examples
 
-TASKS = ("wnut17", "ncbi", "sst2", "sick", "policyqa")
+NAMES = ("wnut17", "ncbi", "sst2", "sick", "policyqa")
 EPOCHS = 2
 # Docs that are learned from; those of PolicyQA have nine questions each.
 N_TRAIN = 1500
@@ -54,7 +40,7 @@ def list_jobs() -> list[Job]:
     """All jobs, seed after seed, so that what is done first is of everything."""
     jobs = []
     for seed in SEEDS:
-        for task in TASKS:
+        for task in NAMES:
             trained = f"train-{task}-{seed}"
             jobs.append(Job(trained, 6, partial(train, trained, task, seed)))
             name = f"measure-{task}-{seed}"
@@ -71,18 +57,10 @@ def train(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
         nlp.to_disk(work / "model-last")
         return {}
 
-    result = finetune(
-        replace(bench, data=own_data(bench.data, work / "data")),
-        work / "run",
-        task,
-        bench.encoder,
-        n_train=N_POLICYQA if task == "policyqa" else N_TRAIN,
-        n_dev=BATCH_SIZE,
-        n_test=BATCH_SIZE,
-        seed=seed,
-        epochs=EPOCHS,
-        look=keep,
-    )
+    own = replace(bench, data=own_data(bench.data, work / "data"))
+    settings = {"n_train": N_POLICYQA if task == "policyqa" else N_TRAIN, "n_test": BATCH_SIZE}
+    settings |= {"seed": seed, "epochs": EPOCHS}
+    result = finetune(own, work / "run", task, bench.encoder, look=keep, **settings)
     del result["test"]  # of a few texts; `measure` reads them all
     return {"task": task, "seed": seed, **result}
 
@@ -165,74 +143,56 @@ def split_policyqa(data: Path) -> dict[str, list[dict]]:
 
 def print_tables(bench: Bench) -> None:
     done = read_results(bench)
-    figures = ("nll", "brier", "calibration_error")
-    print_head(
-        "test", "seeds", "claims", "wrong", "temperature", "NLL", "Brier", "calibration error",
-        "95 % of perfect", "errors left at 80 %", "oracle",
-    )  # fmt: skip
-    for task in TASKS:
-        runs = runs_of(done, f"measure-{task}")
-        if not runs:
-            continue
-        after = [run["after"] for run in runs]
-        print_row(
-            f"{task}, {HEADS[task]}",
-            len(runs),
-            spread([one["claims"] for one in after], ".0f"),
-            spread([one["errors"] / one["claims"] for one in after]),
-            spread([run["fitted"]["temperature"] for run in runs], ".2f"),
-            *(
-                f"{spread([run['before'][key] for run in runs])} → "
-                + spread([one[key] for one in after])
-                for key in figures
-            ),
-            spread([one["simulated_error_95"] for one in after]),
-            spread([one["errors_at_80"] for one in after], ".2f"),
-            spread([one["oracle_errors_at_80"] for one in after], ".2f"),
-        )
-    print()
-    print_head("dev, each half by the other", "claims", "NLL", "Brier", "calibration error", "95 %")
-    for task in TASKS:
-        runs = runs_of(done, f"measure-{task}")
-        if runs:
-            before, after = ([run[f"dev_{when}"] for run in runs] for when in ("before", "after"))
-            print_row(
-                task,
-                spread([one["claims"] for one in after], ".0f"),
-                *(
-                    f"{spread([one[key] for one in before])} → {spread([x[key] for x in after])}"
-                    for key in figures
-                ),
-                spread([one["simulated_error_95"] for one in after]),
-            )
-    print()
-    print_head("runs that reach the goal", *GOALS, "same decisions")
-    for task in TASKS:
-        runs = runs_of(done, f"measure-{task}")
-        if runs:
-            met = ([goal(run["before"], run["after"]) for run in runs] for goal in GOALS.values())
-            same = sum(run["same_decisions"] for run in runs)
-            print_row(
-                task, *(f"{sum(one)} of {len(runs)}" for one in met), f"{same} of {len(runs)}"
-            )
-    print()
-    print_head(f"thresholds for P {PRECISION} on dev; test", "P without", "P with", "kept")
-    for task in TASKS:
-        runs = runs_of(done, f"measure-{task}")
-        if runs:
-            keys = ("precision_without", "kept_precision", "kept")
-            print_row(task, *(spread([run[key] for run in runs]) for key in keys))
+    rows = {f"{task}, {TASKS[task].head}": f"measure-{task}" for task in NAMES}
+    print_table(
+        done,
+        "test",
+        {
+            "seeds": len,
+            "claims": of("after.claims", ".0f"),
+            "wrong": of(lambda run: run["after"]["errors"] / run["after"]["claims"]),
+            "temperature": of("fitted.temperature", ".2f"),
+            **changes("before", "after"),
+            "95 % of perfect": of("after.simulated_error_95"),
+            "errors left at 80 %": of("after.errors_at_80", ".2f"),
+            "oracle": of("after.oracle_errors_at_80", ".2f"),
+        },
+        rows,
+    )
+    columns = {"claims": of("dev_after.claims", ".0f"), **changes("dev_before", "dev_after")}
+    columns["95 % of perfect"] = of("dev_after.simulated_error_95")
+    print_table(done, "dev, each half by the other", columns, rows)
+    goals = {name: partial(count_met, goal) for name, goal in GOALS.items()}
+    print_table(done, "runs that reach the goal", goals, rows)
+    kept = {"P without": "precision_without", "P with": "kept_precision", "kept": "kept"}
+    columns = {name: of(key) for name, key in kept.items()}
+    print_table(done, f"thresholds for P {PRECISION} on dev; test", columns, rows)
 
 
-# By what is asked of calibrated probabilities, of the figures before and after.
-GOALS = {
-    "lower NLL": lambda before, after: after["nll"] < before["nll"],
-    "lower Brier score": lambda before, after: after["brier"] < before["brier"],
-    "calibration error below 95 % of perfect": lambda before, after: (
-        after["calibration_error"] < after["simulated_error_95"]
+def changes(before: str, after: str) -> dict[str, Callable[[list[dict]], str]]:
+    """Columns that show what calibration changes."""
+
+    def column(key: str, runs: list[dict]) -> str:
+        return f"{of(f'{before}.{key}')(runs)} → {of(f'{after}.{key}')(runs)}"
+
+    names = {"NLL": "nll", "Brier": "brier", "calibration error": "calibration_error"}
+    return {name: partial(column, key) for name, key in names.items()}
+
+
+def count_met(goal: Callable[[dict], bool], runs: list[dict]) -> str:
+    return f"{sum(map(goal, runs))} of {len(runs)}"
+
+
+# What is asked of calibrated probabilities.
+GOALS: dict[str, Callable[[dict], bool]] = {
+    "lower NLL": lambda run: run["after"]["nll"] < run["before"]["nll"],
+    "lower Brier score": lambda run: run["after"]["brier"] < run["before"]["brier"],
+    "calibration error below 95 % of perfect": lambda run: (
+        run["after"]["calibration_error"] < run["after"]["simulated_error_95"]
     ),
-    "half of the errors at 80 %": lambda before, after: after["errors_at_80"] <= 0.5,
-    "or the oracle has more": lambda before, after: after["oracle_errors_at_80"] > 0.5,
+    "half of the errors at 80 %": lambda run: run["after"]["errors_at_80"] <= 0.5,
+    "or the oracle has more": lambda run: run["after"]["oracle_errors_at_80"] > 0.5,
+    "same decisions": lambda run: run["same_decisions"],
 }
 
 

@@ -46,12 +46,8 @@ def main(
     size: Annotated[str, typer.Option(help="tiny, mini, small …")] = "mini",
     steps: Annotated[int, typer.Option(help="Of pretraining, 4,096 wordpieces each")] = 2000,
     seeds: str = "0",
-    epochs: Annotated[int, typer.Option(help="Of fine-tuning")] = 3,
-    learn_rate: Annotated[float, typer.Option(help="Of fine-tuning")] = 3e-4,
     precision: str = "bf16",
-    limit: Annotated[
-        int | None, typer.Option(help="Examples of each set, for a first look")
-    ] = None,
+    limit: Annotated[int, typer.Option(help="Examples of each set: a test of this script")] = 0,
 ) -> None:
     """Pretrain, fine-tune from both kinds of weights, print their tables."""
     out.mkdir(parents=True, exist_ok=True)
@@ -68,24 +64,23 @@ def main(
             "training.max_steps": steps,
             "training.precision": precision,
         }
-        more = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-        run("pretrain", CONFIG, pretrained, *(["--resume"] if pretrained.exists() else []), *more)
+        resume = ["--resume"] if pretrained.exists() else []
+        run("pretrain", CONFIG, pretrained, settings, *resume)
     if not random.is_dir():
         make_random(str(pretrained / "model-last"), random)
     for name, encoder in (("pretrained", pretrained / "model-last"), ("random", random)):
-        options: dict[str, Any] = {"name": encoder, "tasks": ",".join(NAMES), "seeds": seeds}
-        options |= {"epochs": epochs, "learn-rate": learn_rate, "precision": precision}
-        if limit is not None:
-            options["limit"] = limit
-        more = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-        run("glue", data, out / f"glue-{name}", *more)
+        options = {"name": encoder, "tasks": ",".join(NAMES), "seeds": seeds}
+        options |= {"epochs": 3, "learn-rate": 3e-4, "precision": precision}
+        run("glue", data, out / f"glue-{name}", options | ({"limit": limit} if limit else {}))
     for name in ("pretrained", "random"):
         results = json.loads((out / f"glue-{name}" / "results.json").read_bytes())
         print(f"\n{name}\n\n{format_results(results['scores'])}")
 
 
-def run(command: str, *arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "spacy", "bert", command, *arguments], check=True)
+def run(command: str, first: Path, output: Path, options: dict[str, Any], *more: str) -> None:
+    words = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    command_line = [sys.executable, "-m", "spacy", "bert", command, first, output, *words, *more]
+    subprocess.run(command_line, check=True)
 
 
 def read_texts(data: Path) -> Iterator[str]:

@@ -28,9 +28,9 @@ LABELS = {
     "qa": [],
 }
 RATE, BATCH_SIZE = 5e-5, 32
-# What is measured: `task`, `inputs`, `encoder`, `data`, `device`; the contender's name in two,
-# `system` and `variant`; the `heads` of ours; and `work`, the folder of our pipeline with all heads
-# and, by task, of the same heads for Hugging Face's classes.
+# What is measured: `task`, `inputs`, `encoder`, `device`; the contender's name in two, `system` and
+# `variant`; the `heads` of ours; and `work`, the folder of our pipeline with all heads and, by
+# task, of the same heads for Hugging Face's classes.
 Spec = SimpleNamespace
 Run = Callable[[Iterable[Any]], Iterable[Any]]  # inputs to results, lazily or at once
 
@@ -169,7 +169,7 @@ def start_pipeline(spec: Spec) -> Run:
 def start_trainer(spec: Spec) -> Run:
     """transformers.Trainer, on sentences that are tokenized before, padded to the longest of a
     batch. variant: "grouped" for batches of like length, "bf16", or nothing."""
-    from plain_loops import plain_wnut17
+    from plain_loops import tag_words
     from transformers import (
         AutoTokenizer,
         DataCollatorForTokenClassification,
@@ -177,7 +177,7 @@ def start_trainer(spec: Spec) -> Run:
         TrainingArguments,
     )
 
-    model, _, encode, _ = plain_wnut17(Path(spec.data), spec.encoder, "fp32")
+    model, _, encode = tag_words(spec.encoder, spec.inputs)
     rows = [{k: v[0].tolist() for k, v in encode([item]).items()} for item in spec.inputs]
     grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length"}
     if hasattr(TrainingArguments, "group_by_length"):  # before transformers 5

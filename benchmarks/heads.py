@@ -1,8 +1,4 @@
-"""What heads and their settings are worth: named jobs, a JSON file for each, tables of those.
-
-    python benchmarks/heads.py DATA ENCODER OUT --list
-    python benchmarks/heads.py DATA ENCODER OUT --jobs "loss-*"
-    python benchmarks/heads.py DATA ENCODER OUT --table
+"""What heads and their settings are worth (jobs.py has the command line).
 
 loss-TASK-LOSS-SEED
     Entities by a softmax over each token's tags, and by a conditional random field.
@@ -19,25 +15,14 @@ a test set.
 """
 
 import random
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import spacy
-from jobs import (
-    RATE,
-    SEEDS,
-    Bench,
-    Job,
-    finetune,
-    print_head,
-    print_row,
-    read_results,
-    run_script,
-    runs_of,
-    spread,
-)
+from jobs import RATE, SEEDS, Bench, Job, finetune, of, print_table, read_results, run_script
 from quality import BATCH_SIZE
 from spacy.training import Example
 from spacy.util import fix_random_seed, minibatch
@@ -45,13 +30,11 @@ from thinc.api import Adam, Config
 
 from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.data.reader import BertCorpus
-from spacy_bert_heads.heads.tallies import match_entities
 
 EPOCHS = 3
 TASKS = ("wnut17", "ncbi")
 LOSSES = ("softmax", "crf")
 CHOICES = ("codah", "copa")
-ALL = 10_000  # examples, more than there are
 NEW = "location"
 WAYS = ("mixed", "new alone", "new and rehearsal")
 
@@ -78,8 +61,8 @@ def train(
         if loss is not None:
             config["components"]["bert_ner"]["loss"] = loss
 
-    sizes = {"n_train": ALL, "n_dev": 50, "seed": seed, "epochs": EPOCHS}
-    result = finetune(bench, bench.work(name), task, bench.encoder, change=change, **sizes)
+    settings = {"seed": seed, "epochs": EPOCHS}
+    result = finetune(bench, bench.work(name), task, bench.encoder, change=change, **settings)
     return {"task": task, "loss": loss, "seed": seed, **result}
 
 
@@ -110,17 +93,9 @@ def add_label(seed: int, bench: Bench) -> dict[str, Any]:
             after[way] = score(learner, test)
         return {"before": before, "after": after}
 
-    result = finetune(
-        replace(bench, data=without.parent),
-        folder / "run",
-        "wnut17",
-        bench.encoder,
-        n_train=ALL,
-        n_dev=50,
-        seed=seed,
-        epochs=EPOCHS,
-        look=look,
-    )
+    own = replace(bench, data=without.parent)
+    settings = {"seed": seed, "epochs": EPOCHS}
+    result = finetune(own, folder / "run", "wnut17", bench.encoder, look=look, **settings)
     return {"seed": seed, **result}
 
 
@@ -131,7 +106,7 @@ def learn_more(nlp: spacy.Language, data: Path, way: str, seed: int, bench: Benc
     nlp.get_pipe("bert_ner").remember()
     nlp.get_pipe("bert_ner").add_label(NEW)
     examples = list(BertCorpus(data)(nlp))
-    examples = random.sample(examples, min(len(examples), bench.scaled(ALL, BATCH_SIZE)))
+    examples = random.sample(examples, bench.scaled(len(examples), BATCH_SIZE))
     others = [eg for eg in examples if not has_new(eg)]
     if way != "mixed":
         examples = [only_new(eg) for eg in examples if has_new(eg)] * 3
@@ -160,20 +135,14 @@ def only_new(example: Example) -> Example:
 def score(nlp: spacy.Language, examples: list[Example]) -> dict[str, float]:
     """F1 of the old types, and of the new one."""
     docs = nlp.pipe([nlp.make_doc(eg.reference.text) for eg in examples])
-    pairs = [
-        pair
-        for eg, doc in zip(examples, docs, strict=True)
-        for pair in match_entities(Example(doc, eg.reference))
-    ]
+    counts: dict[str, Counter] = {"old": Counter(), "new": Counter()}
+    for eg, doc in zip(examples, docs, strict=True):
+        for label, row in nlp.get_pipe("bert_ner").tally(Example(doc, eg.reference)).items():
+            counts["new" if label == NEW else "old"].update(row)
     return {
-        "old": f_score([pair for pair in pairs if NEW not in pair]),
-        "new": f_score([pair for pair in pairs if NEW in pair]),
+        name: 2 * row["tp"] / max(2 * row["tp"] + row["fp"] + row["fn"], 1)
+        for name, row in counts.items()
     }
-
-
-def f_score(pairs: list[tuple[str, str]]) -> float:
-    right = sum(true == guess for true, guess in pairs)
-    return 2 * right / (len(pairs) + right) if pairs else 0.0
 
 
 # --- tables
@@ -181,24 +150,17 @@ def f_score(pairs: list[tuple[str, str]]) -> float:
 
 def print_tables(bench: Bench) -> None:
     done = read_results(bench)
-    print_head("entity F1, test", *LOSSES)
-    for task in TASKS:
-        runs = (runs_of(done, f"loss-{task}-{loss}") for loss in LOSSES)
-        print_row(task, *(spread([run["test"] for run in found]) for found in runs))
-    print()
-    print_head("test", "score")
-    for prefix in (*(f"choice-{task}" for task in CHOICES), "similarity-stsb"):
-        found = runs_of(done, prefix)
-        print_row(prefix, spread([run["test"] for run in found]))
-    print()
-    print_head("WNUT17, F1", "old types", f"loss on these, points, and of {NEW}")
-    runs = runs_of(done, "added")
-    print_row("before", spread([run["before"]["old"] for run in runs]), "")
-    for way in WAYS:
-        old = [run["after"][way]["old"] for run in runs]
-        lost = [100 * (run["before"]["old"] - run["after"][way]["old"]) for run in runs]
-        new = spread([run["after"][way]["new"] for run in runs])
-        print_row(way, spread(old), f"{spread(lost, '.1f')}; {new}")
+    rows = [f"loss-{task}-{loss}" for task in TASKS for loss in LOSSES]
+    rows += [f"choice-{task}" for task in CHOICES] + ["similarity-stsb"]
+    print_table(done, "score, test", {"": of("test")}, {name: name for name in rows})
+    columns = {"old types before": of("before.old")}
+    columns |= {f"{way}: points lost, and of {NEW}": partial(show_way, way) for way in WAYS}
+    print_table(done, f"WNUT17, F1: without {NEW}, then with it", columns, {"": "added"})
+
+
+def show_way(way: str, runs: list[dict]) -> str:
+    lost = of(lambda run: 100 * (run["before"]["old"] - run["after"][way]["old"]), ".1f")
+    return f"{lost(runs)}; {of(f'after.{way}.new')(runs)}"
 
 
 if __name__ == "__main__":

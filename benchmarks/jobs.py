@@ -1,22 +1,31 @@
-"""Benchmarks that take hours, as named jobs: a JSON file for each, so that what is done is not run
-again, work can be done in pieces, and files of several machines can be put into one folder."""
+"""The runner of all benchmarks that train: named jobs, a JSON file for each, from which tables and
+plots are made. What is done is not run again, work can be done in pieces, and files of several
+machines can be put into one folder.
+
+    python benchmarks/SCRIPT.py DATA ENCODER OUT [--jobs "loss-*"] [--list | --table]
+"""
 
 import json
 import os
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
 import spacy
 import torch
 import typer
-from quality import BATCH_SIZE, HEADS, METRICS, convert_task, run_training
+from quality import BATCH_SIZE, TASKS, convert_task
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
 from thinc.api import Config
@@ -26,11 +35,24 @@ from spacy_bert_heads.init_config import init_config
 
 RATE = 1e-4  # of fine-tuning: that of init-config
 SEEDS = (0, 1, 2)
+ALL = 10_000  # examples, more than any task has
+# spaCy's command line, with its peak of memory in a file: the system's figure begins at our peak.
+MEASURED = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from contenders import peak_rss
+from spacy.cli import setup_cli
+file = sys.argv.pop(1)
+try:
+    setup_cli()
+finally:
+    open(file, "w").write(str(peak_rss()))
+"""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all jobs share. scale: less than 1 to test this script, not the models."""
+    """What all jobs share. scale: less than 1 to test a script, not the models."""
 
     data: Path
     encoder: str
@@ -51,9 +73,9 @@ class Bench:
 @dataclass(frozen=True)
 class Job:
     name: str
-    minutes: float
+    minutes: float  # of one core with AVX2
     run: Callable[[Bench], dict[str, Any]]
-    needs: str | None = None  # the job that makes its encoder
+    needs: str | None = None  # the job whose pipeline it reads
 
 
 def run_script(
@@ -89,19 +111,11 @@ def run_script(
 
 
 def show_jobs(bench: Bench, jobs: list[Job]) -> None:
-    left = 0.0
+    missing = [job for job in jobs if not bench.file(job.name).exists()]
     for job in jobs:
-        if bench.file(job.name).exists():
-            result = json.loads(bench.file(job.name).read_bytes())
-            minutes, cpu = result["seconds"] / 60, result["cpu_seconds"] / 60
-            print(f"{job.name:32} done in {minutes:.0f} min, {cpu:.0f} min of CPU time")
-            continue
-        left += job.minutes
-        state = "begun" if bench.work(job.name).exists() else "missing"
-        if job.needs and not bench.file(job.needs).exists():
-            state += f", needs {job.needs}"
-        print(f"{job.name:32} about {job.minutes:3.0f} min  {state}")
-    print(f"{left / 60:.1f} hours are left, for one core.")
+        state = f"missing, about {job.minutes:.0f} min" if job in missing else "done"
+        print(f"{job.name:32} {state}{f', needs {job.needs}' if job.needs else ''}")
+    print(f"{sum(job.minutes for job in missing) / 60:.1f} hours are left, for one core.")
 
 
 def run_jobs(bench: Bench, jobs: list[Job]) -> None:
@@ -109,8 +123,7 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
         if bench.file(job.name).exists():
             continue
         if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
-            model = bench.work(job.needs) / "model-last"
-            print(f"{job.name} is left out: it needs {model}. Run {job.needs}.", flush=True)
+            print(f"{job.name} is left out: run {job.needs} first.", flush=True)
             continue
         print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
         start, start_cpu = time.perf_counter(), sum(os.times()[:4])
@@ -129,56 +142,73 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
         partly.replace(bench.file(job.name))
 
 
+# --- what jobs do
+
+
 def finetune(
     bench: Bench,
     folder: Path,
     task: str,
     encoder: str,
     *,
-    n_train: int,
-    n_dev: int,
     seed: int,
     epochs: int,
-    n_test: int = 10_000,
+    n_train: int = ALL,
+    n_dev: int = 50,  # no checkpoint is chosen by it
+    n_test: int = ALL,
     rate: float = RATE,
     change: Callable[[Config], None] = lambda config: None,
     look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
 ) -> dict[str, Any]:
     """`spacy train` with the config of `init-config`, changed, if need be, by `change`; the last
-    model's score, and what `look` finds in that model."""
+    model's score, and what `look` finds in that model. Seconds are those of the command, with its
+    start and evaluations."""
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-    folder.mkdir(parents=True)
     convert_task(bench.data, task, folder / "data")
-    sizes = {"train": n_train, "dev": n_dev, "test": n_test}
-    for part, size in sizes.items():
+    for part, size in {"train": n_train, "dev": n_dev, "test": n_test}.items():
         (folder / part).mkdir()
         target = folder / part / f"{task}.spacy"
         take(folder / "data" / f"{part}.spacy", bench.scaled(size, least=BATCH_SIZE), target)
-    key = METRICS[HEADS[task]]["score"]
-    config = init_config([HEADS[task]], name=encoder)
-    config["training"]["score_weights"] = {key: 1.0}  # so that the log has it
-    steps = epochs * -(-bench.scaled(n_train, least=BATCH_SIZE) // BATCH_SIZE)
-    overrides = {
-        # Above any batch, so that none is checkpointed.
-        "components.bert_encoder.model.max_batch_tokens": 16384,
-        "training.eval_frequency": steps,
-    }
+    # A batch is 32 pairs, as in the plain loop.
+    corpus = BertCorpus(folder / "train", max_pairs=1)
+    steps_per_epoch = -(-sum(1 for _ in corpus(spacy.blank("en"))) // BATCH_SIZE)
+    steps = epochs * steps_per_epoch
+    config = init_config([TASKS[task].head], name=encoder)
+    config["paths"] |= {part: str(folder / part) for part in ("train", "dev")}
+    config["system"]["seed"] = seed
+    config["corpora"]["train"]["max_pairs"] = 1
+    # Above any batch, so that none is checkpointed.
+    more = {"precision": bench.precision, "max_batch_tokens": 16384}
+    config["components"]["bert_encoder"]["model"] |= more
+    training = config["training"]
+    training |= {"max_steps": steps - 1, "eval_frequency": steps}  # spaCy counts from 0
+    training["score_weights"] = {TASKS[task].metric: 1.0}  # so that the log has it
+    training["batcher"]["size"] = BATCH_SIZE
+    schedule = {"initial_rate": rate, "warmup_steps": steps // 10, "total_steps": steps}
+    training["optimizer"]["learn_rate"] |= schedule
     change(config)
-    spent = run_training(folder, config, seed, epochs, rate, bench.precision, overrides)
+    config.to_disk(folder / "config.cfg")
+    command = [sys.executable, "-c", MEASURED, folder / "peak", "train", folder / "config.cfg"]
+    start = time.perf_counter()
+    process = subprocess.Popen([*map(str, command), "--output", str(folder / "out")])
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(status, "spacy train")
+    seconds = time.perf_counter() - start
     nlp = spacy.load(folder / "out" / "model-last")
     found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-    looked = look(nlp)
-    shutil.rmtree(folder)
-    return {
-        "test": found[key],
-        "metric": key,
+    result = {
+        "test": found[TASKS[task].metric],
+        "metric": TASKS[task].metric,
         "steps": steps,
         "rate": rate,
-        "train_seconds": round(spent["seconds"]),
-        "train_cpu_seconds": round(spent["cpu_seconds"], 1),
-        "train_peak_mib": round(spent["peak_mib"]),
-        **looked,
+        "train_seconds": round(seconds),
+        "train_cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "train_peak_mib": round(float((folder / "peak").read_text())),
+        **look(nlp),
     }
+    shutil.rmtree(folder)
+    return result
 
 
 def make_random(encoder: str, folder: Path, *, seed: int = 0) -> None:
@@ -197,10 +227,13 @@ def take(source: Path, size: int, target: Path) -> None:
     DocBin(docs=docs[:size], store_user_data=True).to_disk(target)
 
 
+# --- tables and plots
+
+
 def read_results(bench: Bench) -> dict[str, dict]:
     """What is done, by the names of the jobs; it says so if some of it is a test of a script."""
     done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
-    scales = {result["scale"] for result in done.values()}
+    scales = {result.get("scale", 1.0) for result in done.values()}
     if scales - {1.0}:
         print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
     return done
@@ -208,7 +241,8 @@ def read_results(bench: Bench) -> dict[str, dict]:
 
 def runs_of(done: dict[str, dict], prefix: str) -> list[dict]:
     """The results of a job with all seeds."""
-    return [done[f"{prefix}-{seed}"] for seed in SEEDS if f"{prefix}-{seed}" in done]
+    found = (done.get(f"{prefix}-{seed}") for seed in range(10))
+    return [run for run in found if run is not None]
 
 
 def spread(values: list[float], form: str = ".3f") -> str:
@@ -219,16 +253,34 @@ def spread(values: list[float], form: str = ".3f") -> str:
     return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
-def draw_spread(axes: Any, points: list[tuple[float, list[float]]], **style: Any) -> None:
-    """A line through the means of some values at each place, with marks from where to where;
-    nothing where there are no values."""
-    points = [(x, values) for x, values in points if values]
-    if not points:
-        return
-    means = [statistics.mean(values) for _, values in points]
-    low = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
-    high = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
-    axes.errorbar([x for x, _ in points], means, yerr=(low, high), capsize=3, **style)
+def of(what: str | Callable[[dict], float], form: str = ".3f") -> Callable[[list[dict]], str]:
+    """A column: a figure of each run that has it, by a function or by its keys with dots
+    between."""
+    get = what if callable(what) else lambda run: reduce(getitem, what.split("."), run)
+
+    def column(runs: list[dict]) -> str:
+        values = []
+        for run in runs:
+            with suppress(KeyError):
+                values.append(get(run))
+        return spread(values, form)
+
+    return column
+
+
+def print_table(
+    done: dict[str, dict],
+    title: str,
+    columns: Mapping[str, Callable[[list[dict]], Any]],
+    rows: Mapping[str, str | list[dict]],
+) -> None:
+    """A table of what columns say of the runs of each row, or of those of a job with all seeds;
+    rows without any are left out."""
+    print_head(title, *columns)
+    for name, prefix in rows.items():
+        if runs := runs_of(done, prefix) if isinstance(prefix, str) else prefix:
+            print_row(name, *(column(runs) for column in columns.values()))
+    print()
 
 
 def print_row(*cells: Any) -> None:

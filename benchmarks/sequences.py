@@ -1,9 +1,6 @@
 """What BERT's weights are worth on sequences that are no language (Kao and Lee 2021, Is BERT a
 Cross-Disciplinary Knowledge Learner?): nucleotides and amino acids as words of the vocabulary.
-
-    python benchmarks/sequences.py DATA ENCODER OUT --list
-    python benchmarks/sequences.py DATA ENCODER OUT --precision bf16
-    python benchmarks/sequences.py DATA ENCODER OUT --table
+Run it with --precision bf16 (jobs.py has the command line).
 
 TASK-KIND-SEED
     splice (DNA, three classes), promoters (DNA, two) or deeploc (proteins, eleven places in a
@@ -25,20 +22,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jobs import (
-    Bench,
-    Job,
-    finetune,
-    make_random,
-    print_head,
-    print_row,
-    read_results,
-    run_script,
-    spread,
-)
+from jobs import Bench, Job, finetune, make_random, of, print_table, read_results, run_script
 
 from spacy_bert_heads.encoder.source import open_source
 from spacy_bert_heads.encoder.untrusted import read_tokenizer
@@ -74,17 +62,9 @@ def train(task: str, kind: str, seed: int, bench: Bench) -> dict[str, Any]:
     if kind == "random":
         encoder = str(folder / "random")
         make_random(bench.encoder, Path(encoder), seed=seed)
-    found = finetune(
-        replace(bench, data=folder / "words"),
-        folder / "run",
-        task,
-        encoder,
-        n_train=n_train,
-        n_dev=50,
-        n_test=n_test,
-        seed=seed,
-        epochs=epochs,
-    )
+    own = replace(bench, data=folder / "words")
+    settings = {"n_train": n_train, "n_test": n_test, "seed": seed, "epochs": epochs}
+    found = finetune(own, folder / "run", task, encoder, **settings)
     return {"task": task, "kind": kind, "seed": seed, **found, **count_common(bench, task, seed)}
 
 
@@ -147,27 +127,23 @@ def count_common(bench: Bench, task: str, seed: int) -> dict[str, float]:
 # --- table
 
 
-def print_table(bench: Bench) -> None:
+def print_tables(bench: Bench) -> None:
     """Accuracy on what was held out, of both kinds of weights, and by how much they differ."""
     done = read_results(bench)
-    print_head("", "seeds", "most frequent label", *KINDS, "difference", "CPU s of a training")
-    for task in TASKS:
-        runs = {
-            kind: {r["seed"]: r for r in done.values() if (r["task"], r["kind"]) == (task, kind)}
-            for kind in KINDS
-        }
-        seeds = sorted(runs["pretrained"].keys() & runs["random"].keys())
-        scores = {kind: [runs[kind][seed]["test"] for seed in seeds] for kind in KINDS}
-        gains = [a - b for a, b in zip(*scores.values(), strict=True)]
-        print_row(
-            task,
-            len(seeds),
-            spread([runs["random"][seed]["most_frequent"] for seed in seeds]),
-            *map(spread, scores.values()),
-            spread(gains, "+.3f"),
-            spread([runs[kind][s]["train_cpu_seconds"] for kind in KINDS for s in seeds], ".0f"),
-        )
+    rows: dict[str, list[dict]] = {task: [] for task in TASKS}
+    for task, seed in product(TASKS, range(FOLDS)):
+        both = {kind: done.get(f"{task}-{kind}-{seed}") for kind in KINDS}
+        if all(both.values()):
+            rows[task].append(both)
+    columns = {
+        "seeds": len,
+        "most frequent label": of("random.most_frequent"),
+        **{kind: of(f"{kind}.test") for kind in KINDS},
+        "difference": of(lambda run: run["pretrained"]["test"] - run["random"]["test"], "+.3f"),
+        "CPU s of a training": of("pretrained.train_cpu_seconds", ".0f"),
+    }
+    print_table(done, "", columns, rows)
 
 
 if __name__ == "__main__":
-    run_script(list_jobs, print_table)
+    run_script(list_jobs, print_tables)

@@ -6,7 +6,10 @@ texts and threads. Heads are not trained: only time is measured.
 
 Tasks that are in OUT.json are not measured again. Contenders have names that begin with their
 system: `ours-bf16`, `hf-pipeline-b8` (batches of 8), `by-hand-fp32`; `--contenders ours,by-hand`
-takes some of them. Rivals that need environments of their own are set up by `rivals.py`.
+takes some of them. Another package beside ours, in an environment of its own, which is made once in
+`.rivals/NAME` beside this package:
+
+    python benchmarks/speed.py DATA ENCODER OUT.json --rival gliner
 """
 
 import json
@@ -18,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import venv
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +31,7 @@ import spacy
 import torch
 import typer
 from contenders import BATCH_SIZE, HEADS, LABELS, MAX_ANSWER, START
-from plain_loops import FILES, list_questions, load_squad, read_conll, read_sick
+from quality import TASKS, list_questions, read_conll, read_sick, read_squad
 from spacy.language import Language
 
 from spacy_bert_heads import to_hf
@@ -42,20 +46,28 @@ CONTENDERS = {
     "nli": (*OURS, *PIPELINES),
     "qa": (*OURS, *PIPELINES),
     "train": (*OURS[:2], "hf-trainer", "hf-trainer-grouped", "hf-trainer-bf16", *SPACY),
-    "joint": OURS,
+    "joint": OURS,  # entities and categories on one encoder, of the texts of ner and textcat
 }
 INPUTS = {"nli": "pairs", "qa": "questions", "train": "sentences"}
 UNITS = {"nli": "pairs/s", "qa": "questions/s", "train": "steps/s"}
 SIZES = {"texts": 1000, "pairs": 1000, "questions": 80, "steps": 20}
 TAGGED = 0.1  # of the words
+RIVALS = {  # what pip installs
+    "spacy-transformers": ["spacy-transformers==1.4.0"],
+    "spacy-curated-transformers": ["spacy-curated-transformers==0.3.1", "transformers<5"],
+    "edsnlp": ["edsnlp[ml]==0.23.0"],
+    "gliner": ["gliner==0.2.29"],
+    "setfit": ["setfit==1.2.0", "transformers<5"],
+}
 
 
 def main(
     data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
     encoder: Annotated[str, typer.Argument(help="The checkpoint, a folder")],
     out: Annotated[Path, typer.Argument(help="A JSON file for the results")],
-    tasks: str = ",".join(CONTENDERS),
+    tasks: Annotated[str, typer.Option(help=f"Else all: {', '.join(CONTENDERS)}")] = "",
     contenders: Annotated[str, typer.Option(help="What their names begin with")] = "",
+    rival: Annotated[str, typer.Option(help=f"One of: {', '.join(RIVALS)}")] = "",
     rounds: int = 5,
     threads: Annotated[int, typer.Option(help="On a CPU; 0 for all")] = 0,
     device: str = "cpu",
@@ -63,41 +75,57 @@ def main(
         bool, typer.Option("--cpu-time", help="Seconds of the processor: for a busy machine")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few inputs")] = False,
-    python: Annotated[list[str] | None, typer.Option(help="SYSTEM=INTERPRETER")] = None,
 ) -> None:
     """Measure the contenders of each task in turns, print a table a task."""
     report = json.loads(out.read_bytes()) if out.exists() else {"rows": []}
-    report["machine"] = describe_machine(device, threads, cpu_time, rounds)
-    pythons = dict(one.split("=", 1) for one in python or ())
-    chosen = [f"{one}-" for one in contenders.split(",")] if contenders else [""]
+    measured = {"threads": threads, "cpu_time": cpu_time, "device": device}
+    report["machine"] = describe_machine() | measured | {"rounds": rounds}
+    python = make_environment(rival) if rival else sys.executable
+    begins = [f"{x}-" for x in (f"ours,{rival}" if rival else contenders).split(",") if x]
+    chosen = {
+        task: [name for name in names if not begins or f"{name}-".startswith(tuple(begins))]
+        for task, names in CONTENDERS.items()
+        if not rival or any(name.startswith(rival) for name in names)
+    }
     done = {row["task"] for row in report["rows"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sizes = {name: size // 6 if quick else size for name, size in SIZES.items()}
         amounts = prepare(data, encoder, work, sizes)
-        for task in (one for one in tasks.split(",") if one not in done):
+        for task, names in chosen.items():
+            if task in done or (tasks and task not in tasks.split(",")):
+                continue
             inputs = INPUTS.get(task, "texts")
-            ways = [[HEADS.get(task, "bert_ner")]]
-            if task == "joint":
-                ways = [["bert_ner"], ["bert_textcat"], ["bert_ner", "bert_textcat"]]
+            spec = {"task": task, "encoder": encoder, "work": folder, **measured}
+            spec["heads"] = ["bert_ner", "bert_textcat"]
+            if task != "joint":
+                spec["heads"] = [HEADS.get(task, "bert_ner")]
+            spec["inputs"] = str(work / f"{inputs}.json")
+            spec["warm_up"] = {"train": 2 * BATCH_SIZE, "qa": 2}.get(task, 16)
             processes = []
-            for name in CONTENDERS[task]:
-                if not any(f"{name}-".startswith(one) for one in chosen):
-                    continue
+            for name in names:
                 system = next(one for one in START if name.startswith(one))
-                for heads in ways:
-                    title = f"{name}, {' + '.join(heads)}" if task == "joint" else name
-                    spec = {"task": "ner" if task == "joint" else task, "heads": heads}
-                    spec |= {"system": system, "variant": name[len(system) + 1 :]}
-                    spec |= {"inputs": str(work / f"{inputs}.json")}
-                    spec |= {"warm_up": {"train": 2 * BATCH_SIZE, "qa": 2}.get(task, 16)}
-                    spec |= {"encoder": encoder, "work": folder, "data": str(data)}
-                    spec |= {"threads": threads, "cpu_time": cpu_time, "device": device}
-                    log, python_of = work / f"{title}.log", pythons.get(system, sys.executable)
-                    processes.append(Process(title, python_of, spec, log))
+                own = {"system": system, "variant": name[len(system) + 1 :]}
+                runs_on = python if system == rival else sys.executable
+                processes.append(Process(name, runs_on, spec | own, work / f"{name}.log"))
             report["rows"] += measure(task, processes, amounts[inputs], rounds)
             show(task, report["rows"])
             out.write_text(json.dumps(report, indent=1))
+
+
+def make_environment(rival: str) -> str:
+    """The interpreter of another package's environment, which is made if there is none."""
+    if rival not in RIVALS:
+        raise SystemExit(f"There is no rival '{rival}'. Choose one of: {', '.join(RIVALS)}.")
+    folder = Path(__file__).parents[1] / ".rivals" / rival
+    python = str(folder / "bin" / "python")
+    if not (folder / "installed").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        # The same torch as ours, or its products would be compared too.
+        for step in ([f"torch=={torch.__version__}"], RIVALS[rival]):
+            subprocess.run([python, "-m", "pip", "install", "-q", *step], check=True)
+        (folder / "installed").touch()
+    return python
 
 
 # --- what is measured
@@ -106,21 +134,21 @@ def main(
 def prepare(data: Path, encoder: str, work: Path, sizes: dict[str, int]) -> dict[str, float]:
     """Write our pipeline, the same heads for Hugging Face's classes, and the inputs. Returns the
     amount of work in each file of inputs."""
-    folder, *files = FILES["wnut17"]
-    wnut = [read_conll(data / folder / file) for file in files]
+    wnut = [read_conll(path) for path in TASKS["wnut17"].paths(data)]
     tweets = [" ".join(words) for sentences in wnut for words, _ in sentences]
     lines = (data / "raw_wikitext2" / "valid.txt").read_text(encoding="utf8").splitlines()
     paragraphs = [line for line in map(str.strip, lines) if line and not line.startswith("=")]
     chance, half = random.Random(0), sizes["texts"] // 2
     texts = chance.sample(tweets, half) + chance.sample(paragraphs, half)
     chance.shuffle(texts)
-    sick = read_sick(data / FILES["sick"][0] / FILES["sick"][3])
+    sick = read_sick(TASKS["sick"].paths(data)[2])
     contexts: dict[str, list[str]] = {}
-    for question in list_questions(load_squad(data / "qa_xquad" / "xquad.en.json")):
+    squad = read_squad(data, "xquad")
+    for question in list_questions(squad["train"] + squad["test"]):
         contexts.setdefault(question["context"], []).append(question["question"])
     inputs: dict[str, list[Any]] = {
         "texts": texts,
-        "pairs": [(first, [second]) for (first, second), _ in sick[: sizes["pairs"]]],
+        "pairs": [(first, [second]) for first, second, _ in sick[: sizes["pairs"]]],
         "questions": list(contexts.items())[: sizes["questions"]],
         "sentences": wnut[0][: sizes["steps"] * BATCH_SIZE],
     }
@@ -236,7 +264,7 @@ def show(task: str, rows: list[dict[str, Any]]) -> None:
         print(f"| {row['contender']} | {speed} | {row['peak_mib']:,} |", flush=True)
 
 
-def describe_machine(device: str, threads: int, cpu_time: bool, rounds: int) -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """What the figures depend on."""
     info = Path("/proc/cpuinfo")
     found = re.search("model name\\s*: (.*)", info.read_text() if info.exists() else "")
@@ -244,10 +272,8 @@ def describe_machine(device: str, threads: int, cpu_time: bool, rounds: int) -> 
         "date": datetime.now().isoformat(timespec="minutes"),
         "cpu": found[1] if found else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": threads or torch.get_num_threads(),
-        "seconds": "of the processor" if cpu_time else "of the clock",
-        "rounds": rounds,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch_threads": torch.get_num_threads(),
     }
 
 

@@ -1,17 +1,9 @@
-"""Ways of using an encoder, each with several seeds: named jobs, a JSON file for each, tables and
-plots of those.
-
-    python benchmarks/studies.py DATA ENCODER OUT --list
-    python benchmarks/studies.py DATA ENCODER OUT --jobs "features-wnut17-*"
-    python benchmarks/studies.py DATA ENCODER OUT --table
-
-A job whose file is in OUT is not run again. OUT has to be below the current folder, as kept hidden
-states must be. The number of threads is that of OMP_NUM_THREADS; estimates are for one core with
-AVX2, in fp32.
+"""Ways of using an encoder (jobs.py has the command line). OUT has to be below the current folder,
+as kept hidden states must be.
 
 quality-TASK-WAY-SEED
-    The usual settings, by `spacy train` and by a plain Hugging Face loop; ours predicts the test
-    set in every precision.
+    The usual settings, by `spacy train` and by a plain Hugging Face loop (but for questions); ours
+    predicts the test set in every precision.
 features-TASK-WAY-SEED
     Table 7 of the BERT paper: entities from layers of a frozen encoder (of six layers), read in
     several ways by a linear layer, or by a BiLSTM of two layers. The hidden states are computed
@@ -25,7 +17,6 @@ Every setting is that of `init-config`, but for what a way is about; those of qu
 a test set.
 """
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,23 +24,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import spacy
 from jobs import (
+    ALL,
     RATE,
     SEEDS,
     Bench,
     Job,
-    draw_spread,
     finetune,
-    print_head,
-    print_row,
+    of,
+    print_table,
     read_results,
     run_script,
     runs_of,
-    spread,
 )
 from plain_loops import run_plain
-from quality import HEADS, METRICS
+from quality import TASKS
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus
@@ -62,14 +53,14 @@ PRECISIONS = ("fp32", "bf16", "int8")
 NUM_LAYERS = 6
 LSTM_WIDTH = 192  # of each direction: together as wide as MiniLM's hidden states
 LAST_FOUR = [-4, -3, -2, -1]
-ALL = list(range(1, NUM_LAYERS + 1))  # without the embeddings, as in the paper
+EVERY = list(range(1, NUM_LAYERS + 1))  # without the embeddings, as in the paper
 READS: dict[str, dict[str, Any]] = {
     "embeddings": {"layers": [0]},
     "second-to-last": {"layers": [-2]},
     "last": {"layers": [-1]},
     "weighted-last-four": {"layers": LAST_FOUR, "combine": "weighted"},
     "concat-last-four": {"layers": LAST_FOUR},
-    "weighted-all": {"layers": ALL, "combine": "weighted"},
+    "weighted-all": {"layers": EVERY, "combine": "weighted"},
 }
 ENCODERS: dict[str, dict[str, Any]] = {  # settings
     **{
@@ -99,7 +90,7 @@ class Study:
     minutes: float
     tasks: dict[str, int]
     ways: dict[str, Way]
-    num_test: int = 10_000
+    num_test: int = ALL
 
 
 def freeze(reads: dict[str, Any], lstm_width: int, config: Config, states: Path) -> None:
@@ -127,7 +118,7 @@ STUDIES = {
     "quality": Study(
         "A plain loop and `spacy train`: score, test",
         20,
-        dict.fromkeys(("wnut17", "sst2", "sick", "xquad", "policyqa"), 10_000),
+        dict.fromkeys(("wnut17", "sst2", "sick", "xquad", "policyqa"), ALL),
         {"plain": Way(rate=5e-5), "ours": Way(change=as_plain, rate=5e-5)},
     ),
     "features": Study(
@@ -157,6 +148,8 @@ def list_jobs() -> list[Job]:
     for seed in SEEDS:
         for name, study in STUDIES.items():
             for task, way in product(study.tasks, study.ways):
+                if way == "plain" and TASKS[task].head == "qa":
+                    continue
                 run = partial(train, name, task, way, seed)
                 jobs.append(Job(f"{name}-{task}-{way}-{seed}", study.minutes, run))
     return jobs
@@ -166,27 +159,20 @@ def train(name: str, task: str, way: str, seed: int, bench: Bench) -> dict[str, 
     study = STUDIES[name]
     how = study.ways[way]
     states, folder = bench.work(f"states-{task}"), bench.work(f"{name}-{task}-{way}-{seed}")
+    settings: dict[str, Any] = {"seed": seed, "epochs": how.epochs, "rate": how.rate}
     if way == "plain":
-        options = (bench.encoder, seed, how.epochs, how.rate, bench.precision)
-        return {"test": run_plain(task, bench.data, *options)}
+        del settings["rate"]
+        settings |= {"precision": bench.precision, "scale": bench.scale, "learn_rate": how.rate}
+        return {"test": run_plain(task, bench.data, bench.encoder, **settings)}
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
         more = score_precisions(nlp, task, folder) if name == "quality" else {}
         return count_trained(nlp) | more
 
+    sizes = {"n_train": study.tasks[task], "n_test": study.num_test}
+    change = partial(how.change, states=states)
     return finetune(
-        bench,
-        folder,
-        task,
-        bench.encoder,
-        n_train=study.tasks[task],
-        n_dev=50,  # no checkpoint is chosen by it
-        n_test=study.num_test,
-        seed=seed,
-        epochs=how.epochs,
-        rate=how.rate,
-        change=lambda config: how.change(config, states),
-        look=look,
+        bench, folder, task, bench.encoder, change=change, look=look, **sizes, **settings
     )
 
 
@@ -196,7 +182,7 @@ def score_precisions(nlp: spacy.Language, task: str, folder: Path) -> dict[str, 
     for precision in PRECISIONS:
         set_precision(nlp, precision)
         scores = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
-        found[precision] = scores[METRICS[HEADS[task]]["score"]]
+        found[precision] = scores[TASKS[task].metric]
     return {"precisions": found}
 
 
@@ -215,36 +201,32 @@ def count_trained(nlp: spacy.Language) -> dict[str, Any]:
 def print_tables(bench: Bench) -> None:
     """All tables, as Markdown, and the plot, of what is done."""
     done = read_results(bench)
+    costs = {
+        "trained parameters": of("trained", ",.0f"),
+        "MB on disk": of(lambda run: run["bytes"] / 1e6, ".2f"),
+        "CPU s": of("train_cpu_seconds", ".0f"),
+        "peak MiB": of("train_peak_mib", ",.0f"),
+    }
     for name, study in STUDIES.items():
-        print(f"### {study.title}, mean (lowest to highest) over seeds\n")
-        costs = ("trained parameters", "MB on disk", "CPU s", "peak MiB")
-        print_head("", *costs, *study.tasks)
-        for way in study.ways:
-            runs = {task: runs_of(done, f"{name}-{task}-{way}") for task in study.tasks}
-            every = [run for found in runs.values() for run in found]
-            if not every:
-                continue
-            costs = ("–",) * 4
-            if "trained" in every[0]:
-                costs = (
-                    f"{every[0]['trained']:,}",
-                    f"{every[0]['bytes'] / 1e6:.2f}",
-                    f"{statistics.mean(run['train_cpu_seconds'] for run in every):.0f}",
-                    f"{max(run['train_peak_mib'] for run in every):,}",
-                )
-            scores = [spread([run["test"] for run in found]) for found in runs.values()]
-            print_row(way, *costs, *scores)
-        print()
-    print("### Precisions: score, test, by the same weights\n")
-    print_head("", *PRECISIONS)
-    for task in STUDIES["quality"].tasks:
-        found = [run["precisions"] for run in runs_of(done, f"quality-{task}-ours")]
-        print_row(task, *(spread([one[p] for one in found], ".4f") for p in PRECISIONS))
+        rows = {
+            way: [run for task in study.tasks for run in runs_of(done, f"{name}-{task}-{way}")]
+            for way in study.ways
+        }
+        scores = {task: partial(score_of, f"{name}-{task}-") for task in study.tasks}
+        print_table(done, study.title, costs | scores, rows)
+    columns = {precision: of(f"precisions.{precision}", ".4f") for precision in PRECISIONS}
+    trained = {task: f"quality-{task}-ours" for task in STUDIES["quality"].tasks}
+    print_table(done, "Precisions: score, test, by the same weights", columns, trained)
     draw(bench, done)
 
 
+def score_of(prefix: str, runs: list[dict]) -> str:
+    """Those of a task, among the runs of a way."""
+    return of("test")([run for run in runs if run["job"].startswith(prefix)])
+
+
 def draw(bench: Bench, done: dict[str, dict]) -> None:
-    """Accuracy over the trained parameters."""
+    """Accuracy over the trained parameters: means, with marks from where to where."""
     from matplotlib.figure import Figure
 
     study = STUDIES["parameters"]
@@ -253,9 +235,12 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
     for task, axes in zip(study.tasks, grid, strict=True):
         for kind in ("adapter", "lora", "top", "everything"):
             ways = [way for way in study.ways if way.startswith(kind)]
-            found = [runs_of(done, f"parameters-{task}-{way}") for way in ways]
-            points = [(runs[0]["trained"], [run["test"] for run in runs]) for runs in found if runs]
-            draw_spread(axes, points, label=kind, marker="o")
+            found = [runs for w in ways if (runs := runs_of(done, f"parameters-{task}-{w}"))]
+            scores = [[run["test"] for run in runs] for runs in found]
+            means = np.asarray([np.mean(row) for row in scores])
+            ranges = (means - [min(row) for row in scores], [max(row) for row in scores] - means)
+            places = [runs[0]["trained"] for runs in found]
+            axes.errorbar(places, means, yerr=ranges, capsize=3, label=kind, marker="o")
         axes.set(xscale="log", xlabel="trained parameters of the encoder", title=task)
         axes.set_ylabel("accuracy, test")
     grid[0].legend()

@@ -18,10 +18,12 @@ from spacy.training import Example
 from thinc.api import Adam
 
 from spacy_bert_heads import from_hf, to_hf
+from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.data.batching import count_pieces
 from spacy_bert_heads.data.reader import BertCorpus, split_pairs
 from spacy_bert_heads.encoder.model import checkpoint_of
 from spacy_bert_heads.heads.choice import BertChoice, score_choices
+from spacy_bert_heads.heads.free_text import as_setting
 from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.pairs import make_choice, make_verdict
 from spacy_bert_heads.text.pairs import Pairs
@@ -254,6 +256,61 @@ def test_commands(checkpoint, tmp_path, heads):
     assert "Multiple choice" in page and 'Anna left <span class="right">gold</span>' in page
     assert "choices, accuracy             100.00" in said
     assert "choices, accuracy of chance    44.44" in said
+
+
+# --- abstaining
+
+
+def test_below_its_threshold_nothing_is_chosen(nlp):
+    head = nlp.get_pipe("bert_choice")
+    choices = [choice for choice, _ in DATA[0][1]]
+    sure, unsure = make_choice(1, [0.1, 0.7, 0.2]), make_choice(0, [0.6, 0.4])
+    doc = nlp.make_doc("Hull")
+    doc._.choices = choices
+    with head.trying():
+        head.cfg["thresholds"] = {"option": 0.65}
+        head.set_annotations([doc], [(choices, [sure, unsure])])
+        assert doc._.chosen == [sure, None]
+        assert doc._.abstained == [
+            {
+                "component": "bert_choice",
+                "label": "option",
+                "score": 0.6,
+                "answer": 0,
+                "asked": {"question": "", "options": ["It burned", "Skagen"]},
+            }
+        ]
+        row = Columns.of(nlp).read(doc)
+        assert [one["answer"] for one in row["chosen"]] == [1, None] and row["review"]
+    head.set_annotations([doc], [(choices, [sure, unsure])])
+    assert doc._.chosen == [sure, unsure] and doc._.abstained == []
+
+
+def test_one_threshold_for_all_choices(checkpoint, tmp_path):
+    """The table counts choices, whichever option is chosen."""
+    nlp = build(checkpoint)
+    nlp.to_disk(tmp_path / "model")
+    docs = [example.reference for example in make_examples(nlp)]
+    asked = [ask(nlp, text, choices=[choice for choice, _ in rows]) for text, rows in DATA]
+    chosen = [one for doc in asked for one in doc._.chosen][:3]
+    gold = [1 - (one["answer"] > 0) for one in chosen]  # all of them wrong
+    gold[0] = chosen[0]["answer"]
+    docs[0]._.chosen = [make_choice(answer) for answer in gold[:2]]
+    docs[1]._.chosen = [make_choice(gold[2]), None]
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "dev.spacy")
+    model, data, out = (tmp_path / name for name in ("model", "dev.spacy", "out"))
+    said = command("bert", "tune-thresholds", model, data, "--recall", 1, "-o", out)
+    scores = sorted((max(one["scores"]) for one in chosen), reverse=True)
+    place = scores.index(max(chosen[0]["scores"]))
+    (threshold,) = spacy.load(out).get_pipe("bert_choice").cfg["thresholds"].items()
+    between = scores[place : place + 2]
+    expected = 0.0 if len(between) == 1 else sum(between) / 2
+    assert threshold == ("option", pytest.approx(expected, abs=1e-6))
+    assert f"{place + 1} of 3" in said
+    config = {"components.bert_choice.thresholds": as_setting({"option": 1.0})}
+    careful = spacy.load(out, config=config)
+    doc = ask(careful, DATA[0][0], choices=[choice for choice, _ in DATA[0][1]])
+    assert doc._.chosen == [None, None] and len(doc._.abstained) == 2
 
 
 def test_comparison_counts_choices(nlp):

@@ -4,36 +4,47 @@ and where the host waits for the device.
     python benchmarks/gpu/check.py ENCODER
     python benchmarks/gpu/check.py ENCODER --device cpu --docs 2000    # a test of this script
 
-Every check prints a line; one that fails says so and the others go on. Heads are random, which
-changes nothing here.
+It needs no data set. Every check prints a line; one that fails says so and the others go on. Heads
+are random, which changes nothing here. For torch 2.10 and later, transformers 4 or 5.
 """
 
+import random
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import spacy
 import torch
+import torch.nn.functional as F
+import transformers
 import typer
 from spacy.language import Language
 from spacy.training import Example
 from thinc.api import Adam
+from torch.profiler import ProfilerActivity, profile
 
+from spacy_bert_heads.encoder.attention import PackedAttention, uses_varlen
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import checkpoint_of, encoder_of
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
+from spacy_bert_heads.pretraining.loop import pretrain
+from spacy_bert_heads.pretraining.settings import read_settings
 
+BENCHMARKS = Path(__file__).parents[1]
+sys.path.append(str(BENCHMARKS))
 TEXT = "The coaster Hanne Lind left Skagen on Tuesday with 40 tonnes of timber for Hull."
 OTHER = "Fire broke out in the engine room; nobody was hurt."
-SHAPES = ((4096, 384, 1536), (4096, 768, 3072), (16384, 768, 3072))  # rows, in, out
 
 
 def main(
@@ -43,18 +54,23 @@ def main(
 ) -> None:
     """Run all checks."""
     use(device)
-    print(f"torch {torch.__version__}, spaCy {spacy.__version__}", end="")
-    print(f", {torch.cuda.get_device_name()}" if device == "cuda" else ", no GPU")
+    versions = [f"{one.__name__} {one.__version__}" for one in (torch, transformers, spacy)]
+    print(*versions, torch.cuda.get_device_name() if device == "cuda" else "no GPU", sep=", ")
     checks: list[tuple[str, Callable[[], str]]] = [
+        ("attention", lambda: compare_attention(device)),
         ("the same results", lambda: compare_results(encoder, device)),
         ("the same after ten steps", lambda: compare_learning(encoder, device)),
         *(
             (f"learning in {precision}", lambda p=precision: learn(encoder, device, p))
             for precision in ("fp32", "bf16", "fp16")
         ),
-        ("matrix products", lambda: multiply(device)),
         ("buckets", lambda: weigh_buckets(encoder, device)),
         ("speed and memory", lambda: keep_docs(encoder, device, docs)),
+        ("training of entities in bf16", lambda: train_beside(encoder, device)),
+        *(
+            (f"pretraining, length {n}", lambda n=n: profile_pretraining(encoder, device, n))
+            for n in (128, 512)
+        ),
         ("waits in nlp.pipe", lambda: count_waits(encoder, device)),
     ]
     for name, check in checks:
@@ -117,6 +133,32 @@ def annotate(nlp: Language) -> list[float]:
     return numbers
 
 
+def compare_attention(device: str) -> str:
+    """Sequences of many lengths at once, beside each by itself in fp32: on a GPU this is the kernel
+    for sequences of any length ("varlen"), which predictions use."""
+    n, longest = (256, 512) if device == "cuda" else (8, 64)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    lengths = torch.randint(1, longest + 1, (n,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(longest) < lengths[:, None]).flatten().to(device)
+    zeros = torch.zeros(n * longest, dtype=torch.long, device=device)
+    layout = BucketedBatch(zeros, zeros, mask, zeros, [(n, longest)], [True])
+    q, k, v = torch.randn(3, n * longest, 12, 64, device=device, dtype=dtype)
+    with torch.inference_mode():
+        if device == "cuda" and not uses_varlen(q):
+            raise RuntimeError("the kernel for sequences of any length is not used")
+        found = PackedAttention(layout).attend(q, k, v).unflatten(0, (n, longest))
+        ours = clock(device, lambda: PackedAttention(layout).attend(q, k, v))
+        rows = [one.float().unflatten(0, (n, longest)).transpose(1, 2) for one in (q, k, v)]
+        worst = 0.0
+        for i, length in enumerate(lengths.tolist()):
+            parts = (row[i : i + 1, :, :length] for row in rows)
+            alone = F.scaled_dot_product_attention(*parts)[0].transpose(0, 1)
+            worst = max(worst, float((alone - found[i, :length]).abs().max()))
+    if worst > (0.05 if dtype == torch.bfloat16 else 1e-5):
+        raise RuntimeError(f"results differ by {worst:.1e}")
+    return f"{n} sequences of 1 to {longest}: {1e3 * ours:.2f} ms, differs by {worst:.1e} at most"
+
+
 def compare_results(encoder: str, device: str) -> str:
     use("cpu")
     found = []
@@ -164,54 +206,34 @@ def learn(encoder: str, device: str, precision: str) -> str:
     return f"the heads' losses go from {losses[0]:.3f} to {losses[-1]:.3f}"
 
 
-def multiply(device: str) -> str:
-    """The bf16 rate of the shapes of MiniLM and BERT base: the ceiling of everything else."""
-    rates = []
-    for rows, width, out in SHAPES if device == "cuda" else SHAPES[:1]:
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        a = torch.randn(rows, width, device=device, dtype=dtype)
-        b = torch.randn(width, out, device=device, dtype=dtype)
-        n = 50 if device == "cuda" else 3
-        for _ in range(3):
-            a @ b
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(n):
-            a @ b
-        wait(device)
-        seconds = time.perf_counter() - start
-        rates.append(f"{rows} x {width} x {out}: {2 * rows * width * out * n / seconds / 1e12:.2f}")
-    return "TFLOP/s, " + "; ".join(rates)
-
-
 def weigh_buckets(encoder: str, device: str) -> str:
     """What a bucket costs by itself, in positions, to predict: what `Encoder.bucket_overhead`
     should be. The same positions are run as one bucket and as eight."""
     bert = Encoder(load_checkpoint(encoder)).to(device).eval()
-    n_sequences = 512 if device == "cuda" else 32
-    ids = torch.randint(1000, 2000, (n_sequences * 32,), device=device)
-    positions = torch.arange(32, device=device).repeat(n_sequences)
+    n = 512 if device == "cuda" else 32
+    ids = torch.randint(1000, 2000, (n * 32,), device=device)
+    positions = torch.arange(32, device=device).repeat(n)
     best = []
-    for n_buckets in (1, 8):
-        shapes = [(n_sequences // n_buckets, 32)] * n_buckets
-        layout = BucketedBatch(
-            ids, torch.zeros_like(ids), ids > 0, positions, shapes, [False] * n_buckets
-        )
-        times = []
+    for k in (1, 8):
+        shapes = [(n // k, 32)] * k
+        layout = BucketedBatch(ids, torch.zeros_like(ids), ids > 0, positions, shapes, [False] * k)
         with torch.no_grad(), autocast_for("auto", ids.device):
-            for _ in range(20):
-                wait(device)
-                start = time.perf_counter()
-                bert.run(layout)
-                wait(device)
-                times.append(time.perf_counter() - start)
-        best.append(min(times))
+            best.append(min(clock(device, partial(bert.run, layout)) for _ in range(20)))
     one, eight = best
     overhead = (eight - one) / 7 / (one / ids.numel())
     return (
         f"{ids.numel():,} positions: {1e3 * one:.2f} ms in a bucket, {1e3 * eight:.2f} in eight: "
         f"each costs {overhead:,.0f} positions; {bert.bucket_overhead:,} are taken"
     )
+
+
+def clock(device: str, work: Callable[[], Any]) -> float:
+    """The seconds of some work, until the device has done it."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
 
 
 def wait(device: str) -> None:
@@ -225,29 +247,106 @@ def keep_docs(encoder: str, device: str, n_docs: int) -> str:
     nlp.disable_pipes("bert_nli", "bert_qa")
     texts = [f"{TEXT} {OTHER}"] * n_docs
     tokenizer = checkpoint_of(nlp.get_pipe("bert_encoder").model).tokenizer.tokenizer
-    blank = spacy.blank("en")
-    few = texts[:5000]
-    start = time.perf_counter()
-    for _ in blank.pipe(few):
-        pass
-    floors = [("spaCy's tokenizer", len(few) / (time.perf_counter() - start))]
-    start = time.perf_counter()
-    tokenizer.encode_batch(few)
-    floors.append(("the encoder's", len(few) / (time.perf_counter() - start)))
+    blank, few = spacy.blank("en"), texts[:5000]
+    floors = {
+        "spaCy's tokenizer": lambda: list(blank.pipe(few)),
+        "the encoder's": lambda: tokenizer.encode_batch(few),
+    }
+    alone = {name: len(few) / clock(device, work) for name, work in floors.items()}
     kept, memory = [], []
     list(nlp.pipe(texts[:500]))  # warm
-    wait(device)
-    start = time.perf_counter()
-    for doc in nlp.pipe(texts, batch_size=1000):
-        kept.append(doc)
-        if len(kept) in (1000, n_docs) and device == "cuda":
-            memory.append(f"{torch.cuda.memory_allocated() / 2**20:,.1f} MiB")
-    speed = n_docs / (time.perf_counter() - start)
-    parts = [f"{speed:,.0f} Docs/s with two heads"]
-    parts += [f"{name} alone {floor:,.0f}" for name, floor in floors]
+
+    def keep() -> None:
+        for doc in nlp.pipe(texts, batch_size=1000):
+            kept.append(doc)
+            if len(kept) in (1000, n_docs) and device == "cuda":
+                memory.append(f"{torch.cuda.memory_allocated() / 2**20:,.1f} MiB")
+
+    speed = n_docs / clock(device, keep)
+    parts = [f"{speed:,.0f} Docs/s, {speed * len(kept[0]):,.0f} words/s with two heads"]
+    parts += [f"{name} alone {floor:,.0f}" for name, floor in alone.items()]
     if memory:
         parts.append(f"on the GPU after 1,000 Docs and after all: {' and '.join(memory)}")
     return "; ".join(parts)
+
+
+def train_beside(encoder: str, device: str) -> str:
+    """Sentences a second of `nlp.update` and of Hugging Face's Trainer, both in bf16, batches of
+    32 padded to the longest there; the second of two epochs."""
+    from contenders import start_trainer, train_spacy
+
+    chance, words = random.Random(0), f"{TEXT} {OTHER}".split()
+    sentences = []
+    for _ in range(3200 if device == "cuda" else 64):
+        chosen = chance.choices(words, k=chance.randint(5, 60))
+        sentences.append((chosen, chance.choices(["O", "O", "O", "B-X"], k=len(chosen))))
+    nlp = spacy.blank("en")
+    nlp.add_pipe("bert_encoder", config={"model": {"name": encoder, "precision": "bf16"}})
+    nlp.add_pipe("bert_ner").add_label("X")
+    nlp.initialize()
+    with TemporaryDirectory() as work:
+        spec = {"inputs": sentences, "encoder": encoder, "device": device, "work": work}
+        runs = {"ours": train_spacy(nlp)}
+        try:
+            runs["Hugging Face's Trainer"] = start_trainer(SimpleNamespace(variant="bf16", **spec))
+        except ImportError as error:  # accelerate
+            print(f"The Trainer is left out: {error}")
+        found = []
+        for name, run in runs.items():
+            list(run(sentences))
+            seconds = clock(device, lambda run=run: list(run(sentences)))
+            found.append(f"{name} {len(sentences) / seconds:,.0f}")
+    return "sentences/s: " + ", ".join(found)
+
+
+def profile_pretraining(encoder: str, device: str, length: int) -> str:
+    """The share of matrix products in the steps of `bert pretrain`, and wordpieces a second
+    without and with the profiler: 8 steps each, after 4."""
+    is_cuda = device == "cuda"
+    chance, words = random.Random(0), f"{TEXT} {OTHER}".split()
+    documents = 2000 if is_cuda else 40
+    texts = [" ".join(chance.choices(words, k=1000)) for _ in range(documents)]
+    prof = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda)
+    times = {}
+
+    def on_step(step: int) -> None:
+        wait(device)
+        times[step] = time.perf_counter()
+        if step == 12:
+            prof.start()
+        if step == 20:
+            prof.stop()
+
+    with TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.txt"
+        raw.write_text("\n\n".join(texts))
+        tokens = 65536 if is_cuda else 1024
+        settings: dict[str, Any] = {
+            "paths.raw": str(raw),
+            "paths.encoder": encoder,
+            "text.workers": 1,
+        }
+        settings |= {"paths.cache": f"{folder}/cache", "training.precision": "bf16"}
+        settings |= {"training.phases": [{"max_length": length, "share": 1.0}]}
+        settings |= {"training.batch_tokens": tokens, "training.max_batch_tokens": tokens}
+        settings |= {"training.max_steps": 20, "training.eval_frequency": 1000}
+        config = read_settings(BENCHMARKS.parent / "configs" / "pretrain.cfg", settings)
+        gpu_id = 0 if is_cuda else -1
+        options: dict[str, Any] = {"gpu_id": gpu_id, "say": lambda text: None}
+        report = pretrain(config, Path(folder) / "out", on_step=on_step, **options)
+    own = "self_device_time_total" if is_cuda else "self_cpu_time_total"
+    # Operators alone: on a GPU kernels are listed beside them, with the same time once more.
+    operators = [e for e in prof.key_averages() if e.device_type == torch.autograd.DeviceType.CPU]
+    total = sum(getattr(event, own) for event in operators)
+    spent = {event.key: getattr(event, own) / total for event in operators}
+    products = sum(spent.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm", "baddbmm"))
+    most = sorted(spent, key=spent.__getitem__, reverse=True)[:5]
+    a_step = report.tokens / 20
+    return (
+        f"products {products:.0%} ({', '.join(f'{key} {spent[key]:.0%}' for key in most)}); "
+        f"{8 * a_step / (times[12] - times[4]):,.0f} wordpieces/s, with the profiler "
+        f"{8 * a_step / (times[20] - times[12]):,.0f}"
+    )
 
 
 def count_waits(encoder: str, device: str) -> str:

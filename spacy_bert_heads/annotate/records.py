@@ -86,7 +86,8 @@ def similarities_of(doc: Doc) -> list[dict[str, Any]]:
 
 def chosen_of(doc: Doc) -> list[dict[str, Any]]:
     """Give what is chosen of each choice: the option's number from 0, its text and its probability,
-    and the probabilities of all options. All of these are None where an option was too long."""
+    and the probabilities of all options. All of these are None where an option was too long, or
+    none is above the head's threshold."""
     rows = []
     choices, found = copy_of_list("choices", doc), copy_of_list("chosen", doc)
     for choice, entry in zip(choices, found, strict=False):

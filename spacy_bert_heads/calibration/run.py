@@ -92,13 +92,7 @@ def tune_thresholds(
         raise ValueError(f"There is no goal {goal} {value}: name a precision or recall, 0 to 1.")
     check_output(model, output, force=force)
     nlp = _load(model, gpu_id)
-    found = {
-        name: one
-        for name, one in collect(nlp, read_examples(nlp, data), names).items()
-        if one.head.can_abstain
-    }
-    if not found:
-        raise ValueError("No head of the pipeline that is annotated in the data can abstain.")
+    found = collect(nlp, read_examples(nlp, data), names)
     tuned = {name: tune(one, goal, value) for name, one in found.items()}
     for name, rows in tuned.items():
         found[name].head.cfg["thresholds"] = {row.label: row.threshold for row in rows}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,7 @@ def run_plain(
     precision: str,
     device: torch.device = CPU,
 ) -> list[list[str]]:
-    """Train by AdamW, with weight decay of 0.01 except for biases and LayerNorms, a linear warm-up
-    over a tenth of the steps and a linear decay, and clipping at 1. Gives the predictions for each
-    test set. Raises ValueError for a NER task."""
+    """Train by `fit`. Gives the predictions for each test set. Raises ValueError for a NER task."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if task.head == "ner":
@@ -55,26 +53,17 @@ def run_plain(
             return torch.tensor([float(item.label or 0) for item in items], device=device)
         return torch.tensor([labels.index(str(item.label)) for item in items], device=device)
 
-    groups = [
-        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.01},
-        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learn_rate)
-    warmup = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: i / warmup if i < warmup else max(steps - i, 0) / max(1, steps - warmup),
+    fit(
+        network,
+        train,
+        lambda items: {**encode(items), "labels": target(items)},
+        seed=seed,
+        steps=steps,
+        learn_rate=learn_rate,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
     )
-    network.train()
-    for batch in _batches(train, batch_size, steps, seed):
-        with autocast_for(precision, device):
-            loss = network(**encode(batch), labels=target(batch)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    network.eval()
 
     def predict(items: Sequence[Item]) -> list[str]:
         found: list[str] = []
@@ -90,8 +79,45 @@ def run_plain(
     return [predict(items) for items in tests]
 
 
-def _batches(items: Sequence[Item], size: int, steps: int, seed: int) -> Iterator[list[Item]]:
-    order, left = random.Random(seed), list[Item]()
+def fit(
+    network: torch.nn.Module,
+    items: Sequence[Any],
+    encode: Callable[[list[Any]], dict[str, torch.Tensor]],
+    *,
+    seed: int,
+    steps: int,
+    learn_rate: float,
+    batch_size: int,
+    precision: str,
+    device: torch.device = CPU,
+) -> None:
+    """Train any model of Hugging Face's, which computes its loss, by AdamW, with weight decay of
+    0.01 except for biases and LayerNorms, a linear warm-up over a tenth of the steps and a linear
+    decay, and clipping at 1. `encode` makes the model's input, labels included, of a batch."""
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learn_rate)
+    warmup = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: i / warmup if i < warmup else max(steps - i, 0) / max(1, steps - warmup),
+    )
+    network.train()
+    for batch in _batches(items, batch_size, steps, seed):
+        with autocast_for(precision, device):
+            loss = network(**encode(batch)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    network.eval()
+
+
+def _batches(items: Sequence[Any], size: int, steps: int, seed: int) -> Iterator[list[Any]]:
+    order, left = random.Random(seed), list[Any]()
     for _ in range(steps):
         if not left:
             left = order.sample(list(items), len(items))

@@ -24,15 +24,14 @@ class CalibratedHead(DeclaredHead):
 
     Logits are divided by the temperature where they become probabilities, never in training (Guo et
     al. 2017, section 4.2). `bert calibrate`, `bert evaluate --calibration` and `bert
-    tune-thresholds` use a head's `claims`.
+    tune-thresholds` use a head's `claims`; `set_annotations` leaves out what is not sure by
+    `is_sure`.
     """
 
     name: str
     cfg: dict[str, Any]
     # The settings with which every prediction is written, whatever its probability.
     no_thresholds: ClassVar[dict[str, Any]] = {"thresholds": None}
-    # Whether set_annotations leaves out predictions below the threshold of their label.
-    can_abstain: ClassVar[bool] = True
 
     # --- for subclasses to define
 

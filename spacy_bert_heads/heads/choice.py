@@ -1,6 +1,7 @@
 """Which of several options is right: the most plausible ending, or the answer to a question."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,11 +17,11 @@ from ..data.choices import read_answer
 from ..data.records import Settings, check_list
 from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import PackedPairs
-from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import check_choices, drop_results, make_choice
 from ..text.user_data import copy_of_list, set_value
-from .claims import Claim, claim_options
+from .claims import OPTION, Claim, claim_options
 from .declared import HFClasses, Score, score_weights
+from .free_text import read_text
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy
 from .pair_head import UnlabelledPairHead, match_predictions
@@ -45,6 +46,7 @@ SCORES = {
     default_config={
         "model": DEFAULT_MODEL,
         "temperature": None,
+        "thresholds": None,
         "scorer": {"@scorers": "spacy_bert_heads.choice_scorer.v1"},
     },
     default_score_weights=score_weights(SCORES),
@@ -54,14 +56,18 @@ def make_bert_choice(
     name: str,
     model: Model[PackedPairs, torch.Tensor],
     temperature: float | None,
+    thresholds: dict[str, float] | str | None,
     scorer: Callable | None,
 ) -> "BertChoice":
     """Create a component that chooses one option for each of `doc._.choices`.
 
     temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
+    thresholds (Optional[Dict[str, float]]): {"option": 0.8}: no option is chosen below it.
     """
-    pipe_configs_of(nlp)
-    return BertChoice(nlp.vocab, model, name, temperature=temperature, scorer=scorer)
+    (by_label,) = read_text(nlp, name, thresholds=thresholds)
+    return BertChoice(
+        nlp.vocab, model, name, temperature=temperature, thresholds=by_label, scorer=scorer
+    )
 
 
 def make_choice_scorer() -> Callable:
@@ -103,7 +109,6 @@ class BertChoice(UnlabelledPairHead):
     made_by = "made with spacy_bert_heads.pairs.make_choice"
     hf_task = "multiple-choice"
     n_classes = 1  # one logit for each option
-    can_abstain = False
 
     def __init__(
         self,
@@ -111,10 +116,10 @@ class BertChoice(UnlabelledPairHead):
         model: Model[PackedPairs, torch.Tensor],
         name: str = "bert_choice",
         *,
-        temperature: float | None = None,
         scorer: Callable | None = score_choices,
+        **calibration: Any,
     ) -> None:
-        super().__init__(vocab, model, name, texts=(), temperature=temperature, scorer=scorer)
+        super().__init__(vocab, model, name, texts=(), scorer=scorer, **calibration)
 
     # --- data, and exchange with Hugging Face
 
@@ -191,16 +196,33 @@ class BertChoice(UnlabelledPairHead):
         yield from output[:, 0].float().cpu() / self.temperature
 
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
-        """Write the chosen options; `results` is what `predict` returned."""
+        """Write the chosen options, None where none is sure; `results` is what `predict`
+        returned."""
         for doc, (choices, chosen) in zip(docs, results, strict=True):
+            left_out: list[dict[str, Any]] = []
             if choices:
-                set_value(self.output_name, doc, chosen)
+                asked = zip(choices, chosen, strict=True)
+                given = [one and self._decide(one, choice, left_out) for choice, one in asked]
+                set_value(self.output_name, doc, given)
             else:
                 drop_results(doc, self.output_name)
+            self.note_abstained(doc, left_out)
+
+    def _decide(self, entry: dict[str, Any], choice: dict, left_out: list) -> dict[str, Any] | None:
+        """Give what is chosen; None if that is not sure, then add it to `left_out`."""
+        answer = entry["answer"]
+        p = entry["scores"][answer]
+        if self.is_sure(OPTION, p):
+            return entry
+        left_out.append({"label": OPTION, "score": p, "answer": answer, "asked": choice})
+        return None
 
     def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
         for example in examples:
             yield from claim_options(example, (self.input_name, self.output_name))
+
+    def truths(self, example: Example) -> Mapping[str, float]:
+        return Counter(OPTION for _ in self.gold_pairs(example))
 
     # --- comparison with other pipelines
 

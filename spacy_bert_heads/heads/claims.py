@@ -15,6 +15,8 @@ from .pair_head import match_predictions
 from .tallies import judge_entities
 from .verdicts import NONE, with_none
 
+OPTION = "option"  # the label of all choices: the first option has nothing of its own
+
 
 class Claim(NamedTuple):
     """A prediction of a head with its probability, and whether it is right."""
@@ -109,8 +111,9 @@ def claim_options(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
     """Yield a claim for the chosen option of each annotated choice."""
     for gold, found in match_predictions(example, *names):
         if found is not None:
-            scores = {f"option {i}": p for i, p in enumerate(found["scores"])}
-            yield Claim.among(scores, f"option {gold['answer']}", f"option {found['answer']}")
+            scores = {str(i): p for i, p in enumerate(found["scores"])}
+            claim = Claim.among(scores, str(gold["answer"]), str(found["answer"]))
+            yield claim._replace(label=OPTION)
 
 
 def claim_answers(example: Example, names: tuple[str, str]) -> Iterator[Claim]:
