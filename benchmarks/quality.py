@@ -1,6 +1,7 @@
 """The tasks: their files, the heads that learn them and the scores of these; and readers of the
 files that share no code with the package."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ METRICS = {
     "similarity": "similarity_spearman",
     "choice": "choice_acc",
     "qa": "qa_f1",
+    "seq2seq": "seq2seq_rougeL",
 }
 
 
@@ -49,6 +51,9 @@ TASKS = {
     # Learned from what has more questions; dev is a piece of that.
     "xquad": Task("qa", "qa_xquad", "xquad.en.json xquad.en.json xquad.en.json"),
     "policyqa": Task("qa", "qa_policyqa", "dev.json dev.json test.json"),
+    # The training set of E2E is not there; its dev set is as large as its test set.
+    "e2e": Task("seq2seq", "seq2seq_e2e", "devset.csv devset.csv testset_w_refs.csv"),
+    "scitldr": Task("seq2seq", "seq2seq_scitldr", "train.jsonl dev.jsonl test.jsonl"),
 }
 
 
@@ -60,6 +65,11 @@ def convert_task(data: Path, task: str, output: Path) -> None:
         for part, articles in read_squad(data, task).items():
             sources[part] = output / f"{part}.json"
             sources[part].write_text(json.dumps({"version": "1.1", "data": articles}), "utf8")
+    if TASKS[task].head == "seq2seq":
+        for part, path in sources.items():
+            rows = [{"text": text, "targets": own} for text, own in read_targets(path).items()]
+            sources[part] = output / f"{part}.jsonl"
+            sources[part].write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf8")
     for part, source in sources.items():
         report = convert(source, output / f"{part}.spacy", **TASKS[task].options)
         print(f"{task}, {part}: {report.docs} Docs, {report.rejected} rejected {report.samples}")
@@ -93,6 +103,19 @@ def read_squad(data: Path, task: str) -> dict[str, list[dict]]:
     if task == "xquad":
         train, test = train[:36], test[36:]
     return {"train": train, "dev": train[:4], "test": test}
+
+
+def read_targets(path: Path) -> dict[str, list[str]]:
+    """The texts that may be written for each text."""
+    found: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8-sig") as file:
+        if path.suffix == ".csv":
+            for row in csv.DictReader(file):
+                found.setdefault(row["mr"], []).append(row["ref"])
+        else:
+            for row in map(json.loads, file):
+                found[" ".join(row["source"])] = row["target"]
+    return found
 
 
 def list_questions(articles: list[dict]) -> list[dict]:
