@@ -1,4 +1,4 @@
-"""Fine-tuned Hugging Face checkpoints to pipelines, and pipelines back to checkpoints."""
+"""Convert fine-tuned Hugging Face checkpoints to pipelines, and pipelines to checkpoints."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .onnx import replace_weights, require_onnx
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# How the names of the models for Hugging Face's tasks end.
+# The suffixes of Hugging Face's model classes by task.
 ARCHITECTURES = {
     "token-classification": "ForTokenClassification",
     "text-classification": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
     "multiple-choice": "ForMultipleChoice",
 }
-# By which command a folder of each format is made.
+# The command that makes a folder of each format.
 COMMANDS = {"safetensors": "to-hf", "onnx": "to-onnx"}
 
 
@@ -52,18 +52,18 @@ def from_hf(
     revision: str | None = None,
     lang: str = "en",
 ) -> Language:
-    """Make a trained pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for
-    each, or one encoder for those whose encoders are the same.
+    """Make a pipeline from fine-tuned Hugging Face checkpoints, ready to predict.
 
+    Each checkpoint becomes an encoder and a head; checkpoints with identical encoders share one.
     `name` and `others` are hub names or folders. `task` is a head's factory without "bert_", such
-    as "ner"; None finds the head by the checkpoint's architecture, settings and labels. `labels`
-    are the names of the checkpoint's classes, in its order; None takes its own. `revision` is a
-    branch, tag or commit on the hub; None takes the newest. `lang` is the language of spaCy's
-    tokenizer.
+    as "ner"; None infers it from the checkpoint's architecture, settings and labels. `labels` are
+    the names of the checkpoint's classes in their order; None takes those of its configuration.
+    `revision` is a branch, tag or commit on the hub; None takes the newest. `lang` is the language
+    of spaCy's tokenizer.
 
     Raises ValueError if a checkpoint can't be read or has no trained head of a known kind; if two
-    heads would write to the same place of a Doc; if there is no such task; or if task, labels or
-    revision are given for several checkpoints.
+    heads would write to the same place of a Doc; if there is no such task; or if `task`, `labels`
+    or `revision` are given for several checkpoints.
     """
     if others and (task or labels or revision):
         raise ValueError(
@@ -106,7 +106,7 @@ def _add_checkpoint(
         raise ValueError(f"{head_class.factory} has no labels. Give no labels.")
     upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
-        upstream = "*"  # also where it gets another name in another pipeline
+        upstream = "*"  # still valid if the encoder is renamed
     config = {"model": {"tok2vec": {"upstream": upstream}}, **found.settings}
     factory = head_class.factory
     head = nlp.add_pipe(factory, name=_free_name(nlp, factory), config=config)
@@ -126,19 +126,19 @@ def _add_checkpoint(
 
 
 def find_head(config: Any, name: str, names: Sequence[str]) -> type[BertHead]:
-    """Read off a checkpoint's configuration and the names of its classes which head it becomes.
-    Raises ValueError if there is none, or several fit equally well."""
+    """Return the head for a checkpoint, by its configuration and the names of its classes. Raises
+    ValueError if no head fits, or several fit equally well."""
     task = _find_task(config, name)
     heads = {key: cls for key, cls in head_classes().items() if cls.hf_task == task}
     fits = {key: cls.fits_hf(config, names) for key, cls in heads.items()}
     best = [key for key, fit in fits.items() if fit and fit == max(fits.values())]
-    # A head that says nothing else than the one that it is derived from leaves it the checkpoint.
+    # A subclass that fits as well as its base class leaves the checkpoint to the base class.
     derived = {k for k in best for one in best if k != one and issubclass(heads[k], heads[one])}
     best = [key for key in best if key not in derived]
     if len(best) != 1:
         raise ValueError(
             f"'{name}', a {_architecture(config)} with problem_type = {config.problem_type!r} and "
-            f"the classes {', '.join(names)}, fits {'several heads' if best else 'no head'}. Name "
+            f"the classes {', '.join(names)}, fits {'several heads' if best else 'no head'}. Set "
             f"the task: {' or '.join(best or heads)}."
         )
     return heads[best[0]]
@@ -149,15 +149,15 @@ def _architecture(config: Any) -> str:
 
 
 def _find_task(config: Any, name: str, default: str | None = None) -> str:
-    """The task of Hugging Face's pipelines that the architecture is for. Raises ValueError if it is
-    for none of ours, and there is no default."""
+    """Return the task of Hugging Face's pipelines for the architecture. Raises ValueError if none
+    of our heads is for it, and there is no default."""
     found = (task for task, end in ARCHITECTURES.items() if _architecture(config).endswith(end))
     task = next(found, default)
     if task is None:
         raise ValueError(
             f"'{name}' is a {_architecture(config) or 'checkpoint of unknown kind'}, without a "
-            "head for tokens, sequences or answers. Name the task if it has one; a checkpoint "
-            "without heads goes into a pipeline as `name` of bert_encoder, to be trained."
+            "head for tokens, sequences or answers. Set the task if it has one; to train a "
+            "checkpoint without a head, set it as `name` of bert_encoder in a pipeline."
         )
     return task
 
@@ -169,7 +169,8 @@ def _choose_class(
     head_class: type[BertHead] | None,
     labels: Sequence[str] | None,
 ) -> Any:
-    """The class to load a checkpoint with, whose configuration gets the names of the classes."""
+    """Return the class for loading a checkpoint, after setting the names of classes in its
+    configuration."""
     task = _find_task(config, name, head_class.hf_task if head_class else None)
     # A classifier's weights have the same names and shapes in classes for other tasks.
     if head_class is not None and task != head_class.hf_task:
@@ -193,7 +194,7 @@ def _choose_class(
 
 
 def _auto_class(task: str) -> Any:
-    """The class that makes and loads models for a task."""
+    """Return the auto class that makes and loads models for a task."""
     import transformers
 
     return getattr(transformers, f"AutoModel{ARCHITECTURES[task]}")
@@ -223,7 +224,7 @@ def _check_free(nlp: Language, head: BertHead, name: str) -> None:
 
 
 def _find_encoder(nlp: Language, checkpoint: Checkpoint) -> str | None:
-    """The encoder of the pipeline that is the same, weight by weight."""
+    """Return the name of the pipeline's encoder with the same weights and tokenizer, if any."""
     for name, component in nlp.pipeline:
         if isinstance(component, BertEncoder) and _is_same(
             checkpoint_of(component.model), checkpoint
@@ -275,18 +276,18 @@ def to_hf(
     precision: str = "fp32",
     force: bool = False,
 ) -> None:
-    """Save a head with its encoder as a Hugging Face folder, with a model card; or an encoder
-    alone.
+    """Export a head with its encoder, or an encoder alone, as a Hugging Face folder with a model
+    card.
 
-    `component` is the name of a head or of the encoder, `precision` that of the weights: "fp32",
-    "bf16" or "fp16". `format` is "safetensors", or "onnx" for encoder and head as one ONNX file, in
-    fp32, as `onnx.replace_weights` describes it. The folder is made. It may exist if it is empty or
-    an earlier export; `force` takes any other and replaces in it config.json, the file of the
-    model, the tokenizer's files and README.md.
+    `component` is the name of a head or of the encoder. `format` is "safetensors", or "onnx" for
+    encoder and head as one ONNX file in fp32, see `onnx.replace_weights`. `precision` is that of
+    the weights: "fp32", "bf16" or "fp16". The folder is created; it may be empty or an earlier
+    export. In any other folder `force` replaces config.json, the model file, the tokenizer files
+    and README.md.
 
     Raises ValueError if there is no such component, format or precision, if Hugging Face has no
-    class for the component, if ONNX Runtime computes other logits, or if the folder holds something
-    else; ImportError if a package for ONNX is missing.
+    class for the component, if ONNX Runtime computes different logits, or if the folder has other
+    files; ImportError if a package for ONNX is missing.
     """
     if component not in nlp.component_names:
         raise ValueError(
@@ -300,7 +301,7 @@ def to_hf(
         if precision != "fp32":
             raise ValueError(
                 f'precision is "{precision}", but ONNX files are written in fp32. Quantize the '
-                "file by ONNX Runtime's own tools."
+                "file with ONNX Runtime's tools."
             )
     for _, one in nlp.components:
         if isinstance(one, BertEncoder):
@@ -316,12 +317,12 @@ def to_hf(
         found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
         if found is None:
             raise ValueError(
-                f"{component} reads another layer than a bert_encoder, for which Hugging Face "
-                "has no class."
+                f"Hugging Face has no class for {component}, because it does not read a "
+                "bert_encoder."
             )
         checkpoint, model = found, _make_task_model(pipe, found, task)
     else:
-        raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
+        raise ValueError(f"'{component}' is not a component of spacy_bert_heads.")
     with fill_folder(Path(folder), COMMANDS[format], force=force) as made:
         save_model(model.cpu().to(DTYPES[precision]), made)
         write_files(made, checkpoint.tokenizer_files)
@@ -332,24 +333,24 @@ def to_hf(
 
 
 def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:
-    """Hugging Face's model for a head."""
+    """Make Hugging Face's model of a head and its encoder."""
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
     names = layer_names(checkpoint.family, task)
     _check_shape(head, module, checkpoint)
     config = copy.deepcopy(checkpoint.config)
-    if config._attn_implementation == ATTENTION:  # which transformers alone does not know
+    if config._attn_implementation == ATTENTION:  # unknown to transformers without this package
         config._attn_implementation = "sdpa"
     config.id2label = dict(enumerate(head.hf_names()))
     config.label2id = {label: i for i, label in config.id2label.items()}
     for name in DROPOUT_RATES:
         if hasattr(config, name):
             setattr(config, name, module.settings["dropout"])
-    for name in CROSS_ENCODER_SETTINGS:  # of the checkpoint that the encoder began as
+    for name in CROSS_ENCODER_SETTINGS:  # of the original checkpoint
         config.__dict__.pop(name, None)
     for name, value in head.hf_settings().items():
         setattr(config, name, value)
-    # In the precision that we have, whatever the checkpoint's was.
+    # In float32, whatever the type of the original checkpoint was.
     model = _auto_class(task).from_config(config).float()
     weights = _without_adapter(checkpoint).state_dict()
     missing, _ = model.base_model.load_state_dict(weights, strict=False)
@@ -361,25 +362,27 @@ def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTr
 
 
 def _without_adapter(checkpoint: Checkpoint) -> PreTrainedModel:
-    """RAISES (ValueError): If Hugging Face has no class for the encoder."""
+    """Return the model without its adapter. Raises ValueError if Hugging Face has no class for the
+    encoder."""
     if checkpoint.adapter is not None and checkpoint.adapter.kind != "lora":
         raise ValueError(
-            "Hugging Face's classes have no place for bottleneck adapters. Train with adapter = "
-            '"lora", which is merged into the weights, or without one.'
+            "Hugging Face's classes don't support bottleneck adapters. Train with adapter = "
+            '"lora", which is merged into the weights, or without an adapter.'
         )
     return checkpoint.without_adapter()
 
 
 def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> None:
-    """RAISES (ValueError): If Hugging Face's class for the family has no such head."""
+    """Raise ValueError if Hugging Face's class for the family does not have the layers of a
+    head."""
     if not reads_last_layer(head.model.get_ref("tok2vec")) or module.settings.get("lstm_width"):
         raise ValueError(
             f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
-            "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
+            "LSTM. Train it with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
         )
     if module.settings.get("crf"):
         raise ValueError(
-            f"Hugging Face has no class for {head.name}, a conditional random field. Train one "
+            f"Hugging Face has no class for {head.name}, a conditional random field. Train it "
             'with loss = "softmax".'
         )
     expected = family_settings(checkpoint.config, type(module), dropout=module.settings["dropout"])
@@ -388,5 +391,5 @@ def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> 
             raise ValueError(
                 f"Hugging Face's '{checkpoint.family}' models have no head of this shape: "
                 f"{head.name} has {name} = {module.settings.get(name)!r}. Train it with "
-                'pooling = "pooler", which is what theirs do.'
+                'pooling = "pooler", as in Hugging Face\'s classes.'
             )
