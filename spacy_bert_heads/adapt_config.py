@@ -1,4 +1,4 @@
-"""spaCy's own components on the encoder: a config with a tok2vec or a transformer, rewritten."""
+"""Adapt a config with a tok2vec or transformer, so that spaCy's components read our encoder."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .init_config import DEFAULT_NAME, GPU_BATCH_TOKENS, make_learn_rate
 
 ENCODER = "bert_encoder"
 LISTENER = "spacy_bert_heads.Tok2VecListener.v1"
-# Factories of components whose token vectors others read.
+# Factories of components with token vectors for other components.
 UPSTREAM = ("tok2vec", "transformer", "curated_transformer")
-# spaCy's components are randomly initialised and need its own learning rate, a pretrained encoder a
+# spaCy's components are randomly initialised and need spaCy's learning rate, a pretrained encoder a
 # tenth of it (benchmarks/RESULTS.md).
 LEARN_RATE = 1e-3
 LEARNING_RATE_MULTIPLIER = 0.1
 WARMUP_STEPS = 200
-MAX_STEPS = 20000  # of a config that names none: spaCy's default
+MAX_STEPS = 20000  # spaCy's default
 
 
 def adapt_config(path: Path, *, name: str | None = None) -> Config:
-    """Put our encoder in the place of a config's tok2vec or transformer, and of each `tok2vec`
-    layer of a component's own.
+    """Replace a config's tok2vec or transformer, and each `tok2vec` layer of a single component, by
+    our encoder.
 
-    Learning rates change with it: 1e-3 with a linear warm-up for spaCy's components, a tenth of
-    that for the encoder. `name` is the checkpoint; None is that of the transformer, or
+    Learning rates change too: 1e-3 with a linear warm-up for spaCy's components, a tenth of that
+    for the encoder. `name` is the checkpoint; None takes that of the transformer, or
     "bert-base-uncased". All other settings stay, and every default is filled in.
 
-    Raises ValueError if there is nothing to replace, or if a setting or a sourced component needs
-    what is replaced.
+    Raises ValueError if there is nothing to replace, or if a setting or a sourced component depends
+    on what is replaced.
     """
     config = load_config(path)
     components = config.get("components", {})
@@ -56,9 +56,9 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
     readers = [pipe for pipe, one in components.items() if pipe not in old and _listen(one)]
     if not old and not readers:
         raise ValueError(
-            f"{path} has nothing to put an encoder in the place of: its components "
-            f"({', '.join(components) or 'none'}) read no token vectors. A text classifier of "
-            "spaCy reads some with @architectures = spacy.TextCatReduce.v1."
+            f"{path} has nothing that an encoder could replace: its components "
+            f"({', '.join(components) or 'none'}) read no token vectors. spaCy's text classifier "
+            "reads them with @architectures = spacy.TextCatReduce.v1."
         )
     config["components"] = {
         ENCODER: {"factory": ENCODER, "model": encoder},
@@ -66,7 +66,7 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
     }
     _replace_names(config, old, readers)
     _set_learning_rates(config)
-    # As text and back: the sections take spaCy's order, and references to others stay references.
+    # Via text, so that sections have spaCy's order and variables are kept.
     text = config.to_str()
     _check_references(text, old, path)
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
@@ -77,7 +77,7 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
         if any(isinstance(n, Tok2VecListener) or n.name == "transformer-listener" for n in nodes):
             raise ValueError(
                 f"{path} takes '{pipe}' from a trained pipeline, where it reads the tok2vec or "
-                f'transformer that is replaced. Train it anew, with factory = "…" in place of '
+                f'transformer that is replaced. Train a new one, with factory = "…" instead of '
                 f"source under [components.{pipe}]; or keep what it reads, with "
                 'replace_listeners = ["model.tok2vec"] there.'
             )
@@ -87,8 +87,8 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
 
 
 def _find_name(config: Config, old: dict[str, Any], path: Path) -> str:
-    """Find the checkpoint that a config reads: with spacy-transformers in the component's model,
-    with spacy-curated-transformers among what initializes it."""
+    """Return the checkpoint in a config: spacy-transformers has it in the component's model,
+    spacy-curated-transformers in [initialize]."""
     for pipe, component in old.items():
         loaders = config.get("initialize", {}).get("components", {}).get(pipe, {})
         loader = loaders.get("encoder_loader") or {}
@@ -96,14 +96,14 @@ def _find_name(config: Config, old: dict[str, Any], path: Path) -> str:
             return found
         if "source" in component or component["factory"] != "tok2vec":
             raise ValueError(
-                f"{path} doesn't name the checkpoint of '{pipe}'. Name one: --name "
+                f"{path} doesn't name the checkpoint of '{pipe}'. Give one: --name "
                 f"{DEFAULT_NAME}, or another hub name or a folder."
             )
     return DEFAULT_NAME
 
 
 def _listen(settings: dict[str, Any]) -> bool:
-    """Put a listener in the place of each layer that gives token vectors. Returns whether there was
+    """Replace each layer with token vectors by a listener, in place. Returns whether there was
     one."""
     found = False
     for key, value in settings.items():
@@ -117,8 +117,9 @@ def _listen(settings: dict[str, Any]) -> bool:
 
 
 def _replace_names(config: Config, old: dict[str, Any], readers: Collection[str]) -> None:
-    """Name the encoder where the components were named that it replaces, in front of the first of
-    its `readers` if there were none; and leave out what was about them alone."""
+    """Replace the names of replaced components by that of the encoder. If there were none, the
+    encoder is inserted before the first of its `readers`. Settings for replaced components only are
+    removed."""
     pipeline = _renamed(config["nlp"]["pipeline"], old)
     if ENCODER not in pipeline:
         first = next((i for i, pipe in enumerate(pipeline) if pipe in readers), len(pipeline))
@@ -145,7 +146,7 @@ def _renamed(names: Iterable[str], old: dict[str, Any]) -> list[str]:
 def _set_learning_rates(config: Config) -> None:
     training = config["training"]
     before = training.get("optimizer", {})
-    # Our encoder takes its settings from Adam, and can't average weights.
+    # Our encoder needs Adam's settings, and can't average weights.
     kept = before if before.get("@optimizers") == "Adam.v1" else {"@optimizers": "Adam.v1"}
     rate = before.get("learn_rate")
     steps = training.get("max_steps", MAX_STEPS)
@@ -159,7 +160,7 @@ def _set_learning_rates(config: Config) -> None:
 
 
 def _check_references(text: str, old: dict[str, Any], path: Path) -> None:
-    """Raise ValueError if a setting takes its value from a component that is gone."""
+    """Raise ValueError if a setting refers to a component that was replaced."""
     section = ""
     for line in text.splitlines():
         section = line if line.startswith("[") else section
@@ -167,5 +168,5 @@ def _check_references(text: str, old: dict[str, Any], path: Path) -> None:
             if re.search(rf"\$\{{components\.{re.escape(pipe)}[.:}}]", line):
                 raise ValueError(
                     f"{path} has '{line}' under {section}, but '{pipe}' is replaced. Write the "
-                    "value there; null for the width of an input."
+                    "value itself there, or null for the width of an input."
                 )

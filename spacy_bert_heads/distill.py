@@ -1,4 +1,5 @@
-"""A smaller pipeline that learns from the predictions of a larger one, on unlabelled texts."""
+"""Distillation: train a smaller pipeline on the predictions of a larger one for unlabelled
+texts."""
 
 from __future__ import annotations
 
@@ -36,20 +37,19 @@ def distill(
     force: bool = False,
     gpu_id: int = -1,
 ) -> Language:
-    """Train a student by a teacher, a saved pipeline, as `train` trains by annotation. Returns it.
+    """Train a student on the predictions of a teacher, a saved pipeline, and return it.
 
-    `config` is a training config whose heads have the names and kinds of heads of the teacher.
-    `paths.train` may be any texts that `annotate` reads, with what is asked of them for heads that
-    read pairs; annotation in them is not looked at. `paths.dev` is annotated, and scores are taken
-    on it.
+    `config` is a training config whose heads have the same names and factories as heads of the
+    teacher. `paths.train` can be any texts that `annotate` reads, with inputs for heads that read
+    pairs; annotation in them is ignored. `paths.dev` must be annotated, for the scores.
 
-    Each head learns the teacher's logits (Hinton et al. 2015, section 2.1), and begins with its
-    weights where they have the same shape. If both encoders have the same tokenizer, windows and
-    hidden size, the hidden states are learned, too (Jiao et al. 2020, section 3.1). `keep_layers`
-    are those layers of the checkpoint that the student begins with, counted from 0, the lowest
-    (Sanh et al. 2019, section 3); none for all.
+    Each head learns the teacher's logits (Hinton et al. 2015, section 2.1), and starts with the
+    teacher's weights if the shapes are equal. If both encoders have the same tokenizer, windows and
+    hidden size, the student also learns the hidden states (Jiao et al. 2020, section 3.1).
+    `keep_layers` are the layers of the checkpoint with which the student starts, counted from 0,
+    the lowest (Sanh et al. 2019, section 3); empty for all.
 
-    Raises ValueError if the two pipelines don't go together, and what `train` raises.
+    Raises ValueError if the two pipelines don't match, and the exceptions of `train`.
     """
     nlp = load_pipeline(teacher)
     return train(
@@ -63,16 +63,16 @@ def distill(
 
 
 def _unlabelled(config: Config, teacher: Language) -> Config:
-    """Have a training config read texts, and its heads have the labels of the teacher's. Raises
-    ValueError if the teacher doesn't have these heads."""
+    """Return a config that trains on unlabelled texts, with the teacher's labels for its heads.
+    Raises ValueError if the teacher does not have these heads."""
     heads = _heads(teacher)
     factories = {cls.factory for cls in head_classes().values()}
     components = config["components"].items()
     names = [name for name, component in components if component.get("factory") in factories]
     if not names or not set(names) <= heads.keys():
         raise ValueError(
-            f"The student has the heads {_list(names)}, the teacher {_list(heads)}. Each of the "
-            "student's has to be there: give it the same name in [components]."
+            f"The student has the heads {_list(names)}, the teacher {_list(heads)}. The teacher "
+            "must have all of the student's: give them the same names in [components]."
         )
     config = config.copy()
     config["corpora"]["train"] = {
@@ -87,13 +87,16 @@ def _unlabelled(config: Config, teacher: Language) -> Config:
 
 
 def make_texts(path: str) -> Texts:
-    """Make the reader `spacy_bert_heads.Texts.v1`, see `Texts`."""
+    """Make a reader of texts without annotation, from all files that `annotate` reads.
+
+    path (str): A file, a folder or a glob pattern.
+    """
     return Texts(path)
 
 
 class Texts:
     """Read texts without annotation, from all files that `annotate` reads: a file, a folder or a
-    pattern. Rows that can't be read are skipped with a warning that counts them.
+    glob pattern. Records that can't be read are skipped; a warning counts them.
 
     Raises ValueError if a file is damaged, and FileNotFoundError if there is none.
     """
@@ -104,7 +107,7 @@ class Texts:
         self._skipped: Counter[str] | None = None  # by the reason
 
     def __call__(self, nlp: Language) -> Iterator[Example]:
-        """Yield an example for each text, with what is asked of it."""
+        """Yield an example for each text, with its inputs for heads that read pairs."""
         skipped: Counter[str] = Counter()
         for file in list_source(self.path, Path("")):
             for document in read_documents(file, "text"):
@@ -114,7 +117,7 @@ class Texts:
                     skipped[str(error).partition(" (")[0]] += 1
                 else:
                     yield Example(doc, doc.copy())
-        if self._skipped is None:  # the texts are read several times
+        if self._skipped is None:  # warn once, because texts are read several times
             for reason, number in skipped.items():
                 warnings.warn(f"Left out of {self.path}: {number:,} x {reason}.", stacklevel=2)
             self._skipped = skipped
@@ -137,7 +140,8 @@ def _make_doc(nlp: Language, document: Document) -> Doc:
 def _begin(
     teacher: Language, keep_layers: Sequence[int], student: Language, is_resumed: bool
 ) -> None:
-    """Have a student follow a teacher. A new one begins with what it can take over."""
+    """Make a student learn from a teacher. A new student starts with the teacher's weights where it
+    can."""
     heads, students = _heads(teacher), _heads(student)
     pairs = {_encoder(head): _encoder(heads[name]) for name, head in students.items()}
     for own, other in pairs.items():
@@ -158,7 +162,7 @@ def _begin(
         if head.input_name and not (own and known and _are_alike(own, known, width=False)):
             raise ValueError(
                 f"'{name}' reads pairs, for which student and teacher need the same tokenizer, "
-                "window and stride. Begin the student with the teacher's encoder: "
+                "window and stride. Start the student with the teacher's encoder: "
                 '[components.bert_encoder.model] name = "TEACHER/bert_encoder/model".'
             )
         if not is_resumed:
@@ -167,7 +171,8 @@ def _begin(
 
 
 def _are_alike(one: BertEncoder, other: BertEncoder, *, width: bool = True) -> bool:
-    """Whether two encoders read texts as the same positions, with hidden states of one size."""
+    """Return whether two encoders read texts as the same positions, and with `width` have hidden
+    states of the same size."""
     a, b = checkpoint_of(one.model), checkpoint_of(other.model)
     return (
         all(one.model.attrs[key] == other.model.attrs[key] for key in ("window", "stride"))
@@ -190,7 +195,7 @@ def _heads(nlp: Language) -> dict[str, BertHead]:
 
 
 def _encoder(head: BertHead) -> BertEncoder | None:
-    """Return the encoder that a head listens to; None if it reads another layer."""
+    """Return the encoder that a head reads; None if it reads another layer."""
     return next((listener.upstream for listener in head._listeners()), None)
 
 

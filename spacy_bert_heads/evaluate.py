@@ -1,5 +1,4 @@
-"""What `spacy evaluate` does, for pairs of texts too: scores and speed of a pipeline on a data
-set."""
+"""Scores and speed of a pipeline on a data set: `spacy evaluate`, also for pairs of texts."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from .heads.find import known_scores, pair_names
 from .pages.write import write_pages
 from .text.user_data import get_list
 
-# Scores of spaCy's components that are no head of ours too.
+# Scores of spaCy's own components.
 SPACY_SCORES = {
     "token_acc": Score("tokens"),
     "morph_acc": Score("morphology"),
@@ -41,8 +40,8 @@ SPACY_SCORES = {
     "dep_las_per_type": Score("dependencies, labelled"),
     "morph_per_feat": Score("morphology"),
 }
-# Others with these names say the same at greater length.
-SUMMED_UP = ("token_", "morph_")
+# Other scores with these prefixes are details of those above.
+DETAILS = ("token_", "morph_")
 CALIBRATION = "calibration"
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
 
@@ -59,25 +58,25 @@ def evaluate(
     calibration: Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Score a pipeline.
+    """Score a pipeline on a data set, and measure its speed.
 
-    model (str): A pipeline's folder, or the name of an installed one.
-    data (Path): A `.spacy` file, a folder of them, or what `convert` reads without options.
-    gpu_id (int): The GPU to use, -1 for the CPU.
-    lang (Optional[str]): The language of the data, if it is not that of the pipeline: its
-        tokenizer then reads the texts. None for the pipeline's own.
-    precision (Optional[str]): In which precision BERT encoders predict: "fp32", "bf16", "fp16",
-        "int8" or "auto"; None for what the pipeline has.
-    pages (Optional[Path]): A folder for a page of the first `pages_limit` Docs, gold beside
-        predicted. With `force` it may hold what others wrote.
-    calibration (Optional[Path]): A folder for pictures of how good probabilities are, see
-        `report_calibration`, as that for pages. Its figures are added to the scores, under
-        "calibration". The data is predicted once more for that.
-    RETURNS (Dict[str, Any]): The scores, 0 to 1, of what is annotated in the data; `docs` and
-        `pairs` that were read, the `seconds` that tokenizer and `nlp.pipe` took, `speed` in words
-        and `pairs_speed` in pairs per second (None without pairs).
-    RAISES (ValueError): If there is no such pipeline, data, language or precision, or nothing to
-        score; or if somebody else filled the folder for pages.
+    `model` is a pipeline's folder or the name of an installed one. `data` is a `.spacy` file, a
+    folder of them, or anything that `convert` reads without options. `lang` is the language of the
+    data if it differs from that of the pipeline; its tokenizer is then used. `precision` is that
+    of BERT encoders: "fp32", "bf16", "fp16", "int8" or "auto"; None keeps the pipeline's. `gpu_id`
+    is -1 for the CPU.
+
+    `pages` is a folder for a page that shows gold and predicted annotation of the first
+    `pages_limit` Docs. `calibration` is a folder for plots of the calibration of probabilities, see
+    `report_calibration`; the data is predicted a second time for them. With `force` both folders
+    may have other files.
+
+    Returns the scores, from 0 to 1, of all that is annotated in the data; the numbers of `docs` and
+    `pairs`; the `seconds` of tokenizer and `nlp.pipe`; `speed` in words and `pairs_speed` in pairs
+    per second, None without pairs; and with `calibration` its measures under "calibration".
+
+    Raises ValueError if there is no such pipeline, data, language or precision, or nothing to
+    score, or if a folder has other files.
     """
     for folder in (pages, calibration):
         if folder is not None:
@@ -85,7 +84,7 @@ def evaluate(
     if calibration is not None:
         from .inspection.png import new_figure
 
-        new_figure(1, 1)  # raises ImportError before the work if there is no matplotlib
+        new_figure(1, 1)  # raises ImportError before the long work if matplotlib is missing
     nlp, examples, scores, seconds = predict(
         model, data, gpu_id=gpu_id, lang=lang, precision=precision
     )
@@ -108,12 +107,12 @@ def evaluate(
 
 
 class Predicted(NamedTuple):
-    """What a pipeline predicts on a data set."""
+    """The predictions of a pipeline on a data set."""
 
     nlp: Language
     examples: list[Example]
     scores: dict[str, Any]
-    seconds: float  # that tokenizer and `nlp.pipe` took
+    seconds: float  # of tokenizer and `nlp.pipe`
 
 
 def predict(
@@ -124,7 +123,7 @@ def predict(
     lang: str | None = None,
     precision: str | None = None,
 ) -> Predicted:
-    """Load a pipeline, and predict and score a data set. Arguments and errors are those of
+    """Load a pipeline, predict a data set and score it. Arguments and errors are those of
     `evaluate`."""
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
@@ -138,20 +137,20 @@ def predict(
 
 
 def read_examples(nlp: Language, data: Path, lang: str | None = None) -> list[Example]:
-    """Read data with what is asked of it, and without predictions. Raises ValueError if there is no
-    Doc with tokens in it."""
+    """Read the examples of a data set, with inputs for heads that read pairs. Raises ValueError if
+    it has no Doc with tokens."""
     with TemporaryDirectory() as folder:
         corpus = as_spacy(data, Path(folder), lang=lang or nlp.lang or "en")
         examples = list(BertCorpus(corpus)(nlp))
     if not examples:
-        raise ValueError(f"There is no Doc with tokens in '{data}'. Name a .spacy file with some.")
+        raise ValueError(f"There is no Doc with tokens in '{data}'. Use a .spacy file with some.")
     return examples
 
 
 def annotate(nlp: Language, examples: list[Example]) -> float:
-    """Predict the examples. Returns the seconds that tokenizer and `nlp.pipe` took."""
+    """Predict the examples. Returns the seconds of tokenizer and `nlp.pipe`."""
     start = perf_counter()
-    for example in examples:  # for its time alone, as spaCy does: speed is from text to Docs
+    for example in examples:  # timed only, as spaCy does, because the speed includes the tokenizer
         nlp.make_doc(example.reference.text)
     docs = list(nlp.pipe(example.predicted for example in examples))
     seconds = perf_counter() - start
@@ -161,23 +160,18 @@ def annotate(nlp: Language, examples: list[Example]) -> float:
 
 
 def check_scores(scores: dict[str, Any], nlp: Language, model: str, data: Path) -> None:
-    """Raise ValueError if nothing but tokens was scored."""
+    """Raise ValueError if there are scores of tokens only."""
     if all(key.startswith("token_") for key in scores):
         raise ValueError(
-            f"Nothing to score: '{data}' has no annotation of what '{model}' predicts "
+            f"Nothing to score: '{data}' has no annotation for what '{model}' predicts "
             f"({', '.join(nlp.pipe_names) or 'no components'})."
         )
 
 
 def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
-    """Convert data that is not spaCy's into a folder, with a warning if records are rejected.
-
-    data (Path): A file or folder.
-    folder (Path): Where to convert it to.
-    lang (str): The language of the tokenizer.
-    RETURNS (Path): What spaCy can read.
-    RAISES (ValueError): If it can't be converted.
-    """
+    """Return a path with `.spacy` data: `data` itself, or a file in `folder` that it was converted
+    to with the tokenizer of `lang`. Warns if records are rejected. Raises ValueError if it can't be
+    converted."""
     data = Path(data)
     if data.suffix == ".spacy" or not data.exists() or next(data.rglob("*.spacy"), None):
         return data
@@ -193,7 +187,7 @@ def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
 
 
 def is_pipeline(name: str) -> bool:
-    """RETURNS (bool): Whether a name is a pipeline's folder, or that of an installed one."""
+    """Return whether a name is a pipeline's folder or an installed pipeline."""
     return is_package(name) or (Path(name) / "config.cfg").is_file()
 
 
@@ -208,8 +202,8 @@ def check_pipeline(name: str | Path) -> None:
 
 
 def load_pipeline(name: str | Path, *, precision: str | None = None, **settings: Any) -> Language:
-    """Load a pipeline, with the settings of `spacy.load`, to predict in a precision, None for its
-    own. Raises ValueError, with its name, if there is none or it can't be loaded; and as
+    """Load a pipeline with the `settings` of `spacy.load`, and set its precision, None for its own.
+    Raises ValueError, with its name, if it does not exist or can't be loaded; and as
     `set_precision` does."""
     check_pipeline(name)
     try:
@@ -223,8 +217,8 @@ def load_pipeline(name: str | Path, *, precision: str | None = None, **settings:
 
 
 def tokenizer_of(lang: str) -> dict[str, Any]:
-    """Return the settings of `spacy.load` that put a language's tokenizer in the place of the
-    pipeline's own. Raises ValueError if spaCy doesn't have the language."""
+    """Return the settings of `spacy.load` that replace the pipeline's tokenizer by that of a
+    language. Raises ValueError if spaCy does not have the language."""
     try:
         tokenizer = spacy.blank(lang).config["nlp"]["tokenizer"]
     except ImportError as error:
@@ -233,19 +227,16 @@ def tokenizer_of(lang: str) -> dict[str, Any]:
 
 
 def set_precision(nlp: Language, precision: str) -> None:
-    """Change the precision of all BERT encoders of a pipeline.
-
-    nlp (Language): The pipeline.
-    precision (str): "fp32", "bf16", "fp16", "int8" or "auto".
-    RAISES (ValueError): If there is no encoder, or no such precision here.
-    """
+    """Set the precision of all BERT encoders of a pipeline: "fp32", "bf16", "fp16", "int8" or
+    "auto". Raises ValueError if there is no encoder, or this machine does not support the
+    precision."""
     for encoder in find_encoders(nlp, precision):
         shim_of(encoder).precision = precision
         prepare(encoder)
 
 
 def find_encoders(nlp: Language, precision: str = "auto") -> list[Model]:
-    """Find the models of all BERT encoders, those of replaced listeners among them. Raises
+    """Find the models of all BERT encoders, also those of heads after `replace_listeners`. Raises
     ValueError if there is none."""
     models = (getattr(component, "model", None) for _, component in nlp.components)
     nodes = [node for model in models if isinstance(model, Model) for node in model.walk()]
@@ -253,31 +244,26 @@ def find_encoders(nlp: Language, precision: str = "auto") -> list[Model]:
     if not encoders:
         raise ValueError(
             f"The pipeline has no BERT encoder to predict in {precision} "
-            f"({', '.join(nlp.pipe_names) or 'no components'}). Leave --precision out."
+            f"({', '.join(nlp.pipe_names) or 'no components'}). Remove --precision."
         )
     return encoders
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
-    """Score what the references are annotated for.
-
-    nlp (Language): The pipeline.
-    examples (List[Example]): The examples, with predictions.
-    RETURNS (Dict[str, Any]): The scores that there are.
-    RAISES (ValueError): If references and predictions can't be compared.
-    """
+    """Score predicted examples by all that their references are annotated with. Raises ValueError
+    if references and predictions can't be compared."""
     scores = Scorer(nlp).score(examples)
     if not any(example.reference.cats for example in examples):
-        # spaCy scores categories that nothing is annotated with as 0.
+        # Without any gold category spaCy's scores of categories are 0.
         scores = {key: value for key, value in scores.items() if not key.startswith("cats_")}
     scores = {key: value for key, value in scores.items() if value is not None}
     return convert_recursive(lambda value: isinstance(value, np.floating), float, scores)
 
 
 def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
-    """Make tables of what `evaluate` gave, fractions in percent, in the order of the pipeline.
-    Scores that no head knows come last, under their own names; those that a head gives no title are
-    left out. With `per_type`, add a table for each score by label."""
+    """Format the report of `evaluate` as tables, in the order of the pipeline, with fractions in
+    percent. Scores that no head declares come last, under their own names; scores without a title
+    are left out. With `per_type`, each score by label gets a table."""
     known = SPACY_SCORES | known_scores()
     shown = shown_scores(report)
     rows = [(score.title, format_score(report[key], score)) for key, score in shown.items()]
@@ -296,7 +282,8 @@ def format_report(report: dict[str, Any], *, per_type: bool = False) -> str:
 
 
 def shown_scores(report: dict[str, Any]) -> dict[str, Score]:
-    """Choose the scores that are shown, those that no head knows last, each with its title."""
+    """Return the scores that are shown, each with its title. Those that no head declares are
+    last."""
     known = SPACY_SCORES | known_scores()
     shown, others = {}, {}
     for key, value in report.items():
@@ -307,15 +294,15 @@ def shown_scores(report: dict[str, Any]) -> dict[str, Score]:
             desc = report.get(f"{key}_desc")
             title = f"{score.title} ({desc})" if desc else score.title
             shown[key] = score._replace(title=title)
-        elif key.startswith(SUMMED_UP) or ("_cats_" in key and not key.endswith("_score")):
-            continue  # the scores of one of several text classifiers among them
+        elif key.startswith(DETAILS) or ("_cats_" in key and not key.endswith("_score")):
+            continue  # also the details of one of several text classifiers
         else:
             others[key] = score
     return shown | others
 
 
 def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
-    # Scores by label, or one score a label.
+    # Several scores for each label, or a single one.
     named = {
         label: values if isinstance(values, dict) else {"": values}
         for label, values in scores.items()
@@ -331,7 +318,7 @@ def _format_per_type(score: Score, scores: dict[str, Any]) -> str:
 
 
 def format_score(value: Any, score: Score) -> str:
-    """A count stays as it is; what can't be computed is a dash."""
+    """Format a score: fractions in percent, counts as integers, None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, int):

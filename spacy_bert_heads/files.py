@@ -1,4 +1,4 @@
-"""What this package writes to disk, and what it may delete there."""
+"""Write files safely: atomic replacement, digests, marks of the folders that commands may fill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGAIN = "Copy or download the pipeline again."
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Have an OSError from within (a full disk, a folder that is read-only) name the path."""
+    """Add the path to an OSError of the block that lacks one (a full disk, a read-only folder)."""
     try:
         yield
     except OSError as error:
@@ -32,16 +32,15 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name when it is whole, and make its folder if need be.
-    Where the name is a symbolic link, the link is replaced; what it points to is left alone. Raises
-    OSError with the path."""
-    # Machines may write to a common folder.
+    """Write a file atomically, and create its folder if needed. A symbolic link is replaced, its
+    target is not changed. Raises OSError with the path."""
+    # The host is in the name, because several machines may write to a shared folder.
     written = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written.write_bytes(content)
         written.replace(path)
-    except OSError as error:  # names the path that is not there for long, or none
+    except OSError as error:  # names the temporary path, or none
         written.unlink(missing_ok=True)
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
@@ -51,8 +50,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder for as long as the block lasts. Those that were left in the same parent by
-    processes of this machine that were killed are deleted first."""
+    """Create a folder and delete it after the block. Folders of this kind that killed processes of
+    this machine have left in the same parent are deleted first."""
     prefix = f".temporary~{socket.gethostname()}~"
     for left in parent.glob(f"{prefix}*"):
         if not is_alive(int(left.name.removeprefix(prefix).partition("~")[0])):
@@ -62,24 +61,25 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether there is a process of this machine with a number."""
-    if os.name != "posix":  # where os.kill would end it
+    """Return whether a process of this machine exists; always True on Windows, where os.kill would
+    end it."""
+    if os.name != "posix":
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 @contextmanager
 def in_component(component: str, path: Path | None = None) -> Iterator[None]:
-    """Have whatever is raised while a component is loaded say which, and from where."""
+    """Turn any exception while a component is loaded into a ValueError with its name and path."""
     try:
         yield
-    except Exception as error:  # msgpack, json, safetensors and torch have their own each
+    except Exception as error:  # msgpack, json, safetensors and torch raise different classes
         where = "" if path is None else f" from '{path}'"
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"Component '{component}' can't be loaded{where}: {reason}") from error
@@ -89,15 +89,15 @@ def in_component(component: str, path: Path | None = None) -> Iterator[None]:
 
 
 def write_digests(folder: Path, files: Iterable[str]) -> None:
-    """Store the sha256 of a saved component's files beside them, in digests.json."""
+    """Write digests.json with the SHA-256 of a saved component's files into their folder."""
     digests = {name: sha256_of(folder / name) for name in sorted(files)}
     replace_file(folder / DIGESTS, json.dumps(digests, indent=1).encode("utf8"))
 
 
 def find_damage(folder: Path, *, exclude: Iterable[str] = ()) -> tuple[Path, str] | None:
-    """Compare the files of a folder with the digests stored beside them. Returns the first file
-    that is "missing" or "damaged", and which of both; None if there is no such file. `exclude`
-    names files that are not going to be read."""
+    """Compare the files of a folder with its digests.json. Returns the first file that is "missing"
+    or "damaged", and which of the two; None if all are as they were. Files in `exclude` are not
+    checked."""
     path = folder / DIGESTS
     try:
         digests = dict(json.loads(path.read_bytes()).items())
@@ -116,12 +116,9 @@ def find_damage(folder: Path, *, exclude: Iterable[str] = ()) -> tuple[Path, str
 
 
 def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) -> None:
-    """Compare the files of a saved component with the digests stored beside them. There are none
-    where version 0.1 saved it; then nothing is checked.
-
-    `exclude` names files that are not going to be loaded. Raises ValueError with the
-    file and the component if a file is missing or has changed.
-    """
+    """Raise ValueError, with file and component, if a file of a saved component is missing or has
+    changed. Files in `exclude` are not checked; nor are components without digests, which version
+    0.1 saved."""
     if not (folder / DIGESTS).exists():
         return
     damage = find_damage(folder, exclude=exclude)
@@ -138,23 +135,23 @@ def check_digests(folder: Path, component: str, *, exclude: Iterable[str] = ()) 
 
 
 def sha256_of(path: Path) -> str:
-    """Digest a file's content, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- what a command writes
+# --- output folders of commands
 
 
 def check_parents(path: Path) -> None:
-    """Raise ValueError if an output can't be where it is to be, since a file is in the way."""
+    """Raise ValueError if a parent of the output path is a file."""
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise ValueError(f"{parent} is a file, so {path} can't be in it. Name another output.")
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
-    """Return what a command of ours noted in a folder that it filled, nothing if none did."""
+    """Return the notes of the command that has filled a folder; empty if none has."""
     try:
         mark = json.loads((folder / OUTPUT_MARK).read_bytes())
     except (OSError, ValueError):
@@ -163,11 +160,9 @@ def read_mark(folder: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, command: str, *, force: bool = False) -> None:
-    """Make sure that a command may fill a folder: one that doesn't exist, is empty but for hidden
-    files, or was filled by the same command before.
-
-    Raises ValueError for any other folder, unless `force` is set, and for a file.
-    """
+    """Raise ValueError unless a command may fill a folder: one that does not exist, is empty except
+    for hidden files, or was filled by the same command before. With `force` it may be any
+    folder."""
     check_parents(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder. Name another output.")
@@ -176,25 +171,23 @@ def check_folder(folder: Path, command: str, *, force: bool = False) -> None:
     held = next((path for path in folder.iterdir() if not path.name.startswith(".")), None)
     if held is not None:
         raise ValueError(
-            f"{folder} was not made by `bert {command}` and holds '{held.name}', among others. "
-            "Name an empty or new folder, or give --force to replace what the command writes there."
+            f"{folder} was not made by `bert {command}` and contains '{held.name}'. Set an empty "
+            "or new folder, or give --force to replace the files that the command writes there."
         )
 
 
 def mark_folder(folder: Path, command: str, **notes: Any) -> None:
-    """Make a folder if there is none, and mark it as filled by a command, with notes for the next
-    run of the same command. Raises OSError with the path."""
+    """Mark a folder as filled by a command, with notes for its next run. The folder is created if
+    needed. Raises OSError with the path."""
     mark = {"command": command, "version": __version__, **notes}
     replace_file(folder / OUTPUT_MARK, json.dumps(mark, indent=1).encode("utf8"))
 
 
 @contextmanager
 def fill_folder(folder: Path, command: str, *, force: bool = False) -> Iterator[Path]:
-    """Have a block write into a temporary folder. What it has written then replaces what has the
-    same name in the folder of a command; if it fails, nothing is written there.
-
-    Raises ValueError before, as `check_folder` does.
-    """
+    """Fill the output folder of a command by way of a temporary folder. After the block its files
+    and folders replace those with the same names; if the block fails, nothing is replaced. Raises
+    ValueError as `check_folder` does."""
     check_folder(folder, command, force=force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder.parent) as made:

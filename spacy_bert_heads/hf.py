@@ -1,51 +1,32 @@
-"""Fine-tuned Hugging Face checkpoints to pipelines, and pipelines back to checkpoints."""
+"""Convert fine-tuned Hugging Face checkpoints to pipelines, and pipelines to checkpoints."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import spacy
 import torch
 from spacy.language import Language
 
-from .encoder.attention import NAME as ATTENTION
 from .encoder.checkpoint import Checkpoint
 from .encoder.component import BertEncoder
 from .encoder.encoder import Encoder
 from .encoder.identity import give_id
-from .encoder.listener import checkpoint_behind, reads_last_layer
 from .encoder.loading import load_from
 from .encoder.model import checkpoint_of, prepare, shim_of
-from .encoder.saved import save_model, write_files
-from .encoder.shim import DTYPES, check_precision
 from .encoder.source import open_source
-from .files import fill_folder
 from .heads import encoder_decoder
 from .heads.decoder import Decoder, check_fit, load_decoder, with_ids
-from .heads.families import CROSS_ENCODER_SETTINGS, count_classes, layer_names, select_classes
+from .heads.families import ARCHITECTURES, auto_class, count_classes, layer_names, select_classes
 from .heads.find import head_classes
 from .heads.head import BertHead
-from .heads.layers import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
 from .heads.seq2seq import BertSeq2Seq
-from .model_card import make_card, short_name
-from .onnx import OUTPUTS, replace_weights, require_onnx
+from .hf_export import to_hf
+from .model_card import short_name
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# How the names of the models for Hugging Face's tasks end.
-ARCHITECTURES = {
-    "token-classification": "ForTokenClassification",
-    "text-classification": "ForSequenceClassification",
-    "question-answering": "ForQuestionAnswering",
-    "multiple-choice": "ForMultipleChoice",
-}
-# By which command a folder of each format is made.
-COMMANDS = {"safetensors": "to-hf", "onnx": "to-onnx"}
+__all__ = ["from_hf", "to_hf"]
 
 
 def from_hf(
@@ -56,18 +37,18 @@ def from_hf(
     revision: str | None = None,
     lang: str = "en",
 ) -> Language:
-    """Make a trained pipeline of fine-tuned Hugging Face checkpoints: an encoder and a head for
-    each, or one encoder for those whose encoders are the same.
+    """Make a pipeline from fine-tuned Hugging Face checkpoints, ready to predict.
 
+    Each checkpoint becomes an encoder and a head; checkpoints with identical encoders share one.
     `name` and `others` are hub names or folders. `task` is a head's factory without "bert_", such
-    as "ner"; None finds the head by the checkpoint's architecture, settings and labels. `labels`
-    are the names of the checkpoint's classes, in its order; None takes its own. `revision` is a
-    branch, tag or commit on the hub; None takes the newest. `lang` is the language of spaCy's
-    tokenizer.
+    as "ner"; None infers it from the checkpoint's architecture, settings and labels. `labels` are
+    the names of the checkpoint's classes in their order; None takes those of its configuration.
+    `revision` is a branch, tag or commit on the hub; None takes the newest. `lang` is the language
+    of spaCy's tokenizer.
 
     Raises ValueError if a checkpoint can't be read or has no trained head of a known kind; if two
-    heads would write to the same place of a Doc; if there is no such task; or if task, labels or
-    revision are given for several checkpoints.
+    heads would write to the same place of a Doc; if there is no such task; or if `task`, `labels`
+    or `revision` are given for several checkpoints.
     """
     if others and (task or labels or revision):
         raise ValueError(
@@ -163,7 +144,7 @@ def _add_head(
     """Add a head without weights, behind the encoder that is the checkpoint's or its equal."""
     upstream = _find_encoder(nlp, checkpoint) or _add_encoder(nlp, name, revision, checkpoint)
     if upstream == [n for n, pipe in nlp.pipeline if isinstance(pipe, BertEncoder)][-1]:
-        upstream = "*"  # also where it gets another name in another pipeline
+        upstream = "*"  # still valid if the encoder is renamed
     config = {"model": {"tok2vec": {"upstream": upstream}}, **settings}
     factory = head_class.factory
     head = nlp.add_pipe(factory, name=_free_name(nlp, factory), config=config)
@@ -172,19 +153,19 @@ def _add_head(
 
 
 def find_head(config: Any, name: str, names: Sequence[str]) -> type[BertHead]:
-    """Read off a checkpoint's configuration and the names of its classes which head it becomes.
-    Raises ValueError if there is none, or several fit equally well."""
+    """Return the head for a checkpoint, by its configuration and the names of its classes. Raises
+    ValueError if no head fits, or several fit equally well."""
     task = _find_task(config, name)
     heads = {key: cls for key, cls in head_classes().items() if cls.hf_task == task}
     fits = {key: cls.fits_hf(config, names) for key, cls in heads.items()}
     best = [key for key, fit in fits.items() if fit and fit == max(fits.values())]
-    # A head that says nothing else than the one that it is derived from leaves it the checkpoint.
+    # A subclass that fits as well as its base class leaves the checkpoint to the base class.
     derived = {k for k in best for one in best if k != one and issubclass(heads[k], heads[one])}
     best = [key for key in best if key not in derived]
     if len(best) != 1:
         raise ValueError(
             f"'{name}', a {_architecture(config)} with problem_type = {config.problem_type!r} and "
-            f"the classes {', '.join(names)}, fits {'several heads' if best else 'no head'}. Name "
+            f"the classes {', '.join(names)}, fits {'several heads' if best else 'no head'}. Set "
             f"the task: {' or '.join(best or heads)}."
         )
     return heads[best[0]]
@@ -195,15 +176,15 @@ def _architecture(config: Any) -> str:
 
 
 def _find_task(config: Any, name: str, default: str | None = None) -> str:
-    """The task of Hugging Face's pipelines that the architecture is for. Raises ValueError if it is
-    for none of ours, and there is no default."""
+    """Return the task of Hugging Face's pipelines for the architecture. Raises ValueError if none
+    of our heads is for it, and there is no default."""
     found = (task for task, end in ARCHITECTURES.items() if _architecture(config).endswith(end))
     task = next(found, default)
     if task is None:
         raise ValueError(
             f"'{name}' is a {_architecture(config) or 'checkpoint of unknown kind'}, without a "
-            "head for tokens, sequences or answers. Name the task if it has one; a checkpoint "
-            "without heads goes into a pipeline as `name` of bert_encoder, to be trained."
+            "head for tokens, sequences or answers. Set the task if it has one; to train a "
+            "checkpoint without a head, set it as `name` of bert_encoder in a pipeline."
         )
     return task
 
@@ -215,7 +196,8 @@ def _choose_class(
     head_class: type[BertHead] | None,
     labels: Sequence[str] | None,
 ) -> Any:
-    """The class to load a checkpoint with, whose configuration gets the names of the classes."""
+    """Return the class for loading a checkpoint, after setting the names of classes in its
+    configuration."""
     task = _find_task(config, name, head_class.hf_task if head_class else None)
     # A classifier's weights have the same names and shapes in classes for other tasks.
     if head_class is not None and task != head_class.hf_task:
@@ -235,14 +217,7 @@ def _choose_class(
         raise ValueError(f"'{name}' has {count} classes, but {said}.")
     config.id2label = dict(enumerate(names))
     config.label2id = {label: i for i, label in enumerate(names)}
-    return _auto_class(task)
-
-
-def _auto_class(task: str) -> Any:
-    """The class that makes and loads models for a task."""
-    import transformers
-
-    return getattr(transformers, f"AutoModel{ARCHITECTURES[task]}")
+    return auto_class(task)
 
 
 def class_names(config: Any, name: str) -> list[str]:
@@ -269,7 +244,7 @@ def _check_free(nlp: Language, head: BertHead, name: str) -> None:
 
 
 def _find_encoder(nlp: Language, checkpoint: Checkpoint) -> str | None:
-    """The encoder of the pipeline that is the same, weight by weight."""
+    """Return the name of the pipeline's encoder with the same weights and tokenizer, if any."""
     for name, component in nlp.pipeline:
         if isinstance(component, BertEncoder) and _is_same(
             checkpoint_of(component.model), checkpoint
@@ -307,141 +282,3 @@ def _add_encoder(nlp: Language, name: str, revision: str | None, checkpoint: Che
 def _free_name(nlp: Language, name: str) -> str:
     names = (name, *(f"{name}_{i}" for i in range(2, len(nlp.component_names) + 3)))
     return next(one for one in names if one not in nlp.component_names)
-
-
-# --- out
-
-
-def to_hf(
-    nlp: Language,
-    component: str,
-    folder: str | Path,
-    *,
-    format: str = "safetensors",
-    precision: str = "fp32",
-    force: bool = False,
-) -> None:
-    """Save a head with its encoder as a Hugging Face folder, with a model card; or an encoder
-    alone.
-
-    `component` is the name of a head or of the encoder, `precision` that of the weights: "fp32",
-    "bf16" or "fp16". `format` is "safetensors", or "onnx" for encoder and head as one ONNX file, in
-    fp32, as `onnx.replace_weights` describes it. The folder is made. It may exist if it is empty or
-    an earlier export; `force` takes any other and replaces in it config.json, the file of the
-    model, the tokenizer's files and README.md.
-
-    Raises ValueError if there is no such component, format or precision, if Hugging Face has no
-    class for the component, if ONNX Runtime computes other logits, or if the folder holds something
-    else; ImportError if a package for ONNX is missing.
-    """
-    if component not in nlp.component_names:
-        raise ValueError(
-            f"The pipeline has no '{component}'. It has: {', '.join(nlp.component_names)}."
-        )
-    check_precision(precision, DTYPES)
-    if format not in COMMANDS:
-        raise ValueError(f"Unknown format '{format}'. Choose one of: {', '.join(COMMANDS)}.")
-    if format == "onnx":
-        require_onnx()
-        if precision != "fp32":
-            raise ValueError(
-                f'precision is "{precision}", but ONNX files are written in fp32. Quantize the '
-                "file by ONNX Runtime's own tools."
-            )
-    for _, one in nlp.components:
-        if isinstance(one, BertEncoder):
-            one.close_step()
-    pipe: Any = nlp.get_pipe(component)
-    if isinstance(pipe, BertEncoder):
-        checkpoint, task = checkpoint_of(pipe.model), "feature-extraction"
-        model: Any = copy.deepcopy(_without_adapter(checkpoint))
-    elif isinstance(pipe, BertHead):
-        task = pipe.hf_task
-        if not task:
-            raise ValueError(f"Hugging Face has no class for heads like {component}.")
-        found = checkpoint_behind(pipe.model.get_ref("tok2vec"))
-        if found is None:
-            raise ValueError(
-                f"{component} reads another layer than a bert_encoder, for which Hugging Face "
-                "has no class."
-            )
-        if format == "onnx" and task not in OUTPUTS:
-            raise ValueError(
-                f"{component} writes texts step by step, which one ONNX graph can't do. Export it "
-                'with format="safetensors", and give that folder to optimum: `optimum-cli export '
-                "onnx --task text2text-generation`."
-            )
-        checkpoint, model = found, _make_task_model(pipe, found, task)
-    else:
-        raise ValueError(f"'{component}' is no component of spacy_bert_heads.")
-    with fill_folder(Path(folder), COMMANDS[format], force=force) as made:
-        save_model(model.cpu().to(DTYPES[precision]), made)
-        write_files(made, checkpoint.tokenizer_files)
-        if format == "onnx":
-            replace_weights(made, checkpoint, task)
-        card = make_card(nlp, component, task, getattr(pipe, "labels", ()), format=format)
-        (made / "README.md").write_text(card, encoding="utf8")
-
-
-def _make_task_model(head: BertHead, checkpoint: Checkpoint, task: str) -> PreTrainedModel:
-    """Hugging Face's model for a head."""
-    module = shim_of(head.model).module
-    if isinstance(head, BertSeq2Seq):
-        _without_adapter(checkpoint)  # raises
-        return encoder_decoder.join(checkpoint, module, head.generation)
-    assert isinstance(module, Classifier)
-    names = layer_names(checkpoint.family, task)
-    _check_shape(head, module, checkpoint)
-    config = copy.deepcopy(checkpoint.config)
-    if config._attn_implementation == ATTENTION:  # which transformers alone does not know
-        config._attn_implementation = "sdpa"
-    config.id2label = dict(enumerate(head.hf_names()))
-    config.label2id = {label: i for i, label in config.id2label.items()}
-    for name in DROPOUT_RATES:
-        if hasattr(config, name):
-            setattr(config, name, module.settings["dropout"])
-    for name in CROSS_ENCODER_SETTINGS:  # of the checkpoint that the encoder began as
-        config.__dict__.pop(name, None)
-    for name, value in head.hf_settings().items():
-        setattr(config, name, value)
-    # In the precision that we have, whatever the checkpoint's was.
-    model = _auto_class(task).from_config(config).float()
-    weights = _without_adapter(checkpoint).state_dict()
-    missing, _ = model.base_model.load_state_dict(weights, strict=False)
-    assert not [name for name in missing if not name.startswith("pooler")], missing
-    for ours, theirs in names.items():
-        source = module.get_submodule(ours).state_dict()
-        model.get_submodule(theirs).load_state_dict(source)
-    return model
-
-
-def _without_adapter(checkpoint: Checkpoint) -> PreTrainedModel:
-    """RAISES (ValueError): If Hugging Face has no class for the encoder."""
-    if checkpoint.adapter is not None and checkpoint.adapter.kind != "lora":
-        raise ValueError(
-            "Hugging Face's classes have no place for bottleneck adapters. Train with adapter = "
-            '"lora", which is merged into the weights, or without one.'
-        )
-    return checkpoint.without_adapter()
-
-
-def _check_shape(head: BertHead, module: Classifier, checkpoint: Checkpoint) -> None:
-    """RAISES (ValueError): If Hugging Face's class for the family has no such head."""
-    if not reads_last_layer(head.model.get_ref("tok2vec")) or module.settings.get("lstm_width"):
-        raise ValueError(
-            f"Hugging Face has no class for {head.name}: its heads read the last layer, without an "
-            "LSTM. Train one with layers = [-1] in model.tok2vec and lstm_width = 0 in its model."
-        )
-    if module.settings.get("crf"):
-        raise ValueError(
-            f"Hugging Face has no class for {head.name}, a conditional random field. Train one "
-            'with loss = "softmax".'
-        )
-    expected = family_settings(checkpoint.config, type(module), dropout=module.settings["dropout"])
-    for name, value in expected.items():
-        if module.settings.get(name) != value:
-            raise ValueError(
-                f"Hugging Face's '{checkpoint.family}' models have no head of this shape: "
-                f"{head.name} has {name} = {module.settings.get(name)!r}. Train it with "
-                'pooling = "pooler", which is what theirs do.'
-            )

@@ -1,4 +1,4 @@
-"""A config that trains well, from a few words."""
+"""Make a complete training config from a few choices, with settings that train well."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from .heads.find import annotations_of, head_classes, pair_names, second_texts
 from .heads.head import BertHead
 from .text.user_data import get_list
 
-# A head begins at random and learns ten times as fast as the encoder, which doesn't: on WNUT17 this
-# is worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
+# A randomly initialised head learns ten times as fast as the pretrained encoder: on WNUT17 this is
+# worth 9 points of F1 at 5e-5 (benchmarks/RESULTS.md).
 HEAD = {"model": {"learning_rate_multiplier": 10.0}}
-# An adapter begins as new as a head.
+# An adapter is as new as a head.
 ADAPTED = {"learning_rate_multiplier": 10.0}
 BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 8
-# Wordpieces in a batch of a joint training, and in one of a short training, in which twice as many
-# updates are worth more than quiet gradients: 8 points of F1 on WNUT17 (benchmarks/RESULTS.md).
+# Wordpieces in a batch of a joint training. A short training uses smaller batches: twice as many
+# updates are worth more than less noisy gradients, 8 points of F1 on WNUT17
+# (benchmarks/RESULTS.md).
 BATCH_TOKENS = 1024
 SMALL_BATCH_TOKENS = 512
 FEW_STEPS = 5000
@@ -59,17 +60,17 @@ def init_config(
 ) -> Config:
     """Make a complete training config for one encoder and some heads.
 
-    `heads` are their factories' names without "bert_"; "ner=diseases" is an `ner` head whose
-    component has that name. `name` is the checkpoint, a Hugging Face hub name or a folder; None is
-    "bert-base-uncased". `source` is a trained pipeline whose components, all of them, are trained
-    further in place of new ones. `lang` is the language of spaCy's tokenizer, None for English.
-    `adapter` is "pfeiffer", "houlsby" or "lora", to train a part of the encoder only. `attr` is
-    what `bert_tagger` learns, None for "tag". `train` is the training data, to whose size the
-    number of steps is fitted.
+    `heads` are factory names without "bert_"; "ner=diseases" is an `ner` head with the component
+    name "diseases". `name` is the checkpoint, a Hugging Face hub name or a folder; None is
+    "bert-base-uncased". `source` is a trained pipeline, all of whose components are trained further
+    instead of new ones. `lang` is the language of spaCy's tokenizer, None for English. `gpu` writes
+    settings for a GPU. `adapter` is "pfeiffer", "houlsby" or "lora", to train small modules instead
+    of the encoder. `attr` is what `bert_tagger` learns, "tag" (None) or "pos". The number of steps
+    depends on the size of the training data, `train`; it and `dev` are checked for annotation.
 
-    Every default is filled in. [training] max_steps is the one number of steps, to which the
-    learning rate refers. Raises ValueError if there is no such head, or none is named, or if the
-    data has nothing for a head, or for none of the heads of a `source`.
+    Every default is filled in. Only [training] max_steps has the number of steps; the learning rate
+    refers to it. Raises ValueError if there is no such head or no head at all, or if the data has
+    no annotation for a head, with a `source` for none of its heads.
     """
     if source is None:
         encoder = {"name": name or DEFAULT_NAME, **(ADAPTED if adapter else {})}
@@ -79,8 +80,7 @@ def init_config(
         tokenizer = encoder["name"]
     elif heads or name or lang or adapter or attr:
         raise ValueError(
-            "A source brings its heads, its checkpoint, its language and its adapter. Name none "
-            "beside it."
+            "A source has its own heads, checkpoint, language and adapter. Don't set these with it."
         )
     else:
         nlp = load_pipeline(source)
@@ -92,14 +92,14 @@ def init_config(
     pipes = [pipe for _, pipe in nlp.components]
     reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for pipe in pipes)
 
-    # A batch of Docs would be a few contexts with many questions each, which are no independent
-    # samples, so training examples have one pair each. The dev set is not split: scores don't
-    # depend on it, and Docs are read once.
+    # Training examples have one pair each: with whole Docs a batch would be a few contexts with
+    # many questions, which are not independent samples. The dev set is not split, because scores
+    # don't depend on it, and each Doc is read once.
     max_pairs = {"train": int(reads_pairs), "dev": 0}
     trained = [pipe.factory.removeprefix("bert_") for pipe in pipes if isinstance(pipe, BertHead)]
     is_joint = len(trained) > 1
-    # Each batch of a joint training is for one head and as large as it would be alone. Mixed
-    # batches have a few examples for each (benchmarks/RESULTS.md).
+    # Each batch of a joint training is for one head, and as large as in a training of that head
+    # alone. Mixed batches would have only a few examples for each head (benchmarks/RESULTS.md).
     steps, batch_size = DEFAULT_STEPS, SMALL_BATCH_TOKENS if is_joint else BATCH_SIZE
     batcher: dict[str, Any]
     if train is not None:
@@ -154,7 +154,7 @@ def init_config(
             },
         },
     }
-    if source is None:  # whoever trains further keeps the experiment tracker
+    if source is None:  # a source keeps its own logger, such as an experiment tracker
         logger = {"@loggers": "spacy_bert_heads.ConsoleLogger.v1", "output_file": None}
         recipe["training"]["logger"] = logger
     config = Config(nlp.config)
@@ -162,7 +162,7 @@ def init_config(
     for name in ("batcher", "optimizer", "logger"):
         if name in recipe["training"]:
             del config["training"][name]
-    # As text and back: the sections take spaCy's order, and references to others stay references.
+    # Via text, so that sections have spaCy's order and variables are kept.
     text = config.merge(recipe).to_str()
     config = Config(section_order=CONFIG_SECTION_ORDER).from_str(text, interpolate=False)
     filled = load_model_from_config(config, auto_fill=True).config
@@ -173,7 +173,7 @@ def init_config(
 
 
 def _saved_tokenizer(nlp: Language) -> str | None:
-    """Find what has the tokenizer of a saved pipeline's encoder."""
+    """Return the folder or hub name with the tokenizer of a saved pipeline's encoder."""
     for name, pipe in nlp.components:
         if isinstance(pipe, BertEncoder):
             folder = nlp.path / name / "model"
@@ -188,7 +188,7 @@ def _make_pipeline(
     known = head_classes()
     named = _name_heads(heads, known)
     if attr is not None and "tagger" not in named.values():
-        raise ValueError(f"attr is '{attr}', but it is for the head tagger: name that one too.")
+        raise ValueError(f"attr is '{attr}', but it is for the head tagger: add that head.")
     nlp = spacy.blank(lang)
     if gpu:
         encoder["max_batch_tokens"] = GPU_BATCH_TOKENS
@@ -203,7 +203,7 @@ def _make_pipeline(
 
 
 def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> dict[str, str]:
-    """Read "head" and "head=name". Returns the heads by their components' names."""
+    """Parse entries "head" and "head=name". Returns the heads by component name."""
     named: dict[str, str] = {}
     for entry in heads:
         head, has_name, name = (part.strip() for part in entry.partition("="))
@@ -213,7 +213,7 @@ def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> di
             )
         if has_name and not re.fullmatch(r"[\w-]+", name):
             raise ValueError(
-                f"'{name}' can't be the name of a component. Take letters, digits, '_' and '-': "
+                f"'{name}' can't be the name of a component. Use letters, digits, '_' and '-': "
                 f"{head}=my_{head}."
             )
         name = name or known[head].factory
@@ -225,13 +225,13 @@ def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> di
         named[name] = head
     if not named:
         raise ValueError(
-            f"No heads are named. Choose from: {', '.join(known)}; several with commas."
+            f"No heads are given. Choose from: {', '.join(known)}; several with commas."
         )
     return named
 
 
 def make_learn_rate(rate: float, *, warmup_steps: int) -> dict[str, Any]:
-    """Describe a learning rate that falls to 0 at [training] max_steps, whatever that is."""
+    """Make the config of a learning rate that decreases to 0 at [training] max_steps."""
     return {
         "@schedules": "spacy_bert_heads.warmup_linear.v1",
         "initial_rate": rate,
@@ -241,8 +241,8 @@ def make_learn_rate(rate: float, *, warmup_steps: int) -> dict[str, Any]:
 
 
 def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
-    """Raise ValueError if data has nothing for some head of a pipeline to learn from or to be
-    scored by, or, not for `every`, nothing for any. The error says what there is."""
+    """Raise ValueError if the data has no annotation for some head of a pipeline, or without
+    `every`, for none of the heads. The error lists what is annotated."""
     heads = {name: pipe for name, pipe in nlp.components if isinstance(pipe, BertHead)}
     lacking = dict(heads)
     docs: Counter[str] = Counter()
@@ -257,18 +257,18 @@ def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
         found = {known[kind].annotation or kind: number for kind, number in docs.most_common()}
         listed = ", ".join(f"{what} ({number:,} Docs)" for what, number in found.items())
         what = head.annotation or "annotation"
-        if what in found:  # but of others: another attribute of tokens, other labels
+        if what in found:  # with another attribute of tokens, or other labels
             what += f" in {', '.join(sorted(head.writes))}"
         raise ValueError(
-            f"{data} has no {what} for {name}; it has {listed or 'no annotation'}. Name other "
-            "data, or other --heads."
+            f"{data} has no {what} for {name}; it has {listed or 'no annotation'}. Use other data "
+            "or other --heads."
         )
 
 
 def fit_steps(n_examples: int) -> tuple[int, int]:
-    """Choose how long to train one head: five epochs, or with little data longer and in small
-    batches, for no fewer than 200 steps. Returns the steps, and the examples of a batch: Docs, or
-    pairs."""
+    """Choose the length of a training of one head: five epochs; with little data longer and in
+    smaller batches, but at least 200 steps. Returns the number of steps, and the number of examples
+    in a batch, Docs or pairs."""
     for size in (BATCH_SIZE, SMALL_BATCH_SIZE):
         steps = EPOCHS * math.ceil(n_examples / size)
         if steps >= MIN_STEPS:
@@ -277,11 +277,12 @@ def fit_steps(n_examples: int) -> tuple[int, int]:
 
 
 def fit_joint_steps(docs: Iterable[Doc], heads: Collection[str]) -> tuple[int, int]:
-    """Choose how long to train several heads: five epochs, or more until the head with the fewest
-    examples has seen as many as it would alone. Returns the steps, and the wordpieces of a batch.
+    """Choose the length of a joint training: five epochs, or more until the head with the fewest
+    examples has seen as many as in a training of its own. Returns the number of steps, and the
+    number of wordpieces in a batch.
 
-    `docs` are those of the reader. Wordpieces are estimated by words, so that the checkpoint need
-    not be at hand.
+    `docs` are those of the reader. Wordpieces are estimated from words, so that the checkpoint is
+    not needed.
     """
     examples = dict.fromkeys(heads, 0)
     num_words = 0

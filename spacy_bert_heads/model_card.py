@@ -1,4 +1,4 @@
-"""Model cards of what is exported to Hugging Face."""
+"""Model cards for exports to Hugging Face."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .heads.head import BertHead
 
 
 def _encoder_name(nlp: Language, component: str) -> str | None:
-    """The checkpoint that a head's encoder began as."""
+    """Return the name of the checkpoint that a head's encoder was initialised from."""
     pipe: Any = nlp.get_pipe(component)
     tok2vec = pipe.model.get_ref("tok2vec") if isinstance(pipe, BertHead) else None
     upstream = getattr(tok2vec, "upstream", None)
     if upstream is None or upstream.name not in nlp.component_names:
         return None
-    # The config may have a variable there, such as ${paths.encoder}.
+    # Not from the config, which may have a variable there, such as ${paths.encoder}.
     return short_name(upstream.model.attrs["name"])
 
 
 def make_card(
     nlp: Language, component: str, task: str, labels: Sequence[str], *, format: str = "safetensors"
 ) -> str:
-    """Write a model card: Markdown with a header as the hub reads it. What a user wrote (labels,
-    names, descriptions, paths) stands in it as text, whatever it holds. `format` is a tag."""
+    """Make a model card: Markdown with the hub's YAML header. Texts from users (labels, names,
+    descriptions, paths) are escaped. `format` is one of the tags."""
     name = f"{nlp.lang}_{nlp.meta.get('name') or 'pipeline'}"
     version = nlp.meta.get("version") or "0.0.0"
     head = [
@@ -57,7 +57,7 @@ def make_card(
         "learning rate": rate.get("initial_rate") if isinstance(rate, dict) else rate,
         "encoder": _encoder_name(nlp, component),
     }
-    # A pipeline that was not trained by spaCy has spaCy's defaults there, which say nothing.
+    # A pipeline that was not trained by spaCy has spaCy's defaults there, which mean nothing.
     if numbers:
         rows = [f"- {name}: {_as_text(value)}" for name, value in trained.items() if value]
         head += ["## Training", "\n".join(["`spacy train`, with", "", *rows])]
@@ -65,12 +65,12 @@ def make_card(
 
 
 def _as_text(value: Any) -> str:
-    """A value as it reads, on one line, in Markdown: no markup, no HTML."""
+    """Escape a value for Markdown, on one line: no markup, no HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#!|&~$])", r"\\\1", " ".join(str(value).split()))
 
 
 def _as_code(value: Any) -> str:
-    """A value as a code span (CommonMark 6.1), on one line."""
+    """Format a value as a code span (CommonMark 6.1), on one line."""
     text = " ".join(str(value).split())
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
@@ -79,5 +79,5 @@ def _as_code(value: Any) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name of the hub as it is, of a folder the last part."""
+    """Return a hub name unchanged, of a folder its last part."""
     return Path(name).resolve().name if Path(name).is_dir() else name

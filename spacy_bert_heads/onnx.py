@@ -16,14 +16,14 @@ from .encoder.loading import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "model.onnx"  # as optimum calls it
-TOLERANCE = 1e-3  # of logits, between torch and ONNX Runtime
-# The first that has LayerNormalization as one operator.
+FILE = "model.onnx"  # optimum's name for it
+TOLERANCE = 1e-3  # the maximum difference of logits between torch and ONNX Runtime
+# The first opset with LayerNormalization as one operator.
 OPSET = 17
-TRACED = (2, 16)  # sequences, wordpieces
-OPTIONS = 3  # of each choice, for the trace
+TRACED = (2, 16)  # number of sequences and wordpieces in the trace
+OPTIONS = 3  # number of options of each choice in the trace
 LONGEST = 300  # wordpieces, in the comparison with torch
-# The axes of what each class returns; axes without a name here are those of labels.
+# The dynamic axes of each class's outputs. Remaining axes are those of labels.
 OUTPUTS: dict[str, dict[str, tuple[str, ...]]] = {
     "token-classification": {"logits": ("batch_size", "sequence_length")},
     "text-classification": {"logits": ("batch_size",)},
@@ -37,7 +37,7 @@ OUTPUTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class _Traced(nn.Module):
-    """A model whose inputs are positional, and whose outputs are those that are asked for."""
+    """A model with positional inputs that returns a tuple of some outputs, for tracing."""
 
     def __init__(
         self, model: PreTrainedModel, inputs: list[str], outputs: list[str], *, adds_types: bool
@@ -48,14 +48,14 @@ class _Traced(nn.Module):
 
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = dict(zip(self.inputs, values, strict=True))
-        if self.adds_types:  # those that transformers adds have the length of the trace
+        if self.adds_types:  # transformers' default would have the length of the trace
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         output = self.model(**inputs)
         return tuple(output[name] for name in self.outputs)
 
 
 def require_onnx() -> None:
-    """Raise ImportError, with what to install, if a package that an export needs is missing."""
+    """Raise ImportError that says what to install if a package for the export is missing."""
     try:
         import onnx  # noqa: F401  (torch's exporter needs it)
         import onnxruntime  # noqa: F401
@@ -67,23 +67,23 @@ def require_onnx() -> None:
 
 
 def replace_weights(folder: Path, checkpoint: Checkpoint, task: str) -> None:
-    """Replace the weights of a Hugging Face folder, model.safetensors, with model.onnx: a graph
-    for any number of sequences (and options) of any length.
+    """Replace model.safetensors of a Hugging Face folder by model.onnx, a graph for any number of
+    sequences (and options) of any length.
 
-    Its inputs are `input_ids`, `attention_mask` and, if the checkpoint has learned from them,
-    `token_type_ids`, int64 (batch_size, sequence_length), with num_choices between the two for
-    multiple choice. The outputs are named as those of the Hugging Face class.
+    Its inputs are `input_ids`, `attention_mask` and, if the checkpoint was trained with them,
+    `token_type_ids`, int64 (batch_size, sequence_length), for multiple choice (batch_size,
+    num_choices, sequence_length). Its outputs have the names of the Hugging Face class.
 
-    The graph is traced, by torch's exporter for TorchScript: its newer one takes 5 seconds for a
-    model of two layers, this one 0.2. A trace keeps what depends on the shape of its example, so
-    ONNX Runtime then runs the file on other shapes.
-    Raises ValueError if a logit differs by more than 1e-3 from that of torch.
+    torch's TorchScript exporter traces the graph: it takes 0.2 seconds for a model of two layers,
+    the newer exporter 5. A trace can contain constants that depend on the shape of its example, so
+    ONNX Runtime then runs the file on other shapes. Raises ValueError if a logit differs by more
+    than 1e-3 from torch's.
     """
     import transformers
 
     with quiet():
         name = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-        # Of the kinds of attention this one consists of plain operators.
+        # Eager attention consists of plain operators only.
         model = getattr(transformers, name).from_pretrained(folder, attn_implementation="eager")
     inputs = _make_inputs(model, checkpoint, task, *TRACED)
     outputs = OUTPUTS[task]
@@ -92,7 +92,7 @@ def replace_weights(folder: Path, checkpoint: Checkpoint, task: str) -> None:
     axes = ("batch_size", "num_choices", "sequence_length")
     dynamic = dict.fromkeys(inputs, axes if task == "multiple-choice" else axes[::2]) | outputs
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # what of them is true is found by the comparison
+        warnings.simplefilter("ignore")  # the comparison finds what matters
         torch.onnx.utils.export(
             traced,
             tuple(inputs.values()),
@@ -109,12 +109,12 @@ def replace_weights(folder: Path, checkpoint: Checkpoint, task: str) -> None:
 def _make_inputs(
     model: PreTrainedModel, checkpoint: Checkpoint, task: str, batch_size: int, length: int
 ) -> dict[str, torch.Tensor]:
-    """Make random inputs, of which the last sequence has padding in its second half."""
+    """Make random inputs. The second half of the last sequence is padding."""
     shape = (batch_size, OPTIONS, length) if task == "multiple-choice" else (batch_size, length)
     chance = np.random.default_rng(length)
     pad_id = checkpoint.tokenizer.pad_id
     ids = chance.integers(0, model.config.vocab_size - 1, shape)
-    ids += ids >= pad_id  # any but that of padding
+    ids += ids >= pad_id  # any id except that of padding
     mask = np.ones_like(ids)
     mask[-1, ..., (length + 1) // 2 :] = 0
     ids[mask == 0] = pad_id
@@ -127,8 +127,8 @@ def _make_inputs(
 
 
 def _compare(file: Path, traced: _Traced, checkpoint: Checkpoint, task: str) -> None:
-    """Raise ValueError if ONNX Runtime computes other logits than torch, for shapes other than that
-    of the trace."""
+    """Raise ValueError if ONNX Runtime and torch compute different logits for other shapes than
+    that of the trace."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -145,13 +145,13 @@ def _compare(file: Path, traced: _Traced, checkpoint: Checkpoint, task: str) -> 
             OUTPUTS[task].items(), expected, found, strict=True
         ):
             difference = np.abs(ours.numpy() - theirs)
-            if "sequence_length" in axes:  # nobody reads what is there for padding
+            if "sequence_length" in axes:  # values for padding are not used
                 difference = difference[present]
             if not difference.max() <= TOLERANCE:
                 raise ValueError(
-                    f"The ONNX file computes other {output} than torch, by up to "
+                    f"The {output} of the ONNX file differ from torch's by up to "
                     f"{difference.max():.2g}, for {batch_size} sequences of {length} wordpieces: "
                     f"'{checkpoint.family}' models can't be exported to ONNX with this version of "
-                    "torch and transformers. Save the checkpoint by to_hf and export it by "
+                    "torch and transformers. Save the checkpoint with to_hf and export it with "
                     "optimum-cli."
                 )

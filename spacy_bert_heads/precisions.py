@@ -1,4 +1,4 @@
-"""What each precision costs and gains on a data set, and the choice between them in a config."""
+"""Compare scores and speed of a pipeline's precisions on a data set, and store the best one."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .evaluate import (
 from .files import replace_file
 from .heads.declared import Score
 
-BASE = "fp32"  # what the others are compared with
-WARM_UP = 8  # Docs before each measurement: weights are laid out at the first batch
+BASE = "fp32"  # the precision that others are compared with
+WARM_UP = 8  # Docs before each measurement: the first batch makes the inference copy
 ARCHITECTURE = "spacy_bert_heads.BertEncoder.v1"
 
 
 class Measured(NamedTuple):
-    """A precision on a data set."""
+    """The measurements of one precision on a data set."""
 
     scores: dict[str, Any]  # 0 to 1
     speeds: list[float]  # words per second, round by round
@@ -49,10 +49,11 @@ class Measured(NamedTuple):
 def measure_precisions(
     model: str, data: Path, *, gpu_id: int = -1, lang: str | None = None, rounds: int = 3
 ) -> dict[str, Measured]:
-    """Score a pipeline in every precision that makes sense on this machine, "fp32" first.
+    """Measure scores and speed of a pipeline in every precision that is sensible on this machine,
+    "fp32" first.
 
-    The precisions take turns, `rounds` times, so that what else the machine does meets all of them.
-    Raises ValueError as `evaluate.evaluate` does.
+    The precisions alternate for `rounds` rounds, so that other load of the machine affects all of
+    them. Raises ValueError as `evaluate.evaluate` does.
     """
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
@@ -77,15 +78,15 @@ def measure_precisions(
 
 
 def main_scores(measured: dict[str, Measured]) -> dict[str, Score]:
-    """Choose what precisions are compared by: the scores that count in training by the defaults of
-    their heads, where there are none all that are shown."""
+    """Return the scores by which precisions are compared: those with a weight in training by their
+    heads' defaults, or all that are shown if there are none."""
     shown = shown_scores(measured[BASE].scores)
     return {name: one for name, one in shown.items() if one.weight} or shown
 
 
 def choose(measured: dict[str, Measured], margin: float) -> str:
-    """Choose the fastest precision that loses at most `margin` points (hundredths) of each of the
-    main scores against fp32."""
+    """Choose the fastest precision with main scores at most `margin` points (hundredths) below
+    those of fp32."""
     base = measured[BASE].scores
 
     def is_close(found: dict[str, Any]) -> bool:
@@ -98,8 +99,8 @@ def choose(measured: dict[str, Measured], margin: float) -> str:
 
 
 def format_precisions(measured: dict[str, Measured]) -> str:
-    """Make a table, a precision a row: the main scores, words per second (the median, and from the
-    slowest round to the fastest), and the speed by that of fp32."""
+    """Make a table with a row for each precision: the main scores, words per second (the median and
+    the range over rounds), and the speed relative to fp32."""
     titles = main_scores(measured)
     rows = [
         (
@@ -117,7 +118,7 @@ def format_precisions(measured: dict[str, Measured]) -> str:
 
 
 def as_report(measured: dict[str, Measured]) -> dict[str, Any]:
-    """Return all that was measured as plain data, by precision."""
+    """Return all measurements as plain data, by precision."""
     return {
         name: {**one.scores, "speed": one.speed, "speeds": one.speeds}
         for name, one in measured.items()
@@ -125,11 +126,11 @@ def as_report(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def check_storable(model: str) -> Path:
-    """Return the folder of a pipeline whose config may be changed. Raises ValueError for an installed
-    package, which belongs to pip."""
+    """Return the folder of a pipeline whose config may be changed. Raises ValueError for an
+    installed package, whose files pip manages."""
     if not (Path(model) / "config.cfg").is_file():
         raise ValueError(
-            f"'{model}' is no folder with a config.cfg, so the precision can't be stored in it. "
+            f"'{model}' is not a folder with a config.cfg, so the precision can't be stored in it. "
             f'Save it first: spacy.load("{model}").to_disk(FOLDER).'
         )
     return Path(model)
@@ -137,8 +138,8 @@ def check_storable(model: str) -> Path:
 
 def store_precision(folder: Path, precision: str) -> None:
     """Set the precision of all BERT encoders in the config of a saved pipeline. The file is
-    replaced as a whole; weights and their digests stay as they are. Raises ValueError if there is
-    no encoder, OSError if the folder can't be written to."""
+    replaced atomically; weights and digests don't change. Raises ValueError if there is no encoder,
+    OSError if the folder can't be written to."""
     path = folder / "config.cfg"
     config = load_config(path, interpolate=False)
     if not _set(config["components"], precision):
@@ -147,8 +148,8 @@ def store_precision(folder: Path, precision: str) -> None:
 
 
 def _set(block: Any, precision: str) -> int:
-    """Set the precision of the encoders in a block of a config; their number. Those of replaced
-    listeners are in the blocks of heads."""
+    """Set the precision of all encoders in a block of a config, and return their number. Heads have
+    encoders of their own after `replace_listeners`."""
     if not isinstance(block, dict):
         return 0
     count = sum(_set(value, precision) for value in block.values())

@@ -57,7 +57,7 @@ def test_pickles_need_a_torch_without_known_holes(copied, monkeypatch):
     [
         ("tf_model.h5", r"TensorFlow alone .*BertModel.from_pretrained\(.*, from_tf=True\)"),
         ("flax_model.msgpack", r"Flax alone .*BertModel.from_pretrained\(.*, from_flax=True\)"),
-        ("model.onnx", "a compiled graph alone .*the checkpoint that it was exported from"),
+        ("model.onnx", "a compiled graph only .*the checkpoint that it was exported from"),
         ("readme.txt", "It needs model.safetensors"),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_choice_with_an_option_that_is_too_long(nlp):
     [
         ("a", "must be a list of dicts, not 'a'"),
         ([["a", "b"]], r"doc._.choices\[0\] must be a dict with \"options\""),
-        ([{"options": ["a"]}], r"doc._.choices\[0\] needs two options at least, not \['a'\]"),
+        ([{"options": ["a"]}], r"doc._.choices\[0\] needs at least two options, not \['a'\]"),
         ([{"options": ["a", ""]}], r"doc._.choices\[0\]\['options'\]\[1\] is empty"),
         ([{"options": ["a", "b"], "question": 3}], "the question of doc._.choices.0. must be"),
     ],

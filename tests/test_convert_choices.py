@@ -82,7 +82,7 @@ def test_wrong_choices_are_rejected(tmp_path):
     assert len(docs) == 1
     assert report.reasons == {
         "no number of an option, from 0": 2,
-        "choices[0] needs two options at least, not ['A'].": 1,
+        "choices[0] needs at least two options, not ['A'].": 1,
         "no option": 1,
     }
     assert "a.jsonl:2: no number of an option, from 0: 2" in samples(report)

@@ -242,7 +242,7 @@ def test_overfit_and_reload(checkpoint, tmp_path, config):
     assert torch.equal(other.transitions, module.transitions)
     with pytest.raises(ValueError, match='was not trained with loss = "softmax"'):
         spacy.load(tmp_path, config={"components.bert_ner.loss": "softmax"})
-    with pytest.raises(ValueError, match="conditional random field. Train one with loss"):
+    with pytest.raises(ValueError, match="conditional random field. Train it with loss"):
         to_hf(nlp, "bert_ner", tmp_path / "hf")
 
 

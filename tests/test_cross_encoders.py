@@ -149,9 +149,9 @@ def test_one_label_is_learned_and_kept(one_label, tmp_path):
 
 
 def test_one_label_needs_pairs_that_are_not_of_it(checkpoint):
-    with pytest.raises(ValueError, match="has only 'yes'. Annotate pairs of which it does not"):
+    with pytest.raises(ValueError, match="only 'yes'. Also annotate pairs for which it does not"):
         build(checkpoint, "nli", data=[("A", {"hypotheses": {"B": "yes", "C": None}})])
-    with pytest.raises(ValueError, match="it has only 'yes'. Leave class_weights out"):
+    with pytest.raises(ValueError, match="only the label 'yes'. Remove class_weights"):
         data = [("A", {"hypotheses": {"B": "yes"}})]
         build(checkpoint, "nli", data=data, class_weights={"yes": 2.0})
 

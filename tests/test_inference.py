@@ -226,7 +226,7 @@ def test_copies_make_their_own(make_nlp):
 
 def test_int8_where_torch_has_none(monkeypatch, make_nlp):
     monkeypatch.setattr(inference, "_INT8_PRODUCT", None)
-    with pytest.raises(ValueError, match='torch lacks .* Set precision = "fp32"'):
+    with pytest.raises(ValueError, match='torch does not support .* Set precision = "fp32"'):
         make_nlp("ner", precision="int8")
 
 

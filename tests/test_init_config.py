@@ -122,7 +122,7 @@ def test_a_tagger_of_parts_of_speech(checkpoint):
         (["ner=a.b"], None, "'a.b' can't be the name of a component"),
         (["ner="], None, "'' can't be the name"),
         (["=a"], None, "Unknown head ''. Choose from: "),
-        ([], None, "No heads are named. Choose from: "),
+        ([], None, "No heads are given. Choose from: "),
         (["ner"], "pos", "attr is 'pos', but it is for the head tagger"),
         (["tagger"], "lemma", "attr is 'lemma'. Choose one of: tag, pos"),
     ],

@@ -33,7 +33,7 @@ def test_a_folder_is_taken_if_it_is_new_empty_or_of_the_same_command(tmp_path):
     (tmp_path / "empty" / "shard-00001.spacy").touch()
     check_folder(tmp_path / "empty", "convert")
     assert read_mark(tmp_path / "empty")["shards"] == ["a"]
-    with pytest.raises(ValueError, match="not made by `bert to-hf` and holds 'shard.*--force"):
+    with pytest.raises(ValueError, match="not made by `bert to-hf` and contains 'shard.*--force"):
         check_folder(tmp_path / "empty", "to-hf")
     check_folder(tmp_path / "empty", "to-hf", force=True)
     (tmp_path / "empty" / OUTPUT_MARK).write_text("[")
@@ -74,7 +74,7 @@ def test_convert_takes_no_folder_of_others(tmp_path):
     before = contents(output)
     result = CliRunner().invoke(bert_app, ["convert", str(source), str(output)])
     assert result.exit_code == 1
-    assert "holds 'shard-00002.spacy'" in result.output
+    assert "contains 'shard-00002.spacy'" in result.output
     assert "--force" in result.output
     assert contents(output) == before
     result = CliRunner().invoke(bert_app, ["convert", str(source), str(output), "--force"])
@@ -129,7 +129,7 @@ def test_pretraining_takes_no_folder_of_others(run_settings, tmp_path):
         (output / name / "thesis.txt").write_text("mine")
     before = contents(output)
     for resume in (False, True):
-        with pytest.raises(ValueError, match="not made by `bert pretrain` and holds.*--force"):
+        with pytest.raises(ValueError, match="not made by `bert pretrain` and contains.*--force"):
             pretrain(run_settings, output, resume=resume, say=quiet)
     assert contents(output) == before
     pretrain(run_settings, output, force=True, say=quiet)
@@ -158,12 +158,12 @@ def test_exports_and_imports_take_no_folder_of_others(joint, tmp_path):
     output = tmp_path / "mine"
     output.mkdir()
     (output / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match="not made by `bert to-hf` and holds 'README.md'"):
+    with pytest.raises(ValueError, match="not made by `bert to-hf` and contains 'README.md'"):
         to_hf(nlp, "bert_ner", output)
     assert contents(output) == {"README.md": b"mine"}
     result = CliRunner().invoke(bert_app, ["from-hf", "somewhere", str(output)])
     assert result.exit_code == 1
-    assert "not made by `bert from-hf` and holds 'README.md'" in result.output
+    assert "not made by `bert from-hf` and contains 'README.md'" in result.output
     to_hf(nlp, "bert_ner", tmp_path / "new")
     to_hf(nlp, "bert_textcat", tmp_path / "new")  # over an earlier export
     to_hf(nlp, "bert_textcat", output, force=True)

@@ -144,7 +144,7 @@ def test_a_folder_of_somebody_else(joint, gold, tmp_path):
     (pages / "thesis.txt").write_text("three years")
     result = run("evaluate", joint, gold, "--pages", pages)
     assert result.exit_code == 1
-    assert "was not made by `bert evaluate` and holds 'thesis.txt'" in result.output
+    assert "was not made by `bert evaluate` and contains 'thesis.txt'" in result.output
     assert [file.name for file in pages.iterdir()] == ["thesis.txt"]
     for words in (["--force"], []):  # then it has our mark
         assert run("evaluate", joint, gold, "--pages", pages, *words).exit_code == 0

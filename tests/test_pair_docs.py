@@ -208,7 +208,7 @@ def test_questions_of_the_config_are_not_shared(saved):
 
 
 @pytest.mark.parametrize(
-    "texts, match", [("Who?", "Give the list"), ([""], "is empty"), ([3], "not .*str")]
+    "texts, match", [("Who?", "Set it to the list"), ([""], "is empty"), ([3], "not .*str")]
 )
 @pytest.mark.parametrize("head, name", [("qa", "questions"), ("nli", "hypotheses")])
 def test_bad_config(checkpoint, head, name, texts, match):

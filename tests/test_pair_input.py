@@ -48,8 +48,8 @@ BAD = [
     (["Who left?", 3], r"must be a list of strings, but \[1\] is 3"),
     (["Who left?", None], r"but \[1\] is None"),
     (["Who left?", ["When?"]], r"but \[1\] is \['When\?'\]"),
-    (["Who left?", ""], r"\[1\] is empty. Leave it out"),
-    ([" \n\t"], r"\[0\] is empty. Leave it out"),
+    (["Who left?", ""], r"\[1\] is empty. Remove it"),
+    ([" \n\t"], r"\[0\] is empty. Remove it"),
     (["Who \ud83d left?"], r"\[0\] holds half of a surrogate pair(.|\n)*Decode"),
 ]
 

@@ -191,7 +191,7 @@ def test_renaming_an_encoder_that_a_head_names(checkpoint):
     nlp.initialize(lambda: make_examples(nlp))
     ents = nlp(SAILED).ents
     nlp.rename_pipe("bert_encoder", "bert")
-    with pytest.raises(ValueError, match=rf'{NO_ENCODER}(.|\n)*upstream = "\*"'):
+    with pytest.raises(ValueError, match=rf'{NO_ENCODER}(.|\n)*upstream to "\*"'):
         nlp(SAILED)
     nlp.rename_pipe("bert", "bert_encoder")
     assert [(e.start, e.end) for e in nlp(SAILED).ents] == [(e.start, e.end) for e in ents]

@@ -132,7 +132,7 @@ def test_the_command(joint, gold, tmp_path, monkeypatch):
     [
         (["--store"], "--store stores what --precision all has compared. Give both."),
         (["--precision", "all", "--per-type"], "--per-type and --pages are of one precision."),
-        (["--precision", "all", "--store"], "'nowhere' is no folder with a config.cfg"),
+        (["--precision", "all", "--store"], "'nowhere' is not a folder with a config.cfg"),
         (["--precision", "all"], "There is no pipeline 'nowhere'"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_resumed_run_is_the_same(settings, whole, tmp_path, step):
     said: list[str] = []
     pretrain(settings, tmp_path / "out", resume=True, say=said.append)
     assert_same_run(whole, tmp_path / "out")
-    assert any("starting anew" in line for line in said) == (step <= 3)
+    assert any("starting a new run" in line for line in said) == (step <= 3)
 
 
 def test_resumed_again_and_again(settings, whole, tmp_path):

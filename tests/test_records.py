@@ -132,7 +132,7 @@ def test_rows_ask_and_are_answered(pipeline, nlp, tmp_path, format):
     for row in (rows[0], rows[2]):
         check(row, expected)
     assert rows[1]["similarities"] == rows[1]["chosen"] == [] and rows[1]["error"] is None
-    assert "two options at least" in rows[3]["error"] and "must be a dict" in rows[4]["error"]
+    assert "at least two options" in rows[3]["error"] and "must be a dict" in rows[4]["error"]
     assert rows[3]["tags"] is None
 
 

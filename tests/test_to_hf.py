@@ -103,7 +103,7 @@ def test_what_hugging_face_has_no_class_for(tmp_path, make_nlp):
         nlp.initialize()
         to_hf(nlp, "bert_textcat", tmp_path)
     nlp.add_pipe("sentencizer")
-    with pytest.raises(ValueError, match="no component of spacy_bert_heads"):
+    with pytest.raises(ValueError, match="not a component of spacy_bert_heads"):
         to_hf(nlp, "sentencizer", tmp_path)
     with pytest.raises(ValueError, match="has no 'ner'. It has: bert_encoder"):
         to_hf(nlp, "ner", tmp_path)

@@ -152,7 +152,7 @@ def test_a_run_goes_on_after_a_break(make_config, tmp_path, number):
     resumed = train(config, tmp_path / "broken", resume=True, stdout=out, stderr=StringIO())
     assert_same(weights(resumed), whole)
     step = 4 if number == signal.SIGKILL else 7
-    assert f"Going on after step {step}." in out.getvalue()
+    assert f"Continuing after step {step}." in out.getvalue()
     for name in ("model-best", "model-last"):
         loaded = [spacy.load(tmp_path / run_ / name) for run_ in ("whole", "broken")]
         assert_same(*map(weights, loaded))
@@ -350,6 +350,6 @@ def test_torchrun(make_config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved pipeline to output directory: out/model-last") == 1
     done = subprocess.run([sys.executable, *command, "--resume"], **settings)
-    assert "Going on after step 4." in done.stdout, done.stderr
+    assert "Continuing after step 4." in done.stdout, done.stderr
     one = run(make_config(["ner"]), tmp_path / "one")
     assert_same(weights(spacy.load(tmp_path / "out/model-last")), one, atol=2e-3)

@@ -262,5 +262,5 @@ def test_an_export_is_read_by_the_class_of_its_task(tmp_path):
     (tmp_path / "hf" / "tf_model.h5").unlink()
     (tmp_path / "hf" / "onnx").mkdir()
     (tmp_path / "hf" / "onnx" / "model.onnx").touch()
-    with pytest.raises(ValueError, match=r"a compiled graph alone \(onnx/model.onnx\)"):
+    with pytest.raises(ValueError, match=r"a compiled graph only \(onnx/model.onnx\)"):
         from_hf(str(tmp_path / "hf"))

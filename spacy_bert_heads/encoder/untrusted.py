@@ -1,10 +1,10 @@
-"""Read what somebody else made: a checkpoint's configuration, tokenizer and weights, as data alone.
+"""Read untrusted checkpoints, their configuration, tokenizer and weights, as data only.
 
-transformers takes parts of these files for more than data. It imports modules that `auto_map`
+transformers treats parts of these files as more than data. It imports modules that `auto_map`
 names, loads kernels that `_attn_implementation` names (CVE-2026-4372), follows nested
-configurations to other repositories (CVE-2026-5241) and writes files under names that a tokenizer
-chose (CVE-2026-9856). So it gets no file that was not read here first: settings are rebuilt key by
-key from allow-lists, classes follow from the model type, tensors are handed over in memory.
+configurations to other repositories (CVE-2026-5241) and writes files under names from a tokenizer
+(CVE-2026-9856). So all files are read here first: settings are rebuilt key by key from allow-lists,
+classes are chosen by the model type, tensors are passed in memory.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-# Model types whose encoders have BERT's shape; tests/test_families.py has each beside transformers.
-# Not ConvBERT and Nyströmformer, whose hidden states depend on how much padding there is.
+# Model types of encoders like BERT; tests/test_families.py compares each with transformers. Not
+# ConvBERT and Nyströmformer, whose hidden states depend on the amount of padding.
 FAMILIES = (
     "albert",
     "bert",
@@ -59,21 +59,21 @@ FAMILIES = (
 )
 # Settings of a configuration that its class does not list among its parameters.
 _MORE_SETTINGS = {
-    # of any model; transformers 4 takes these by **kwargs
+    # of any model; transformers 4 has them in **kwargs
     *("architectures", "id2label", "label2id", "num_labels", "problem_type"),
     *("bos_token_id", "cls_token_id", "eos_token_id", "mask_token_id", "pad_token_id"),
     *("sep_token_id", "is_decoder", "is_encoder_decoder", "tie_word_embeddings", "pruned_heads"),
     "add_cross_attention",  # of a decoder
-    # by which sentence-transformers knows a cross-encoder and what it puts on its logits
+    # of sentence-transformers: a cross-encoder and its activation
     *("sbert_ce_default_activation_function", "sentence_transformers"),
     # DeBERTa reads these with a default (transformers, modeling_deberta_v2.py)
     *("attention_head_size", "cls_dropout", "conv_act", "conv_groups", "conv_kernel_size"),
     *("embedding_size", "norm_rel_ebd", "position_buckets", "share_att_key", "talking_head"),
-    # ModernBERT and EuroBERT under their names of transformers 4, UltraBERT under its first ones
+    # ModernBERT's and EuroBERT's names in transformers 4, UltraBERT's first names
     *("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"),
     *("attention_windows", "rope_theta"),
 }
-# Parameters of configuration classes that are about running a model, not about what it is.
+# Parameters of configuration classes for running a model, which don't describe the model.
 _NO_SETTINGS = {
     *("self", "kwargs", "dtype", "return_dict", "output_attentions", "output_hidden_states"),
     *("torchscript", "transformers_version", "tokenizer_class", "prefix", "task_specific_params"),
@@ -96,7 +96,7 @@ _FRAMEWORKS = (
     ("flax_model.msgpack", "Flax", "from_flax"),
 )
 ANY_FAST_TOKENIZER = "PreTrainedTokenizerFast"
-# Below this version `weights_only=True` can be made to run code (CVE-2025-32434 and later ones).
+# Before this version a file can run code despite `weights_only=True` (CVE-2025-32434 and later).
 _SAFE_UNPICKLING = (2, 10)
 
 
@@ -104,12 +104,12 @@ _SAFE_UNPICKLING = (2, 10)
 
 
 def read_config(source: Source) -> PretrainedConfig:
-    """Build a checkpoint's configuration from what its config.json says about the model.
+    """Make a checkpoint's configuration from its config.json.
 
-    The class follows from `model_type`. Keys that are not known to describe a model are dropped.
+    The class is chosen by `model_type`. Keys that are not known to describe a model are dropped.
 
-    Raises ValueError if there is no config.json, if it is no encoder of BERT's shape, or if the
-    installed transformers doesn't know the type.
+    Raises ValueError if there is no config.json, if the model is not an encoder like BERT, or if
+    the installed transformers does not have the type.
     """
     raw = source.read_json(CONFIG)
     if raw is None:
@@ -138,7 +138,7 @@ def read_config(source: Source) -> PretrainedConfig:
 
 
 class NotBert(ValueError):
-    """A checkpoint of another kind than what can be read; the message is complete."""
+    """A checkpoint of an unsupported kind. The message is complete: callers add nothing to it."""
 
 
 def _is_setting(key: str, value: Any, known: set[str]) -> bool:
@@ -146,8 +146,8 @@ def _is_setting(key: str, value: Any, known: set[str]) -> bool:
 
 
 def _is_plain(value: Any, *, depth: int) -> bool:
-    """Whether a value is a number, a string or a list of plain values, or a dict of them, down to
-    so many dicts."""
+    """Return whether a value is None, a number, a string, or a list or dict of such values, with at
+    most `depth` nested dicts."""
     if isinstance(value, dict):
         return depth > 0 and all(_is_plain(item, depth=depth - 1) for item in value.values())
     if isinstance(value, list):
@@ -159,10 +159,10 @@ def _is_plain(value: Any, *, depth: int) -> bool:
 
 
 def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastTokenizer:
-    """Load a tokenizer through transformers, from copies of its files with settings rebuilt.
+    """Load a tokenizer with transformers, from copies of its files with rebuilt settings.
 
-    `config` chooses the class where the tokenizer's own settings don't. The copies are in a
-    temporary folder that is gone afterwards; nothing else is written.
+    `config` determines the class if the tokenizer's own settings don't. The copies are in a
+    temporary folder, which is deleted afterwards; nothing else is written.
 
     Raises NotBert if the tokenizer has no fast version, ValueError if it can't be read or has no
     vocabulary, and OSError, with its path, if the temporary folder is full.
@@ -191,10 +191,10 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, config=config, use_fast=True, trust_remote_code=False
             )
-        except Exception as error:  # nothing less: the tokenizers library raises Exception itself
+        except Exception as error:  # the tokenizers library raises Exception itself
             raise ValueError(missing or str(error).replace(folder, source.name)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        # transformers 5 makes one up.
+        # transformers 5 makes an empty vocabulary.
         raise ValueError(missing or "The tokenizer has no vocabulary.")
     if not tokenizer.is_fast:
         raise NotBert(
@@ -206,7 +206,7 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
 
 
 def _check_tokenizer(content: bytes) -> None:
-    """Raise ValueError if a tokenizer.json can't be read: transformers would then try others."""
+    """Raise ValueError if tokenizer.json can't be read; transformers would then try other files."""
     from tokenizers import Tokenizer
 
     try:
@@ -216,8 +216,9 @@ def _check_tokenizer(content: bytes) -> None:
 
 
 def read_tokenizer_settings(source: Source, file: str = TOKENIZER_SETTINGS[0]) -> dict[str, Any]:
-    """Return what a file says about a tokenizer and its special tokens: no templates, no names of
-    modules; nothing where there is no such file. Raises ValueError if it holds no JSON object."""
+    """Return the settings of a tokenizer and its special tokens in a file, without templates and
+    names of modules; empty if there is no such file. Raises ValueError if it is not a JSON
+    object."""
     raw = source.read_json(file) or {}
     settings = {
         key: value
@@ -235,8 +236,8 @@ def read_tokenizer_settings(source: Source, file: str = TOKENIZER_SETTINGS[0]) -
 
 
 def tokenizer_to_files(tokenizer: FastTokenizer) -> dict[str, bytes]:
-    """Write a tokenizer as Hugging Face's classes and those of other programs read it: under names
-    that stand here, with settings that are data."""
+    """Serialize a tokenizer to files that Hugging Face's classes and other programs read. Their
+    names are constants, and their settings are data only."""
     backend = tokenizer.backend_tokenizer
     settings = {
         key: value
@@ -245,9 +246,9 @@ def tokenizer_to_files(tokenizer: FastTokenizer) -> dict[str, bytes]:
     }
     settings |= tokenizer.special_tokens_map
     settings["model_input_names"] = list(tokenizer.model_input_names)
-    if tokenizer.model_max_length > 10**9:  # transformers' way to say that there is no limit
+    if tokenizer.model_max_length > 10**9:  # in transformers this means that there is no limit
         settings.pop("model_max_length", None)
-    # The name that both transformers 4 and 5 know.
+    # A name that both transformers 4 and 5 know.
     name = type(tokenizer).__name__
     generic = name in ("TokenizersBackend", ANY_FAST_TOKENIZER)
     settings["tokenizer_class"] = ANY_FAST_TOKENIZER if generic else name.removesuffix("Fast")
@@ -261,14 +262,13 @@ def tokenizer_to_files(tokenizer: FastTokenizer) -> dict[str, bytes]:
 
 
 def list_vocabulary(tokenizer: Tokenizer) -> str:
-    """List a WordPiece vocabulary as vocab.txt does: a piece a line, the number of which is its
-    id."""
-    pieces = {number: piece for piece, number in tokenizer.get_vocab().items()}
-    return "".join(f"{pieces.get(i, f'[unused{i}]')}\n" for i in range(max(pieces) + 1))
+    """Format a WordPiece vocabulary as vocab.txt: one wordpiece per line, in the order of ids."""
+    by_id = {number: wordpiece for wordpiece, number in tokenizer.get_vocab().items()}
+    return "".join(f"{by_id.get(i, f'[unused{i}]')}\n" for i in range(max(by_id) + 1))
 
 
 def _is_tokenizer_class(name: Any) -> bool:
-    """Whether it is the name of one of transformers' own tokenizer classes."""
+    """Return whether this is the name of one of transformers' own tokenizer classes."""
     import transformers
 
     found = getattr(transformers, name, None) if isinstance(name, str) else None
@@ -279,10 +279,10 @@ def _is_tokenizer_class(name: Any) -> bool:
 
 
 def read_weights(source: Source) -> dict[str, torch.Tensor]:
-    """Load the tensors of a checkpoint into memory of their own, floating-point ones as float32.
+    """Load the tensors of a checkpoint into memory, floating-point ones as float32.
 
-    Raises ValueError if there are none in a format that is read, or a file is damaged. Files of
-    pickles (pytorch_model.bin) are read by torch 2.10 or newer alone.
+    Raises ValueError if there are none in a supported format, or a file is damaged. Pickles
+    (pytorch_model.bin) need torch 2.10 or newer.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if source.find(stem + suffix) is not None:
@@ -301,7 +301,7 @@ def read_weights(source: Source) -> dict[str, torch.Tensor]:
 
 
 def _is_shard(name: Any, suffix: str) -> bool:
-    """Whether an index names a file of its own folder."""
+    """Return whether the name of a shard is a file in the same folder."""
     return isinstance(name, str) and bool(re.fullmatch(rf"[\w-]+{re.escape(suffix)}", name))
 
 
@@ -320,9 +320,9 @@ def _read_tensors(source: Source, file: str) -> dict[str, torch.Tensor]:
             from safetensors.torch import load
 
             tensors = load(found)
-    except Exception as error:  # torch, pickle, zip and safetensors have their own each
+    except Exception as error:  # torch, pickle, zip and safetensors raise different classes
         raise ValueError(f"{file}: {error}") from error
-    # Copied even where they are float32 already: the file is mapped into memory, and may change.
+    # Copied even if they are float32 already, because the file is memory-mapped and may change.
     return {
         name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
         for name, tensor in tensors.items()
@@ -341,12 +341,12 @@ def _unpickle(found: Path | bytes) -> dict[str, torch.Tensor]:
     assert isinstance(found, Path)
     tensors = torch.load(found, map_location="cpu", weights_only=True)
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise ValueError("it holds something else than named tensors.")
+        raise ValueError("it is not a dict of named tensors.")
     return tensors
 
 
 def _without_weights(source: Source) -> str | None:
-    """What to do about a checkpoint whose weights are of another kind; None if there are none."""
+    """Return what to do about a checkpoint with weights of another kind; None if it has none."""
     names = (source.read_json(CONFIG) or {}).get("architectures")
     name = names[0] if isinstance(names, list) and names else "AutoModel"
     loads = f"{name if re.fullmatch('[A-Za-z0-9]+', str(name)) else 'AutoModel'}.from_pretrained"
@@ -361,13 +361,13 @@ def _without_weights(source: Source) -> str | None:
     for file, kind, option in _FRAMEWORKS:
         if source.find(file) is not None:
             return (
-                f"It has those of {kind} alone ({file}): save them for torch with transformers 4, "
+                f"It has weights for {kind} only ({file}): save them for torch by transformers 4, "
                 f"{loads}('{source.name}', {option}=True).save_pretrained(…)."
             )
     for file in ("model.onnx", "onnx/model.onnx"):
         if source.find(file) is not None:
             return (
-                f"It has a compiled graph alone ({file}), which can't be trained or shared by "
+                f"It has a compiled graph only ({file}), which can't be trained or shared by "
                 "heads. Load the checkpoint that it was exported from."
             )
     return None
@@ -379,10 +379,10 @@ def _without_weights(source: Source) -> str | None:
 def build_model(
     auto_class: Any, config: PretrainedConfig, weights: dict[str, torch.Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Build a model in float32 with its weights, in memory: transformers reads no file.
+    """Make a model in float32 from weights in memory; transformers reads no file.
 
-    `auto_class` is one of transformers' auto classes, or a class of a model. Returns the model and
-    what transformers reports of keys that are missing or unexpected.
+    `auto_class` is one of transformers' auto classes or model classes. Returns the model, and
+    transformers' report of missing and unexpected keys.
     """
     mapping = getattr(auto_class, "_model_mapping", None)
     model_class = auto_class if mapping is None else mapping[type(config)]

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 
+# The suffixes of Hugging Face's model classes by task.
+ARCHITECTURES = {
+    "token-classification": "ForTokenClassification",
+    "text-classification": "ForSequenceClassification",
+    "question-answering": "ForQuestionAnswering",
+    "multiple-choice": "ForMultipleChoice",
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """The names of layers in a family's class for sequences. `dense` is the layer between the
@@ -127,3 +136,10 @@ def layer_names(family: str, task: str) -> dict[str, str]:
     if family == "modernbert":
         names |= {"dense.linear": "head.dense", "dense.norm": "head.norm"}
     return names
+
+
+def auto_class(task: str) -> Any:
+    """Return the auto class that makes and loads models for a task."""
+    import transformers
+
+    return getattr(transformers, f"AutoModel{ARCHITECTURES[task]}")

@@ -161,10 +161,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         labels: Sequence[str] | str | None = None,
     ) -> None:
         """Collect the labels from all examples, if `labels` are not given, and make the weights.
-
         `labels` may be JSON in a string, see `as_setting`. Raises ValueError if there is no label,
-        or no encoder.
-        """
+        or no encoder."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
         labels = parse_labels(nlp, self.name, labels)
@@ -218,12 +216,9 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         sgd: Optimizer | None = None,
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
-        """Learn from the examples of a batch that are annotated for this head. The model does not
-        run on the others.
-
-        `drop` is ignored: dropout is a setting of the head's model. In `losses` this component's
-        value is the mean over updates.
-        """
+        """Learn from the examples of a batch that are annotated for this head; the model does not
+        run on others. `drop` is ignored: dropout is a setting of the head's model. In `losses` this
+        component's value is the mean over updates."""
         losses = {} if losses is None else losses
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.update")
@@ -289,11 +284,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
                 listener.num_items, listener.share = None, 1.0
 
     def begin_update(self, examples: list[Example]) -> tuple[Any, Callable] | None:
-        """Run the model with a graph on annotated examples, at least one.
-
-        Returns the model's output and a callback for a gradient of the same structure; None if
-        there is nothing to learn after all.
-        """
+        """Run the model with a graph on annotated examples, at least one. Returns its output and a
+        callback for a gradient of the same structure; None if there is nothing to learn."""
         return self.model.begin_update([eg.predicted for eg in examples])
 
     def _listeners(self) -> list[BertListener]:

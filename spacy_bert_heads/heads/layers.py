@@ -51,7 +51,7 @@ def build_token_head(
 ) -> Model[list[Doc], TokenLogits]:
     """Build a model that classifies every token (BERT, section 5.3).
 
-    Its output are logits (num_tokens, num_classes) of all Docs of a batch. Raises ValueError if
+    Its outputs are logits (num_tokens, num_classes) of all Docs of a batch. Raises ValueError if
     `lstm_width` is negative or the learning-rate multiplier is not above 0.
 
     tok2vec (Model[List[Doc], HiddenStates]): A listener, or any layer that returns one Floats2d
@@ -84,21 +84,18 @@ def build_sequence_head(
     """Build a model that classifies every Doc (BERT, section 4.1). The logits of a long Doc are
     the mean over its windows.
 
-    Its output are logits (num_docs, num_classes). Raises ValueError for an unknown `pooling`, or
+    Its outputs are logits (num_docs, num_classes). Raises ValueError for an unknown `pooling`, or
     if `max_windows` is below 1.
 
-    tok2vec (Model[List[Doc], HiddenStates]): A listener.
     pooling (str): How a window becomes one vector: "cls" takes the hidden state of its first
         position, "mean" the mean over its positions, "pooler" what Hugging Face's class of the
         family takes: for BERT the first position through the checkpoint's pooler, for others
         through a dense layer of the head.
-    dropout (Optional[float]): The dropout probability before the classifier. None takes that of
-        the checkpoint's configuration.
+    dropout (Optional[float]): As in `TokenHead.v1`.
     max_windows (Optional[int]): An update reads at most this many windows of a Doc, drawn anew each
         time. None reads all, which takes minutes for a Doc of 50,000 tokens. Prediction always
         reads all windows.
     learning_rate_multiplier (float): As in `TokenHead.v1`.
-    nO (Optional[int]): The number of classes, which `initialize` sets.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     settings["max_windows"] = check_max_windows(max_windows)
@@ -121,15 +118,13 @@ def build_pair_head(
     """Build a model that classifies pairs of texts (BERT, section 4.1). The logits of a pair are
     the mean over the windows of its Doc.
 
-    Its output are logits (num_pairs, num_classes). Raises ValueError for an unknown `pooling`, or
+    Its outputs are logits (num_pairs, num_classes). Raises ValueError for an unknown `pooling`, or
     if `max_windows` is below 1.
 
-    tok2vec (Model[PackedPairs, HiddenStates]): A listener.
     pooling (str): As in `SequenceHead.v1`.
     dropout (Optional[float]): As in `SequenceHead.v1`.
     max_windows (Optional[int]): As in `SequenceHead.v1`; the windows of each pair are counted.
     learning_rate_multiplier (float): As in `TokenHead.v1`.
-    nO (Optional[int]): The number of classes, which `initialize` sets.
     """
     settings = {"dropout": dropout, "pooling": check_pooling(pooling)}
     settings["max_windows"] = check_max_windows(max_windows)
@@ -149,11 +144,8 @@ def build_choice_head(
     rate_factor: float | None = None,
 ) -> Model[PackedPairs, torch.Tensor]:
     """Build a model that computes one logit for each pair of a text and an option (BERT, section
-    4.4), as Hugging Face's classes for multiple choice do.
-
-    Its output are logits (num_pairs, 1). The settings are those of `PairHead.v1`. Raises ValueError
-    if `max_windows` is below 1.
-    """
+    4.4), as Hugging Face's classes for multiple choice do. Its outputs are logits (num_pairs, 1).
+    The settings are those of `PairHead.v1`. Raises ValueError if `max_windows` is below 1."""
     settings = {"dropout": dropout, "pooling": "pooler"}
     settings["max_windows"] = check_max_windows(max_windows)
     multiplier = _resolve_multiplier(learning_rate_multiplier, rate_factor)
@@ -170,11 +162,9 @@ def build_span_head(
     nO: int | None = None,
     rate_factor: float | None = None,
 ) -> Model[PackedPairs, SpanLogits]:
-    """Build a model that finds where a span starts and ends (BERT, section 4.2).
+    """Build a model that finds where a span starts and ends (BERT, section 4.2). Its outputs are
+    logits (num_positions, 2), with their packed batch.
 
-    Its output are logits (num_positions, 2), with their packed batch.
-
-    tok2vec (Model[PackedPairs, HiddenStates]): A listener.
     dropout (float): The dropout probability before the classifier; BERT uses none here.
     learning_rate_multiplier (float): As in `TokenHead.v1`.
     nO (Optional[int]): 2, for start and end.

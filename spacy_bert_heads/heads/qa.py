@@ -82,8 +82,8 @@ def make_bert_qa(
     questions (List[str]): The questions for Docs that have none in `doc._.questions` or in a
         context of `as_tuples`. In a config file, questions with a "$" must be JSON in a string,
         see `as_setting`.
-    max_answer_length (int): The maximum length of an answer in wordpieces. The windows of a long
-        Doc overlap as much as it needs, up to three quarters of a window.
+    max_answer_length (int): The maximum length of an answer in wordpieces. Windows of long Docs
+        overlap as much as it needs, up to three quarters.
     alignment (str): "token" widens answers to the borders of spaCy's tokens. "char" keeps the
         borders of wordpieces, which can be inside of a word.
     alternatives (int): How many further answers to return. None of them overlaps a better one.
@@ -93,8 +93,7 @@ def make_bert_qa(
         not update span groups; `doc._.answers` stays correct.
     temperature (Optional[float]): Logits are divided by it. None takes that of `bert calibrate`.
     thresholds (Optional[Dict[str, float]]): An answer that is less probable than
-        `thresholds["answer"]` becomes one of the alternatives; `thresholds["no answer"]` is the
-        same for questions without an answer.
+        `thresholds["answer"]` becomes an alternative; the other key is "no answer".
     """
     questions, by_kind = read_text(nlp, name, questions=questions, thresholds=thresholds)
     return BertQA(
@@ -118,12 +117,12 @@ def make_qa_scorer() -> Callable:
 
 
 class BertQA(UnlabelledPairHead):
-    """Answer each of `doc._.questions` in `doc._.answers`.
+    """Answer each of `doc._.questions` in `doc._.answers`. The settings are those of
+    `make_bert_qa`; a value out of range raises ValueError.
 
-    The settings are those of `make_bert_qa`. With `no_answer_threshold = None` the first evaluation
-    after an update (in `spacy train` on the dev set) sets the threshold with the best F1 on its
-    data; later evaluations and saved pipelines use it. In the span group `spans_key` a span's label
-    is the number of its question: Q1, Q2, …. Raises ValueError if a setting is out of its range.
+    With `no_answer_threshold = None` the first evaluation after an update (in `spacy train` on the
+    dev set) sets the threshold with the best F1 on its data, for later evaluations and for saving.
+    In the span group `spans_key` a span's label is the number of its question: Q1, Q2, ….
     """
 
     factory = "bert_qa"
@@ -179,8 +178,7 @@ class BertQA(UnlabelledPairHead):
 
     @property
     def no_answer_threshold(self) -> float:
-        """The threshold in use. If it was never set or tuned, as after `from_hf`, it is 1: there is
-        always an answer."""
+        """The threshold in use; 1, always answer, if it was never set or tuned, as by `from_hf`."""
         if self.fixed_threshold is not None:
             return self.fixed_threshold
         tuned = self.cfg["no_answer_threshold"]
@@ -229,14 +227,13 @@ class BertQA(UnlabelledPairHead):
     def initialize(  # type: ignore[override]
         self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None
     ) -> None:
-        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or if its
+        """Make the weights. Raises ValueError if there is no encoder that reads pairs, or its
         windows are too short for `max_answer_length`."""
         super().initialize(get_examples, nlp=nlp)
         self._check_room()
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
-        """Initialise the threshold: 1 if every question has an answer, so that there always is one,
-        else 0.5."""
+        """Initialise the threshold: 1, always answer, if every question has an answer; else 0.5."""
         always = True
         for example in examples:
             self.check_gold(example)
@@ -260,8 +257,7 @@ class BertQA(UnlabelledPairHead):
                     )
 
     def begin_update(self, examples: list[Example]) -> tuple[SpanLogits, Callable] | None:
-        """Run the model with a graph on some windows of the annotated pairs, see
-        `choose_windows`."""
+        """Run the model with a graph on windows of the annotated pairs, see `choose_windows`."""
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
@@ -302,21 +298,16 @@ class BertQA(UnlabelledPairHead):
         yield from (node for node in self.model.walk() if node.name == "bert_encoder")
 
     def _check_room(self) -> None:
-        """Raise ValueError if the longest answer never fits into a window with a question. `pack`
-        checks the question at hand."""
+        """Raise ValueError if no question leaves room for the longest answer in a window."""
         for model in self._encoder_models():
-            if not shim_of(model).has_module:
-                continue  # not loaded yet
-            tokenizer, window = checkpoint_of(model).tokenizer, model.attrs["window"]
-            check_room(self.name, self.max_answer_length, tokenizer, window)
+            if shim_of(model).has_module:
+                tokenizer, window = checkpoint_of(model).tokenizer, model.attrs["window"]
+                check_room(self.name, self.max_answer_length, tokenizer, window)
 
     def pack(self, pairs: Pairs, *, is_train: bool = False) -> PackedPairs:
-        """Pack pairs in windows that overlap enough for the longest answer at any place.
-
-        For prediction, offsets are widened to tokens (`alignment`), and NoRoomForAnswers is raised
-        if a question leaves too little of a window for that overlap. In training such a pair is
-        packed as well as possible.
-        """
+        """Pack pairs in windows that overlap enough for the longest answer at any place. For
+        prediction, offsets are widened to tokens (`alignment`), and NoRoomForAnswers is raised if a
+        question leaves too little room for that; in training the overlap is then smaller."""
         wanted = self.max_answer_length
         packed = super().pack(replace(pairs, longest_span=wanted), is_train=is_train)
         if is_train:
@@ -369,7 +360,7 @@ class BertQA(UnlabelledPairHead):
         found = [make(start, end, score=score) for start, end, score in spans]
         if found and no_answer <= self.no_answer_threshold:
             return {**found[0], "alternatives": found[1:]}
-        # The best span is kept as an alternative, for callers with another threshold.
+        # The best span becomes an alternative, for callers with another threshold.
         return make(score=no_answer, alternatives=found)
 
     def claims(self, examples: Sequence[Example], output: list) -> Iterator[Claim]:
@@ -380,8 +371,7 @@ class BertQA(UnlabelledPairHead):
         return {kind: row["count"] for kind, row in tally_answers(example).items()}
 
     def set_temperature(self, temperature: float) -> None:
-        """Change the temperature, and the "no answer" threshold so that decisions stay the
-        same."""
+        """Change the temperature, and the "no answer" threshold so that decisions don't change."""
         factor = self.temperature / temperature
         super().set_temperature(temperature)
         tuned = self.cfg["no_answer_threshold"]

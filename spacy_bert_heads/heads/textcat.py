@@ -147,12 +147,9 @@ def make_bert_textcat_multilabel(
 
 
 class BertTextCat(BertHead):
-    """Write the probability of each category to `doc.cats`; they sum to 1.
-
-    The settings are those of `make_bert_textcat`. Scoring counts a category as predicted from
-    `threshold` on; with 0 it counts the most probable one. Raises ValueError if a setting is out of
-    its range.
-    """
+    """Write the probability of each category to `doc.cats`; they sum to 1. The settings are those
+    of `make_bert_textcat`. Scoring counts a category as predicted from `threshold` on; with 0 it
+    counts the most probable one. Raises ValueError if a setting is out of its range."""
 
     multi_label = False
     factory = "bert_textcat"
@@ -354,7 +351,7 @@ class BertTextCat(BertHead):
         return score_beside(self, own, examples)
 
     def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score this head, as if it were the pipeline's only text classifier."""
+        """Score this head without the pipeline's other text classifiers."""
         scores = super().score(examples, **kwargs)
         if scores and not self.multi_label:
             scores["cats_acc"] = accuracy(examples, self.labels)
@@ -375,8 +372,7 @@ class BertTextCatMultilabel(BertTextCat):
         return 2 if config.problem_type == cls.hf_problem_type else 0
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
-        """Compute the binary cross-entropy in nats from logits (num_docs, num_labels), a mean over
-        the annotated values."""
+        """Compute the binary cross-entropy in nats, a mean over the annotated values."""
         gold = torch.from_numpy(self._gold(examples)).to(output.device)
         known = ~gold.isnan()
         losses = F.binary_cross_entropy_with_logits(output, gold.nan_to_num(), reduction="none")

@@ -1,2 +1,1 @@
-"""What trainings of encoders and of pipelines have in common: processes, locks, signals, training
-states."""
+"""Shared by the training of encoders and pipelines: processes, locks, signals, training states."""

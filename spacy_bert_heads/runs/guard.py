@@ -1,4 +1,4 @@
-"""What may happen to a run from outside: a second run in its folder, and signals."""
+"""Protect a run from a second run in its folder, and let signals end it between two steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOCK = ".lock"
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made if there is none.
+    """Lock a run's folder, which is created if needed.
 
-    The operating system holds the lock, and frees it when this process ends in any way. The file
-    stays, and says who holds it or held it last. Raises BlockingIOError if another process does.
+    The operating system releases the lock when this process ends in any way. The file stays and
+    names the latest process with the lock. Raises BlockingIOError if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+b") as file_:
@@ -33,11 +33,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise BlockingIOError(
                     f"{folder} is in use by another run ({_read_holder(file_)}). Wait for its end, "
-                    "stop it, or name another folder."
+                    "stop it, or set another folder."
                 ) from None
             warnings.warn(
-                f"The file system of {folder} has no locks ({error}), so nothing keeps a second "
-                "run out of this folder.",
+                f"The file system of {folder} has no locks ({error}), so a second run could write "
+                "to this folder.",
                 stacklevel=2,
             )
         file_.truncate(0)
@@ -54,7 +54,7 @@ def _lock(file_: BinaryIO) -> None:
     else:
         import msvcrt
 
-        # Bytes that are locked can't be read, so it is one that is never written.
+        # Locked bytes can't be read, so a byte is locked that is never written.
         file_.seek(2**20)
         msvcrt.locking(file_.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
 
@@ -65,14 +65,14 @@ def _read_holder(file_: BinaryIO) -> str:
         holder = json.loads(file_.read())
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "it doesn't say which"
+        return "unknown"
 
 
 class Signals:
-    """Notes SIGTERM and Ctrl-C within a `with` block, so that a run can end between two steps.
+    """Record SIGTERM and Ctrl-C in a `with` block, so that a run can end between two steps.
 
-    If `alone`, a second Ctrl-C ends the process at once. With torchrun each comes twice: from the
-    terminal and from torchrun.
+    If `alone`, a second Ctrl-C ends the process at once. Under torchrun each signal comes twice,
+    from the terminal and from torchrun.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -81,7 +81,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # others can't have handlers
+        if threading.current_thread() is threading.main_thread():  # other threads can't set them
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -96,7 +96,7 @@ class Signals:
         self.received = number
 
     def end(self) -> None:
-        """End this process by what was received, here or in another process of the run."""
+        """End this process as the signal would that this or another process has received."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Several processes as one run, each with its part of every batch, as torchrun starts them."""
+"""The processes of one run, started by torchrun, each with its part of every batch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 
 T = TypeVar("T")
 
-# How long the others wait while the first prepares the text, which can take hours. One that has
-# died is noticed by its connection.
+# The maximum time to wait for the first process, which can prepare text for hours. A process that
+# has died is noticed by its connection.
 PATIENCE = timedelta(days=7)
 
 
 class Processes:
-    """The processes of a run; a run of one process is the case without any of torchrun's.
+    """The processes of a run: those of torchrun, or just this one.
 
-    `gpu_id` is the GPU, -1 for the CPU. Under torchrun each process takes the GPU of its own number
-    on the machine. Raises ValueError if there is no such GPU.
+    `gpu_id` is the GPU, -1 for the CPU. Under torchrun each process uses the GPU with its local
+    rank. Raises ValueError if there is no such GPU.
     """
 
     def __init__(self, gpu_id: int) -> None:
-        # The names are torchrun's.
+        # Environment variables that torchrun sets.
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         number = int(os.environ.get("LOCAL_RANK", 0)) if self.size > 1 else gpu_id
@@ -42,20 +42,20 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all share."""
+        """Whether this is the process that evaluates and writes files."""
         return self.rank == 0
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Hold the connection to the other processes. Raises ConnectionError if one of them ends
-        before the run does."""
+        """Connect to the other processes. Raises ConnectionError if one of them ends before the run
+        does."""
         if self.size == 1:
             yield
             return
         gpu = self.device.type == "cuda"
         if gpu:
             torch.cuda.set_device(self.device)
-        # Gradients travel between GPUs; a few numbers, between CPUs, so that no GPU waits for them.
+        # Gradients are exchanged between GPUs, single numbers between CPUs, so that no GPU waits.
         if gpu:
             dist.init_process_group("nccl")
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -64,32 +64,32 @@ class Processes:
             self._group = dist.group.WORLD
         try:
             yield
-            self.wait()  # the first process writes longest
+            self.wait()  # for the first process, which writes files at the end
         except RuntimeError as error:
-            # Neither backend has an error class for this in all of torch's versions.
+            # Not all versions of torch have an error class for this.
             if "gloo" in str(error).lower() or "nccl" in str(error).lower():
                 raise ConnectionError(
                     f"Process {self.rank} of {self.size} lost another one, so the run has ended. "
-                    "Look above for what happened to it; go on from the newest state by --resume."
+                    "Look above for its error; continue from the newest state with --resume."
                 ) from error
             raise
         finally:
             dist.destroy_process_group()
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier(self._group)
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """Have the first process make something on the disk, before the others open it by the same
-        call."""
+        """Call `make` in the first process, then in all others, which find what the first one wrote
+        to the disk."""
         made = [make()] if self.is_first else []
         self.wait()
         return made[0] if made else make()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sum numbers over all processes, place by place."""
+        """Sum numbers over all processes, elementwise."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -103,7 +103,7 @@ class Processes:
                 dist.broadcast(parameter.data, 0)
 
     def tell(self, make: Callable[[], T]) -> T:
-        """Have the first process compute something, and give it to all."""
+        """Compute something in the first process, and return it in all."""
         if self.size == 1:
             return make()
         told = [make() if self.is_first else None]
@@ -114,12 +114,12 @@ class Processes:
         self, parameters: Iterable[nn.Parameter], *, num_items: float | None = None
     ) -> None:
         """Sum the gradients of parameters over all processes, in one call after the backward pass.
-        If they are means over a number of items, what comes is the mean over those of all
-        processes. A parameter that has no gradient in any process still has none.
+        With `num_items` they are means over that many items, and become the mean over the items of
+        all processes. A parameter without a gradient in any process still has none.
 
-        Unlike torch's DistributedDataParallel this doesn't overlap with the backward pass, but all
-        but the last part of a batch couldn't either. It takes memory for one more set of gradients,
-        at a time when the graph's is free.
+        Unlike torch's DistributedDataParallel this does not overlap with the backward pass; with
+        gradient accumulation only the last part could. It needs memory for one more set of
+        gradients, when the memory of the graph is free already.
         """
         learning = [one for one in parameters if one.requires_grad]
         if self.size == 1 or not learning:

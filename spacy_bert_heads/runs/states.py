@@ -1,4 +1,4 @@
-"""The state of a run on disk: whole or not there, the last few kept."""
+"""Training states on disk: written atomically, the last few are kept."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def save_state(
     keep: int,
     write: Callable[[Path], None] | None = None,
 ) -> None:
-    """Save the state after a step, of tensors, numbers, strings, and lists and dicts of them, and
-    keep the newest `keep` ones. `write` puts what else belongs to it into its folder.
+    """Save the training state after a step, and delete all but the newest `keep` states. It is made
+    of tensors, numbers, strings, lists and dicts; `write` adds other files to its folder.
 
-    It is written tensor by tensor, so it takes no memory beside them. It appears under its name in
-    one step when all of it is on the disk; only then are older ones deleted. Raises OSError if the
-    disk is full; the states before are then as they were.
+    It is written tensor by tensor, without a copy in memory. The folder is renamed to its final
+    name when all of it is on the disk; only then are older states deleted. Raises OSError if the
+    disk is full; older states are not changed then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writing = folder / f".writing-{step}"
@@ -47,7 +47,7 @@ def save_state(
         _sync(writing / DIGESTS)
         _sync(writing)
         final = folder / f"step-{step}"
-        if final.exists():  # of the same run, resumed from an older state
+        if final.exists():  # from the same run, which was resumed from an older state
             shutil.rmtree(final)
         writing.rename(final)
     except BaseException:
@@ -59,7 +59,7 @@ def save_state(
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest state that is whole, None if there is none, and say what is wrong with newer
+    """Return the newest undamaged state, None if there is none, and what is wrong with newer
     ones."""
     faults: list[str] = []
     for path in list_states(folder):
@@ -71,8 +71,8 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Load a state. Its tensors are mapped: they are read from the disk where they are copied from,
-    and take no memory until then."""
+    """Load a state. Its tensors are memory-mapped: they are read when they are copied, and take no
+    memory until then."""
     return torch.load(path / STATE, weights_only=True, mmap=True, map_location="cpu")
 
 
@@ -84,11 +84,12 @@ def find_state(
     free: tuple[str, ...],
     say: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Find the newest training state that is whole in a run's folder, to go on from: where it is,
-    and what is in it; None if there is none. `say` is told of damaged ones. `settings` and `free`
-    are those of `check_same`, `format` is that of the states of this version.
+    """Return the path and the content of the newest undamaged training state in a run's folder;
+    None if there is no state.
 
-    Raises ValueError if no state can be read, another version wrote it, or the settings differ.
+    `say` reports damaged ones. `settings` and `free` are those of `check_same`; `format` is the
+    present version of the format. Raises ValueError if no state can be read, another version wrote
+    it, or the settings differ.
     """
     states = output / "states"
     path, faults = find_newest(states)
@@ -100,13 +101,13 @@ def find_state(
     for fault in faults:
         say(f"{fault} Going back to the state before.")
     if path is None:
-        say(f"There is nothing to resume in {output}: starting anew.")
+        say(f"There is nothing to resume in {output}: starting a new run.")
         return None
     state = load_state(path)
     if state.get("format") != format:
         raise ValueError(
-            f"The run in {output} was begun by another version of this package. End it with that "
-            "one, or start a new run in another folder that begins with its model-best."
+            f"The run in {output} was started by another version of this package. Finish it with "
+            "that version, or start a new run in another folder from its model-best."
         )
     check_same(state["settings"], settings, free)
     return path, state
@@ -119,13 +120,13 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[st
     for name in sorted(set(old) | set(new)):
         if not name.startswith(free) and old.get(name) != new.get(name):
             raise ValueError(
-                f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. Put "
-                "it back to resume, or start a new run in another folder."
+                f"The run began with {name} = {old.get(name)!r}; now it is {new.get(name)!r}. "
+                "Restore it to resume, or start a new run in another folder."
             )
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested sections by their dotted names."""
+    """Return the values of nested sections by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         name = f"{prefix}{key}"
@@ -134,7 +135,7 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def list_states(folder: Path) -> list[Path]:
-    """List the states in a run's folder for them, newest first."""
+    """List the states in the folder `states` of a run, newest first."""
     steps = {
         path: int(match.group(1))
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -144,8 +145,8 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a folder, which is complete and on the same disk, in the place of another. If that is
-    interrupted, `mend_folder` ends it."""
+    """Replace a folder by a complete one on the same disk. `finish_replacing` repairs an
+    interrupted call."""
     old = target.with_name(f".old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -154,8 +155,8 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def mend_folder(target: Path) -> None:
-    """End what `replace_folder` may have been interrupted at."""
+def finish_replacing(target: Path) -> None:
+    """Finish a call of `replace_folder` that was interrupted."""
     old = target.with_name(f".old-{target.name}")
     if old.exists() and not target.exists():
         old.rename(target)
@@ -163,10 +164,10 @@ def mend_folder(target: Path) -> None:
 
 
 def remove_leftovers(output: Path, num_processes: int) -> None:
-    """Delete what a run that was killed was writing in its folder, and the plans of processes that
-    there are no more."""
+    """Delete incomplete files of a run that was killed, and the plans of processes that no longer
+    exist."""
     for name in ("model-best", "model-last"):
-        mend_folder(output / name)
+        finish_replacing(output / name)
     plans = {output / "plans" / str(rank) for rank in range(num_processes)}
     for pattern in (".new-*", ".*.new", "states/.writing-*", "plans/*"):
         for path in set(output.glob(pattern)) - plans:
@@ -177,7 +178,7 @@ def remove_leftovers(output: Path, num_processes: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the entries of a folder, on the disk, where the system can do that."""
+    """Flush a file, or the entries of a folder, to the disk, if the system supports it."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:

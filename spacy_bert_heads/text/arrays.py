@@ -1,4 +1,4 @@
-"""Index arithmetic over groups that lie one after another in an array."""
+"""Index arithmetic for consecutive groups in an array."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Bools1d = NDArray[np.bool_]
 
 
 def ranges(starts: Ints1d, lengths: Ints1d) -> Ints1d:
-    """Concatenate `arange(start, start + length)` for every pair, without a loop.
+    """Concatenate `arange(start, start + length)` for all starts and lengths, without a loop.
 
     ranges([5, 0], [3, 2]) -> [5, 6, 7, 0, 1]
     """
@@ -18,11 +18,11 @@ def ranges(starts: Ints1d, lengths: Ints1d) -> Ints1d:
 
 
 def select(groups: Ints1d, sizes: Ints1d) -> Ints1d:
-    """Return the indices of the members of some groups, where group i has sizes[i] members."""
+    """Return the indices of the members of some groups; group i has sizes[i] members."""
     return ranges((np.cumsum(sizes) - sizes)[groups], sizes[groups])
 
 
 def sums(values: Ints1d | Bools1d, sizes: Ints1d) -> Ints1d:
-    """Return the sum of each group's values, where group i has sizes[i] values."""
+    """Return the sum of each group's values; group i has sizes[i] values."""
     total, ends = np.append(0, np.cumsum(values)), np.cumsum(sizes)
     return total[ends] - total[ends - sizes]

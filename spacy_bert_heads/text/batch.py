@@ -1,4 +1,4 @@
-"""What the encoder reads: sequences of wordpieces, laid out without padding."""
+"""The encoder's input: sequences of wordpieces, packed without padding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .arrays import Bools1d, Ints1d, ranges, select, sums
 
 @dataclass(frozen=True)
 class OffsetMapping:
-    """Where the wordpieces at each position are in the text of their Doc."""
+    """The characters of the wordpiece at each position in the text of its Doc."""
 
     starts: Ints1d  # (num_positions,) characters, -1 for special tokens and second texts
-    ends: Ints1d  # (num_positions,); beside a second text equal to the start for white space
-    # Of the windows that contain a wordpiece, the one where it has the most context.
+    ends: Ints1d  # (num_positions,); in pairs equal to the start for white space
+    # True in one of the windows that contain a wordpiece: where it has the most context.
     is_best: Bools1d  # (num_positions,)
 
     def take(self, positions: Ints1d) -> OffsetMapping:
@@ -25,17 +25,18 @@ class OffsetMapping:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Where the wordpieces of each spaCy token are in a packed batch.
+    """The positions of each spaCy token's wordpieces in a packed batch.
 
-    A wordpiece that is in two windows is found in the one where it has more context.
+    For a wordpiece in several windows it is the position with the most context.
     """
 
-    num_tokens: Ints1d  # (num_texts,) spaCy tokens of each Doc
-    num_wordpieces: Ints1d  # (num_tokens,) wordpieces of each token, 0 for a zero-width one
-    positions: Ints1d  # (sum(num_wordpieces),) positions of these, token after token
+    num_tokens: Ints1d  # (num_texts,) number of spaCy tokens of each Doc
+    # (num_tokens,) number of wordpieces of each token, 0 for a zero-width one
+    num_wordpieces: Ints1d
+    positions: Ints1d  # (sum(num_wordpieces),) their positions, token after token
 
     def first_positions(self) -> Ints1d:
-        """Return the position of each token's first wordpiece, -1 without one (num_tokens,)."""
+        """Return the position of each token's first wordpiece, -1 if it has none (num_tokens,)."""
         first = np.full(len(self.num_wordpieces), -1, dtype=np.int64)
         present = self.num_wordpieces > 0
         starts = np.cumsum(self.num_wordpieces) - self.num_wordpieces
@@ -45,16 +46,16 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Texts as sequences, one sequence after another.
+    """Texts as concatenated sequences, without padding.
 
-    A text is a Doc, or a Doc with a second text. A sequence is one window of a text, with its
-    special tokens. A position of `input_ids` and a row of the hidden states have the same number.
+    A text is a Doc, or a Doc with a second text. A sequence is one window of a text, with special
+    tokens. A position of `input_ids` and the row of its hidden states have the same index.
     """
 
     input_ids: Ints1d  # (num_positions,) wordpiece ids, special tokens included
     token_type_ids: Ints1d  # (num_positions,)
-    cu_seqlens: Ints1d  # (num_sequences + 1,) where each sequence begins; then num_positions
-    num_windows: Ints1d  # (num_texts,) sequences of each text
+    cu_seqlens: Ints1d  # (num_sequences + 1,) the start of each sequence, then num_positions
+    num_windows: Ints1d  # (num_texts,) number of sequences of each text
     offsets: OffsetMapping | None = None  # of Docs, alone or with a second text
     tokens: TokenMap | None = None  # of Docs without a second text
 
@@ -65,12 +66,12 @@ class PackedBatch:
 
     @property
     def max_seqlen(self) -> int:
-        """The length of the longest sequence, 0 without any."""
+        """The length of the longest sequence, 0 if there is none."""
         return int(self.seqlens.max(initial=0))
 
     def take(self, texts: Ints1d) -> tuple[PackedBatch, Ints1d]:
-        """Select texts by their indices, in the order given. Returns their batch, and the positions
-        of this batch that it consists of."""
+        """Select texts by their indices, in the same order. Returns a batch of them, and its
+        positions in this batch."""
         taken, positions = self.take_windows(
             select(texts, self.num_windows), self.num_windows[texts]
         )
@@ -79,7 +80,7 @@ class PackedBatch:
         tokens = self.tokens
         chosen = select(texts, tokens.num_tokens)
         wordpieces = select(chosen, tokens.num_wordpieces)
-        # All positions of a text move together, from where it began to where it begins now.
+        # All positions of a text move by the same offset.
         sizes = sums(self.seqlens, self.num_windows)
         began = (np.cumsum(sizes) - sizes)[texts]
         begins = np.cumsum(sizes[texts]) - sizes[texts]
@@ -92,13 +93,13 @@ class PackedBatch:
         return replace(taken, tokens=moved), positions
 
     def sample(self, max_windows: int | None) -> PackedBatch:
-        """Select at most this many windows of each text, at random, in their order; None for all.
-        A token outside of them has no wordpieces. Returns the batch itself if no text has more."""
+        """Select at most `max_windows` random windows of each text, in their order; None for all.
+        Tokens outside of them have no wordpieces. Returns the batch itself if no text has more."""
         counts = self.num_windows
         if max_windows is None or (counts <= max_windows).all():
             return self
         text_of = np.repeat(np.arange(len(counts)), counts)
-        # numpy's own generator, because it is the one that spaCy seeds.
+        # numpy's global generator, because that is the one that spaCy seeds.
         order = np.lexsort((np.random.random(len(text_of)), text_of))
         rank = ranges(np.zeros_like(counts), counts)  # of each window in the order of its text
         chosen = np.sort(order[rank < max_windows])
@@ -115,11 +116,8 @@ class PackedBatch:
         )
 
     def take_windows(self, windows: Ints1d, num_windows: Ints1d) -> tuple[PackedBatch, Ints1d]:
-        """Select sequences by their indices, in the order given, `num_windows` for each text.
-
-        Returns their batch, without a map of tokens, and the positions of this batch that it
-        consists of.
-        """
+        """Select sequences by their indices, in the same order; `num_windows` is their number for
+        each text. Returns a batch of them, without `tokens`, and its positions in this batch."""
         positions = select(windows, self.seqlens)
         taken = PackedBatch(
             input_ids=self.input_ids[positions],
@@ -132,7 +130,7 @@ class PackedBatch:
 
 
 def join(batches: list[PackedBatch]) -> PackedBatch:
-    """Put batches of Docs, one at least, behind each other."""
+    """Concatenate batches of Docs, at least one."""
     maps = [batch.tokens for batch in batches if batch.tokens is not None]
     offsets = [batch.offsets for batch in batches if batch.offsets is not None]
     sizes = np.asarray([len(batch.input_ids) for batch in batches], dtype=np.int64)
@@ -157,8 +155,8 @@ def join(batches: list[PackedBatch]) -> PackedBatch:
 
 
 def batch_of_tokens(num_tokens: Ints1d) -> PackedBatch:
-    """Make a batch with one position for each token, for vectors that come from no tokenizer of
-    ours. `num_tokens` are the tokens of each Doc (num_docs,)."""
+    """Make a batch with one position for each token, for vectors that are not from our tokenizer.
+    `num_tokens` is the number of tokens of each Doc (num_docs,)."""
     total = int(num_tokens.sum())
     zeros, ones = np.zeros(total, dtype=np.int64), np.ones(total, dtype=np.int64)
     return PackedBatch(
@@ -171,5 +169,6 @@ def batch_of_tokens(num_tokens: Ints1d) -> PackedBatch:
 
 
 def cumulate(lengths: Ints1d) -> Ints1d:
-    """Return where groups of these lengths begin, and where the last one ends (n + 1,)."""
+    """Return the start of each of n consecutive groups with these lengths, then the total
+    (n + 1,)."""
     return np.append(0, np.cumsum(lengths))

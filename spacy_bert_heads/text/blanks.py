@@ -1,4 +1,4 @@
-"""Text that nobody sees: white space, control characters and characters without width."""
+"""Invisible text: white space, control characters and zero-width characters."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
 
 @lru_cache(maxsize=1 << 16)
 def is_blank(text: str) -> bool:
-    """Whether a text has white space, control and format characters alone, as a newline, a
-    zero-width space or a byte order mark."""
+    """Return whether a text has only white space, control and format characters, such as a newline,
+    a zero-width space or a byte order mark."""
     return all(unicodedata.category(character) in CATEGORIES for character in text)
 
 
 def blank_tokens(docs: Sequence[Doc]) -> Bools1d:
-    """Find the tokens that nobody sees (num_tokens,)."""
+    """Return which tokens are invisible (num_tokens,)."""
     rows = [doc.to_array([ORTH, IS_ALPHA, IS_DIGIT, IS_PUNCT]) for doc in docs]
     array = np.concatenate(rows) if rows else np.empty((0, 4), dtype=np.uint64)
-    # Few tokens are no words, and most of these occur several times.
+    # Few tokens are neither letters, digits nor punctuation, and most of these are repeated.
     rest = np.flatnonzero((array[:, 1:] == 0).all(axis=1))
     orths, places = np.unique(array[rest, 0], return_inverse=True)
     found = [is_blank(docs[0].vocab.strings[int(orth)]) for orth in orths]
@@ -36,8 +36,8 @@ def blank_tokens(docs: Sequence[Doc]) -> Bools1d:
 
 
 def count_visible(text: str, *, lower: bool = False) -> Ints1d:
-    """Count the visible characters before each place of a text (len(text) + 1,). With `lower` they
-    count as many as they are in lower case."""
+    """Count the visible characters before each place of a text (len(text) + 1,). With `lower` a
+    character counts as many as its lower case has."""
     if text.isascii():
         codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
         widths = ((codes > 32) & (codes != 127)).astype(np.int64)

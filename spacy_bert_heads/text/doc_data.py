@@ -1,12 +1,12 @@
-"""What our components read from a Doc and write to it beside spaCy's own attributes: second texts
-(`doc._.hypotheses`, `doc._.questions`), what was found (`doc._.nli`, `doc._.answers`), and the
+"""The data of our components on a Doc, apart from spaCy's own attributes: second texts
+(`doc._.hypotheses`, `doc._.questions`), results (`doc._.nli`, `doc._.answers`), and the
 probabilities of entities (`doc._.ent_scores`, `ent._.ent_score`).
 
-The values are plain data in `doc.user_data`, under the keys that spaCy itself would use. They
-point into the text by characters, so they stay right when spaCy's components merge or split tokens,
-and every way of storing a Doc carries them. Each head registers its extensions when a component or
-reader of ours is first used, those of pairs also with `spacy_bert_heads.pairs`; our own code
-doesn't need them.
+The values are plain data in `doc.user_data`, under the keys that spaCy's extensions use, so every
+way of storing a Doc keeps them. They refer to characters of the text, so they stay correct when
+spaCy's components merge or split tokens. Each head registers its extensions when a component or
+reader of ours is first used; `spacy_bert_heads.pairs` registers those of pairs. Our own code
+does not need the extensions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .user_data import Draft, copy_of_list, get_list, key_of, set_value, show, v
 
 ENT_SCORES = "ent_scores"
 ABSTAINED = "abstained"
-OURS = "spacy_bert_heads"  # an attribute of the functions behind our extensions
+OURS = "spacy_bert_heads"  # an attribute that marks the functions of our extensions
 
 
 def register_extension(owner: Any, name: str, **functions: Callable) -> None:
-    """Register an extension of Doc or Span, the `owner`, if it is not there already. Raises
-    ValueError if other code has registered the name."""
+    """Register an extension of Doc or Span, the `owner`, unless it is registered. Raises ValueError
+    if other code has registered the name."""
     functions = {key: _mark(function) for key, function in functions.items()}
     if not owner.has_extension(name):
         owner.set_extension(name, **functions)
@@ -46,8 +46,8 @@ def _mark(function: Callable) -> Callable:
 
 
 def get_answers(doc: Doc) -> list:
-    """Get the answers, whose tokens follow their characters where tokens were merged or split. As
-    `get_list` does, a draft where that changes something."""
+    """Get the answers, with tokens updated by their characters if tokens were merged or split.
+    Returns a draft, as `get_list` does, if that changes something."""
     answers = get_list("answers", doc)
     if not isinstance(answers, list):
         return answers
@@ -58,7 +58,7 @@ def get_answers(doc: Doc) -> list:
 
 
 def _follow(doc: Doc, answer: Any) -> Any:
-    """Return the answer with the tokens that it has now: itself, if these are the same."""
+    """Return the answer with its present tokens; the same object if they have not changed."""
     moved = _move(doc, answer)
     if isinstance(answer, dict) and isinstance(answer.get("alternatives"), list):
         others = [_move(doc, other) for other in answer["alternatives"]]
@@ -88,13 +88,13 @@ def _move(doc: Doc, answer: Any) -> Any:
 
 
 def get_ent_scores(doc: Doc) -> list[dict[str, Any]]:
-    """Get an entry for each entity that a `bert_ner` found: "start_char", "end_char", "label",
-    "score", its probability, and "component", who found it."""
+    """Get an entry for each entity from a `bert_ner`: "start_char", "end_char", "label", "score",
+    which is its probability, and "component"."""
     return copy_of_list(ENT_SCORES, doc)
 
 
 def get_ent_score(span: Span) -> float | None:
-    """Get the probability of an entity; None for a span that no `bert_ner` found."""
+    """Get the probability of an entity; None for a span that is not from a `bert_ner`."""
     wanted = (span.start_char, span.end_char, span.label_)
     for entry in values_of(span.doc).get(key_of(ENT_SCORES), ()):
         if (entry["start_char"], entry["end_char"], entry["label"]) == wanted:
@@ -102,7 +102,7 @@ def get_ent_score(span: Span) -> float | None:
     return None
 
 
-# --- what was not said
+# --- predictions below a threshold
 
 
 def register_abstained() -> None:
@@ -111,14 +111,14 @@ def register_abstained() -> None:
 
 
 def get_abstained(doc: Doc) -> list[dict[str, Any]]:
-    """Get an entry for each claim that a head took back, because its probability is below a
-    threshold: "component", "label", "score", and what it is about: "start_char" and "end_char", or
-    what was "asked"."""
+    """Get an entry for each prediction that a head left out, because its probability is below a
+    threshold: "component", "label", "score", and "start_char" and "end_char" or the input
+    ("asked")."""
     return copy_of_list(ABSTAINED, doc)
 
 
 def write_abstained(doc: Doc, component: str, entries: list[dict[str, Any]]) -> None:
-    """Write the entries of a component, in the place of those it wrote before."""
+    """Write the entries of a component, replacing its earlier ones."""
     if not entries and key_of(ABSTAINED) not in values_of(doc):
         return
     others = [entry for entry in get_abstained(doc) if entry["component"] != component]
@@ -129,8 +129,8 @@ def write_abstained(doc: Doc, component: str, entries: list[dict[str, Any]]) -> 
 
 
 def drop_results(doc: Doc, name: str) -> bool:
-    """Take back what was found, "nli" or "answers" and so on, because nothing is asked any more.
-    Returns whether there was anything."""
+    """Remove earlier results ("nli", "answers" and so on) of a Doc that has no inputs any more.
+    Returns whether there were any."""
     return values_of(doc).pop(key_of(name), None) is not None
 
 
@@ -140,12 +140,12 @@ def inputs_of(
     default: list[Any],
     check: Callable[[Any, str], list[Any]] | None = None,
 ) -> list[Any]:
-    """Find what is asked of a Doc: by `doc._`, else by the context of
-    `nlp.pipe(…, as_tuples=True)` if that is a dict with this key, else by a component's config.
+    """Return the inputs of a Doc: those in `doc._`, else in the context of
+    `nlp.pipe(…, as_tuples=True)` if that is a dict with this key, else the component's own.
 
-    `name` is that of the extension, as "questions", `default` the component's own list. `check`
-    gives the list of what is asked, of such a value and how to call it; by default `check_texts`.
-    Raises ValueError as that does.
+    `name` is that of the extension, such as "questions"; `default` are the component's own inputs.
+    `check` validates a value and returns it as a list; its second argument names the value for
+    error messages. The default is `check_texts`. Raises ValueError as that does.
     """
     texts = values_of(doc).get(key_of(name))
     where = f"doc._.{name}"
@@ -157,40 +157,36 @@ def inputs_of(
 
 
 def check_texts(texts: Any, where: str) -> list[str]:
-    """Make sure of a list of texts.
-
-    texts (List[str]): The texts.
-    where (str): What to call the list in an error.
-    RETURNS (List[str]): The same.
-    RAISES (ValueError): If it is no list of strings, or one is empty or no Unicode.
-    """
+    """Return a list of texts. Raises ValueError, which names the list `where`, if it is not a list
+    of strings, or a string is empty or not valid Unicode."""
     if not isinstance(texts, (list, tuple)):
         raise ValueError(f"{where} must be a list of strings, not {show(texts)}.")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{where} must be a list of strings, but [{i}] is {show(text)}.")
         if not text.strip():
-            raise ValueError(f"{where}[{i}] is empty. Leave it out, or write the text.")
+            raise ValueError(f"{where}[{i}] is empty. Remove it, or write the text.")
         if not text.isascii():
             try:
                 text.encode("utf8")
             except UnicodeEncodeError:
                 raise ValueError(
-                    f"{where}[{i}] holds half of a surrogate pair, which is no text: "
+                    f"{where}[{i}] contains half of a surrogate pair, which is not valid text: "
                     f"{show(text)}. Decode the source again with the right encoding."
                 ) from None
     return list(texts)
 
 
 def make_verdict(label: str, scores: dict[str, float] | None = None) -> dict[str, Any]:
-    """Make an entry of `doc._.nli` of a label and the probabilities by label; of a true verdict, 1
-    for its own."""
+    """Make an entry of `doc._.nli` from a label and the probabilities by label. In a gold entry the
+    probability of the label is 1."""
     return {"label": label, "scores": {label: 1.0} if scores is None else scores}
 
 
 def check_choices(choices: Any, where: str) -> list[dict[str, Any]]:
-    """Make sure of a list of choices, each a dict with "options", two texts at least, and perhaps a
-    "question". Raises ValueError if it is anything else; `where` is what to call the list then."""
+    """Return a list of choices, dicts with "options", at least two texts, and a "question", which
+    may be missing or empty in `choices`. Raises ValueError, which names the list `where`, if it is
+    not valid."""
     if not isinstance(choices, (list, tuple)):
         raise ValueError(f"{where} must be a list of dicts, not {show(choices)}.")
     checked = []
@@ -202,7 +198,7 @@ def check_choices(choices: Any, where: str) -> list[dict[str, Any]]:
             )
         options = check_texts(choice["options"], f"{where}[{i}]['options']")
         if len(options) < 2:
-            raise ValueError(f"{where}[{i}] needs two options at least, not {show(options)}.")
+            raise ValueError(f"{where}[{i}] needs at least two options, not {show(options)}.")
         question = choice.get("question") or ""
         if question:
             check_texts([question], f"the question of {where}[{i}]")
@@ -211,8 +207,8 @@ def check_choices(choices: Any, where: str) -> list[dict[str, Any]]:
 
 
 def make_choice(answer: int, scores: Iterable[float] = ()) -> dict[str, Any]:
-    """Make an entry of `doc._.chosen`: the number of the right option, from 0, and the probability
-    of each, which a true entry does without."""
+    """Make an entry of `doc._.chosen` from the index of the right option and the probability of
+    each option, which gold entries don't need."""
     return {"answer": answer, "scores": list(scores)}
 
 
@@ -226,19 +222,15 @@ def make_answer(
     no_answer_score: float | None = None,
     alternatives: Iterable[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Make an entry of `doc._.answers`. Without characters it says that there is no answer.
+    """Make an entry of `doc._.answers`; without characters it means that there is no answer.
 
-    doc (Doc): The Doc that is asked.
-    start_char (int): The answer's first character.
-    end_char (int): The one after its last.
-    doc_text (Optional[str]): The Doc's text, which spaCy builds anew at every access.
-    score (float): Its probability; 1 for a true answer.
-    no_answer_score (Optional[float]): The probability that there is none; if not given, 1 for no
-        answer and 0 for one.
-    alternatives (Iterable[Dict[str, Any]]): Other answers, best first; beside a true answer, the
-        others that are accepted.
-    RETURNS (Dict[str, Any]): The entry; `start` and `end` are the tokens that hold the answer.
-    RAISES (ValueError): If the characters are not in the text.
+    The answer is `doc.text[start_char:end_char]`; `doc_text` saves spaCy from building `doc.text`
+    again. `score` is its probability, 1 for a gold answer. `no_answer_score` is the probability of
+    no answer, by default 0, or 1 without characters. `alternatives` are other answers, the best one
+    first; for a gold answer those that are correct too.
+
+    In the entry, `start` and `end` are the tokens that contain the answer. Raises ValueError if the
+    characters are not in the text.
     """
     start, end, text = 0, 0, ""
     if start_char or end_char:
@@ -248,7 +240,7 @@ def make_answer(
             span = doc.char_span(start_char, end_char, alignment_mode="expand")
         if span is None:
             raise ValueError(
-                f"Characters {start_char} to {end_char} are no answer in a text of "
+                f"Characters {start_char} to {end_char} are not a span in a text of "
                 f"{len(doc_text)} characters."
             )
         start, end, text = span.start, span.end, doc_text[start_char:end_char]

@@ -13,21 +13,21 @@ from .arrays import Ints1d
 
 @dataclass(frozen=True)
 class Pairs:
-    """Docs, and the second texts to read with each, pair after pair."""
+    """Docs with second texts, each of which is a pair with its Doc."""
 
     docs: list[Doc]
-    texts: list[list[str]]  # of each Doc
-    doc_first: bool  # premise before hypothesis; else question before context
-    longest_span: int = 0  # of the Doc, in wordpieces, that some window must hold
+    texts: list[list[str]]  # the second texts of each Doc
+    doc_first: bool  # premise before hypothesis; otherwise question before context
+    longest_span: int = 0  # the length of spans, in wordpieces, that must be inside some window
 
     @property
     def num_pairs(self) -> Ints1d:
-        """The pairs of each Doc (num_docs,)."""
+        """The number of pairs of each Doc (num_docs,)."""
         return np.fromiter(map(len, self.texts), dtype=np.int64, count=len(self.texts))
 
     def split(self, max_chars: int) -> Iterator[Pairs]:
-        """Split into parts of about equal work, each of at most `max_chars` characters unless one
-        pair has more. A pair is never split, the order is kept."""
+        """Split into parts of at most `max_chars` characters, unless a single pair has more. Pairs
+        are never split, and their order is kept."""
         docs: list[Doc] = []
         texts: list[list[str]] = []
         room = max_chars
@@ -47,9 +47,9 @@ class Pairs:
 
 
 class TextTooLong(ValueError):
-    """Second texts that leave too little of a window to the Doc.
+    """Second texts that leave too little of a window for the Doc.
 
-    `pairs` are the numbers of these pairs, `texts` their second texts, `limit` is the maximum
+    `pairs` are the indices of these pairs, `texts` their second texts, `limit` is the maximum
     number of wordpieces.
     """
 
@@ -62,15 +62,16 @@ class TextTooLong(ValueError):
 
 
 class NoRoomForAnswers(TextTooLong):
-    """Questions beside which a window of a long Doc has no room for the longest answer.
+    """Questions that leave too little of a window for the longest answer in a long Doc.
 
-    `room` is the longest span in wordpieces that a window holds wherever it is.
+    `room` is the length of the longest span, in wordpieces, that is inside of some window wherever
+    it is.
     """
 
     def __init__(self, pairs: list[int], texts: list[str], room: int, wanted: int) -> None:
         ValueError.__init__(
             self,
-            f"Beside a question as long as this one, the windows of a long Doc have room for "
+            f"With a question as long as this one, the windows of a long Doc have room for "
             f"answers of at most {room} wordpieces, but max_answer_length is {wanted}: "
             f"{_show(texts)}. Set max_answer_length to {room} or less, shorten the question, or "
             "set a larger window in the encoder's model.",

@@ -1,4 +1,4 @@
-"""Wordpieces that a vocabulary doesn't have."""
+"""Words that a checkpoint's vocabulary does not have."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 
 from .wordpieces import WordpieceTokenizer
 
-MAX_SHARE = 0.2  # English text has less than 0.001 of them with BERT's vocabulary
-MIN_WORDPIECES = 10  # below, one word decides
-NUM_WORDS = 5  # that are shown
+MAX_SHARE = 0.2  # in English text with BERT's vocabulary the share is below 0.001
+MIN_WORDPIECES = 10  # with fewer, a single word could decide
+NUM_WORDS = 5  # the number of words in the warning
 
 
 class Unknown(NamedTuple):
-    """What is unknown in some texts."""
+    """The unknown words in some texts."""
 
-    share: float  # of the wordpieces
+    share: float  # of all wordpieces
     words: list[str]  # the most frequent ones
 
 
 def find_unknown(texts: Sequence[str], tokenizer: WordpieceTokenizer) -> Unknown:
-    """Find the words that a tokenizer reads as its unknown token."""
+    """Find the words that a tokenizer turns into its unknown token."""
     wordpieces = tokenizer(texts)
     is_unknown = wordpieces.ids == id_of_unknown(tokenizer)
     if len(is_unknown) < MIN_WORDPIECES:
@@ -39,7 +39,8 @@ def find_unknown(texts: Sequence[str], tokenizer: WordpieceTokenizer) -> Unknown
 
 
 def id_of_unknown(tokenizer: WordpieceTokenizer) -> int:
-    """Return the id of the unknown token, -1 if the tokenizer has none, as one of bytes."""
+    """Return the id of the unknown token, -1 if the tokenizer has none, such as a byte-level
+    one."""
     model = json.loads(tokenizer.tokenizer.to_str())["model"]
     found = model.get("unk_id")
     if found is None and model.get("unk_token") is not None:
@@ -48,8 +49,8 @@ def id_of_unknown(tokenizer: WordpieceTokenizer) -> int:
 
 
 def warn_of_unknown(texts: Sequence[str], tokenizer: WordpieceTokenizer, name: str) -> None:
-    """Warn if a checkpoint, whose `name` is for the message, can't read a good part of the texts:
-    all unknown words look the same to it."""
+    """Warn if many words of the texts are unknown to a checkpoint, because it can't tell them
+    apart. `name` is that of the checkpoint."""
     unknown = find_unknown(texts, tokenizer)
     if unknown.share <= MAX_SHARE:
         return

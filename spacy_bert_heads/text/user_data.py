@@ -1,7 +1,7 @@
-"""Values of our extensions in `doc.user_data`, under the keys that spaCy itself would use.
+"""Values of our extensions in `doc.user_data`, under the keys that spaCy's extensions use.
 
-Reading writes nothing, and changing what was read works: a list or dict that the Doc doesn't have
-in this form is a draft, which the Doc gets when it is changed.
+Reading a value never writes to the Doc, but changing the returned value does: a list or dict that
+is not stored in this form is a draft, which is stored when it is changed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ def get_value(name: str, doc: Doc) -> Any:
 
 
 def get_list(name: str, doc: Doc) -> list:
-    """Get an extension's value, without writing anything.
+    """Get an extension's list without writing to the Doc.
 
-    That is the list that the Doc has, so that appending to it works. Where it has none, or tuples,
-    into which `DocBin` turns lists, it is a draft: a list that the Doc gets when it is changed.
+    It is the stored list, so that appending to it works. If there is none, or a tuple, into which
+    `DocBin` turns lists, it is a draft: a list that is stored in the Doc when it is changed.
     """
     stored = values_of(doc).get(key_of(name), ())
     return Draft(doc, name, stored).value if isinstance(stored, tuple) else stored
 
 
 def copy_of_list(name: str, doc: Doc) -> list:
-    """Copy an extension's value, [] if there is none. The Doc stays as it is."""
+    """Return a copy of an extension's list, [] if there is none."""
     return to_lists(values_of(doc).get(key_of(name), []))
 
 
 def get_dict(name: str, doc: Doc) -> dict[str, Any]:
-    """Get the value of an extension that is a dict, as `get_list` gets a list."""
+    """Get an extension's dict without writing to the Doc, as `get_list` does."""
     stored = values_of(doc).get(key_of(name))
     return Draft(doc, name, {}).value if stored is None else stored
 
 
 def copy_of_dict(name: str, doc: Doc) -> dict[str, Any]:
-    """Copy the value of such an extension, {} if there is none. The Doc stays as it is. Raises
-    ValueError if the value is no dict."""
+    """Return a copy of an extension's dict, {} if there is none. Raises ValueError if the value is
+    not a dict."""
     value = values_of(doc).get(key_of(name), {})
     if not isinstance(value, dict):
         raise ValueError(f"doc._.{name} must be a dict, not {show(value)}.")
@@ -49,14 +49,14 @@ def copy_of_dict(name: str, doc: Doc) -> dict[str, Any]:
 
 
 def set_value(name: str, doc: Doc, value: Any) -> None:
-    """Set an extension's value; the components check it when they use it."""
+    """Set an extension's value. Components validate it when they use it."""
     if isinstance(value, _Drafted):
-        value.draft.doc = None  # it has its place
+        value.draft.doc = None  # stored now
     values_of(doc)[key_of(name)] = value
 
 
 def values_of(doc: Doc) -> dict[Any, Any]:
-    if doc.user_data is None:  # as a user may have set it
+    if doc.user_data is None:  # a user may have set it to None
         doc.user_data = {}
     return doc.user_data
 
@@ -74,13 +74,13 @@ def to_lists(value: Any) -> Any:
 
 
 def show(value: Any) -> str:
-    """Return a value for a message, at most 80 characters of it."""
+    """Format a value for a message, with at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 class Draft:
-    """A value that the Doc doesn't have in this form, until it or something in it is changed."""
+    """A value that is stored in the Doc when it, or something in it, is changed."""
 
     def __init__(self, doc: Doc, name: str, content: Any) -> None:
         self.doc: Doc | None = doc
@@ -111,7 +111,7 @@ class Draft:
 
 
 class _Drafted:
-    """What a list or dict of a draft is besides. A copy or pickle of it is a plain one."""
+    """A mixin for the lists and dicts of a draft. Copies and pickles are plain lists and dicts."""
 
     draft: Draft
 

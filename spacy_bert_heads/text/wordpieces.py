@@ -1,4 +1,4 @@
-"""Texts to wordpieces with character offsets, and wordpieces to spaCy's tokens."""
+"""Tokenize texts into wordpieces with an offset mapping, and align them with spaCy's tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE = re.compile(r"\s*")
-# By code point, whether it is white space; the last entry stands for all that come after it.
+# Whether each code point is white space; the last entry is for all higher code points.
 IS_SPACE = np.asarray([chr(code).isspace() for code in range(0x3001)] + [False])
 
 
@@ -27,9 +27,9 @@ class Wordpieces:
     """The wordpieces of a list of texts, text after text, without special tokens."""
 
     ids: Ints1d  # (num_wordpieces,)
-    starts: Ints1d  # (num_wordpieces,) offset mapping: characters of the wordpiece's own text
+    starts: Ints1d  # (num_wordpieces,) offset mapping, in characters of the wordpiece's text
     ends: Ints1d  # (num_wordpieces,)
-    lengths: Ints1d  # (num_texts,) wordpieces of each text
+    lengths: Ints1d  # (num_texts,) number of wordpieces of each text
 
 
 class PairTemplate(NamedTuple):
@@ -43,20 +43,20 @@ class PairTemplate(NamedTuple):
 
     @property
     def num_special(self) -> int:
-        """The special tokens around two texts."""
+        """The number of special tokens around two texts."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
 class WordpieceTokenizer:
-    """A fast tokenizer of the `tokenizers` library, without special tokens, truncation and padding:
-    these are left to us. It is reconfigured in place. `pad_id` fills short sequences."""
+    """A fast tokenizer of the `tokenizers` library without special tokens, truncation and padding,
+    which `packing.py` does. `tokenizer` is reconfigured in place. `pad_id` is the padding id."""
 
     def __init__(self, tokenizer: Tokenizer, *, pad_id: int = 0) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.pad_id = pad_id
-        # Each family has its own special tokens: they are read from the tokenizer itself.
+        # Special tokens differ between families, so they are read from the tokenizer itself.
         template = tokenizer.encode("a")
         text = [i for i, special in enumerate(template.special_tokens_mask) if not special]
         before, after = (text[0], text[-1] + 1) if text else (1, len(template.ids))
@@ -66,7 +66,7 @@ class WordpieceTokenizer:
 
     @property
     def num_special(self) -> int:
-        """The special tokens around one text."""
+        """The number of special tokens around one text."""
         return len(self.prefix) + len(self.suffix)
 
     def __call__(self, texts: Sequence[str]) -> Wordpieces:
@@ -80,7 +80,7 @@ class WordpieceTokenizer:
         ids = np.fromiter(chain.from_iterable(one.ids for one in encodings), dtype=np.int64)
         pairs = chain.from_iterable(one.offsets for one in encodings)
         offsets = np.fromiter(chain.from_iterable(pairs), dtype=np.int64).reshape(-1, 2)
-        # One search serves all texts, behind each other.
+        # One search over all texts, concatenated.
         sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
         shift = np.repeat(np.cumsum(sizes) - sizes, lengths)
         ends = offsets[:, 1]
@@ -104,10 +104,11 @@ def _read_pair_template(tokenizer: Tokenizer) -> PairTemplate:
 
 
 def _trim_spaces(text: str, starts: Ints1d, ends: Ints1d) -> Ints1d:
-    """Move the starts of wordpieces behind leading white space; one of white space alone stays."""
+    """Move the starts of wordpieces after leading white space, except for those of white space
+    only."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    # Every kind of white space that a tokenizer could attach is at or below U+0020, a
-    # no-break space, or above U+1680: most wordpieces are ruled out without a look at the text.
+    # White space is at or below U+0020, U+0085, a no-break space, or above U+1680: most wordpieces
+    # need no search.
     first = codes[np.minimum(starts, len(codes) - 1)]
     for i in np.flatnonzero((first <= 32) | (first == 0xA0) | (first == 0x85) | (first >= 0x1680)):
         start = SPACE.match(text, starts[i], ends[i]).end()  # type: ignore[union-attr]
@@ -117,8 +118,8 @@ def _trim_spaces(text: str, starts: Ints1d, ends: Ints1d) -> Ints1d:
 
 
 def trim_offsets(text: str, starts: Ints1d, ends: Ints1d) -> tuple[Ints1d, Ints1d]:
-    """Take white space off both sides of ranges of characters. What is white space alone becomes an
-    empty range."""
+    """Remove white space from both sides of ranges of characters. Ranges of white space only become
+    empty."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     space = IS_SPACE[np.minimum(codes, len(IS_SPACE) - 1)]
     at = np.arange(len(codes))
@@ -129,8 +130,8 @@ def trim_offsets(text: str, starts: Ints1d, ends: Ints1d) -> tuple[Ints1d, Ints1
 
 
 def token_offsets(docs: Sequence[Doc]) -> tuple[Ints1d, Ints1d, Ints1d]:
-    """Return where the tokens of Docs start and end in the text of their own Doc, trailing space
-    excluded (num_tokens,), and the tokens of each Doc (num_docs,)."""
+    """Return the start and the end of each token in the text of its Doc, without trailing space
+    (num_tokens,), and the number of tokens of each Doc (num_docs,)."""
     lengths = np.fromiter(map(len, docs), dtype=np.int64, count=len(docs))
     spans = np.concatenate([doc.to_array([IDX, LENGTH]) for doc in docs] or [np.empty((0, 2))])
     spans = spans.astype(np.int64)
@@ -142,15 +143,15 @@ def align(
 ) -> tuple[Ints1d, Ints1d, Ints1d]:
     """Find the wordpieces of every spaCy token by character offsets.
 
-    A token's wordpieces are those that start in it. Where none does, it is the one that covers the
+    A token's wordpieces are those that start in it. If none does, it is the one that covers the
     token's start (`cannot` is one wordpiece, `can` and `not` are two tokens). A token of zero-width
-    characters may have none at all.
+    characters can have none.
 
-    `texts` are those of the Docs. Returns for each token the index of its first wordpiece and the
-    number of its wordpieces (num_tokens,), and the tokens of each Doc (num_docs,).
+    `texts` are those of the Docs. Returns the index of each token's first wordpiece and the number
+    of its wordpieces (num_tokens,), and the number of tokens of each Doc (num_docs,).
     """
     starts, ends, tokens = token_offsets(docs)
-    # Shift every Doc behind the one before it: one search then serves the whole batch.
+    # Concatenate all Docs, so that one search is enough for the batch.
     sizes = np.fromiter((len(text) + 1 for text in texts), dtype=np.int64, count=len(texts))
     shift = np.cumsum(sizes) - sizes
     starts, ends = starts + np.repeat(shift, tokens), ends + np.repeat(shift, tokens)

@@ -1,4 +1,4 @@
-"""The batches of a training, in an order that can be gone on with."""
+"""The batches of a training run, in a reproducible order that can be resumed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ RandomState = tuple[Any, ...]  # of Python's and of numpy's global generator
 class Batches:
     """The batches of spaCy's training loop (`create_train_batches`), in the same order.
 
-    Their random numbers are apart from those of the updates, and go on where those stood when this
-    was made. So the order is the same in every process of a run, and a run that was interrupted
-    finds it again: `place` says where it is, and `go_to` goes there, by making the batches of that
-    epoch again.
+    They have their own random state, a copy of the global one at construction, so that the order
+    does not depend on the updates and is the same in every process. To resume a run, `place`
+    returns the position in the order, and `go_to` restores it by making the batches of that epoch
+    again.
 
-    `fingerprint` is a checksum of the texts; 0 for a corpus that is read again in each epoch
+    `fingerprint` is a checksum of the texts; 0 for a corpus that is streamed in each epoch
     (`max_epochs` -1).
     """
 
@@ -52,7 +52,7 @@ class Batches:
         self._skip = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[Example]]]:
-        """Return each batch with the number of its epoch."""
+        """Yield each batch with the number of its epoch."""
         while self.max_epochs < 1 or self.epoch != self.max_epochs:
             self._epoch_begin = self._random, list(self.order)
             batches = self._epoch()
@@ -85,10 +85,10 @@ class Batches:
             self._random = _random_state()
             _set_random_state(others)
 
-    # --- going on
+    # --- resuming
 
     def place(self) -> dict[str, Any]:
-        """Return what `go_to` takes, in numbers, strings, lists and dicts of them."""
+        """Return the argument of `go_to`, made of numbers, strings, lists and dicts."""
         (python, numpy), order = self._epoch_begin
         return {
             "epoch": self.epoch,
@@ -100,11 +100,11 @@ class Batches:
         }
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Go on after the last batch before `place` was called. Raises ValueError if the texts are
-        others."""
+        """Continue after the last batch before `place` was called. Raises ValueError if the texts
+        have changed."""
         if place["fingerprint"] != self.fingerprint:
             raise ValueError(
-                "The training texts have changed since the run began. Put them back to resume, or "
+                "The training texts have changed since the run began. Restore them to resume, or "
                 "start a new run in another folder."
             )
         version, numbers, gauss = place["python"]
@@ -116,7 +116,7 @@ class Batches:
 
 
 def checksum(examples: Iterable[Example]) -> int:
-    """Return a number that tells batches apart by their texts."""
+    """Return a checksum of the examples' texts."""
     total = 0
     for example in examples:
         total = zlib.crc32(example.reference.text.encode("utf8"), total)

@@ -19,7 +19,7 @@ from ..heads.modules import mean_by_group
 
 
 class Pair(NamedTuple):
-    """The numbers of two texts, and whether they have the same category: 1 or 0."""
+    """The indices of two texts, and whether they have the same category: 1 or 0."""
 
     left: int
     right: int
@@ -33,18 +33,24 @@ def make_contrastive(
     learn_rate: float = 2e-5,
     seed: int = 0,
 ) -> Callable[[Language], Language]:
-    """Make the callback that prepares the encoder of a text classifier with few labelled texts
-    (SetFit; Tunstall et al. 2022, section 3). It belongs to `[initialize.after_init]`.
+    """Make a callback that trains the encoder of a text classifier on few labelled texts by
+    contrast, before the classifier is trained (SetFit; Tunstall et al. 2022, section 3). Put it
+    into `[initialize.after_init]`.
 
-    Each text of the training corpus with one category is paired `num_pairs` times with one of the
-    same category and as often with one of another. The encoder learns that the cosine of the two is
-    1 or 0, by the squared error, in batches of `batch_size` pairs; a text is the mean of its last
-    hidden states, as for `pooling = "mean"`, which the head should have. `learn_rate` is the
-    highest one: it rises over a tenth of the steps, and falls to 0. The price is
-    4 * `num_pairs` passes for each text.
+    Each text of the training corpus with one category is paired `num_pairs` times with a text of
+    the same category and as often with one of another. The cosine of the two should be 1 or 0; the
+    loss is the squared error. The vector of a text is the mean of its last hidden states, so the
+    head should have `pooling = "mean"`. This takes 4 * `num_pairs` passes for each text.
 
-    The callback raises ValueError if there is no such component, or if the texts don't have two
-    categories.
+    component (str): The text classifier's name.
+    num_pairs (int): How many pairs of each kind to make for a text.
+    batch_size (int): The number of pairs in a batch.
+    learn_rate (float): The maximum learning rate, with a warm-up over a tenth of the steps and a
+        linear decay to 0.
+    seed (int): The seed of the pairs.
+
+    The callback raises ValueError if there is no such component, or if the texts have fewer than
+    two categories.
     """
 
     def contrast(nlp: Language) -> Language:
@@ -82,8 +88,9 @@ def make_contrastive(
 
 
 def make_pairs(labels: list[str], num_pairs: int, chosen: random.Random) -> list[Pair]:
-    """Pair each text with others at random, see `make_contrastive`, in random order. A category of
-    one text has no pairs of its own. Raises ValueError if there are no two categories."""
+    """Make random pairs of texts in random order, see `make_contrastive`. A text that is alone in
+    its category gets no pairs of the same category. Raises ValueError if there are fewer than two
+    categories."""
     groups: dict[str, list[int]] = {}
     for number, label in enumerate(labels):
         groups.setdefault(label, []).append(number)
@@ -105,8 +112,8 @@ def make_pairs(labels: list[str], num_pairs: int, chosen: random.Random) -> list
 
 
 def learn_pairs(encoder: BertEncoder, docs: list[Doc], pairs: list[Pair]) -> float:
-    """Add the gradient of a batch of pairs, each text of it read once. Returns the loss, the mean
-    squared error of the cosines."""
+    """Accumulate the gradient of a batch of pairs; each text is encoded once. Returns the loss, the
+    mean squared error of the cosines."""
     numbers = sorted({number for pair in pairs for number in (pair.left, pair.right)})
     place = {number: i for i, number in enumerate(numbers)}
     model: Any = reading_layers(encoder.model, [-1])

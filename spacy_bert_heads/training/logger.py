@@ -1,4 +1,4 @@
-"""The training log in the terminal, with headings that can be told apart."""
+"""The training log in the terminal, with distinct headings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Setup = Callable[[Language, IO[str], IO[str]], tuple[Log, Callable[[], None]]]
 def make_console_logger(output_file: str | Path | None = None) -> Setup:
     """Create a logger that prints a line for each evaluation, as `spacy.ConsoleLogger.v3` does.
 
-    That one cuts headings at 13 characters, so that the losses of `bert_textcat` and `bert_tagger`
-    look alike. Here the names of components are whole, without `bert_`, and the column of an
-    encoder says what it is: the norm of its gradient, not a loss. Scores are per cent.
+    spaCy's logger cuts headings at 13 characters, so that the losses of `bert_textcat` and
+    `bert_tagger` have the same heading. Here headings have the full names of components, without
+    `bert_`, and that of an encoder says that the number is the norm of its gradient, not a loss.
+    Scores are in percent.
 
-    output_file (Optional[Union[str, Path]]): A file for the same as JSON Lines; None for none.
-        Nothing is written to it if it exists already.
+    output_file (Optional[Union[str, Path]]): A file for the same data as JSON Lines; None for no
+        file. An existing file is not changed.
     """
     file_logger = console_logger_v3(console_output=False, output_file=output_file)
 
@@ -68,7 +69,7 @@ def make_console_logger(output_file: str | Path | None = None) -> Setup:
 
 
 def name_losses(nlp: Language, pipes: Sequence[str]) -> list[str]:
-    """Name the column of each component that learns. No two are the same."""
+    """Return the heading of each component that is trained. They are distinct."""
     short = [name.removeprefix("bert_") for name in pipes]
     twice = {name for name, count in Counter(short).items() if count > 1}
     whole = [name if one in twice else one for name, one in zip(pipes, short, strict=True)]
@@ -77,8 +78,8 @@ def name_losses(nlp: Language, pipes: Sequence[str]) -> list[str]:
 
 
 def describe_warm_up(optimizer: Mapping[str, Any]) -> str:
-    """Say how the learning rate rises, because spaCy prints that it is 0.0 at first. Empty for
-    other schedules than ours."""
+    """Describe the warm-up, because spaCy prints an initial learning rate of 0.0. Empty for a
+    schedule without `warmup_steps`."""
     schedule = optimizer.get("learn_rate")
     if not isinstance(schedule, Mapping) or not schedule.get("warmup_steps"):
         return ""

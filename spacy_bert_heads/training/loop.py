@@ -1,4 +1,4 @@
-"""spaCy's training loop, on any number of processes, and going on after a break."""
+"""spaCy's training loop with several processes and with training states to resume from."""
 
 from __future__ import annotations
 
@@ -62,26 +62,27 @@ def train(
     stdout: IO[str] = sys.stdout,
     stderr: IO[str] = sys.stderr,
 ) -> Language:
-    """Train a pipeline as `spacy train` does. Returns it.
+    """Train a pipeline as `spacy train` does, and return it.
 
-    Started by torchrun, the processes take the steps that one process would take: each has a part
-    of every batch. The first one evaluates and writes. `output` gets `model-best`, `model-last` and
-    a training state at each evaluation. `resume` goes on from the newest one and ends with the same
-    weights as a run without a break, on a CPU to the bit. `force` starts again in a folder that has
-    a run.
+    At each evaluation `model-best`, `model-last` and a training state are written to `output`.
+    `resume` continues from the newest state and ends with the same weights as an uninterrupted run,
+    bitwise equal on a CPU. `force` starts again in a folder that has a run.
 
-    Random numbers of an update (dropout, samples of windows) depend on the seed, the step and the
-    process; those of the order of the examples are spaCy's.
+    Under torchrun each process has a part of every batch, and together they take the same steps as
+    one process would. The first one evaluates and writes.
 
-    `begin_with` is called with the pipeline before the first step, and whether it is resumed.
+    The random numbers of an update (dropout, samples of windows) depend on the seed, the step and
+    the process. The order of the examples is spaCy's.
+
+    `begin_with` is called before the first step, with the pipeline and whether it is resumed.
 
     At SIGTERM or Ctrl-C the run finishes its step, saves a state and raises `SystemExit(143)` or
     KeyboardInterrupt.
 
-    Raises ValueError if a setting is invalid, the run to resume has other settings, or several
-    processes can't train the pipeline; BlockingIOError if another run has the folder;
-    FloatingPointError if a loss is not finite, before anything is saved; ConnectionError if
-    another process of the run has ended.
+    Raises ValueError if a setting is invalid, the run to resume has other settings, or the pipeline
+    can't be trained by several processes; BlockingIOError if another run uses the folder;
+    FloatingPointError if a loss is not finite, before anything is saved; ConnectionError if another
+    process of the run has ended.
     """
     processes = Processes(gpu_id)
     if gpu_id >= 0:
@@ -109,7 +110,7 @@ def train(
             else:
                 log(None)
             if stop and not run.is_done:
-                say(f"Stopped after step {run.step}, which is saved. Go on by --resume.")
+                say(f"Stopped after step {run.step}, which is saved. Continue with --resume.")
                 processes.wait()  # torchrun ends the others as soon as one has ended
                 signals.end()
         run.save_pipeline()
@@ -127,17 +128,17 @@ def begin(
     begin_with: BeginWith,
     say: Callable[[str], None],
 ) -> Run:
-    """Set up a run, from its newest training state if it is resumed. The arguments are those of
+    """Set up a run, from its newest training state with `resume`. The arguments are those of
     `train`."""
     given, found = config.interpolate(), None
     if resume:
         found = find_state(output, given, format=FORMAT, free=FREE, say=say)
     elif list_states(output / "states") and not force:
         raise ValueError(
-            f"{output} has a run already. Go on with it by --resume, name another folder, or give "
+            f"{output} has a run already. Continue it with --resume, set another folder, or give "
             "--force to start again there."
         )
-    processes.wait()  # no process writes before all have checked
+    processes.wait()  # no process writes before all have checked the folder
     if processes.is_first:
         mark_folder(output, "train")
         remove_leftovers(output, processes.size)
@@ -145,7 +146,7 @@ def begin(
             for name in ("states", "model-best", "model-last"):
                 shutil.rmtree(output / name, ignore_errors=True)
     if found is None:
-        # One after the other where it may be downloaded.
+        # The first process may download the checkpoint; the others then find it.
         nlp = processes.in_turn(lambda: init_nlp(config, use_gpu=processes.gpu_id))
         begin_with(nlp, False)
         return Run(nlp, given, output, processes)
@@ -155,12 +156,12 @@ def begin(
     begin_with(nlp, True)
     run = Run(nlp, given, output, processes)
     run.restore(state)
-    say(f"Going on after step {run.step}.")
+    say(f"Continuing after step {run.step}.")
     return run
 
 
 class Run:
-    """A training: the pipeline, its optimizer, and where it is."""
+    """A training run: the pipeline, its optimizer and its progress."""
 
     def __init__(
         self, nlp: Language, given: dict[str, Any], output: Path, processes: Processes
@@ -188,7 +189,7 @@ class Run:
         )
         is_number = isinstance(t["dropout"], float)
         self.dropouts: Iterator[float] = iter(constant(t["dropout"]) if is_number else t["dropout"])
-        self.step = -1  # the last one that was taken; spaCy counts from 0
+        self.step = -1  # the last step that was taken; spaCy counts from 0
         self.results: list[tuple[float, int]] = []  # score and step
         self.losses: dict[str, float] = {}
         self.words, self.seconds = 0, 0.0
@@ -196,7 +197,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether `max_steps` are taken, or the score hasn't risen for `patience` steps."""
+        """Whether `max_steps` were taken, or the score has not improved for `patience` steps."""
         t = self.settings
         best = max(self.results, key=lambda one: (one[0], -one[1]), default=(0.0, self.step))
         waited = self.step - best[1]
@@ -206,7 +207,7 @@ class Run:
         )
 
     def steps(self) -> Iterator[dict[str, Any] | None]:
-        """Take a step at a time. Returns what the logger takes at an evaluation, otherwise None."""
+        """Take one step at a time. Yields the logger's argument after an evaluation, else None."""
         if self.step >= 0 and self.is_done:
             return
         t, begun = self.settings, time.perf_counter() - self.seconds
@@ -236,8 +237,8 @@ class Run:
                 raise FloatingPointError(
                     f"The loss of {name} is {loss} at step {self.step}, so nothing is saved. Lower "
                     "the learning rate (training.optimizer.learn_rate.initial_rate) or check the "
-                    'data by `bert debug-data`; with precision "fp16", use "bf16". --resume goes '
-                    "on from the last evaluation."
+                    'data with `bert debug-data`; instead of precision "fp16", use "bf16". '
+                    "--resume continues from the last evaluation."
                 )
 
         def score() -> tuple[float, dict[str, Any]]:
@@ -259,7 +260,7 @@ class Run:
 
     @contextmanager
     def logger(self, stdout: IO[str], stderr: IO[str]) -> Iterator[Log]:
-        """Hold the logger of the config, in the first process."""
+        """Open the logger of the config, in the first process only."""
         if not self.processes.is_first:
             yield lambda info: None
             return
@@ -273,7 +274,8 @@ class Run:
     # --- files
 
     def save(self, info: dict[str, Any] | None, log: Log) -> None:
-        """Save a training state; after an evaluation the pipeline too, as the best if it is."""
+        """Save a training state; after an evaluation also the pipeline, and as `model-best` if its
+        score is the best."""
         if info is not None:
             with self.nlp.select_pipes(disable=self.updater.exclude):
                 update_meta(self.settings, self.nlp, info)
@@ -303,7 +305,8 @@ class Run:
             save_state(self.output / "states", self.step, state, keep=1, write=write)
 
     def save_pipeline(self, *, is_best: bool = False) -> None:
-        """Save the pipeline as `model-last`, and as `model-best`: whole, or not at all."""
+        """Save the pipeline as `model-last`, and with `is_best` as `model-best`, each folder
+        atomically."""
         if not self.processes.is_first:
             return
         new = self.output / ".new-model"
@@ -318,7 +321,7 @@ class Run:
         replace_folder(new, self.output / "model-last")
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state that `save` wrote. Raises ValueError if the texts have changed."""
+        """Restore a state that `save` wrote. Raises ValueError if the texts have changed."""
         self.batches.go_to(state["place"])
         self.seed, self.step = state["seed"], state["step"]
         self.results = [(score, step) for score, step in state["results"]]

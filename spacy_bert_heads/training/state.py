@@ -1,4 +1,4 @@
-"""What a training goes on from: a pipeline, moments, and where it was."""
+"""The training state of a run: pipeline, optimizer moments and progress."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..encoder.step import MeanLoss
 
 FORMAT = 1
 PIPELINE = "pipeline"
-# What may differ between a run and its continuation: where things are and how long it goes on, but
-# not what is learned. Of the texts a checksum is compared.
+# Settings that may change when a run is resumed: locations and the length of the run. The training
+# texts are compared by a checksum.
 FREE = (
     "paths.",
     "corpora.train.path",
@@ -33,7 +33,7 @@ FREE = (
 
 
 def optimizer_state(nlp: Language, optimizer: Optimizer) -> dict[str, Any]:
-    """Return the moments of all components, those that thinc keeps and those that torch keeps."""
+    """Return the moments of all components, both thinc's and torch's."""
     arrays = {}
     for name in ("mom1", "mom2", "averages", "nr_update", "last_seen"):
         values: dict[tuple[int, str], Any] = getattr(optimizer, name) or {}
@@ -46,7 +46,7 @@ def optimizer_state(nlp: Language, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def restore_optimizer(nlp: Language, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Go on with what `optimizer_state` gave."""
+    """Restore what `optimizer_state` returned."""
     for name, values in state["thinc"].items():
         if values:
             getattr(optimizer, name).update(
@@ -62,7 +62,7 @@ def restore_optimizer(nlp: Language, optimizer: Optimizer, state: dict[str, Any]
 
 
 def _nodes(nlp: Language) -> Iterator[tuple[str, Model]]:
-    """Return the nodes of the components' models, each with a name that is the same in every
+    """Yield the nodes of the components' models, each with a name that is the same in every
     process."""
     for name, pipe in nlp.components:
         model = getattr(pipe, "model", None)
@@ -79,7 +79,7 @@ def _shims(nlp: Language) -> Iterator[tuple[str, TorchShim]]:
 
 
 def _keys(nlp: Language) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Return the keys of a thinc optimizer, which have the running numbers of nodes and shims."""
+    """Yield the keys of a thinc optimizer, which contain the ids of nodes and shims."""
     for place, node in _nodes(nlp):
         yield from ((place, (node.id, name)) for name in node.param_names)
     for place, shim in _shims(nlp):

@@ -1,4 +1,4 @@
-"""One update of a pipeline by a batch, of which each process has a part."""
+"""The update of a pipeline with a batch that is split between processes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class OutOfMemory(MemoryError):
 
 
 class Updater:
-    """Update a pipeline as spaCy's training loop does, on all processes of a run as on one.
+    """Update a pipeline as spaCy's training loop does, with the same result for any number of
+    processes.
 
-    Every process has the whole batch and takes every nth example of it. For each part of
-    `accumulate_gradient` the processes tell each other how many items each head has learned from,
-    before the backward pass through the encoder: a mean over the items of all of them is what one
-    process would have computed. After the last part the gradients are summed. A batch that a GPU
-    has no memory for is cut into twice as many parts, as are those after it.
+    Every process has the whole batch and learns from every nth example. For each part of
+    `accumulate_gradient`, before the backward pass through the encoder, the processes exchange the
+    numbers of items that each head has learned from: the loss of one process would be the mean over
+    all of them. After the last part the gradients are summed. If a GPU has not enough memory, this
+    and all later batches are split into twice as many parts.
 
-    Raises ValueError if several processes can't train the pipeline as one would.
+    Raises ValueError if a component can't be trained by several processes.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Updater:
             and getattr(pipe, "model", None) not in (True, False, None)
         }
         self.encoders = [pipe for pipe in self.pipes.values() if isinstance(pipe, BertEncoder)]
-        self._waiting: list[BertEncoder] = []  # that have not gathered the items of the part
+        self._waiting: list[BertEncoder] = []  # encoders that have not exchanged items of the part
         if processes.size > 1:
             self._check_pipes()
             for encoder in self.encoders:
@@ -75,9 +76,9 @@ class Updater:
         ]
         if others:
             raise ValueError(
-                f"'{others[0]}' can't be trained by several processes: it doesn't say over how "
-                "many items its loss is a mean, so the parts of a batch can't be put together. "
-                "Train with one process, or put it into [training] frozen_components."
+                f"'{others[0]}' can't be trained by several processes: it does not report the "
+                "number of items that its loss is a mean over, so parts of a batch can't be "
+                "combined. Train with one process, or add it to [training] frozen_components."
             )
 
     # --- an update
@@ -85,10 +86,10 @@ class Updater:
     def __call__(
         self, batch: list[Example], *, dropout: float, losses: dict[str, float]
     ) -> dict[str, float]:
-        """Update the weights by a batch. Returns the losses, with those of this batch in them.
+        """Update the weights with a batch. Returns the losses, including those of this batch.
 
-        Raises ValueError if a single example of the batch doesn't fit into memory, or the processes
-        of the run have read different batches.
+        Raises ValueError if a single example does not fit into memory, or if the processes of the
+        run have read different batches.
         """
         is_alone = self.processes.size == 1
         if not is_alone:
@@ -104,9 +105,9 @@ class Updater:
                 )
             self.accumulate_gradient *= 2
             warnings.warn(
-                "A batch didn't fit into the GPU's memory. It is read in "
-                f"{self.accumulate_gradient} parts from now on, which is the same update but for "
-                "rounding, and with several heads nearly so. To begin like that: [training] "
+                "A batch didn't fit into the GPU's memory. From now on batches are split into "
+                f"{self.accumulate_gradient} parts; the update is the same except for rounding, "
+                "and with several heads nearly the same. To start like that, set [training] "
                 f"accumulate_gradient = {self.accumulate_gradient}.",
                 stacklevel=2,
             )
@@ -119,9 +120,10 @@ class Updater:
     def _learn(
         self, batch: list[Example], dropout: float, losses: dict[str, float]
     ) -> dict[str, float] | None:
-        """Gather the gradients of a batch. Returns the losses; None if there is not enough memory."""
+        """Accumulate the gradients of a batch. Returns the losses, or None if there is not enough
+        memory."""
         losses = dict(losses)
-        # spaCy makes one part of a batch that has fewer examples than parts.
+        # With fewer examples than parts, spaCy would make a single part.
         for part in subdivide_batch(batch, min(self.accumulate_gradient, len(batch))):
             own = part[self.processes.rank :: self.processes.size]
             self._waiting = list(self.encoders)
@@ -146,7 +148,7 @@ class Updater:
                 exclude=self.exclude,
                 annotates=self.annotates,
             )
-        else:  # the other processes have some
+        else:  # only other processes have examples
             for name, pipe in self.pipes.items():
                 losses.setdefault(name, MeanLoss())
                 if isinstance(pipe, BertEncoder):
@@ -170,15 +172,15 @@ class Updater:
         for pipe in self.pipes.values():
             yield from modules_of(pipe)
 
-    # --- what the processes tell each other
+    # --- communication between processes
 
     def _check_same(self, batch: list[Example]) -> None:
         number = checksum(batch)
         if self.processes.sum([number])[0] != number * self.processes.size:
             raise ValueError(
                 "The processes of this run have read different batches. A reader or batcher must "
-                "give the same examples in every process: let it take its random numbers from "
-                "Python's `random` or numpy's global generator, and read the same files."
+                "yield the same examples in every process: let it use Python's `random` or numpy's "
+                "global generator, and read the same files."
             )
 
     def _gather_for(self, encoder: BertEncoder) -> Callable[[Items, bool], tuple[Items, bool]]:
@@ -190,8 +192,8 @@ class Updater:
     def _gather(
         self, encoder: BertEncoder, items: Items, is_first: bool, *, failed: bool
     ) -> tuple[Items, bool]:
-        """Sum the items of an encoder's listeners over all processes, one of which may have failed.
-        Every process calls this once for each encoder and each part of a batch."""
+        """Sum the items of an encoder's listeners over all processes, some of which may have
+        failed. Every process calls it once for each encoder and each part of a batch."""
         self._waiting.remove(encoder)
         ids = [listener.id for listener in encoder.listeners]
         own = [items.get(key) or 0.0 for key in ids]
@@ -201,8 +203,8 @@ class Updater:
         return dict(zip(ids, totals, strict=True)), num_first == self.processes.size
 
     def _any_failed(self, failed: bool) -> bool:
-        """Whether a process has no memory left for its part. Those that have failed make up for
-        what the others wait for."""
+        """Return whether a process was out of memory for its part. Processes that have failed first
+        take part in the exchanges that the others wait for."""
         if self.processes.size == 1:
             return failed
         for encoder in list(self._waiting):
@@ -210,17 +212,17 @@ class Updater:
         return bool(self.processes.sum([failed])[0])
 
     def _sum_gradients(self, pipe: Any) -> None:
-        # The encoder's are weighted already, by the items of each head.
+        # The encoder's gradients are weighted by the items of each head already.
         num_items = pipe.num_items if isinstance(pipe, BertHead) else None
         for module in modules_of(pipe):
             parameters = list(module.parameters())
             if num_items and all(one.grad is None for one in parameters):
-                num_items = 0.0  # of an update before
+                num_items = 0.0  # that number was of an earlier update
             self.processes.sum_gradients(parameters, num_items=num_items)
 
 
 def modules_of(pipe: Any) -> Iterator[nn.Module]:
-    """Return the torch modules of a component."""
+    """Yield the torch modules of a component."""
     for node in pipe.model.walk():
         for shim in node.shims:
             if isinstance(shim, TorchShim) and shim.has_module:
@@ -228,6 +230,7 @@ def modules_of(pipe: Any) -> Iterator[nn.Module]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a GPU has no memory left: torch's, cupy's, or another process's.
-    By the name, as torch's has moved and cupy may be missing."""
+    """Return whether an error means that a GPU is out of memory: torch's, cupy's, or another
+    process's. It is recognized by its name, because torch has moved its class and cupy may not be
+    installed."""
     return isinstance(error, OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
