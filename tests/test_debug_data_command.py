@@ -71,9 +71,9 @@ def test_warnings_and_errors(clean, tmp_path):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("nowhere.spacy", "There is no 'nowhere.spacy'. Make it: python -m spacy bert convert"),
-        ("damaged.spacy", "damaged.spacy is damaged, or no .spacy file"),
-        ("text.spacy", "text.spacy is damaged, or no .spacy file"),
+        ("nowhere.spacy", "There is no 'nowhere.spacy'. Create it with: python -m spacy bert"),
+        ("damaged.spacy", "damaged.spacy is damaged or not a .spacy file"),
+        ("text.spacy", "text.spacy is damaged or not a .spacy file"),
     ],
 )
 def test_data_that_cannot_be_read(clean, tmp_path, monkeypatch, reader, path, message):
