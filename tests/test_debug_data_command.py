@@ -39,7 +39,7 @@ def test_warnings_and_errors(clean, tmp_path):
     assert result.exit_code == 0, result.output
     lines = lines_of(result.output)
     (warning,) = [i for i, line in enumerate(lines) if line.startswith("⚠ train: 4 Docs (16.7%)")]
-    assert "Split the data again, each text into one part." in " ".join(lines[warning:])
+    assert "Split the data again, with each text in only one" in " ".join(lines[warning:])
     assert "⚠ 1 warning" in lines
     train.append(NLP.make_doc(f"Anna  {word(1)}"))
     train[-1].ents = [Span(train[-1], 0, 2, label="VESSEL")]
@@ -60,7 +60,7 @@ def test_warnings_and_errors(clean, tmp_path):
         "where": "train",
         "count": 1,
         "message": "1 entity with white space at a border",
-        "fix": "Let the entity begin and end with a word",
+        "fix": "starts and ends with a word",
         "examples": ["Anna  "],
     }
     ner = next(section for section in found["sections"] if section["title"] == "bert_ner")
