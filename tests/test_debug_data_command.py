@@ -60,7 +60,7 @@ def test_warnings_and_errors(clean, tmp_path):
         "where": "train",
         "count": 1,
         "message": "1 entity with white space at a border",
-        "fix": "starts and ends with a word",
+        "fix": "Move the offsets so that the entity starts and ends with a word",
         "examples": ["Anna  "],
     }
     ner = next(section for section in found["sections"] if section["title"] == "bert_ner")

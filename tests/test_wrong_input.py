@@ -83,7 +83,10 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("debug-data binary.cfg", "'utf-8' codec can't decode byte"),
         ("debug-data ner.cfg --paths.train no.spacy", "There is no 'no.spacy'. Create it with: "),
         ("debug-data ner.cfg --paths.train a.csv", "'a.csv' is not a .spacy file. Convert"),
-        ("debug-data ner.cfg --paths.train full", "There is no .spacy file in 'full'. Make one: "),
+        (
+            "debug-data ner.cfg --paths.train full",
+            "There is no .spacy file in 'full'. Create one with: ",
+        ),
         ("debug-data ner.cfg --json file/o.json", "file is a file"),
         ("evaluate nowhere data.spacy", "There is no pipeline 'nowhere'"),
         ("evaluate bad_meta data.spacy", "The pipeline 'bad_meta' can't be loaded: "),

@@ -114,7 +114,7 @@ def fill_mask_command(
     from ..pretraining.objectives import fill_mask, load_pretrainer
 
     pretrainer = load_pretrainer(model, sentence_objective=None)
-    if "masked-piece head" in pretrainer.new_heads:
+    if "masked-LM head" in pretrainer.new_heads:
         raise ValueError(
             f"'{model}' has no masked-LM head. Pretrain it first, with `bert pretrain`."
         )
