@@ -1,4 +1,4 @@
-"""Compressed files, which their names tell: `.gz`, and `.zst` where zstandard is installed."""
+"""Read compressed files by their extension: `.gz`, and `.zst` if zstandard is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMPRESSED = (".gz", ".zst")
 
 
 def decompress(file_: BinaryIO) -> BinaryIO:
-    """Open the decompressed stream of a file; its name tells the compression."""
+    """Return the decompressed stream of a file; its extension determines the compression."""
     if file_.name.lower().endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file_))
     if file_.name.lower().endswith(".zst"):
@@ -19,8 +19,10 @@ def decompress(file_: BinaryIO) -> BinaryIO:
 
 
 class Unzstd(io.RawIOBase):
-    """A stream that decompresses zstd. zstandard's own reader takes the middle of a frame for its
-    end where a file is cut off; this one reports the damage."""
+    """Decompress a zstd stream.
+
+    zstandard's own reader treats a truncated file as complete; this one raises an error.
+    """
 
     def __init__(self, file_: BinaryIO) -> None:
         import zstandard
@@ -32,12 +34,12 @@ class Unzstd(io.RawIOBase):
         self.block = io.BytesIO()
 
     def readable(self) -> bool:
-        """Tell `io` that this stream can be read."""
+        """Return True: `io` requires this method."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as that is possible at once, and return the number of bytes, 0 at
-        the end. Raises ValueError if the file is damaged."""
+        """Read up to `len(buffer)` bytes into `buffer` and return their number, 0 at the end.
+        Raises ValueError if the file is damaged."""
         while not (size := self.block.readinto(buffer)):
             ended = self.frame is None or self.frame.eof
             compressed = (

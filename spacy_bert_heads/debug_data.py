@@ -1,5 +1,7 @@
-"""What `spacy debug data` does, for our heads: read the data of a config as training does, with the
-pipeline's tokenizers, and look for faults that training meets late or never shows."""
+"""Check the training data of a config, as `spacy debug data` does, for the heads of this package.
+
+The data is read exactly as in training, with the pipeline's tokenizers. The checks find faults that
+training would report late or never."""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ from .heads.qa import BertQA
 
 @dataclass
 class Section:
-    """What was seen of the texts, of an encoder, or of a head."""
+    """Hold the results for the texts, an encoder or a head."""
 
     title: str
     facts: dict[str, Any]  # plain data
@@ -49,7 +51,7 @@ class Section:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, findings: Iterable[Finding], passed: str) -> None:
-        """Note what a check has found, or, if it is nothing, what has passed."""
+        """Add the findings of a check, or the name of the passed check if there are none."""
         findings = list(findings)
         self.findings += findings
         if not findings:
@@ -58,7 +60,7 @@ class Section:
 
 @dataclass
 class Report:
-    """All sections; "error" and "warning" are the levels of findings."""
+    """Hold all sections; the level of a finding is "error" or "warning"."""
 
     sections: list[Section]
 
@@ -67,15 +69,15 @@ class Report:
         return sum(one.level == level for section in self.sections for one in section.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as plain data."""
+        """Return the report as plain data."""
         return {"errors": self.count("error"), "warnings": self.count("warning"), **asdict(self)}
 
 
 def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Report:
-    """Check the data of a config. Nothing is trained, and of new encoders only tokenizers are read.
+    """Check the data of a config without training. Only the tokenizers of new encoders are loaded.
 
-    `overrides` are those of `spacy train`, as {"paths.train": "train.spacy"}. Raises ValueError or
-    OSError if the config, a checkpoint or the data can't be read.
+    `overrides` are those of `spacy train`, such as {"paths.train": "train.spacy"}. Raises
+    ValueError or OSError if the config, a checkpoint or the data can't be read.
     """
     config = load_config(config_path, overrides=overrides or {}, interpolate=False)
     nlp = load_model_from_config(config, auto_fill=True)
@@ -106,7 +108,7 @@ def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Re
 
 
 def read(nlp: Language, corpus: Callable[[Language], Iterable[Example]]) -> list[Example]:
-    """Read a corpus, each Doc once: `max_pairs` of our reader would repeat it."""
+    """Read each Doc of a corpus once; `max_pairs` of our reader would repeat it."""
     if isinstance(corpus, BertCorpus):
         corpus = copy(corpus)
         corpus.max_pairs = 0
@@ -114,8 +116,8 @@ def read(nlp: Language, corpus: Callable[[Language], Iterable[Example]]) -> list
 
 
 def count_empty(corpus: Any) -> int:
-    """Count the Docs without tokens in the files of a spaCy corpus, which leaves them out; 0 for
-    other corpora. Raises ValueError if a file is missing or damaged."""
+    """Count the Docs without tokens, which a spaCy corpus skips; 0 for other corpora. Raises
+    ValueError if a file is missing or damaged."""
     if not isinstance(corpus, Corpus):
         return 0
     check_exists(corpus.path)
@@ -129,8 +131,8 @@ def count_empty(corpus: Any) -> int:
 
 
 def encoder_of_head(head: BertHead) -> Model | None:
-    """Give the model of the encoder that a head reads or has; None for layers that are not ours.
-    Raises ValueError if the one that it wants is not in the pipeline."""
+    """Return the model of the encoder that a head listens to or contains; None for layers of other
+    packages. Raises ValueError if the encoder is not in the pipeline."""
     for node in head.model.walk():
         if isinstance(node, BertListener):
             return node.encoder_for().model
@@ -140,8 +142,8 @@ def encoder_of_head(head: BertHead) -> Model | None:
 
 
 def read_by(model: Model, readings: dict[str, Reading]) -> Reading:
-    """Give how an encoder reads texts; of one without weights only the tokenizer is loaded, once
-    for all `readings`."""
+    """Return the tokenizer and the windows of an encoder. For an encoder without weights, only the
+    tokenizer is loaded, and cached in `readings`."""
     window, stride = model.attrs["window"], model.attrs["stride"]
     if shim_of(model).has_module:
         tokenizer = checkpoint_of(model).tokenizer
@@ -159,7 +161,7 @@ def read_by(model: Model, readings: dict[str, Reading]) -> Reading:
 
 
 def look_at_texts(splits: Sequence[Split], num_empty: Sequence[int]) -> Section:
-    """Look at Docs and their texts; `num_empty` are the empty Docs of each corpus."""
+    """Check the Docs and their texts; `num_empty` has the number of empty Docs in each corpus."""
     facts = {
         split.name: {
             "docs": len(split.examples),
@@ -177,15 +179,15 @@ def look_at_texts(splits: Sequence[Split], num_empty: Sequence[int]) -> Section:
 
 
 def check_no_docs(split: Split) -> list[Finding]:
-    """Find out whether a corpus has no Doc at all."""
+    """Check whether a corpus has no Docs."""
     if split.examples:
         return []
-    message, fix = "no Docs", f"Name data by --paths.{split.name}"
+    message, fix = "no Docs", f"Set the data with --paths.{split.name}"
     return [Finding("no_docs", "error", split.name, 0, message, fix)]
 
 
 def look_at_encoder(name: str, reading: Reading, splits: Sequence[Split]) -> Section:
-    """Look at how an encoder reads the texts."""
+    """Check how an encoder reads the texts."""
     measured = {split.name: measure_wordpieces(split, reading) for split in splits}
     section = Section(name, {**measured, "window": reading.window, "stride": reading.stride})
     section.add(
@@ -198,7 +200,7 @@ def look_at_encoder(name: str, reading: Reading, splits: Sequence[Split]) -> Sec
 def look_at_head(
     head: BertHead, reading: Reading | None, splits: Sequence[Split], *, frozen: bool = False
 ) -> Section:
-    """Look at what a head learns from. A frozen one learns nothing, so there is nothing to find."""
+    """Check the annotations for a head. A frozen head is not trained, so it is not checked."""
     facts: dict[str, Any] = {"frozen": frozen}
     for split in splits:
         facts[split.name] = {
@@ -218,6 +220,6 @@ def look_at_head(
     if isinstance(head, BertPairHead) and (head.texts or head.extra):
         section.add(check_config_texts(head, reading), "the config's texts fit into a window")
     if not isinstance(head, BertQA):
-        passed = f"train and dev have the same labels, train {FEW} examples or more of each"
+        passed = f"train and dev have the same labels, with {FEW} examples or more of each in train"
         section.add(check_labels(head, *splits), passed)
     return section

@@ -1,4 +1,4 @@
-"""The frame of all pages that are written: one file each, which asks for no other."""
+"""Create self-contained HTML pages with a common style."""
 
 from html import escape
 
@@ -14,7 +14,7 @@ th {{ font-weight: normal; }} thead th {{ border-bottom: 1px solid {LINE}; }}
 
 
 def make_page(title: str, body: str, *, style: str = "") -> str:
-    """Make a page of a title, which is text, and a body, which is HTML. `style` is more CSS."""
+    """Return a page with a title (text, escaped) and a body (HTML); `style` is additional CSS."""
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}{style}</style>\n'

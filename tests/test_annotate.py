@@ -305,7 +305,7 @@ def test_the_command(joint, corpus, tmp_path):
         (["PIPELINE", "in.jsonl", "--format", "csv"], "There is no format 'csv'"),
         (["PIPELINE", "in.jsonl", "--workers", "0"], "There must be 1 worker at least"),
         (["PIPELINE", "in.jsonl", "--engine", "spark"], "There is no engine 'spark'"),
-        (["PIPELINE", "in.jsonl", "--address", "auto"], "go with --engine ray"),
+        (["PIPELINE", "in.jsonl", "--address", "auto"], "need --engine ray"),
         (["PIPELINE", "in.csv"], "doesn't tell how to read it"),
         (["PIPELINE", "empty.jsonl"], "There is no document in"),
         (["PIPELINE", "wide.txt"], "it is UTF-16"),

@@ -183,9 +183,9 @@ def test_one_of_several_data_files_is_damaged(data_file):
 
 def test_no_such_data_file(tmp_path):
     nlp = spacy.blank(LANG)
-    with pytest.raises(ValueError, match=r"no '.*none\.spacy'. Make it: python -m spacy bert"):
+    with pytest.raises(ValueError, match=r"no '.*none\.spacy'. Create it with: python"):
         list(make_corpus(tmp_path / "none.spacy")(nlp))
-    with pytest.raises(ValueError, match="There is no '.*nothing-here'. Make it: .* bert convert"):
+    with pytest.raises(ValueError, match="no '.*nothing-here'. Create it with: .* bert convert"):
         list(make_corpus(tmp_path / "nothing-here")(nlp))
-    with pytest.raises(ValueError, match=r"No data is named. Add: --paths.train"):
+    with pytest.raises(ValueError, match=r"No data path is set. Add: --paths.train"):
         make_corpus(None)

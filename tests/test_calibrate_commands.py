@@ -148,7 +148,7 @@ def test_in_place_changes_nothing_else(copied_joint, data):
     "args, message",
     [
         (["{model}", "{data}"], "Name a folder for the new pipeline, --output FOLDER, or give"),
-        (["{model}", "-o", "{out}"], "Name the data to calibrate on"),
+        (["{model}", "-o", "{out}"], "The data to calibrate on is missing"),
         (["{model}", "{data}", "-o", "{model}"], "is the pipeline itself. Leave --output out"),
         (["{model}", "{data}", "-o", "{out}", "--heads", "ner"], "'ner' is no head with prob"),
         (["nowhere", "{data}", "-o", "{out}"], "There is no pipeline 'nowhere'"),
@@ -184,7 +184,7 @@ def test_a_head_without_errors_stays(joint, data, tmp_path):
 def test_one_goal(joint, data):
     for goals in ([], ["--precision", 0.9, "--f"]):
         result = run("tune-thresholds", joint, data, *goals, "--force")
-        assert result.exit_code == 1 and "Name one goal" in result.output
+        assert result.exit_code == 1 and "Set exactly one of" in result.output
     result = run("tune-thresholds", joint, data, "--precision", 95, "--force")
     assert result.exit_code == 1 and "There is no goal precision 95" in result.output
 

@@ -56,7 +56,7 @@ def test_convert_says_what_it_kept_and_what_not(conll, tmp_path):
             ("init-config", "a.cfg", "--heads", "nre"),
             "Unknown head 'nre'. Choose from: choice, ner,",
         ),
-        (("init-config", "a.cfg", "--train", "no.spacy"), "There is no 'no.spacy'. Make it: "),
+        (("init-config", "a.cfg", "--train", "no.spacy"), "There is no 'no.spacy'. Create it"),
     ],
 )
 def test_errors_are_one_sentence_and_no_traceback(args, message):

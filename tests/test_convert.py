@@ -133,22 +133,22 @@ def test_wrong_options(tmp_path):
     with pytest.raises(FileNotFoundError, match="a.conll does not exist"):
         convert(source, tmp_path / "out.spacy")
     source.write_text(CONLL)
-    with pytest.raises(ValueError, match="no format 'xml'. Formats: conll, conllu"):
+    with pytest.raises(ValueError, match="no format 'xml'. Choose one of: conll, conllu"):
         convert(source, tmp_path / "out.spacy", format="xml")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="Set it to 1 or more"):
         convert(source, tmp_path / "out", max_docs=0)
-    with pytest.raises(ValueError, match="in the way"):
+    with pytest.raises(ValueError, match="must end in .spacy, an output folder"):
         convert(source, source)
     (tmp_path / "folder.spacy").mkdir()
-    with pytest.raises(ValueError, match="in the way"):
+    with pytest.raises(ValueError, match="must end in .spacy, an output folder"):
         convert(source, tmp_path / "folder.spacy")
-    with pytest.raises(ValueError, match="out.txt would be a folder. Name a file that ends in .sp"):
+    with pytest.raises(ValueError, match="out.txt would be a folder. Choose a file"):
         convert(source, tmp_path / "out.txt")
 
 
 def test_a_pipe_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="can be read only once"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         convert(tmp_path / "pipe", tmp_path / "out.spacy")
 
 
@@ -156,19 +156,19 @@ def test_a_pipe_is_rejected(tmp_path):
     "content", [b"EU\tB-ORG\n", gzip.compress(CONLL.encode())[:-9]], ids=["not gzip", "cut off"]
 )
 def test_broken_gzip(tmp_path, content):
-    with pytest.raises(ValueError, match="a.conll.gz cannot be read"):
+    with pytest.raises(ValueError, match="a.conll.gz can.t be read"):
         run_plain(tmp_path, "a.conll.gz", content)
 
 
 def test_zstd(tmp_path):
     packed = zstd((CONLL + "\n").encode())
     assert run_plain(tmp_path, "a.conll.zst", packed + packed)[0] == CONLL_DOCS * 2
-    with pytest.raises(ValueError, match="a.conll.zst cannot be read: it ends in the middle"):
+    with pytest.raises(ValueError, match="a.conll.zst can.t be read: it ends in the middle"):
         run_plain(tmp_path, "a.conll.zst", packed[:-1])
 
 
 def test_utf16(tmp_path):
-    with pytest.raises(ValueError, match="a.csv cannot be read: it is UTF-16"):
+    with pytest.raises(ValueError, match="a.csv can.t be read: it is UTF-16"):
         run_plain(tmp_path, "a.csv", "text,label\nfine,1\n".encode("utf-16"))
 
 

@@ -81,11 +81,14 @@ def test_wrong_choices_are_rejected(tmp_path):
     docs, report = run(tmp_path, "a.jsonl", jsonl(good, *rows))
     assert len(docs) == 1
     assert report.reasons == {
-        "no number of an option, from 0": 2,
+        "answer is not the number (from 0), letter or text of an option": 2,
         "choices[0] needs at least two options, not ['A'].": 1,
         "no option": 1,
     }
-    assert "a.jsonl:2: no number of an option, from 0: 2" in samples(report)
+    assert (
+        "a.jsonl:2: answer is not the number (from 0), letter or text of an option: 2"
+        in samples(report)
+    )
 
 
 STSB = "genre\tsentence1\tsentence2\tscore\nnews\tA dog runs.\tA dog is running.\t4.75\n"
@@ -118,9 +121,9 @@ def test_wrong_numbers_are_rejected(tmp_path):
     assert len(docs) == 1
     assert report.reasons == {"not a finite number": 2}
     header = "sentence1\tsentence2\tvalue\n"
-    with pytest.raises(ValueError, match="no column for the label, name it by --label-column: "):
+    with pytest.raises(ValueError, match="no column for the label, name it with --label-column: "):
         run(tmp_path, "a.tsv", f"{header}A\tB\t1\n")
-    with pytest.raises(ValueError, match="no column for the score, name it by --score-column"):
+    with pytest.raises(ValueError, match="no column for the score, name it with --score-column"):
         run(tmp_path, "a.tsv", "sentence1\tsentence2\tlabel\nA\tB\tyes\n", score_column="x")
 
 

@@ -116,9 +116,9 @@ def test_tokenizer_of_the_language(tmp_path):
     assert run_plain(tmp_path, "a.jsonl", content, lang="en")[0][0].ents == [(0, 1, "X")]
     (doc, _), report = run(tmp_path, "a.jsonl", content, lang="xx")
     assert [token.ent_iob_ for token in doc] == ["", "O"]
-    assert report.notes.counts == {"entities left out, not whole tokens": 1}
-    assert report.notes.examples == {"entities left out, not whole tokens": "'Do'"}
-    message = "1 entities .* not whole tokens of the language 'xx', such as 'Do', more than are"
+    assert report.notes.counts == {"entities skipped, not whole tokens": 1}
+    assert report.notes.examples == {"entities skipped, not whole tokens": "'Do'"}
+    message = "1 entities .* not whole tokens of the language 'xx', such as 'Do'; that is most"
     with pytest.raises(ValueError, match=message):
         run(tmp_path, "a.jsonl", jsonl(records[0]), lang="xx")
 
@@ -138,7 +138,7 @@ def test_spans_that_are_left_out_teach_nothing(tmp_path, spans, ents, iob, notes
     (doc,), report = run(tmp_path, "a.jsonl", jsonl({"text": TEXT, "spans": spans}))
     assert [ent.text for ent in doc.ents] == ents
     assert "".join(token.ent_iob_ or "-" for token in doc) == iob
-    kinds = {f"entities left out, {kind}": n for kind, n in notes.items()}
+    kinds = {f"entities skipped, {kind}": n for kind, n in notes.items()}
     assert report.notes.counts == kinds
 
 
@@ -156,7 +156,7 @@ def test_offsets_are_checked_by_the_text_of_a_span(tmp_path, start, end, kind):
     span = {"start": start, "end": end, "label": "X", "text": "Zoë!"}
     (doc,), report = run(tmp_path, "a.jsonl", jsonl({"text": "🚢 Zoë! ok", "spans": [span]}))
     assert [ent.text for ent in doc.ents] == ["Zoë!"]
-    found = {f"entities found by their text, {kind}": 1} if kind else {}
+    found = {f"entities located by their text, {kind}": 1} if kind else {}
     assert report.notes.counts == found
     bad = jsonl({"text": "🚢 Zoë ok", "spans": [span]}, {"text": "x", "spans": []})
     _, report = run(tmp_path, "a.jsonl", bad)

@@ -67,7 +67,7 @@ def test_nli_named_columns(tmp_path, name, content):
     columns = {"premise_column": "a", "hypothesis_column": "b", "label_column": "c"}
     docs, _ = run(tmp_path, name, content, **columns)
     assert [judged(doc) for doc in docs] == NLI_DOCS
-    with pytest.raises(ValueError, match="no column for the text.* a, b, c "):
+    with pytest.raises(ValueError, match="no text column.* a, b, c "):
         run(tmp_path, name, content, format=f"nli-{name[2:]}")
 
 
@@ -137,7 +137,7 @@ def test_nli_tsv_rejects_rows(tmp_path):
     assert report.reasons == {
         "wrong number of columns": 2,
         "no consensus on the label": 1,
-        "label is a number, name the labels in order by --labels": 1,
+        "label is a number, name the labels in order with --labels": 1,
         "no label": 1,
         "no hypothesis": 1,
         "no premise": 1,
@@ -147,7 +147,7 @@ def test_nli_tsv_rejects_rows(tmp_path):
         "a.tsv:3: wrong number of columns: 2 instead of 3",
         "a.tsv:4: wrong number of columns: 4 instead of 3",
         "a.tsv:5: no consensus on the label",
-        "a.tsv:6: label is a number, name the labels in order by --labels: '2'",
+        "a.tsv:6: label is a number, name the labels in order with --labels: '2'",
         "a.tsv:7: no label: ' '",
     ]
 
@@ -171,16 +171,16 @@ def test_nli_jsonl_rejects_lines(tmp_path):
     assert [judged(doc) for doc in docs] == [("p", [("h", "neutral"), ("last", "neutral")])]
     assert report.reasons == {
         "no consensus on the label": 1,
-        "label is a number, name the labels in order by --labels": 2,
+        "label is a number, name the labels in order with --labels": 2,
         "no label": 1,
         "too long for spaCy": 1,
-        "no column for the label, name it by --label-column": 1,
+        "no column for the label, name it with --label-column": 1,
         "not a JSON object in UTF-8": 1,
         "not JSON": 1,
     }
     assert samples(report)[:2] == [
         "a.jsonl:2: no consensus on the label",
-        "a.jsonl:3: label is a number, name the labels in order by --labels: 1",
+        "a.jsonl:3: label is a number, name the labels in order with --labels: 1",
     ]
 
 

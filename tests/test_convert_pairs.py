@@ -104,7 +104,7 @@ def test_jsonl_fixed_offsets_of_kept_records(tmp_path):
     bad = {"text": TEXT, "questions": [*good["questions"], {"question": "Who?", "answers": [ada]}]}
     (doc,), report = run(tmp_path, "a.jsonl", jsonl(good, bad))
     assert answered(doc) == [("What?", [(41, "the sea")])]
-    assert report.notes.counts["answers found by their text, offsets fixed"] == 1
+    assert report.notes.counts["answers located by their text, offsets corrected"] == 1
     assert samples(report) == [
         "a.jsonl:2: answer found more than once, and not at its offset: 'Ada'"
     ]
@@ -120,7 +120,7 @@ def test_jsonl_fixed_offsets_of_kept_records(tmp_path):
         ({"hypotheses": [{"text": "a", "label": ""}]}, "no label: ''"),
         (
             {"hypotheses": [{"text": "a", "label": 2}]},
-            "label is a number, name the labels in order by --labels: 2",
+            "label is a number, name the labels in order with --labels: 2",
         ),
         ({"questions": {}}, "questions are not a list: {}"),
         ({"questions": [None]}, "no question: None"),
@@ -179,7 +179,7 @@ def test_the_report_counts_over_all_files(tmp_path):
     report = convert(source, tmp_path / "out.spacy")
     assert report.format == "squad, nli-tsv"
     assert (report.unit, report.read, report.kept, report.rejected) == ("records", 7, 6, 1)
-    assert report.notes.counts["answers found by their text, offsets fixed"] == 3
+    assert report.notes.counts["answers located by their text, offsets corrected"] == 3
     assert (report.pairs["questions"], report.pairs["hypotheses"]) == (2, 4)
 
 
@@ -196,7 +196,7 @@ def test_command(tmp_path):
         "answers: 1 of 1 document",
         "Pairs: 1 questions",
         f"Longest document: 13 tokens, {source}",
-        "1 answers found by their text, offsets fixed: 'the sea'",
+        "1 answers located by their text, offsets corrected: 'the sea'",
         "Rejected: 1",
         "       1  answer found more than once, and not at its offset",
         f"  {source}: answer found more than once, and not at its offset: 'b'",

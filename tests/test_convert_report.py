@@ -23,18 +23,22 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
     "content, options, message",
     [
         (jsonl({"stars": 5, "text": "great"}), {}, "Nothing in .* is annotated: .*not read: stars"),
-        (jsonl({"tokens": ["a"], "ner_tags": [3]}), {}, "'ner_tags' has numbers.*by --labels"),
+        (jsonl({"tokens": ["a"], "ner_tags": [3]}), {}, "'ner_tags' has numbers.*with --labels"),
         (
             jsonl({"text": "a", "label": "joy,love"}, {"text": "b", "label": "joy"}),
             {},
-            "'joy,love' looks like several. Give --label-separator ','",
+            "'joy,love' looks like several. Add --label-separator ','",
         ),
         (
             jsonl(*({"text": "a", "label": f"text {i}"} for i in range(100))),
             {},
             "100 different categories in 100 documents",
         ),
-        (jsonl({"text": "a", "label": 3}), {"labels": ("x",)}, "no such label among --labels: 3"),
+        (
+            jsonl({"text": "a", "label": 3}),
+            {"labels": ("x",)},
+            "number of a label is not among --labels: 3",
+        ),
         (jsonl({"text": "a"}), {"label_columns": ("x",)}, "no column named by --label-columns: x"),
         (
             jsonl(
@@ -43,17 +47,17 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
                 {"text": "c", "spans": []},
             ),
             {},
-            "No label is left: 2 records in .* were rejected, and the 1 others have none.*jsonl:1",
+            "No labels are left: 2 records in .* were rejected, .* 1 have no label.*jsonl:1",
         ),
         (
             jsonl({"text": "a", "spans": [], "_view_id": "pos_manual", "answer": "accept"}),
             {},
-            "spans of Prodigy that are tags",
+            "spans of Prodigy are tags",
         ),
         (
             "Anna (1)\nleft -\n",
             {"format": "conll"},
-            "in brackets are not read.*--tag-column: '.1.'",
+            "in brackets are not supported.*--tag-column: '.1.'",
         ),
     ],
 )
@@ -98,7 +102,7 @@ def test_parquet(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
 def test_parquet_without_pyarrow(tmp_path):
-    with pytest.raises(ImportError, match="a.parquet is a parquet file: pip install pyarrow"):
+    with pytest.raises(ImportError, match="a.parquet is a Parquet file. Install pyarrow"):
         run(tmp_path, "a.parquet", b"PAR1")
 
 

@@ -35,7 +35,7 @@ ANSWERS = [
 
 
 def fixed(report: ConversionReport) -> int:
-    return report.notes.counts["answers found by their text, offsets fixed"]
+    return report.notes.counts["answers located by their text, offsets corrected"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_squad_rejects_question_by_question(tmp_path):
     "content, reason",
     [
         ('{"data": [{"paragraphs": [', "not JSON: "),
-        ("3", "neither an object nor an array of JSON in UTF-8"),
+        ("3", "not a JSON object or array in UTF-8"),
         ("[3]", "not SQuAD: int instead of an object"),
         ('{"data": "x"}', "not SQuAD: an object without a list of data"),
         ('{"data": [{}]}', "not SQuAD: an object without a list of paragraphs"),

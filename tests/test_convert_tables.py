@@ -90,11 +90,11 @@ def test_tsv_columns(tmp_path, header, options):
 @pytest.mark.parametrize(
     "header, reason",
     [
-        ("body,stars", "a.csv:2: no column for the text, name it by --text-column: there are body"),
-        ("review,sentence,label", "a.csv:2: no column for the text"),
-        ("text,text,label", "there are text (1), text (2), label"),
-        ("text,stars", "Nothing in .* is annotated: 1 records have a text alone.*not read: stars"),
-        ("text", "not read: none but the text's"),
+        ("body,stars", "a.csv:2: no text column, name it with --text-column: the columns are body"),
+        ("review,sentence,label", "a.csv:2: no text column"),
+        ("text,text,label", "the columns are text (1), text (2), label"),
+        ("text,stars", "Nothing in .* is annotated: 1 records have only a text.*not read: stars"),
+        ("text", "not read: none except the text"),
     ],
 )
 def test_csv_unclear_columns(tmp_path, header, reason):

@@ -345,7 +345,7 @@ def test_conllu(tmp_path):
         ("NOUN", "NN", "Case=Dat"),
         ("PUNCT", "", ""),
     ]
-    assert report.notes.counts == {"tokens of several words, without tags": 1}
+    assert report.notes.counts == {"multiword tokens, left without tags": 1}
     assert report.kinds == {"tags": 1}
 
 
@@ -364,8 +364,8 @@ def test_brat(tmp_path):
     assert seen(doc) == (text, [("Anna and Ben Lind", "PER")], {})
     assert (report.format, report.unit, report.read) == ("brat", "documents", 1)
     assert report.notes.counts == {
-        "entities of several parts, read from the first to the last": 1,
-        "entities left out, overlapping a longer one": 2,
+        "discontinuous entities, read from the first to the last character": 1,
+        "entities skipped, overlapping a longer one": 2,
         "annotations of brat that were not read": 1,
     }
 
@@ -377,7 +377,7 @@ def test_flat_squad_and_pairs(tmp_path):
     (doc,), report = run(tmp_path, "a.jsonl", jsonl(row | there, row | none))
     assert answered(doc) == [("Where?", [(12, "France")]), ("Who?", [])]
     assert (report.read, report.kept, report.docs) == (2, 2, 1)
-    assert report.notes.counts == {"answers left out, answer not found in the context": 1}
+    assert report.notes.counts == {"answers skipped, answer not found in the context": 1}
     names = {"premise_column": "text", "hypothesis_column": "text_b", "labels": ("yes", "no")}
     (doc,), _ = run(tmp_path, "a.jsonl", jsonl({"text": "A", "text_b": "B", "label": 1}), **names)
     assert judged(doc) == ("A", [("B", "no")])

@@ -39,7 +39,7 @@ def test_warnings_and_errors(clean, tmp_path):
     assert result.exit_code == 0, result.output
     lines = lines_of(result.output)
     (warning,) = [i for i, line in enumerate(lines) if line.startswith("⚠ train: 4 Docs (16.7%)")]
-    assert "Split the data again, each text into one part." in " ".join(lines[warning:])
+    assert "Split the data again, with each text in only one" in " ".join(lines[warning:])
     assert "⚠ 1 warning" in lines
     train.append(NLP.make_doc(f"Anna  {word(1)}"))
     train[-1].ents = [Span(train[-1], 0, 2, label="VESSEL")]
@@ -60,7 +60,7 @@ def test_warnings_and_errors(clean, tmp_path):
         "where": "train",
         "count": 1,
         "message": "1 entity with white space at a border",
-        "fix": "Let the entity begin and end with a word",
+        "fix": "Move the offsets so that the entity starts and ends with a word",
         "examples": ["Anna  "],
     }
     ner = next(section for section in found["sections"] if section["title"] == "bert_ner")
@@ -71,9 +71,9 @@ def test_warnings_and_errors(clean, tmp_path):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("nowhere.spacy", "There is no 'nowhere.spacy'. Make it: python -m spacy bert convert"),
-        ("damaged.spacy", "damaged.spacy is damaged, or no .spacy file"),
-        ("text.spacy", "text.spacy is damaged, or no .spacy file"),
+        ("nowhere.spacy", "There is no 'nowhere.spacy'. Create it with: python -m spacy bert"),
+        ("damaged.spacy", "damaged.spacy is damaged or not a .spacy file"),
+        ("text.spacy", "text.spacy is damaged or not a .spacy file"),
     ],
 )
 def test_data_that_cannot_be_read(clean, tmp_path, monkeypatch, reader, path, message):

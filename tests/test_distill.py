@@ -196,7 +196,7 @@ def test_command(joint, dev, tmp_path):
     said = command(*words, "0,9", code=1)
     assert "Error: Layers 0, 9 can't be kept: this 'bert' checkpoint has 2" in said
     said = command(*words, "first", code=1)
-    assert "Error: --keep-layers is 'first'. Give numbers of layers" in said
+    assert "Error: --keep-layers is 'first'. Pass layer numbers" in said
     command(*words, "1", "--training.max_steps", "2")
     nlp = spacy.load(tmp_path / "out" / "model-last")
     assert checkpoint_of(nlp.get_pipe("bert_encoder").model).num_layers == 1

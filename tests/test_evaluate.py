@@ -243,8 +243,8 @@ def test_code_is_imported_first(rules, gold, tmp_path):
     [
         ("nowhere", "gold.spacy", "There is no pipeline 'nowhere', neither"),
         (".", "gold.spacy", "There is no pipeline '.', neither"),
-        ("rules", "nowhere.spacy", "There is no 'nowhere.spacy'. Make it: python -m spacy bert"),
-        ("rules", "damaged.spacy", "damaged.spacy is damaged, or no .spacy file"),
+        ("rules", "nowhere.spacy", "There is no 'nowhere.spacy'. Create it with: python -m spacy"),
+        ("rules", "damaged.spacy", "damaged.spacy is damaged or not a .spacy file"),
         ("rules", "empty.spacy", "There is no Doc with tokens in 'empty.spacy'."),
         ("rules", "bare.spacy", "Nothing to score: 'bare.spacy' has no annotation of what 'rules'"),
     ],

@@ -202,7 +202,7 @@ def test_the_commands(checkpoint, make_nlp, tmp_path):
     result = run(*args, "--encoder", "bert_encoder", "--layer", 1)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[0] == "Left out, without a category: 1"
+    assert lines[0] == "Skipped, without a category: 1"
     assert [line.partition(": nearest")[0] for line in lines[1:3]] == [
         checkpoint,
         str(tmp_path / "pipeline"),
@@ -220,7 +220,7 @@ def test_the_commands(checkpoint, make_nlp, tmp_path):
     [
         (("word", "nowhere/x/y", "bank", "a bank"), "Can't read a checkpoint"),
         (("weights", "nowhere"), "There is no pipeline 'nowhere'"),
-        (("map", "a.spacy"), "Name one or two models, then the data"),
+        (("map", "a.spacy"), "Pass one or two, then the data"),
         (("map", "x", "a.spacy"), "There is no 'a.spacy'. Make it"),
     ],
 )

@@ -140,7 +140,9 @@ def test_pretraining_takes_no_folder_of_others(run_settings, tmp_path):
 def test_pretraining_takes_its_own_folder(run_settings, tmp_path):
     output = tmp_path / "run"
     pretrain(run_settings, output, say=quiet)
-    with pytest.raises(ValueError, match="holds a run already. Go on with it by --resume.*--force"):
+    with pytest.raises(
+        ValueError, match="already contains a run. Continue it with --resume.*--force"
+    ):
         pretrain(run_settings, output, say=quiet)
     (output / OUTPUT_MARK).unlink()  # as version 0.1 left it
     pretrain(run_settings, output, resume=True, say=quiet)

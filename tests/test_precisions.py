@@ -130,8 +130,11 @@ def test_the_command(joint, gold, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--store"], "--store stores what --precision all has compared. Give both."),
-        (["--precision", "all", "--per-type"], "--per-type and --pages are of one precision."),
+        (["--store"], "--store needs --precision all. Add it, or leave --store out."),
+        (
+            ["--precision", "all", "--per-type"],
+            "--per-type and --pages can't be combined",
+        ),
         (["--precision", "all", "--store"], "'nowhere' is not a folder with a config.cfg"),
         (["--precision", "all"], "There is no pipeline 'nowhere'"),
     ],

@@ -192,13 +192,13 @@ def test_a_plan_is_opened_again_and_an_unfinished_one_is_not(tmp_path):
 
 def test_what_cannot_be_planned():
     corpus = corpus_of([3, 3])
-    with pytest.raises(ValueError, match="a second one, but there is only one"):
+    with pytest.raises(ValueError, match="needs two documents, but there is only one"):
         Epoch(corpus, "nsp", 16)
     assert len(Epoch(corpus, "nsp", 16, held_out=0.0, evaluation=True).plan) == 0
     assert len(Epoch(corpus, "sop", 16).plan) == 2
-    with pytest.raises(ValueError, match="of 4 have no room beside 3 special"):
+    with pytest.raises(ValueError, match="is 4, which leaves no room beside 3 special"):
         Epoch(corpus, "sop", 4)
-    with pytest.raises(ValueError, match="of 2 have no room beside 2 special"):
+    with pytest.raises(ValueError, match="is 2, which leaves no room beside 2 special"):
         Epoch(corpus, "doc-sentences", 2)
     with pytest.raises(ValueError, match="no objective 'mlm', but nsp, sop, full-sentences, doc"):
         Epoch(corpus, "mlm", 16)

@@ -135,7 +135,7 @@ def test_a_run_that_diverges(settings, tmp_path, monkeypatch):
         pretrain(settings, out, resume=True)
     text = str(raised.value)
     assert text.startswith("The gradient of step 8 is nan: the run has diverged. The loss is nan, ")
-    assert "the learning rate 0.0004" in text and "last good state is" in text
+    assert "the learning rate 0.0004" in text and "good training state is" in text
     assert str(out / "states" / "step-6") in text
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     changed = {path.name for path in after if before.get(path) != after[path]}
@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_saved(settings, tmp_path):
     """Gradients are finite, the step isn't."""
     optimizer = {**adam(grad_clip=0.0), "learn_rate": 1e38}
     training = replace(settings.training, optimizer=optimizer, checkpoint_frequency=1, max_steps=1)
-    with pytest.raises(FloatingPointError, match="of step 1 is .*the last good state is none"):
+    with pytest.raises(FloatingPointError, match="of step 1 is .*good training state is none"):
         pretrain(replace(settings, training=training), tmp_path / "out")
     assert not (tmp_path / "out" / "states").exists()
 

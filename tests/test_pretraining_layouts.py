@@ -107,7 +107,7 @@ def test_what_was_understood_is_told(tmp_path):
     assert told[1] == "Read as documents: 150 lines"
     assert told[2].startswith("Warning: 150 of 150 documents have only one sentence")
     told = prepare_text(tmp_path, LINES * 50, "sentences").report.lines()
-    assert told[2].startswith("Warning: All text is 1 document of 150 sentences. If they are laid")
+    assert told[2].startswith("Warning: The text is a single document of 150 sentences. If this")
     told = prepare_text(tmp_path, BOTH * 9).report.lines()
     assert told[1:] == ["Read as documents: 10 sentences on lines between blank lines"]
     told = prepare_text(tmp_path, f"{'anna ' * 150}\n\nAnna").report.lines()

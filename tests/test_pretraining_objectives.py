@@ -45,7 +45,7 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     name = make_checkpoint(tmp_path / family, family=family)
     settings = replace(settings, objective=replace(settings.objective, sentences=objective))
     pretrainer = load_pretrainer(name, sentence_objective=objective)
-    assert "masked-piece head" in pretrainer.new_heads
+    assert "masked-LM head" in pretrainer.new_heads
     pretrainer.model.save_pretrained(tmp_path / "saved")
     corpus = prepare(
         settings.paths.raw, tmp_path, wordpieces=pretrainer.encoder.checkpoint.tokenizer, workers=1
@@ -134,5 +134,5 @@ def test_a_pooler_without_its_head_is_made_anew(tmp_path, family, objective):
     # A checkpoint with the whole head keeps its pooler.
     save_pretrainer(renewed, tmp_path / "saved")
     again = load_pretrainer(str(tmp_path / "saved"), sentence_objective=objective)
-    assert not again.made
+    assert not again.new_parameters
     assert torch.equal(again.sentence_head()[0].state_dict().popitem(last=False)[1], weight)

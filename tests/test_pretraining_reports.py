@@ -107,7 +107,7 @@ def test_without_matplotlib(settings, tmp_path, monkeypatch):
     training = replace(settings.training, checkpoint_frequency=1)
     pretrain(replace(settings, training=training), tmp_path / "out", say=said.append)
     assert [line for line in said if "pip install" in line] == [
-        "No curves are drawn. They need matplotlib: pip install matplotlib"
+        "No curves are drawn. Install matplotlib: pip install matplotlib"
     ]
     assert not (tmp_path / "out" / "curves.png").exists()
 

@@ -63,8 +63,8 @@ def test_a_run_learns(settings, tmp_path):
 
 def test_what_the_checkpoint_lacks_learns_faster(settings):
     pretrainer = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
-    assert "cls.predictions.transform.dense.weight" in pretrainer.made
-    of_encoder = {name for name in pretrainer.made if name.startswith("bert.")}
+    assert "cls.predictions.transform.dense.weight" in pretrainer.new_parameters
+    of_encoder = {name for name in pretrainer.new_parameters if name.startswith("bert.")}
     assert of_encoder == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     optimizer = make_optimizer(pretrainer, 7.0)
     before = {n: p.detach().clone() for n, p in pretrainer.model.named_parameters()}
@@ -75,7 +75,7 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
     optimizer.step()
     for name, parameter in pretrainer.model.named_parameters():
         # The first step of Adam is the rate, whatever the gradient's size.
-        rate = 7e-3 if name in pretrainer.made else 1e-3
+        rate = 7e-3 if name in pretrainer.new_parameters else 1e-3
         expected = before[name] - rate
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0)
 

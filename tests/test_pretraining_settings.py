@@ -35,9 +35,11 @@ def test_two_paths_are_a_config(read):
     assert read(LEAST) == Settings(Paths(["a"], "b"))
     assert read('[paths]\nraw = ["a", "c"]\nencoder = null\n').encoder == Encoder()
     assert read('[paths]\nencoder = "b"\n', paths__raw="a") == read(LEAST)
-    with pytest.raises(ValueError, match=r"\[paths\] needs an encoder: .* or null for a new one"):
+    with pytest.raises(ValueError, match=r"\[paths\] has no encoder. .* or to null for a new"):
         read('[paths]\nraw = "a"\n')
-    with pytest.raises(ValueError, match="from paths.raw .* or from a reader in .corpora.raw."):
+    with pytest.raises(
+        ValueError, match="in exactly one place: paths.raw .* or a reader in .corpora.raw."
+    ):
         read('[paths]\nencoder = "b"\n')
 
 
@@ -133,7 +135,10 @@ def test_the_length_of_a_run(read):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("[training]\nsteps = 3", r"Unknown setting 'steps' in \[training\]. There are: max_steps"),
+        (
+            "[training]\nsteps = 3",
+            r"Unknown setting 'steps' in \[training\]. Choose from: max_steps",
+        ),
         ("[training]\nmax_steps = 0", "training.max_steps is 0: it should be greater"),
         ("[training]\nmax_steps = 1.5", "training.max_steps is 1.5: it should be a valid integer"),
         ('[training]\nmax_steps = "5"', "training.max_steps is '5'"),
@@ -144,7 +149,7 @@ def test_the_length_of_a_run(read):
         ('[training]\nphases = [{"max_length": 4}]', "training.phases.0.max_length is 4"),
         (
             '[training]\nphases = [{"max_length": 9, "a": 4}]',
-            r"'a' in \[training.phases.0\]. There are: max_length",
+            r"'a' in \[training.phases.0\]. Choose from: max_length",
         ),
         ('[objective]\nsentences = "x"', "objective.sentences is 'x': it should be 'nsp', 'sop'"),
         ("[masking]\nrate = 2", "masking.rate is 2: it should be less than or equal to 1"),
@@ -155,7 +160,7 @@ def test_the_length_of_a_run(read):
         ("[encoder]\nvocab_size = 0", "encoder.vocab_size is 0"),
         ("[encoder]\nadd_words = -1", "encoder.add_words is -1"),
         ("[encoder]\nlowercase = 1", "encoder.lowercase is 1"),
-        ("[encoder]\nadd_words = 5", "Raise encoder.vocab_size instead, or name an"),
+        ("[encoder]\nadd_words = 5", "Increase encoder.vocab_size instead, or set"),
     ],
 )
 def test_settings_that_make_no_sense(read, lines, message):

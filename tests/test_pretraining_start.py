@@ -53,12 +53,12 @@ def test_bert_has_the_published_sizes(size, millions):
 
 
 def test_albert_and_roberta_have_the_published_sizes():
-    # albert-base-v1 and albert-large-v1 without heads; the masked-piece head: a layer from the
+    # albert-base-v1 and albert-large-v1 without heads; the masked-LM head: a layer from the
     # states to the width of embeddings, its norm, the biases; the head for the order of segments.
     for size, encoder, width in (("base", 11_683_584, 768), ("large", 17_683_968, 1024)):
         heads = (width + 1) * 128 + 2 * 128 + 30_000 + 2 * (width + 1)
         assert count("albert", size, vocab_size=30_000, pad_token_id=0) == encoder + heads
-    # roberta-base, with its masked-piece head
+    # roberta-base, with its masked-LM head
     assert count("roberta", "base", vocab_size=50_265, pad_token_id=1) == 124_697_433
     assert (
         make_config(Encoder("roberta"), vocab_size=9, pad_token_id=1).max_position_embeddings == 514
@@ -87,7 +87,7 @@ def test_a_new_encoder_is_a_whole_folder(raw, tmp_path, family):
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
 
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
-    assert not pretrainer.made
+    assert not pretrainer.new_parameters
     assert pretrainer.vocabulary().mask_id == 4
     assert pretrainer.vocabulary().size == pretrainer.model.config.vocab_size <= size
     if family == "bert":  # the text has fewer for the other kinds
@@ -155,7 +155,7 @@ def test_a_tokenizer_of_another_family(raw, tmp_path, family, kind):
     settings = ask(raw, family=family, tokenizer=str(tmp_path / "tokenizer"))
     name = make_start(settings, tmp_path / "start", say=quiet)
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
-    assert not pretrainer.made
+    assert not pretrainer.new_parameters
     assert pretrainer.encoder.checkpoint.max_window == 512
     assert pretrainer.model.config.pad_token_id == tokenizer.pad_token_id
     assert pretrainer.vocabulary().mask_id == tokenizer.mask_token_id
@@ -172,11 +172,11 @@ def test_what_does_not_go_together(raw, wordy, tmp_path):
             make_start(settings, tmp_path / "start", say=quiet)
         assert not (tmp_path / "start").exists()
 
-    refuse("characters of the raw text alone make 63 pieces", ask(raw, vocab_size=50))
+    refuse("characters of the raw text alone need 63 entries", ask(raw, vocab_size=50))
     refuse("'-', which can be read only once", ask("-"))
     refuse("does not exist", ask(str(tmp_path / "none.txt")), FileNotFoundError)
     (tmp_path / "empty.txt").write_text("\n\n")
-    refuse("no characters", ask(str(tmp_path / "empty.txt")))
+    refuse("is empty", ask(str(tmp_path / "empty.txt")))
     pairs = dataclasses.replace(ask(raw, family="roberta"), objective=Objective("nsp"))
     refuse("full-sentences", pairs)
     refuse("Can't read encoder.tokenizer 'nowhere'", ask(raw, tokenizer="nowhere"))

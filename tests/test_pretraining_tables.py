@@ -16,10 +16,10 @@ def test_another_key(tmp_path):
     corpus = run(tmp_path, file, format=Format(key="body"))
     assert read(corpus) == [["anna"]]
     assert corpus.report.samples == [
-        f"{file}:2: no 'body': the keys are title, id (text.key names one)"
+        f"{file}:2: no 'body': the keys are title, id; set text.key to one of them"
     ]
     assert list(read_texts([file], Format(key="body"))) == ["anna"]
-    with pytest.raises(ValueError, match="the keys are body, text .text.key names one"):
+    with pytest.raises(ValueError, match="the keys are body, text; set text.key"):
         run(tmp_path, file, format=Format(key="content"))
 
 
@@ -73,7 +73,9 @@ def test_saved_data_sets(tmp_path):
     assert read(run(tmp_path, tmp_path / "both")) == EXPECTED
     assert read(run(tmp_path, tmp_path / "both" / "test")) == EXPECTED[1:]
     datasets.DatasetDict(test=data).save_to_disk(str(tmp_path / "other"))
-    with pytest.raises(FileNotFoundError, match="no split 'train'. Name another one: .*other/test"):
+    with pytest.raises(
+        FileNotFoundError, match="no split 'train'. Pass the folder of one of: .*other/test"
+    ):
         run(tmp_path, tmp_path / "other")
 
 

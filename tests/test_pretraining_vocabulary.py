@@ -80,7 +80,7 @@ def test_a_vocabulary_as_by_hand(tmp_path, size):
     name = make_start(ask(raw, vocab_size=size), tmp_path / "start", say=said.append)
     expected = train_by_hand(texts, size)
     assert load_wordpiece_tokenizer(name).tokenizer.get_vocab() == expected
-    fewer = f"The raw text gives a vocabulary of {len(expected)} wordpieces, not of 400"
+    fewer = f"The vocabulary has only {len(expected)} wordpieces, not 400"
     assert any(fewer in line for line in said) == (size == 400)
     assert (len(expected) < size) == (size == 400)
 
@@ -182,8 +182,8 @@ def test_the_frequent_broken_words_are_added(before, wordy, tmp_path):
         assert AutoTokenizer.from_pretrained(name).get_vocab() == vocab
         assert listed(name) == sorted(vocab, key=vocab.__getitem__)
         assert json.loads((Path(name) / "config.json").read_text())["vocab_size"] == len(vocab)
-    assert "2 words became pieces (harbourmaster, boatyard …)." in said
-    assert any("4 words became pieces" in line and "not 99" in line for line in said)
+    assert "2 words added to the vocabulary (harbourmaster, boatyard …)." in said
+    assert any("4 words added to the vocabulary" in line and "not 99" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_new_rows_are_means(wordy, tmp_path, family, tied):
         torch.testing.assert_close(found[..., n_old + i], expected[..., ids].mean(-1))
 
     pretrainer = load_pretrainer(start, sentence_objective=None)
-    assert not pretrainer.made
+    assert not pretrainer.new_parameters
     ids = inputs["input_ids"]
     with torch.no_grad():
         states = pretrainer.encoder(ids, torch.zeros_like(ids), torch.ones_like(ids))
@@ -313,7 +313,7 @@ def cached(before, after):
 
 def test_heads_that_the_checkpoint_lacks_are_still_lacking(checkpoint, wordy, tmp_path):
     expected = load_pretrainer(checkpoint, sentence_objective=None).new_heads
-    assert expected == ["sentence head", "masked-piece head"]
+    assert expected == ["sentence head", "masked-LM head"]
     name = make_start(ask(wordy, checkpoint, add_words=2), tmp_path / "start", say=quiet)
     pretrainer = load_pretrainer(name, sentence_objective=None)
     assert pretrainer.new_heads == expected
@@ -337,7 +337,7 @@ def test_words_for_a_new_encoder(wordy, before, tmp_path):
     settings = ask(wordy, family="roberta", tokenizer=before, add_words=3)
     name = make_start(settings, tmp_path / "start", say=quiet)
     pretrainer = load_pretrainer(name, sentence_objective="full-sentences")
-    assert not pretrainer.made
+    assert not pretrainer.new_parameters
     size = pretrainer.model.config.vocab_size
     assert size == load_wordpiece_tokenizer(before).tokenizer.get_vocab_size() + 3
     ids = pretrainer.encoder.checkpoint.tokenizer(["Harbourmaster boatyard lightvessel"]).ids

@@ -91,7 +91,7 @@ def test_an_augmenter_of_a_config(save):
 
 def test_if_every_doc_is_too_long_that_is_said(save):
     path = save(make_doc(), make_doc())
-    with pytest.raises(ValueError, match=r"all of its 2 Docs have max_length = 5 tokens or more"):
+    with pytest.raises(ValueError, match=r"all of its 2 Docs have at least max_length = 5 tokens"):
         list(make_corpus(path, max_length=5)(NLP))
     assert len(list(make_corpus(path, max_length=11)(NLP))) == 2
     assert len(list(make_corpus(path)(NLP))) == 2

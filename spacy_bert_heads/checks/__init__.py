@@ -1,1 +1,1 @@
-"""Faults of annotated data from which a head learns nothing, or something wrong."""
+"""Checks for faults of annotated data that training would ignore or learn wrongly."""

@@ -1,4 +1,4 @@
-"""What the checks of annotated data read, and what they give."""
+"""Define the inputs and the results of the checks of annotated data."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from spacy.training import Example
 
 from ..text.wordpieces import WordpieceTokenizer
 
-NUM_SHOWN = 3  # texts that a finding shows
+NUM_SHOWN = 3  # texts shown per finding
 CHARS_SHOWN = 60
 
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one corpus."""
+    """Hold the examples of one corpus."""
 
     name: str  # "train" or "dev"
     examples: Sequence[Example]
 
 
 class Reading(NamedTuple):
-    """How an encoder reads texts."""
+    """Hold the tokenizer and the windows of an encoder."""
 
     tokenizer: WordpieceTokenizer
     window: int
@@ -32,8 +32,11 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault of the data. An "error" ends the training or is learned as it is, wrong; what a
-    "warning" names is lost or deserves a look."""
+    """Describe a fault of the data.
+
+    An "error" stops training, or makes a head learn something wrong. A "warning" is data that is
+    skipped, or that should be reviewed.
+    """
 
     check: str
     level: str
@@ -44,25 +47,25 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
 
-# What a head looks for in a corpus, as an encoder reads it; None for one that is not ours.
+# A check of a head on a corpus; the `Reading` is None for encoders of other packages.
 Check = Callable[[Any, Split, Reading | None], list[Finding]]
 
 
 def faults(
     check: str, level: str, where: str, texts: Sequence[str], message: str, fix: str
 ) -> list[Finding]:
-    """Make a finding of all texts that have a fault; none if there are none."""
+    """Return a list with one finding for all texts that have a fault, or an empty list."""
     if not texts:
         return []
     return [Finding(check, level, where, len(texts), message, fix, show(texts))]
 
 
 def show(texts: Iterable[str]) -> list[str]:
-    """Give the first distinct texts, shortened."""
+    """Return the first distinct texts, shortened."""
     distinct = list(dict.fromkeys(texts))[:NUM_SHOWN]
     return [t if len(t) <= CHARS_SHOWN else f"{t[: CHARS_SHOWN - 1]}…" for t in distinct]
 
 
 def count_of(number: int, thing: str, plural: str | None = None) -> str:
-    """Write a number with its noun."""
+    """Return a number with its noun in the right form."""
     return f"{number:,} {thing if number == 1 else plural or f'{thing}s'}"

@@ -1,5 +1,5 @@
-"""Checks of what a head learns from: Docs and labels, entities, categories. Each looks for one kind
-of fault, in one corpus unless it compares two."""
+"""Check the annotations for a head: Docs and labels, entities, categories. Each function checks one
+kind of fault, in one corpus unless it compares two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW = 10  # examples of a label
 
 
 def is_annotated(head: BertHead, example: Example) -> bool:
-    """Whether an example teaches the head something, or is meant to."""
+    """Check whether an example is annotated for the head, correctly or not."""
     try:
         return head.has_gold(example)
     except ValueError:  # gold entries that don't match their texts: `check_entries` reports that
@@ -41,11 +41,11 @@ def count_labels(head: BertHead, split: Split) -> Counter[str]:
 
 
 def check_annotated(head: BertHead, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find out whether a corpus has nothing for the head: it can't be trained, or isn't scored."""
+    """Check whether a corpus has no annotations for the head, so it can't be trained or scored."""
     if not split.examples or any(is_annotated(head, example) for example in split.examples):
         return []
     in_train = split.name == "train"
-    lost = "it can't be trained" if in_train else "training has no score of it"
+    lost = "it can't be trained" if in_train else "training can't score it"
     return [
         Finding(
             "not_annotated",
@@ -53,17 +53,18 @@ def check_annotated(head: BertHead, split: Split, reading: Reading | None) -> li
             split.name,
             len(split.examples),
             f"no Doc is annotated for {head.name}, so {lost}",
-            f"Name annotated data by --paths.{split.name}, or take {head.name} out of the pipeline",
+            f"Set annotated data with --paths.{split.name}, or remove {head.name} from the "
+            "pipeline",
         )
     ]
 
 
 def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
-    """Find labels with few examples in train, those that only one corpus has, and those that the
-    head, trained before, doesn't know."""
+    """Find labels with few examples in train, labels that only one corpus has, and labels that a
+    trained head doesn't have."""
     in_train, in_dev = count_labels(head, train), count_labels(head, dev)
     few = {label: count for label, count in in_train.items() if count < FEW}
-    # Where nothing at all is annotated, `check_annotated` says so.
+    # If a corpus has no annotations at all, `check_annotated` reports it.
     only_train = {label: n for label, n in in_train.items() if in_dev and label not in in_dev}
     only_dev = {label: n for label, n in in_dev.items() if in_train and label not in in_train}
     unknown = {
@@ -73,7 +74,7 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
         (
             ("few_examples", "train", few),
             f"with fewer than {FEW} examples",
-            "Annotate more texts with it, or leave the label out",
+            "Annotate more texts with it, or remove the label",
         ),
         (
             ("label_only_in_dev", "dev", only_dev),
@@ -87,7 +88,7 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
         ),
         (
             ("unknown_label", "train", unknown),
-            f"that {head.name}, trained before, doesn't have and won't learn",
+            f"that the trained {head.name} doesn't have and won't learn",
             f"Add it: nlp.get_pipe('{head.name}').add_label(…), then save and train further",
         ),
     ]
@@ -107,7 +108,7 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
 
 
 def check_entity_borders(head: BertNER, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find entities that begin or end with white space, or are nothing else."""
+    """Find entities that start or end with white space, or consist only of it."""
     texts = [ent.text for eg in split.examples for ent in eg.reference.ents]
     texts = [text for text in texts if text != text.strip()]
     return faults(
@@ -116,12 +117,12 @@ def check_entity_borders(head: BertNER, split: Split, reading: Reading | None) -
         split.name,
         texts,
         f"{count_of(len(texts), 'entity', 'entities')} with white space at a border",
-        "Let the entity begin and end with a word",
+        "Move the offsets so that the entity starts and ends with a word",
     )
 
 
 def check_entity_tokens(head: BertNER, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find entities that don't begin and end where tokens of the pipeline's tokenizer do."""
+    """Find entities that are not aligned with the tokens of the pipeline's tokenizer."""
     texts = [
         ent.text
         for example in split.examples
@@ -133,24 +134,24 @@ def check_entity_tokens(head: BertNER, split: Split, reading: Reading | None) ->
         "warning",
         split.name,
         texts,
-        f"{count_of(len(texts), 'entity', 'entities')} not made of whole tokens, left out",
-        "Make the data with the tokenizer of the pipeline (`bert convert --lang`), move the "
-        "borders, or change [nlp.tokenizer]",
+        f"{count_of(len(texts), 'entity', 'entities')} not made of whole tokens, skipped",
+        "Convert the data with the tokenizer of the pipeline (`bert convert --lang`), move the "
+        "offsets, or change [nlp.tokenizer]",
     )
 
 
 def check_category_values(
     head: BertTextCat, split: Split, reading: Reading | None
 ) -> list[Finding]:
-    """Find values of categories that are neither 0 nor 1: an error outside of that range, a warning
-    within it."""
+    """Find category values other than 0 and 1: an error outside of this range, a warning
+    between."""
     values = [
         (f"{label} {value:g}", 0 < value < 1)
         for example in split.examples
         for label, value in example.reference.cats.items()
         if value not in (0, 1)
     ]
-    fix = "Write 1.0 for a category that holds and 0.0 for one that doesn't"
+    fix = "Set 1.0 for a category that applies and 0.0 for one that doesn't"
     found = []
     for level, within, where in (
         ("error", False, "outside of 0 to 1"),
@@ -163,7 +164,7 @@ def check_category_values(
 
 
 def check_exclusive(head: BertTextCat, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find Docs of which not exactly one category holds, for a head that chooses one."""
+    """Find Docs that don't have exactly one positive category, for a head that chooses one."""
     annotated = [eg.reference for eg in split.examples if eg.reference.cats]
     several = [doc.text for doc in annotated if sum(v > 0.5 for v in doc.cats.values()) > 1]
     none = [doc.text for doc in annotated if not any(v > 0 for v in doc.cats.values())]
@@ -181,7 +182,7 @@ def check_exclusive(head: BertTextCat, split: Split, reading: Reading | None) ->
             "warning",
             split.name,
             none,
-            f"{count_of(len(none), 'Doc')} without a category that holds, not learned from",
+            f"{count_of(len(none), 'Doc')} without a positive category, skipped in training",
             "Set one to 1.0, add a category for all others, or use bert_textcat_multilabel",
         ),
     ]

@@ -1,4 +1,4 @@
-"""Checks of pairs of texts: gold entries, texts that are too long, answers."""
+"""Check pairs of texts: gold entries, texts that are too long, answers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..text.packing import max_second_text, pack_pairs
 from ..text.pairs import Pairs
 from .findings import Finding, Reading, Split, count_of, faults
 
-MAX_CHARS = 2**18  # of the pairs that are packed at once
+MAX_CHARS = 2**18  # of the pairs that are packed together
 
 
 def entries_of(head: BertPairHead, example: Example) -> Iterator[tuple[Any, Any]]:
-    """Yield what is asked and the gold entries; nothing if the two don't match."""
+    """Yield the second texts and their gold entries; nothing if the two don't match."""
     try:
         yield from head.gold_pairs(example)
     except ValueError:
@@ -30,7 +30,7 @@ def entries_of(head: BertPairHead, example: Example) -> Iterator[tuple[Any, Any]
 
 
 def check_entries(head: BertPairHead, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find Docs whose gold entries don't match their second texts, or are of another shape."""
+    """Find Docs whose gold entries don't match their second texts, or have another format."""
     broken, errors = [], []
     for example in split.examples:
         try:
@@ -46,14 +46,15 @@ def check_entries(head: BertPairHead, split: Split, reading: Reading | None) -> 
         "error",
         split.name,
         broken,
-        f"{count_of(len(broken), 'Doc')} with gold entries that don't fit. " + "".join(errors[:1]),
-        f"Give doc._.{head.output_name} one entry for each of doc._.{head.input_name}, "
+        f"{count_of(len(broken), 'Doc')} with gold entries that don't match. "
+        + "".join(errors[:1]),
+        f"Set one entry in doc._.{head.output_name} for each of doc._.{head.input_name}, "
         f"{head.made_by}",
     )
 
 
 def too_long(texts: Sequence[str], reading: Reading) -> set[str]:
-    """Find the second texts that fill more of the window than they may."""
+    """Return the second texts that are too long for the window."""
     distinct = list(dict.fromkeys(texts))
     lengths = reading.tokenizer(distinct).lengths.tolist()
     limit = max_second_text(reading.tokenizer, reading.window)
@@ -61,7 +62,7 @@ def too_long(texts: Sequence[str], reading: Reading) -> set[str]:
 
 
 def check_second_texts(head: BertPairHead, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find annotated pairs whose second text is too long for the window: they are left out."""
+    """Find annotated pairs that are skipped because the second text is too long for the window."""
     asked = (one for example in split.examples for one, _ in entries_of(head, example))
     texts = head.flatten(asked)
     return _report_too_long(head, split.name, texts, reading)
@@ -81,21 +82,21 @@ def _report_too_long(
     pairs = [text for text in texts if text in long_texts]
     names = ("hypothesis", "hypotheses") if head.input_name == "hypotheses" else ("second text",)
     names = ("question",) if isinstance(head, BertQA) else names
-    lost = "" if where == "config" else f": {count_of(len(pairs), 'pair')} left out"
+    lost = "" if where == "config" else f": {count_of(len(pairs), 'pair')} skipped"
     return faults(
         "second_text_too_long",
-        # What every Doc is asked can't be left out: prediction would end with an error.
+        # Texts for every Doc can't be skipped: prediction would raise an error.
         "error" if where == "config" and not long_texts.isdisjoint(head.extra) else "warning",
         where,
         pairs,
-        f"{count_of(len(long_texts), *names)} of more than "
+        f"{count_of(len(long_texts), *names)} with more than "
         f"{max_second_text(reading.tokenizer, reading.window)} wordpieces, half of a window{lost}",
         "Shorten the text, or set a larger window in the encoder's model",
     )
 
 
 class Asked(NamedTuple):
-    """A question with an answer in the text."""
+    """Hold a question with an answer in the text."""
 
     doc: Doc
     question: str
@@ -103,8 +104,8 @@ class Asked(NamedTuple):
 
 
 def check_answers(head: BertQA, split: Split, reading: Reading | None) -> list[Finding]:
-    """Find answers that are not at their place in the text, longer than the head may answer, or
-    whole in no window."""
+    """Find answers that don't match the text at their offsets, that exceed `max_answer_length`, or
+    that no window contains as a whole."""
     lost: list[str] = []
     asked: list[Asked] = []
     for example in split.examples:
@@ -123,7 +124,8 @@ def check_answers(head: BertQA, split: Split, reading: Reading | None) -> list[F
             split.name,
             lost,
             f"{count_of(len(lost), 'answer')} not in the text at start_char and end_char",
-            "Make answers with spacy_bert_heads.pairs.make_answer(doc, start, end), in characters",
+            "Create answers with spacy_bert_heads.pairs.make_answer(doc, start, end), in "
+            "characters",
         ),
         *faults(
             "answer_too_long",
@@ -131,7 +133,7 @@ def check_answers(head: BertQA, split: Split, reading: Reading | None) -> list[F
             split.name,
             lengthy,
             f"{count_of(len(lengthy), 'answer')} longer than max_answer_length, "
-            f"{head.max_answer_length} wordpieces, can't be given",
+            f"{head.max_answer_length} wordpieces, can't be predicted",
             f"Set a larger max_answer_length for {head.name}, or shorten the answer",
         ),
         *faults(
@@ -139,7 +141,7 @@ def check_answers(head: BertQA, split: Split, reading: Reading | None) -> list[F
             "warning",
             split.name,
             nowhere,
-            f"{count_of(len(nowhere), 'answer')} whole in no window, not learned from",
+            f"{count_of(len(nowhere), 'answer')} not contained in any window, skipped in training",
             "Set a larger window, or a smaller stride, in the encoder's model",
         ),
     ]
@@ -153,7 +155,7 @@ def _fits(entry: Any, text: str) -> bool:
 
 
 def _measure(head: BertQA, asked: Sequence[Asked], reading: Reading) -> tuple[list[str], list[str]]:
-    """Give the questions whose answers are too long, and those whose answers are in no window."""
+    """Return the questions whose answers are too long, and those whose answers are in no window."""
     long_texts = too_long([one.question for one in asked], reading)
     asked = [one for one in asked if one.question not in long_texts]
     of_docs = [list(some) for _, some in groupby(asked, key=lambda one: id(one.doc))]

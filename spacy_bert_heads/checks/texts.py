@@ -1,4 +1,4 @@
-"""Checks of the texts themselves, and of how an encoder reads them."""
+"""Check the texts, and how an encoder reads them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..text.unknown import id_of_unknown
 from .findings import Finding, Reading, Split, count_of, faults
 
 MAX_UNKNOWN = 0.01  # of the wordpieces; English text and BERT's vocabulary have less than 0.001
-NUM_TEXTS = 256  # that are tokenized at once
-NUM_UNKNOWN = 10  # texts of unknown wordpieces that are shown
+NUM_TEXTS = 256  # tokenized together
+NUM_UNKNOWN = 10  # unknown texts that are shown
 
 
 def check_overlap(train: Split, dev: Split) -> list[Finding]:
-    """Find texts of train that are in dev too."""
+    """Find texts of train that also occur in dev."""
     in_dev = {example.reference.text for example in dev.examples}
     texts = [text for eg in train.examples if (text := eg.reference.text) in in_dev]
     share = len(texts) / max(len(train.examples), 1)
@@ -26,26 +26,26 @@ def check_overlap(train: Split, dev: Split) -> list[Finding]:
         "warning",
         "train",
         texts,
-        f"{count_of(len(texts), 'Doc')} ({share:.1%}) with a text that dev has too: scores on dev "
-        "are too good",
-        "Split the data again, each text into one part",
+        f"{count_of(len(texts), 'Doc')} ({share:.1%}) with a text that also occurs in dev: scores "
+        "on dev are too high",
+        "Split the data again, with each text in only one part",
     )
 
 
 def check_empty(split: Split, num_empty: int) -> list[Finding]:
-    """Find Docs without tokens (`num_empty`, which readers leave out) and Docs of white space."""
+    """Find Docs without tokens (`num_empty`; readers skip them) and Docs of white space only."""
     blank = sum(not example.reference.text.strip() for example in split.examples)
     total = num_empty + blank
     if not total:
         return []
     message = f"{count_of(total, 'Doc')} without text, {num_empty:,} of them without any token"
-    fix = "Leave them out of the data, or look at what made them"
+    fix = "Remove them from the data, or check the program that created them"
     return [Finding("empty", "warning", split.name, total, message, fix)]
 
 
 def measure_wordpieces(split: Split, reading: Reading) -> dict[str, Any]:
-    """Count what an encoder reads of the Docs: wordpieces, unknown ones and the texts that are most
-    often behind them, the longest Doc, the windows that it takes, and Docs of several windows."""
+    """Count the wordpieces of the Docs, the unknown ones and the most frequent unknown texts, the
+    length and the windows of the longest Doc, and the Docs with several windows."""
     lengths = []
     unknown: Counter[str] = Counter()
     unknown_id = id_of_unknown(reading.tokenizer)
@@ -71,7 +71,7 @@ def measure_wordpieces(split: Split, reading: Reading) -> dict[str, Any]:
 
 
 def check_unknown(split: Split, measured: dict[str, Any]) -> list[Finding]:
-    """Judge the share of unknown wordpieces that `measure_wordpieces` counted."""
+    """Check the share of unknown wordpieces that `measure_wordpieces` counted."""
     count, total = measured["unknown"], measured["wordpieces"]
     if count <= MAX_UNKNOWN * total:
         return []
@@ -81,9 +81,10 @@ def check_unknown(split: Split, measured: dict[str, Any]) -> list[Finding]:
             "warning",
             split.name,
             count,
-            f"{count / total:.1%} of the wordpieces are unknown, which all look the same",
-            "Use a checkpoint of this language, script and case, or add words by `bert pretrain` "
-            "with encoder.add_words",
+            f"{count / total:.1%} of the wordpieces are unknown, so the encoder can't tell them "
+            "apart",
+            "Use a checkpoint for this language, script and case, or add words with `bert "
+            "pretrain` and encoder.add_words",
             [f"{text} ({count:,})" for text, count in measured["unknown_texts"].items()],
         )
     ]

@@ -1,8 +1,7 @@
-"""`python -m spacy bert …`: thin commands over plain functions.
+"""Define `python -m spacy bert …`: thin commands over plain functions.
 
-spaCy imports this package before each of its own commands. So nothing here, nor in the modules of
-the commands, imports more than typer and spaCy's own command line: a command imports what it needs
-when it runs.
+spaCy imports this package before each of its own commands. So the modules of this package import
+only typer and spaCy's command line; a command imports everything else when it runs.
 """
 
 import io
@@ -36,19 +35,19 @@ bert_app = typer.Typer(
     name="bert",
     cls=BertGroup,
     no_args_is_help=True,
-    help="Data, configs and scores for BERT pipelines.",
+    help="Convert data, train, evaluate and serve BERT pipelines.",
 )
 inspect_app = typer.Typer(
-    name="inspect", no_args_is_help=True, help="Look inside an encoder: PNG and HTML."
+    name="inspect", no_args_is_help=True, help="Inspect a model; writes PNG and HTML files."
 )
 
 
 @bert_app.callback()
 def main() -> None:
-    """Convert data, make configs and score BERT pipelines (spacy_bert_heads)."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks "│", among others
+    """Convert data, train, evaluate and serve BERT pipelines (spacy_bert_heads)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # some Windows code pages lack "│"
         sys.stdout.reconfigure(errors="replace")
-    # Python shows these to those who write code, but here they are for those who write configs.
+    # By default Python shows these only to developers, but here users write the deprecated keys.
     warnings.filterwarnings("default", category=DeprecationWarning, module="spacy_bert_heads")
 
 

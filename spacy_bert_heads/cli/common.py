@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Define the options and the error handling that all commands share."""
 
 import configparser
 import inspect
@@ -13,26 +13,30 @@ from thinc.api import ConfigValidationError
 from typer.core import TyperGroup
 
 GPU_ID = typer.Option("--gpu-id", "-g", help="The GPU, -1 for the CPU")
-RESUME = typer.Option("--resume", help="Go on from the newest state in the output")
-FORCE = typer.Option("--force", "-F", help="Take any folder, and replace what is written there")
+RESUME = typer.Option(
+    "--resume", help="Continue from the newest training state in the output folder"
+)
+FORCE = typer.Option("--force", "-F", help="Allow any output folder, and overwrite existing files")
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")]
 
-# What users can bring about. Every other exception is a bug, and keeps its traceback.
+# Errors that users can cause. Any other exception is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, configparser.Error)
-OVERRIDE = "A setting of the config has a section: --section.key VALUE; --help lists options."
+OVERRIDE = "To override a config setting, use --section.key VALUE. For all options, see --help."
 
 
 class BertGroup(TyperGroup):
-    """Commands of which a mistyped option or argument is an error of one line, too, with status 1.
-    click's own has three lines and status 2."""
+    """Report a mistyped option or argument as a one-line error with exit status 1.
+
+    click's own message has three lines and status 2.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command, and turn a usage error of click into `typer.Exit(1)`."""
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # By what it can do, because some versions of typer have classes of their own. Without
-            # any argument it is the help.
+            # Checked by attribute, because some versions of typer have their own classes. Without
+            # arguments the exception is the help.
             if not hasattr(error, "format_message") or "Help" in type(error).__name__:
                 raise
             path = getattr(getattr(error, "ctx", None), "command_path", "python -m spacy bert")
@@ -42,28 +46,29 @@ class BertGroup(TyperGroup):
 
 
 def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command print an error of the user as one line, `Error: …` in red, without a
-    traceback, and exit with status 1; with 130 at Ctrl-C. The command gets one more option,
-    `--debug`, for the traceback."""
+    """Make a command print user errors as one red line, `Error: …`, and exit with status 1.
+
+    Ctrl-C exits with status 130. Adds the option `--debug`, which shows the traceback instead.
+    """
 
     @wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # whoever read our output is gone, as in `| head`: click exits silently
+            raise  # the reader of our output has gone, as in `| head`: click exits silently
         except USER_ERRORS as error:
             if debug:
                 raise
             typer.secho(f"Error: {describe(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
-        except click.UsageError as error:  # spaCy's; typer may have a click of its own
+        except click.UsageError as error:  # spaCy's click; typer may bundle its own
             typer.secho(f"Error: {error.format_message()} {OVERRIDE}", fg="red", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 
-    # typer reads the options from here.
+    # typer reads the options from the signature.
     signature = inspect.signature(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
     option = inspect.Parameter("debug", keyword, default=False, annotation=DEBUG)
@@ -74,7 +79,7 @@ def exits_on_error(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what is wrong."""
+    """Return a one-line message for an error."""
     if isinstance(error, ConfigValidationError) and error.errors:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors]
         return f"{error.title or 'Config validation error'}: {'; '.join(faults)}"
@@ -84,11 +89,14 @@ def describe(error: BaseException) -> str:
 
 
 def check_file(file: Path | None) -> None:
-    """Raise ValueError if an output can't be a file, before anything is computed for it."""
+    """Check that an output file can be written, before anything is computed for it.
+
+    Raises ValueError if it is a folder, or if a parent is not a folder.
+    """
     from ..files import check_parents
 
     if file is None:
         return
     if file.is_dir():
-        raise ValueError(f"{file} is a folder. Name a file.")
+        raise ValueError(f"{file} is a folder. Pass the path of a file.")
     check_parents(file)

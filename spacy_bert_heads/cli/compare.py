@@ -1,4 +1,4 @@
-"""The command `compare`."""
+"""Define the command `compare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ def compare_command(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Pipelines, the first to compare the others with: folders or packages; or folders "
-            "and quoted patterns ('runs/base-*') of one contestant's seeds",
+            help="Pipelines to compare with the first one: folders or packages; or folders or "
+            "quoted patterns ('runs/base-*') with the seeds of one contestant",
         ),
     ],
     data: Annotated[Path, typer.Argument(help="A .spacy file, or a folder of files")],
@@ -24,26 +24,29 @@ def compare_command(
         Path | None, typer.Option("--output", "-o", help="A JSON file for the report")
     ] = None,
     docs: Annotated[
-        Path | None, typer.Option("--docs", help="A JSONL file: each Doc's errors and counts")
+        Path | None,
+        typer.Option("--docs", help="A JSONL file for the errors and counts of each Doc"),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", help="An HTML file that shows the Docs in which pipelines differ"),
+        typer.Option("--page", help="An HTML file for the Docs in which the pipelines differ"),
     ] = None,
     page_limit: Annotated[
-        int, typer.Option("--page-limit", min=1, help="How many Docs the page shows")
+        int, typer.Option("--page-limit", min=1, help="The most Docs on the page")
     ] = 100,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown")] = False,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=1, help="Of the bootstrap, for intervals of 95 %")
+        int, typer.Option("--resamples", min=1, help="Bootstrap resamples for the 95 % intervals")
     ] = 2000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="The random seed of the bootstrap")
+    ] = 0,
     gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,
 ) -> None:
-    """Compare pipelines on the same data, with intervals and significance."""
+    """Compare pipelines on the same data, with confidence intervals and significance tests."""
     import srsly
 
     from ..comparison.compare import compare

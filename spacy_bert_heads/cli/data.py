@@ -1,4 +1,4 @@
-"""The commands that make data and configs: `convert`, `init-config`."""
+"""Define the commands for data and configs: `convert` and `init-config`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,57 +11,57 @@ from .common import FORCE, check_file, exits_on_error
 @exits_on_error
 def convert_command(
     source: Annotated[Path, typer.Argument(help="A data file, or a folder of files")],
-    output: Annotated[Path, typer.Argument(help="A .spacy file, or a folder for several")],
+    output: Annotated[Path, typer.Argument(help="A .spacy file, or a folder with --split")],
     format: Annotated[
         str | None,
         typer.Option(
             "--format",
             "-f",
             help="conll, conllu, labelled, csv, tsv, jsonl, json, parquet, squad, brat, nli-jsonl, "
-            "nli-tsv or nli-csv; found if left out",
+            "nli-tsv or nli-csv; default: detected",
         ),
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     text_column: Annotated[
         str,
-        typer.Option(help="The text's column or key; without a header, its number from 1"),
+        typer.Option(help="The column or key of the text; without a header, its number from 1"),
     ] = "text",
-    label_column: Annotated[str, typer.Option(help="The label's column or key")] = "label",
+    label_column: Annotated[str, typer.Option(help="The column or key of the label")] = "label",
     score_column: Annotated[
-        str, typer.Option(help="The column of a number for two texts, as how similar they are")
+        str, typer.Option(help="The column of the score of a pair, such as a similarity")
     ] = "score",
     target_column: Annotated[
         str, typer.Option(help="The column of the text that is to be written, or of several")
     ] = "target",
     premise_column: Annotated[
-        str, typer.Option(help="The column of the first text of pairs")
+        str, typer.Option(help="The column of the first text of a pair")
     ] = "premise",
     hypothesis_column: Annotated[
-        str, typer.Option(help="The column of the second text of pairs")
+        str, typer.Option(help="The column of the second text of a pair")
     ] = "hypothesis",
     token_column: Annotated[
-        str, typer.Option(help="The column of the tokens; in CoNLL its number from 1")
+        str, typer.Option(help="The column of the tokens; in CoNLL, its number from 1")
     ] = "",
     tag_column: Annotated[
-        str, typer.Option(help="The column of their tags; in CoNLL its number, or -1 for the last")
+        str, typer.Option(help="The column of the tags; in CoNLL, its number, or -1 for the last")
     ] = "",
     labels: Annotated[
-        str, typer.Option(help="Names of labels that are numbers from 0, in order, with commas")
+        str, typer.Option(help="Names for numeric labels, in order from 0, separated by commas")
     ] = "",
     label_columns: Annotated[
-        str, typer.Option(help="Columns of a category each, with 0 and 1, with commas")
+        str, typer.Option(help="Columns with 0 or 1 for one category each, separated by commas")
     ] = "",
     option_columns: Annotated[
-        str, typer.Option(help="Columns of the options of a multiple choice, with commas")
+        str, typer.Option(help="Columns with the options of a multiple choice, separated by commas")
     ] = "",
     label_separator: Annotated[
-        str | None, typer.Option(help="What separates the categories of a text")
+        str | None, typer.Option(help="The separator between several categories in one cell")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="0.8,0.1,0.1 writes train.spacy, dev.spacy and test.spacy to a folder"),
+        typer.Option(help="0.8,0.1,0.1 writes train.spacy, dev.spacy and test.spacy to the folder"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another one splits otherwise")] = 0,
+    seed: Annotated[int, typer.Option(help="The random seed of --split")] = 0,
     force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Convert annotated data to .spacy: tables, JSON, CoNLL, SQuAD, exports of annotation tools."""
@@ -93,78 +93,82 @@ def convert_command(
 
 
 def split_names(names: str) -> tuple[str, ...]:
-    """Split names with commas."""
+    """Split names at commas; blank ones are dropped."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 @exits_on_error
 def init_config_command(
-    output: Annotated[Path, typer.Argument(help="The config file; - prints it", allow_dash=True)],
+    output: Annotated[
+        Path, typer.Argument(help="The config file; - prints the config", allow_dash=True)
+    ],
     heads: Annotated[
         str | None,
         typer.Option(
-            help="Heads with commas, such as ner,textcat, or with names: ner=diseases,ner=drugs; "
-            "ner if left out. An unknown head lists all"
+            help="Heads, separated by commas: ner,textcat, or with names: ner=diseases,ner=drugs; "
+            "default: ner. An unknown head prints all heads"
         ),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", "-n", help="The checkpoint: a hub name or a folder; else bert-base-uncased"
+            "--name", "-n", help="A checkpoint: a hub name or a folder; default: bert-base-uncased"
         ),
     ] = None,
     source: Annotated[
         str | None,
         typer.Option(
-            help="A trained pipeline to train further, in place of new heads: its folder or its "
-            "package's name"
+            help="A trained pipeline to train further, instead of new heads: a folder or a package "
+            "name"
         ),
     ] = None,
     adapt: Annotated[
         Path | None,
-        typer.Option(help="A config of spaCy or spacy-transformers, to put the encoder into"),
+        typer.Option(help="A config of spaCy or spacy-transformers to convert to this encoder"),
     ] = None,
     lang: Annotated[
-        str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; else en")
+        str | None, typer.Option("--lang", "-l", help="The language of the tokenizer; default: en")
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="For training on a GPU")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Use settings for training on a GPU")] = False,
     adapter: Annotated[
         str | None,
-        typer.Option(help="pfeiffer, houlsby or lora: train small modules, not the encoder"),
+        typer.Option(help="pfeiffer, houlsby or lora: train an adapter instead of the encoder"),
     ] = None,
     attr: Annotated[
-        str | None, typer.Option(help="What the tagger learns: tag or pos; else tag")
+        str | None, typer.Option(help="The attribute for the tagger: tag or pos; default: tag")
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="Training data: the steps are fitted to its size")
+        Path | None, typer.Option(help="Training data; its size determines the number of steps")
     ] = None,
-    dev: Annotated[Path | None, typer.Option(help="Data to evaluate on while training")] = None,
+    dev: Annotated[Path | None, typer.Option(help="Data for evaluation during training")] = None,
     pretrain: Annotated[
-        bool, typer.Option("--pretrain", help="A config for `bert pretrain` instead")
+        bool, typer.Option("--pretrain", help="Create a config for `bert pretrain`")
     ] = False,
     raw: Annotated[
-        str | None, typer.Option(help="With --pretrain: raw text, a file, folder or pattern")
+        str | None, typer.Option(help="With --pretrain: raw text (a file, folder or pattern)")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace a config that is there already")
+        bool, typer.Option("--force", "-F", help="Overwrite an existing config")
     ] = False,
 ) -> None:
-    """Make a complete config for `spacy train`: one encoder and the heads you name, the components
-    of a trained pipeline, or those of another config; or one for `bert pretrain`."""
+    """Create a complete config for `spacy train`, with one encoder and the given heads, with the
+    components of a trained pipeline, or from another config; or a config for `bert pretrain`."""
     from ..files import replace_file
     from ..init_config import init_config
     from ..pretraining.settings import make_config
 
     check_file(output)
     if output.exists() and str(output) != "-" and not force:
-        raise ValueError(f"{output} exists. Name another file, or give --force to replace it.")
+        raise ValueError(f"{output} exists. Choose another file, or add --force to overwrite it.")
     data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
     command = f"train {output} --output training{data}"
     if raw and not pretrain:
-        raise ValueError("--raw goes with --pretrain.")
+        raise ValueError("--raw needs --pretrain. Add --pretrain, or leave --raw out.")
     if pretrain:
         if heads or source or adapt or gpu or adapter or attr or train or dev:
-            raise ValueError("--pretrain goes with --raw, --name, --lang and --force alone.")
+            raise ValueError(
+                "--pretrain can only be combined with --raw, --name, --lang and --force."
+            )
         config = make_config(raw=raw, encoder=name, lang=lang or "en")
         missing = "" if raw else " --paths.raw TEXTS"
         command = f"bert pretrain {output} training/pretrained{missing}"
@@ -173,8 +177,8 @@ def init_config_command(
 
         if heads or source or lang or gpu or adapter or attr or train or dev:
             raise ValueError(
-                "--adapt keeps the components, the language and the data of the config. Beside it "
-                "go --name and --force alone."
+                "--adapt keeps the components, the language and the data of the config. It can "
+                "only be combined with --name and --force."
             )
         config = adapt_config(adapt, name=name)
     else:
@@ -194,4 +198,4 @@ def init_config_command(
         typer.echo(config.to_str())
         return
     replace_file(output, config.to_str().encode())
-    typer.echo(f"{output}: now type\npython -m spacy {command}")
+    typer.echo(f"{output}: now run\npython -m spacy {command}")

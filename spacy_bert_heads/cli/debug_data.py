@@ -1,4 +1,4 @@
-"""The command `debug-data`."""
+"""Define the command `debug-data`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from ..checks.findings import Finding
     from ..debug_data import Section
 
-NUM_LABELS = 20  # that a section lists
+NUM_LABELS = 20  # listed per section
 
 
 @exits_on_error
 def debug_data_command(
     ctx: typer.Context,
-    config: Annotated[Path, typer.Argument(help="The config that is going to be trained")],
+    config: Annotated[Path, typer.Argument(help="The config for `spacy train`")],
     json: Annotated[
-        Path | None, typer.Option("--json", help="A JSON file for all that was found")
+        Path | None, typer.Option("--json", help="A JSON file for all findings")
     ] = None,
     code: Annotated[
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,
 ) -> None:
-    """Check the data of a config before training. Settings are overridden by --section.key value.
-    Exits with status 1 if there are errors, not for warnings."""
+    """Check the data of a config before training. Override settings with --section.key VALUE.
+    Exits with status 1 for errors, with 0 for warnings."""
     import srsly
     from wasabi import msg
 
@@ -59,7 +59,7 @@ def debug_data_command(
 
 
 def show_section(msg: Printer, section: Section) -> None:
-    """Print a section: what there is, what is right, what is wrong with how to fix it."""
+    """Print a section: its counts, the passed checks, and the findings with their fixes."""
     msg.divider(section.title)
     for line in fact_lines(section.facts):
         msg.text(line)
@@ -74,8 +74,8 @@ def show_section(msg: Printer, section: Section) -> None:
 
 
 def finding_text(finding: Finding) -> str:
-    """What to do, and where it is."""
-    # Written as in JSON, so that white space can be seen.
+    """Return the fix of a finding and the examples that it refers to."""
+    # Quoted as in JSON, so that white space is visible.
     from json import dumps
 
     shown = ", ".join(dumps(text, ensure_ascii=False) for text in finding.examples)
@@ -83,8 +83,8 @@ def finding_text(finding: Finding) -> str:
 
 
 def fact_lines(facts: dict[str, Any]) -> list[str]:
-    """Say what a section counted, a line for each corpus."""
-    lines = ["Frozen: it learns nothing, and is not checked"] if facts.get("frozen") else []
+    """Format the counts of a section, one line or more per corpus."""
+    lines = ["Frozen: not trained, so it is not checked"] if facts.get("frozen") else []
     for name in ("train", "dev"):
         seen = facts[name]
         if "wordpieces" in seen:

@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""Define the command `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,47 +8,49 @@ from spacy.cli._util import import_code
 
 from .common import FORCE, GPU_ID, check_file, exits_on_error
 
-MAX_DOCS = 2**31 - 1  # that can be counted on any platform
+MAX_DOCS = 2**31 - 1  # the largest C int on all platforms
 MARGIN = 0.3  # points of a score
 
 
 @exits_on_error
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    model: Annotated[str, typer.Argument(help="The pipeline: a folder or a package name")],
     data: Annotated[
-        Path, typer.Argument(help="A .spacy file, a folder of files, or what convert reads")
+        Path, typer.Argument(help="A .spacy file, a folder, or any format that convert reads")
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A JSON file for all scores")
     ] = None,
     per_type: Annotated[
-        bool, typer.Option("--per-type", help="Show the scores of each label too")
+        bool, typer.Option("--per-type", help="Also show the scores of each label")
     ] = False,
     lang: Annotated[
         str | None,
-        typer.Option("--lang", "-l", help="The language of the data; else the pipeline's"),
+        typer.Option("--lang", "-l", help="The language of the data; default: the pipeline's"),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, bf16, fp16, int8 or auto; all to compare; else the pipeline's"),
+        typer.Option(
+            help="fp32, bf16, fp16, int8 or auto; all compares them; default: the pipeline's"
+        ),
     ] = None,
     store: Annotated[
         bool,
-        typer.Option("--store", help="With --precision all: set the fastest in the pipeline"),
+        typer.Option("--store", help="With --precision all: write the fastest one to the config"),
     ] = False,
     margin: Annotated[
-        float, typer.Option(min=0, help="The points of a score that --store may lose against fp32")
+        float, typer.Option(min=0, help="With --store: the most points to lose against fp32")
     ] = MARGIN,
     pages: Annotated[
         Path | None,
-        typer.Option("--pages", help="A folder for a page that shows gold beside predicted"),
+        typer.Option("--pages", help="A folder for an HTML page of gold and predicted annotations"),
     ] = None,
     pages_limit: Annotated[
-        int, typer.Option("--pages-limit", min=1, max=MAX_DOCS, help="How many Docs the page shows")
+        int, typer.Option("--pages-limit", min=1, max=MAX_DOCS, help="The most Docs on the page")
     ] = 100,
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="A folder for pictures of how good probabilities are"),
+        typer.Option("--calibration", help="A folder for a table and plots of the calibration"),
     ] = None,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, GPU_ID] = -1,
@@ -56,7 +58,7 @@ def evaluate_command(
         Path | None, typer.Option("--code", "-c", help="A Python file to import first")
     ] = None,
 ) -> None:
-    """Score a pipeline as `spacy evaluate` does, with hypotheses and questions."""
+    """Score a pipeline as `spacy evaluate` does, including pairs of texts."""
     import srsly
 
     from ..evaluate import evaluate, format_report
@@ -65,10 +67,12 @@ def evaluate_command(
     check_file(output)
     import_code(code)
     if store and precision != "all":
-        raise ValueError("--store stores what --precision all has compared. Give both.")
+        raise ValueError("--store needs --precision all. Add it, or leave --store out.")
     if precision == "all":
         if per_type or pages is not None:
-            raise ValueError("--per-type and --pages are of one precision. Name it: --precision.")
+            raise ValueError(
+                "--per-type and --pages can't be combined with --precision all. Pass one precision."
+            )
         _compare_precisions(model, data, output, gpu_id, lang, margin if store else None)
         return
     report = evaluate(
@@ -99,7 +103,7 @@ def _compare_precisions(
     lang: str | None,
     margin: float | None,
 ) -> None:
-    """Show what each precision costs and gains, and store one if there is a margin."""
+    """Print the scores and the speed of each precision, and store one if there is a margin."""
     import srsly
 
     from ..files import replace_file

@@ -1,4 +1,4 @@
-"""The commands that exchange models with Hugging Face: `from-hf`, `to-hf`, `to-onnx`."""
+"""Define the commands for Hugging Face models: `from-hf`, `to-hf` and `to-onnx`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,22 +14,22 @@ def from_hf_command(
         list[str],
         typer.Argument(metavar="NAME...", help="Fine-tuned checkpoints: hub names or folders"),
     ],
-    output: Annotated[Path, typer.Argument(help="A folder for the pipeline")],
+    output: Annotated[Path, typer.Argument(help="The output folder for the pipeline")],
     task: Annotated[
         str | None,
-        typer.Option(help="Which head, such as ner; else found. An unknown name lists all"),
+        typer.Option(help="The head, such as ner; default: detected. An unknown name prints all"),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Its classes in order, with commas; else its own names"),
+        typer.Option(help="Class names in order, separated by commas; default: the checkpoint's"),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit on the hub; else the newest")
+        str | None, typer.Option(help="A branch, tag or commit on the hub; default: the newest")
     ] = None,
     lang: Annotated[str, typer.Option("--lang", "-l", help="The language of the tokenizer")] = "en",
     force: Annotated[bool, FORCE] = False,
 ) -> None:
-    """Make a pipeline of fine-tuned Hugging Face checkpoints, a head of each."""
+    """Create a pipeline from fine-tuned Hugging Face checkpoints, with one head for each."""
     from ..files import fill_folder
     from ..hf import from_hf
 
@@ -46,10 +46,12 @@ def from_hf_command(
 
 @exits_on_error
 def to_hf_command(
-    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
-    component: Annotated[str, typer.Argument(help="A head, or the encoder")],
-    output: Annotated[Path, typer.Argument(help="A folder for the checkpoint")],
-    precision: Annotated[str, typer.Option(help="Of the weights: fp32, bf16 or fp16")] = "fp32",
+    model: Annotated[str, typer.Argument(help="The pipeline: a folder or a package name")],
+    component: Annotated[str, typer.Argument(help="The name of a head or an encoder")],
+    output: Annotated[Path, typer.Argument(help="The output folder for the checkpoint")],
+    precision: Annotated[
+        str, typer.Option(help="The precision of the weights: fp32, bf16 or fp16")
+    ] = "fp32",
     force: Annotated[bool, FORCE] = False,
 ) -> None:
     """Save a head with its encoder as a Hugging Face checkpoint."""
@@ -62,12 +64,14 @@ def to_hf_command(
 
 @exits_on_error
 def to_onnx_command(
-    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
-    component: Annotated[str, typer.Argument(help="A head, or the encoder")],
-    output: Annotated[Path, typer.Argument(help="A folder for the ONNX file and the tokenizer")],
+    model: Annotated[str, typer.Argument(help="The pipeline: a folder or a package name")],
+    component: Annotated[str, typer.Argument(help="The name of a head or an encoder")],
+    output: Annotated[
+        Path, typer.Argument(help="The output folder for the ONNX file and the tokenizer")
+    ],
     force: Annotated[bool, FORCE] = False,
 ) -> None:
-    """Save a head with its encoder as one ONNX file, compared with torch by ONNX Runtime."""
+    """Save a head with its encoder as one ONNX file, verified with ONNX Runtime."""
     from ..evaluate import load_pipeline
     from ..hf import to_hf
 

@@ -1,4 +1,4 @@
-"""The commands that look inside: `inspect word`, `weights`, `map` and `explain`."""
+"""Define the commands `inspect word`, `weights`, `map` and `explain`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,28 +7,28 @@ import typer
 
 from .common import check_file, exits_on_error
 
-# Options of several views.
-ENCODER = typer.Option("--encoder", "-e", help="Which encoder of a pipeline that has several")
-VIEW = typer.Option("--output", "-o", help="Name of a .png and an .html file")
+# Options of several commands.
+ENCODER = typer.Option("--encoder", "-e", help="The encoder, if the pipeline has several")
+VIEW = typer.Option("--output", "-o", help="The base name of the .png and .html files")
 
 
 @exits_on_error
 def inspect_word_command(
     model: Annotated[str, typer.Argument(help="A pipeline, or a checkpoint's folder or hub name")],
-    word: Annotated[str, typer.Argument(help="A word that all texts have")],
+    word: Annotated[str, typer.Argument(help="A word that occurs in all texts")],
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, each in quotes")
     ] = None,
     output: Annotated[Path, VIEW] = Path("word"),
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="A file with more texts, one a line")
+        Path | None, typer.Option("--file", "-f", help="A file with more texts, one per line")
     ] = None,
     encoder: Annotated[str | None, ENCODER] = None,
     lang: Annotated[
         str, typer.Option("--lang", "-l", help="The language of a checkpoint's tokenizer")
     ] = "en",
 ) -> None:
-    """Compare a word's hidden states in several texts, layer by layer."""
+    """Compare the hidden states of a word in several texts, layer by layer."""
     from ..inspection.html import save_word
     from ..inspection.source import open_source
     from ..inspection.word import compare_word
@@ -45,10 +45,10 @@ def inspect_word_command(
 
 @exits_on_error
 def inspect_weights_command(
-    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    model: Annotated[str, typer.Argument(help="The pipeline: a folder or a package name")],
     output: Annotated[Path, VIEW] = Path("weights"),
 ) -> None:
-    """Show how much of each layer the heads with learned layer weights take."""
+    """Show the layer weights of heads with `combine = "weighted"`."""
     from ..inspection.html import save_weights
     from ..inspection.weights import read_weights
 
@@ -66,16 +66,17 @@ def inspect_map_command(
         list[str],
         typer.Argument(
             metavar="MODEL [MODEL] DATA",
-            help="One or two pipelines or checkpoints, as before and after fine-tuning; a .spacy "
-            "file of documents with categories",
+            help="One or two pipelines or checkpoints, for example before and after fine-tuning; a "
+            ".spacy file of documents with categories",
         ),
     ],
     output: Annotated[Path, VIEW] = Path("map"),
     by: Annotated[
-        str | None, typer.Option(help="Show where this label holds; else the one that holds")
+        str | None,
+        typer.Option(help="Colour by this category alone; default: by each Doc's category"),
     ] = None,
     layer: Annotated[
-        int, typer.Option(help="Whose hidden states: 0 for the embeddings, -1 for the last layer")
+        int, typer.Option(help="The layer: 0 for the embeddings, -1 for the last layer")
     ] = -1,
     method: Annotated[str, typer.Option("--method", "-m", help="pca or tsne")] = "pca",
     limit: Annotated[
@@ -83,7 +84,7 @@ def inspect_map_command(
     ] = 1000,
     encoder: Annotated[str | None, ENCODER] = None,
 ) -> None:
-    """Draw documents as points, coloured by category, as one or two encoders see them."""
+    """Plot documents, coloured by category, by the hidden states of one or two encoders."""
     from ..evaluate import is_pipeline
     from ..inspection.html import save_map
     from ..inspection.map import map_documents, read_labelled
@@ -92,16 +93,16 @@ def inspect_map_command(
     check_file(output.with_suffix(".png"))
     *models, data = names
     if not 1 <= len(models) <= 2:
-        raise ValueError("Name one or two models, then the data: MODEL [MODEL] DATA.spacy")
+        raise ValueError(f"{len(models)} models are given. Pass one or two, then the data.")
     labelled = read_labelled(Path(data), by=by, limit=limit)
     views = []
     for model in models:
-        # Of a checkpoint and a pipeline made of it, the pipeline has names.
+        # Only a pipeline has named encoders; a checkpoint is one encoder.
         source = open_source(model, encoder=encoder if is_pipeline(model) else None)
         views.append(map_documents(source, labelled, layer=layer, method=method))
     files = save_map(views, labelled, output)
     if labelled.left_out:
-        typer.echo(f"Left out, without a category: {labelled.left_out:,}")
+        typer.echo(f"Skipped, without a category: {labelled.left_out:,}")
     for view in views:
         typer.echo(
             f"{view.source}: nearest neighbour right {view.accuracy:.1%} (chance {view.chance:.1%})"
@@ -111,20 +112,20 @@ def inspect_map_command(
 
 @exits_on_error
 def inspect_explain_command(
-    model: Annotated[str, typer.Argument(help="A pipeline: its folder or its package's name")],
+    model: Annotated[str, typer.Argument(help="The pipeline: a folder or a package name")],
     text: Annotated[str, typer.Argument(help="A text, in quotes")],
     output: Annotated[Path, VIEW] = Path("explain"),
     question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="To ask; once or more")
+        list[str] | None, typer.Option("--question", "-q", help="A question; may be repeated")
     ] = None,
     hypothesis: Annotated[
-        list[str] | None, typer.Option("--hypothesis", "-y", help="To judge; once or more")
+        list[str] | None, typer.Option("--hypothesis", "-y", help="A hypothesis; may be repeated")
     ] = None,
     heads: Annotated[
-        str, typer.Option(help="Components, with commas between; else all that can")
+        str, typer.Option(help="Components, separated by commas; default: all supported ones")
     ] = "",
 ) -> None:
-    """Show which words an entity, category, verdict or answer rests on."""
+    """Show how much each word contributes to an entity, category, verdict or answer."""
     from ..evaluate import load_pipeline
     from ..inspection.explain import explain
     from ..inspection.explain_view import save_explanations
@@ -140,7 +141,5 @@ def inspect_explain_command(
     found = explain(nlp, nlp(doc), names=names)
     files = save_explanations(model, found, output)
     for one in found:
-        typer.echo(
-            f"{one.component}: {one.title}; error of the integration {abs(one.error):.3f} nats"
-        )
+        typer.echo(f"{one.component}: {one.title}; integration error {abs(one.error):.3f} nats")
     typer.echo("\n".join(map(str, files)))

@@ -1,4 +1,4 @@
-"""The commands for encoders and raw text: `prepare`, `pretrain`, `fill-mask`."""
+"""Define the commands for pretraining: `prepare`, `pretrain` and `fill-mask`."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from ..deprecated import warn_deprecated
 from .common import FORCE, GPU_ID, RESUME, exits_on_error
 
-CODE = "A Python file to import, with the functions that the config names"
+CODE = "A Python file to import first, with registered functions of the config"
 
 
 @exits_on_error
@@ -25,8 +25,8 @@ def prepare_command(
     sentences: Annotated[str | None, typer.Option(hidden=True)] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, hidden=True)] = 0,
 ) -> None:
-    """Tokenize raw text for pretraining. What is prepared already is not made again. Settings are
-    overridden by --section.key value."""
+    """Tokenize raw text for pretraining; existing files are reused. Override settings with
+    --section.key VALUE."""
     from spacy.cli._util import import_code, parse_config_overrides
 
     from ..pretraining.settings import Paths, Settings, Text, read_settings
@@ -42,7 +42,9 @@ def prepare_command(
             "`bert prepare CONFIG --paths.raw SOURCE --paths.encoder … --paths.cache …`",
         )
         if cache is None:
-            raise ValueError("--encoder needs --cache, the folder for all that is prepared.")
+            raise ValueError(
+                "--encoder needs --cache. Pass the folder for the prepared corpus with --cache."
+            )
         text = Text(lang, sentences, workers=workers)
         settings = Settings(Paths(arguments, encoder, cache), text=text)
     report = prepare_alone(settings, say=typer.echo).report
@@ -53,15 +55,17 @@ def prepare_command(
 def pretrain_command(
     ctx: typer.Context,
     config: Annotated[
-        Path, typer.Argument(help="The config; `bert init-config --pretrain` makes one")
+        Path, typer.Argument(help="The config; `bert init-config --pretrain` creates one")
     ],
-    output: Annotated[Path, typer.Argument(help="A folder for checkpoints, log and states")],
+    output: Annotated[
+        Path, typer.Argument(help="The output folder for checkpoints, log and training states")
+    ],
     resume: Annotated[bool, RESUME] = False,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
-    """Adapt an encoder to raw text. Settings are overridden by --section.key value."""
+    """Pretrain an encoder on raw text. Override settings with --section.key VALUE."""
     from spacy.cli._util import import_code, parse_config_overrides
     from tqdm import tqdm
 
@@ -71,9 +75,9 @@ def pretrain_command(
 
     import_code(code)
     settings = read_settings(config, parse_config_overrides(ctx.args))
-    # Of several processes that torchrun started, the first one speaks.
+    # Only the first of several torchrun processes prints.
     first = os.environ.get("RANK", "0") == "0"
-    titles = iter([COLUMNS])  # above the first row: an error before it has no table
+    titles = iter([COLUMNS])  # printed with the first row, so an earlier error has no table
     total = settings.training.max_steps  # None if epochs are counted
     with tqdm(total=total, unit="step", disable=None if first else True) as bar:
 
@@ -100,16 +104,18 @@ def pretrain_command(
 
 @exits_on_error
 def fill_mask_command(
-    model: Annotated[str, typer.Argument(help="A checkpoint: a hub name or a folder")],
-    text: Annotated[str, typer.Argument(help="A text with [MASK] in it")],
-    top: Annotated[int, typer.Option(min=1, help="How many guesses")] = 5,
+    model: Annotated[str, typer.Argument(help="The checkpoint: a hub name or a folder")],
+    text: Annotated[str, typer.Argument(help="A text that contains [MASK]")],
+    top: Annotated[int, typer.Option(min=1, help="The number of predictions per mask token")] = 5,
 ) -> None:
-    """Guess what stands behind the mask tokens of a text."""
+    """Predict the masked wordpieces of a text."""
     from ..pretraining.objectives import fill_mask, load_pretrainer
 
     pretrainer = load_pretrainer(model, sentence_objective=None)
-    if "masked-piece head" in pretrainer.new_heads:
-        raise ValueError(f"'{model}' has no head for masked pieces. Pretrain it first.")
+    if "masked-LM head" in pretrainer.new_heads:
+        raise ValueError(
+            f"'{model}' has no masked-LM head. Pretrain it first, with `bert pretrain`."
+        )
     rows = fill_mask(pretrainer, text, top=top)
     for row in rows:
         typer.echo("  ".join(f"{guess.text} {guess.score:.3f}" for guess in row))

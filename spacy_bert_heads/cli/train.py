@@ -1,4 +1,4 @@
-"""The command `bert train`."""
+"""Define the command `train`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +14,15 @@ def train_command(
     ctx: typer.Context,
     config: Annotated[Path, typer.Argument(help="The config of `spacy train`", exists=True)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A folder for pipelines and training states")
+        Path,
+        typer.Option("--output", "-o", help="The output folder for pipelines and training states"),
     ],
     resume: Annotated[bool, RESUME] = False,
     force: Annotated[bool, FORCE] = False,
     gpu_id: Annotated[int, GPU_ID] = -1,
     code: Annotated[Path | None, typer.Option("--code", "-c", help=CODE)] = None,
 ) -> None:
-    """Train a pipeline as `spacy train` does, on one or more processes, and go on after a break.
+    """Train a pipeline as `spacy train` does, with one or more processes; runs can be resumed.
 
     Several GPUs: torchrun --nproc-per-node 4 -m spacy bert train CONFIG --output FOLDER --gpu-id 0
     """

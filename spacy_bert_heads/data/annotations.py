@@ -1,4 +1,4 @@
-"""From the plain values of a record to an annotated Doc."""
+"""Convert the plain values of a record to an annotated Doc."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from ..text.doc_data import make_answer, make_verdict
 from ..text.user_data import set_value
 from .records import Notes, Record, Settings, check_list, check_text, is_utf8, only_one
 
-NOT_TOKENS = "entities left out, not whole tokens"
-Place = tuple[int, int]  # the first character, and the one after the last
+NOT_TOKENS = "entities skipped, not whole tokens"
+Place = tuple[int, int]  # start and end characters; the end is exclusive
 
 
 class Made(NamedTuple):
-    """A Doc, the kinds of annotations that it has, and whether the categories that it doesn't name
-    do not hold."""
+    """Hold a Doc, the kinds of its annotations, and whether categories that it doesn't name are
+    negative."""
 
     doc: Doc
     kinds: set[str]
@@ -25,7 +25,7 @@ class Made(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question with the places of its answers in the text, None if it is not annotated."""
+    """Hold a question with the places of its answers in the text; None if it is not annotated."""
 
     text: str
     places: list[Place] | None
@@ -33,7 +33,7 @@ class Question(NamedTuple):
 
 
 def make_doc(record: Record, settings: Settings) -> Made:
-    """Tokenize a record's text and set its annotations, each by the `read_json` of its head.
+    """Tokenize a record's text and set its annotations with the `read_json` of the heads.
 
     Adds labels and notes to `settings`. Raises ValueError if a value is malformed; `settings` is
     then unchanged.
@@ -67,8 +67,8 @@ def make_doc(record: Record, settings: Settings) -> Made:
 
 
 def read_labels(value: Any, settings: Settings) -> dict[str, float]:
-    """Read the value of `doc.cats`, or a string or a list of the categories that hold: all others
-    then do not."""
+    """Read `doc.cats` from a dict, a string or a list. A string or a list names the positive
+    categories; all others are then negative. Raises ValueError for values outside of 0 to 1."""
     if isinstance(value, dict):
         cats = {check_text("label", label): number for label, number in value.items()}
         if not all(type(v) in (int, float) and 0 <= v <= 1 for v in cats.values()):
@@ -85,7 +85,7 @@ def read_labels(value: Any, settings: Settings) -> dict[str, float]:
 
 
 class SpanFields(NamedTuple):
-    """A span as a record has it; `text` is None where the record has the offsets alone."""
+    """Hold a span of a record; `text` is None if the record has only offsets."""
 
     start: int
     end: int
@@ -95,7 +95,7 @@ class SpanFields(NamedTuple):
 
 def span_fields(value: Any) -> SpanFields | None:
     """Read `{"start": 0, "end": 4, "label": "X"}`, doccano's `start_offset` and `end_offset`, Label
-    Studio's `labels`, or `[0, 4, "X"]`; None if it is no span."""
+    Studio's `labels`, or `[0, 4, "X"]`. Returns None if the value is not a span."""
     match value:
         case {"start": start, "end": end} | {"start_offset": start, "end_offset": end}:
             label, text = value.get("label"), value.get("text")
@@ -112,8 +112,8 @@ def span_fields(value: Any) -> SpanFields | None:
 
 
 def list_spans(value: Any) -> list[Any]:
-    """List spans, and those of CLUENER: `{"X": {"Anna": [[0, 3]]}}`, whose ends are the last
-    characters."""
+    """Return the spans of a list, or of CLUENER's dict `{"X": {"Anna": [[0, 3]]}}`, whose ends are
+    inclusive."""
     if not isinstance(value, dict) or span_fields(value):
         return value if isinstance(value, list) else [value]
     return [
@@ -127,7 +127,7 @@ def list_spans(value: Any) -> list[Any]:
 
 
 def holds_spans(value: Any) -> bool:
-    """Tell whether a value is a list of spans, or CLUENER's dict, and not an empty one."""
+    """Check whether a value is a non-empty list of spans, or CLUENER's dict."""
     if isinstance(value, dict):
         by_label = value.values()
         return (
@@ -146,17 +146,17 @@ def holds_spans(value: Any) -> bool:
 
 
 def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
-    """Set entities. `{"spans": [...], "complete": False}` says that nothing is known of the rest.
+    """Set entities. With `{"spans": [...], "complete": False}`, all other tokens are unannotated.
 
-    A span that is not made of whole tokens, whose `text` is elsewhere, or that overlaps a longer
-    one is left out, noted, and nothing is known of its tokens. Raises ValueError for what is no
-    span of the text.
+    A span that is not aligned with tokens or that overlaps a longer one is skipped and noted, and
+    its tokens are unannotated. Raises ValueError for a span outside of the text, or whose `text` is
+    not found.
     """
     complete = True
     if isinstance(value, dict) and "spans" in value:
         complete, value = value.get("complete") is not False, value["spans"]
     text, spans = doc.text, []
-    doubtful: set[int] = set()  # tokens
+    doubtful: set[int] = set()  # tokens of skipped spans
     for one in list_spans(value):
         fields = span_fields(one)
         if fields is None:
@@ -178,7 +178,7 @@ def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
     for span in spans:
         doubtful.update(range(span.start, span.end))
         if span not in kept:
-            settings.notes.add("entities left out, overlapping a longer one", repr(span.text))
+            settings.notes.add("entities skipped, overlapping a longer one", repr(span.text))
     taken = {i for span in kept for i in range(span.start, span.end)}
     if complete:
         doc.set_ents(kept, missing=[doc[i : i + 1] for i in sorted(doubtful - taken)])
@@ -187,10 +187,11 @@ def set_entities(doc: Doc, value: Any, settings: Settings) -> None:
 
 
 def locate(span: SpanFields, text: str, notes: Notes) -> Place:
-    """Find the place of a span. Where its text is known and not there, the offsets may be those of
-    the last character, of UTF-16 (JavaScript) or of bytes; or the text may occur only once.
+    """Return the place of a span in the text.
 
-    Raises ValueError if nothing fits.
+    If the span's text is known and doesn't match its offsets, these interpretations are tried in
+    turn: an inclusive end, offsets in UTF-16 units (JavaScript) or bytes, the only occurrence of
+    the text. Raises ValueError if none matches.
     """
     start, end, _, wanted = span
     if wanted is None or is_same(text[max(start, 0) : end], wanted):
@@ -204,18 +205,19 @@ def locate(span: SpanFields, text: str, notes: Notes) -> Place:
         ("offsets corrected", only),
     ):
         if place is not None and place[0] >= 0 and is_same(text[slice(*place)], wanted):
-            notes.add(f"entities found by their text, {kind}", repr(wanted))
+            notes.add(f"entities located by their text, {kind}", repr(wanted))
             return place
     raise ValueError(f"a span's text is not at its offsets: {wanted!r}")
 
 
 def is_same(text: str, wanted: str) -> bool:
-    """Compare texts but for their white space, which tools change."""
+    """Compare two texts except for white space, which annotation tools change."""
     return text == wanted or text.split() == wanted.replace("\\n", " ").split()
 
 
 def decode_place(text: str, start: int, end: int, encoding: str, width: int) -> Place | None:
-    """Convert offsets in code units of an encoding to characters."""
+    """Convert offsets in code units of an encoding to characters; None if they split a
+    character."""
     encoded = text.encode(encoding)
     try:
         first = len(encoded[: start * width].decode(encoding))
@@ -228,16 +230,19 @@ def decode_place(text: str, start: int, end: int, encoding: str, width: int) -> 
 
 
 def set_tags(doc: Doc, value: Any) -> None:
-    """Set `token.tag_`, or by a dict `tag`, `pos` and `morph`: a list each with a value for every
-    token, "" for one that is not annotated."""
+    """Set `token.tag_` from a list, or `tag`, `pos` and `morph` from a dict of lists.
+
+    Each list has one string per token, "" if the token is not annotated. Raises ValueError for any
+    other value.
+    """
     for attr, tags in (value if isinstance(value, dict) else {"tag": value}).items():
         if attr not in ("tag", "pos", "morph"):
-            raise ValueError(f"no kind of tags: {attr!r}")
+            raise ValueError(f"unknown kind of tags, use tag, pos or morph: {attr!r}")
         if len(check_list("tags", tags)) != len(doc):
             raise ValueError(f"wrong number of tags: {len(tags)} for {len(doc)} tokens")
         for token, tag in zip(doc, tags, strict=True):
             if not isinstance(tag, str):
-                raise ValueError(f"tag is no string: {tag!r}")
+                raise ValueError(f"tag is not a string: {tag!r}")
             if attr == "morph":
                 token.set_morph(tag)  # type: ignore[attr-defined]
             elif tag:
@@ -251,7 +256,7 @@ def set_tags(doc: Doc, value: Any) -> None:
 
 
 def read_hypotheses(values: Any) -> tuple[list[str], list[dict[str, Any] | None]]:
-    """Read a list of `{"text": "…", "label": "…"}`, or of texts alone, which stay unannotated.
+    """Read a list of `{"text": "…", "label": "…"}`, or of texts, which stay unannotated.
 
     Returns the texts and their entries of `doc._.nli`, None for one without a label.
     """
@@ -268,7 +273,7 @@ def read_hypotheses(values: Any) -> tuple[list[str], list[dict[str, Any] | None]
 
 
 def read_verdict(label: Any) -> str:
-    """Read the label of a pair, in lower case, so that SICK, SNLI and MNLI can be mixed.
+    """Return the label of a pair in lower case, so that SICK, SNLI and MNLI can be combined.
 
     Raises ValueError for "-" (the annotators did not agree) and for numbers.
     """
@@ -276,13 +281,13 @@ def read_verdict(label: Any) -> str:
     if text == "-":
         raise ValueError("no consensus on the label")
     if text.removeprefix("-").replace(".", "", 1).isdecimal():
-        # Which number is which label differs between data sets.
-        raise ValueError(f"label is a number, name the labels in order by --labels: {label!r}")
+        # The order of numeric labels differs between data sets.
+        raise ValueError(f"label is a number, name the labels in order with --labels: {label!r}")
     return text
 
 
 def read_questions(values: Any, doc: Doc) -> list[Question]:
-    """Read a list of questions, see `read_question`."""
+    """Read a list of questions; see `read_question`."""
     text = doc.text
     return [
         value if isinstance(value, Question) else read_question(value, text)
@@ -293,11 +298,11 @@ def read_questions(values: Any, doc: Doc) -> list[Question]:
 def read_question(value: Any, text: str) -> Question:
     """Read `{"question": "…", "answers": [{"text": "…", "start": 0}]}`.
 
-    The first accepted answer is the primary one. An empty list, or SQuAD's `is_impossible`, says
-    that there is no answer. Without the key, or as a text alone, the question stays unannotated. An
-    answer that can't be found beside others is left out.
+    The first accepted answer is the primary one. An empty list, or SQuAD's `is_impossible`, means
+    that there is no answer. Without `answers`, or if the value is a string, the question stays
+    unannotated. If only some answers can't be found, they are skipped.
 
-    Raises ValueError if none of the answers is in the text, or their places are ambiguous.
+    Raises ValueError if no answer is found in the text, or if all places are ambiguous.
     """
     match value:
         case {"question": question}:
@@ -314,12 +319,12 @@ def read_question(value: Any, text: str) -> Question:
             start, end, is_fixed = find_answer(answer, text)
         except ValueError as error:
             kind, _, detail = str(error).partition(": ")
-            notes.add(f"answers left out, {kind}", detail)
+            notes.add(f"answers skipped, {kind}", detail)
             fault = error
             continue
         places[start, end] = None
         if is_fixed:
-            notes.add("answers found by their text, offsets fixed", repr(text[start:end]))
+            notes.add("answers located by their text, offsets corrected", repr(text[start:end]))
     if fault is not None and not places:
         raise fault
     return Question(question, list(places), notes)
@@ -342,7 +347,7 @@ def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
         for place in (start + margin, start):
             if doc_text.startswith(bare, place):
                 return place, place + len(bare), False
-    # With its white space an answer may occur once, and without it several times.
+    # An answer may be unique with its white space and ambiguous without it.
     for wanted, shift in ((text, margin), (bare, 0)):
         place = doc_text.find(wanted)
         if place >= 0 and place == doc_text.rfind(wanted):
@@ -353,8 +358,8 @@ def find_answer(value: Any, doc_text: str) -> tuple[int, int, bool]:
 
 
 def set_questions(doc: Doc, questions: list[Question], settings: Settings) -> None:
-    """Set questions and answers."""
-    text = doc.text  # which spaCy would otherwise rebuild for every answer
+    """Set questions and their gold answers on a Doc."""
+    text = doc.text  # spaCy would rebuild it for every answer
     entries: list[dict[str, Any] | None] = []
     for question in questions:
         settings.notes.update(question.notes)

@@ -1,4 +1,4 @@
-"""Batches with a budget of wordpieces, second texts included, and batches of one task."""
+"""Batch examples by wordpieces, second texts included, and by task."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,24 +19,25 @@ from ..text.wordpieces import WordpieceTokenizer
 
 Item = TypeVar("Item", Doc, Example)
 
-CHUNK = 256  # items that are tokenized at once
+CHUNK = 256  # items that are tokenized in one call
 
 
 def make_batch_by_pieces(
     size: Sizing, name: str, by_task: bool = False, temperature: float = 1.0
 ) -> Callable[[Iterable[Item]], Iterator[list[Item]]]:
-    """Create a batcher that counts the wordpieces the encoder will read.
+    """Create a batcher with a budget of wordpieces, counted as the encoder will read them.
 
-    `size` is the maximum number of wordpieces in a batch; a sequence or schedule has one for each
-    batch, and its last stays in force. `name` is the checkpoint whose tokenizer counts, a hub name
-    or a folder; it is loaded with the first batch. spaCy resolves [training] without [components],
-    so a config that names the checkpoint only once does so under [paths]. With `by_task` all items
-    of a batch are annotated for the same heads, so a head of a joint pipeline learns from whole
-    batches, as it does alone, and not from a few items of each. `temperature` is for tasks of
-    uneven size: of an epoch's n batches for a task there are n ** (1 / temperature) shares, so that
-    2 repeats small tasks and leaves some of the large ones for the next epoch, and a very large
-    value gives all tasks the same share (multilingual BERT's sampling; Devlin 2019). The epoch is
-    as long as without it.
+    `size` is the maximum number of wordpieces per batch; a sequence or schedule has one value per
+    batch, and the last one is kept. `name` is the checkpoint whose tokenizer is used, a hub name or
+    a folder; it is loaded with the first batch. spaCy resolves [training] without [components], so
+    to name the checkpoint only once in a config, put it under [paths].
+
+    With `by_task`, all items of a batch are annotated for the same heads, so in joint training a
+    head learns from whole batches, as when trained alone. `temperature` is for tasks of uneven
+    size: a task with n of the epoch's batches gets a share proportional to n ** (1 / temperature).
+    With 2, small tasks are repeated and some batches of large ones wait for the next epoch; a very
+    large value gives all tasks the same share (sampling of multilingual BERT; Devlin 2019). The
+    length of the epoch does not change.
 
     Raises ValueError if the temperature is below 1, or is set without `by_task`.
     """
@@ -53,8 +54,11 @@ def make_batch_by_pieces(
 def sample_tasks(
     batch: Callable[[list[Item]], Iterator[list[Item]]], temperature: float, items: Iterable[Item]
 ) -> Iterator[list[Item]]:
-    """Yield as many batches of one task each as `batch` makes of an epoch, in other shares; see
-    `make_batch_by_pieces`. All items are read first."""
+    """Yield batches of one task each, with the shares of tasks changed by `temperature`.
+
+    There are as many batches as `batch` makes of an epoch; see `make_batch_by_pieces`. All items
+    are read first.
+    """
     batches: dict[frozenset[str], list[list[Item]]] = {}
     for one in batch(list(items)):
         batches.setdefault(annotations_of(reference_of(one[0])), []).append(one)
@@ -76,15 +80,20 @@ def batch_by_pieces(
     load: Callable[[], WordpieceTokenizer],
     by_task: bool = False,
 ) -> Iterator[list[Item]]:
-    """Fill batches of at most `size` wordpieces in the order of the items. An item that exceeds the
-    budget is a batch of its own. With `by_task` one batch is filled for each set of heads that
-    items are annotated for, and comes when it is full. Raises ValueError if the tokenizer can't be
-    loaded, or a second text is not a string, or `size` is empty."""
+    """Yield batches of at most `size` wordpieces in the order of the items.
+
+    An item above the budget is a batch of its own. With `by_task`, one batch is filled for each set
+    of heads for which items are annotated, and yielded when it is full. Raises ValueError if the
+    tokenizer can't be loaded, a second text is not a string, or `size` is empty.
+    """
     sizes = repeat(size) if isinstance(size, int) else iter(size)
     budget = next(sizes, None)
     if budget is None:
-        raise ValueError("size is an empty sequence. Name the wordpieces of a batch: size = 4096.")
-    batches: dict[frozenset[str], list[Item]] = {}  # that are not full yet
+        raise ValueError(
+            "size is an empty sequence. Set the number of wordpieces per batch, such as size = "
+            "4096."
+        )
+    batches: dict[frozenset[str], list[Item]] = {}  # not full yet
     room: dict[frozenset[str], int] = {}
     for chunk in minibatch(items, CHUNK):
         docs = [reference_of(item) for item in chunk]
@@ -102,15 +111,17 @@ def batch_by_pieces(
 
 
 def reference_of(item: Doc | Example) -> Doc:
-    """Give an example's gold Doc, or the Doc itself."""
+    """Return an example's gold Doc, or the Doc itself."""
     return item.reference if isinstance(item, Example) else item
 
 
 def count_pieces(docs: Sequence[Doc], tokenizer: WordpieceTokenizer) -> Ints1d:
-    """Count the wordpieces that the encoder reads for each Doc (n_docs,): those of its text once,
-    unless it is annotated for pairs alone, and again with each of its second texts, special tokens
-    included. Overlaps of windows are not counted. Raises ValueError if a second text is not a
-    string."""
+    """Count the wordpieces that the encoder reads for each Doc, an int64 array (num_docs,).
+
+    The text counts once (not if the Doc is annotated only for pairs), and again with each second
+    text, special tokens included. Overlaps of windows are not counted. Raises ValueError if a
+    second text is not a string.
+    """
     texts = [second_texts(doc) for doc in docs]
     pairs = np.fromiter(map(len, texts), dtype=np.int64, count=len(docs))
     # One call for all texts, so that the tokenizer can use all threads.

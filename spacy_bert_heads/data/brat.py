@@ -1,4 +1,4 @@
-"""brat's stand-off annotations: a text, and its entities in an `.ann` file beside it."""
+"""Read brat's stand-off annotations: a text file, and its entities in an `.ann` file."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ ENTITY = re.compile(r"T\d+\t(\S+) (\d+ \d+(?:;\d+ \d+)*)\t(.*)")
 
 
 def read_brat(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read a document. An entity of several parts is taken from its first character to its last.
-    Relations, events and attributes are not read."""
+    """Yield the record of a document. A discontinuous entity is read from its first character to
+    its last. Relations, events and attributes are not read."""
     text = File(file.path.with_suffix(".txt"))
     if not text.path.exists():
-        yield Rejected("", f"no text beside it: {text.path.name}")
+        yield Rejected("", f"no text file next to it: {text.path.name}")
         return
     record = Record("", text.text(), values={"spans": []})
     for number, line in enumerate(File(file.annotations).lines(), 1):
@@ -31,7 +31,9 @@ def read_brat(file: File, options: Options) -> Iterator[Record | Rejected]:
         numbers = [int(one) for one in re.split("[ ;]", places)]
         span = {"start": min(numbers), "end": max(numbers), "label": label}
         if len(numbers) > 2:
-            record.notes.add("entities of several parts, read from the first to the last", surface)
+            record.notes.add(
+                "discontinuous entities, read from the first to the last character", surface
+            )
         else:
             span["text"] = surface
         record.values["spans"].append(span)

@@ -1,4 +1,4 @@
-"""Rows of a multiple choice: a text, perhaps a question about it, and options of which one is right
+"""Read rows of multiple choice: a text, an optional question, and options, one of them correct
 (COPA, CODAH, SWAG, HellaSwag, RACE)."""
 
 import re
@@ -13,13 +13,13 @@ LISTS = ("options", "endings", "choices")
 TEXTS = ("premise", "article", "passage", "context", "ctx", "sent1", "prompt")
 QUESTIONS = ("question", "sent2")
 ANSWERS = ("label", "answer", "answerKey", "answer_key")
-# What COPA's questions are asked by (Roemmele et al. 2011).
+# The questions of COPA (Roemmele et al. 2011).
 ASKED = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 
 
 def choice_columns(columns: dict[str, Any], options: Options) -> list[str]:
-    """Name the columns of the options: those that the user has named, or that are called so, or one
-    with a list of texts. None if it is no row of a choice."""
+    """Return the columns of the options: those that the user named, those with a typical name, or
+    one with a list of texts. The list is empty if the row is not a choice."""
     if options.option_columns:
         missing = [name for name in options.option_columns if name not in columns]
         if missing:
@@ -39,8 +39,8 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
-    """Read a text with its options and the number of the right one, from 0; its letter or its text
-    will do."""
+    """Read a text with its options and the correct one, given by its number (from 0), its letter or
+    its text."""
     given, options = cells.row.cells, cells.options
     found = [cells.take(name) for name in columns]
     texts = found[0] if len(found) == 1 and isinstance(found[0], list) else found
@@ -49,7 +49,7 @@ def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
     text = find_column(left, "text", options.text_column)
     text = text or next((name for name in TEXTS if name in left), None)
     if text is None:
-        raise NoColumns(f"no column for the text, name it by --text-column: {list_columns(given)}")
+        raise NoColumns(f"no text column, name it with --text-column: {list_columns(given)}")
     question = next((name for name in QUESTIONS if name in left and name != text), None)
     answer = next((x for x in (options.label_column, *ANSWERS) if x in left and x != text), None)
     asked = cells.take(question) if question else None
@@ -63,7 +63,7 @@ def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
 
 
 def read_answer(value: Any, options: Sequence[str]) -> int | None:
-    """Give the number of the right option, from 0; None where it is not annotated. Raises
+    """Return the number of the correct option, from 0; None if it is not annotated. Raises
     ValueError if there is no such option."""
     if value is None or value == "" or value in (-1, "-1"):
         return None
@@ -77,5 +77,7 @@ def read_answer(value: Any, options: Sequence[str]) -> int | None:
         elif len(letter) == 1 and letter.isascii() and letter.isalpha():
             number = ord(letter) - ord("A")
     if type(number) is not int or not 0 <= number < len(options):
-        raise ValueError(f"no number of an option, from 0: {value!r}")
+        raise ValueError(
+            f"answer is not the number (from 0), letter or text of an option: {value!r}"
+        )
     return number

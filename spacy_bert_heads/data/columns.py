@@ -1,4 +1,4 @@
-"""The columns of a table's row, or the keys of an object: their names, and what is read of them."""
+"""Find and read the columns of a table's row, or the keys of an object."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +26,8 @@ TOKENS = ("tokens", "words")
 
 
 class Row(NamedTuple):
-    """A row with its place. The cells of a table are strings, and its rows have the same columns.
-    `names` are those of labels that are numbers, by column, where a file has them."""
+    """Hold the cells of a row with its place. In a table, cells are strings and all rows have the
+    same columns. `names` maps columns with numeric labels to class names, if the file has them."""
 
     where: str
     cells: dict[str, Any]
@@ -35,18 +35,18 @@ class Row(NamedTuple):
     names: Mapping[str, tuple[str, ...]] = {}
 
 
-Rows = Callable[[], Iterator[Row | Rejected]]  # gives the same each time
+Rows = Callable[[], Iterator[Row | Rejected]]  # yields the same rows each time
 
 
 class NoColumns(ValueError):
-    """The columns of a row don't say what to read."""
+    """Report that a row lacks a needed column."""
 
 
 @dataclass
 class Facts:
-    """What a single row can't tell: which column has lists of tokens, which columns have spans in
-    some row, which tags there are in a column of tags, whether Prodigy's annotators rejected
-    anything, and what Label Studio asked."""
+    """Hold facts that a single row can't show: the column with lists of tokens, the columns with
+    spans in any row, the tags of each tag column, whether Prodigy's annotators rejected anything,
+    and the types of Label Studio's controls."""
 
     words: str | None = None
     spans: set[str] = field(default_factory=set)
@@ -56,7 +56,7 @@ class Facts:
 
 
 class Cells:
-    """The cells of a row, and how to read them. What was not taken has not been read."""
+    """Read the cells of a row, and record which columns were read (`taken`)."""
 
     def __init__(self, row: Row, facts: Facts, options: Options) -> None:
         self.row, self.facts, self.options = row, facts, options
@@ -66,22 +66,23 @@ class Cells:
         return column in self.row.cells
 
     def names(self, column: str) -> tuple[str, ...]:
-        """Give the names of a column's numbers, () if there are none."""
+        """Return the class names of a column with numeric labels, () if there are none."""
         return self.options.labels or self.row.names.get(column, ())
 
     def take(self, column: str) -> Any:
-        """Take a value; lists and dicts may be written out, as in a table. None if missing."""
+        """Return a value, parsed if it is a written-out list or dict; None if missing."""
         self.taken.add(column)
         value = parse_cell(self.row.cells.get(column))
         return None if value == "" and self.row.in_table else value
 
     def take_text(self, column: str) -> Any:
-        """Take a text as it is."""
+        """Return a cell without parsing it."""
         self.taken.add(column)
         return self.row.cells[column]
 
     def take_label(self, column: str) -> Any:
-        """Take a label, a list of them, or a dict of numbers; "" for an empty cell of a table."""
+        """Return a label, a list of labels, or a dict of numbers; "" for an empty cell of a
+        table."""
         value, separator = self.take(column), self.options.label_separator
         if value is None and self.row.cells[column] is not None:
             value = self.row.cells[column]
@@ -95,12 +96,12 @@ class Cells:
         return name_label(value, self.names(column))
 
     def take_one(self, columns: Iterable[str]) -> Any:
-        """Take the value of the one column that is not empty, None without. Raises ValueError if
-        several are not."""
+        """Return the value of the only column that is not empty, or None. Raises ValueError if
+        several are not empty."""
         return only_one({column: self.take(column) for column in columns}, *columns)
 
     def unread(self) -> tuple[str, ...]:
-        """Name the columns that were not taken and hold something."""
+        """Return the columns with a value that were not read."""
         cells = self.row.cells.items()
         return tuple(
             key for key, cell in cells if key not in self.taken and cell not in (None, "", [], {})
@@ -108,8 +109,8 @@ class Cells:
 
 
 def find_column(columns: Iterable[str], kind: str, name: str) -> str | None:
-    """Find a column by its name or, if that is the default and missing, by a common one. None
-    unless exactly one fits."""
+    """Return the column with the given name; if the name is the default and missing, the only
+    column with a common name of its kind. Otherwise None."""
     columns = list(columns)
     if name in columns:
         return name
@@ -119,7 +120,7 @@ def find_column(columns: Iterable[str], kind: str, name: str) -> str | None:
 
 
 def words_column(row: Row, options: Options) -> str | None:
-    """Find the column of tokens: a list of strings."""
+    """Return the column with lists of tokens, None if there is none."""
     for name in (options.token_column,) if options.token_column else TOKENS:
         if is_words(parse_cell(row.cells.get(name))):
             return name
@@ -127,12 +128,12 @@ def words_column(row: Row, options: Options) -> str | None:
 
 
 def is_words(value: Any) -> bool:
-    """Tell a list of strings, and not an empty one."""
+    """Check whether a value is a non-empty list of strings."""
     return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def parse_number(value: Any) -> Any:
-    """Give the number that a table's cell is; anything else stays as it is."""
+    """Parse the number in a table's cell; any other value is returned unchanged."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -140,6 +141,6 @@ def parse_number(value: Any) -> Any:
 
 
 def list_columns(columns: Iterable[str]) -> str:
-    """Name the columns that there are, for a message."""
+    """List the existing columns for an error message."""
     shown = ", ".join(f"{column:.40}" for column in columns)
-    return f"there are {shown} (if those are no names, columns are 1, 2 and so on)"
+    return f"the columns are {shown} (if this is not a header, use the numbers 1, 2 and so on)"

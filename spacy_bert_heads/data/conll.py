@@ -1,4 +1,4 @@
-"""Tokens in columns: CoNLL, one tag a token, and CoNLL-U. Blank lines end a sentence."""
+"""Read tokens in columns: CoNLL, with one tag per token, and CoNLL-U."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from .files import File
 from .records import Options, Record, Rejected, attempt, is_utf8
 
-MAX_SENTENCE = 100_000  # tokens; a file with more in one sentence has no blank lines
+MAX_SENTENCE = 100_000  # tokens; a longer sentence means that the file has no blank lines
 TAG = re.compile(r"O|[BILUEMS]-.+")
-# Tags of a single kind of entity, whose label is not written, and tags with another hyphen.
+# Tags without a label (one kind of entity), and tags with "_" instead of "-".
 BARE = re.compile(r"[BILUEMS](_.+)?")
 BARE_LABEL = "ENTITY"
-BRACKETS = re.compile(r"\(.+|.+\)")  # of spans over several lines, in CoNLL-2005 and 2012
+BRACKETS = re.compile(r"\(.+|.+\)")  # spans over several lines, in CoNLL-2005 and 2012
 # CoNLL-U's "# key = value", MultiCoNER's "# id …<tab>domain=…", OntoNotes' "#end document". A "#"
 # alone may be a token.
 COMMENT = re.compile(r"# .* = |# id .*\tdomain=|#end document")
@@ -22,12 +22,13 @@ Sentence = list[tuple[int, list[str]]]  # numbered rows
 
 
 def read_conll(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read a record for each sentence: of its tokens in the first column, or the second behind one
-    that counts them, and their tags in the last. Of two columns, the first may be the tags.
+    """Yield a record for each sentence.
 
-    The tags are entities (BIO and its kin, or labels beside "O"), else tags of the tokens. All
-    sentences must have as many columns as the first one that could be read. Where two columns
-    behind a count have tags (GermEval), the inner entities of the second are not read.
+    Tokens are in the first column, or in the second one if the first has token numbers; tags are in
+    the last one. With two columns, the first may have the tags. Tags are entities (BIO and similar
+    schemes, or labels besides "O"), otherwise token tags. All sentences must have the same number
+    of columns as the first valid one. In GermEval's format (two tag columns after the number), the
+    nested entities of the second tag column are not read.
     """
     found = attempt("", survey, file, options)
     if isinstance(found, Rejected):
@@ -58,19 +59,21 @@ def read_conll(file: File, options: Options) -> Iterator[Record | Rejected]:
 
 
 def column_number(name: str, default: int) -> int:
-    """Give the index of a column that is named by a number from 1, or from -1 backwards."""
+    """Convert a column number, from 1, or negative from the end, to an index. Raises ValueError for
+    0 or other text."""
     if not name:
         return default
     if not name.removeprefix("-").isdecimal() or int(name) == 0:
-        raise ValueError(f"Columns of CoNLL files are numbers, from 1: '{name}' is none.")
+        raise ValueError(f"'{name}' is not a column of a CoNLL file. Pass a number from 1.")
     return int(name) - (int(name) > 0)
 
 
 def split_sentences(file: File, *, counted: bool) -> Iterator[tuple[str | None, Sentence]]:
-    """Yield the sentences, each with its document if the file names documents."""
+    """Yield the sentences, each with its document if the file marks documents. Blank lines end a
+    sentence."""
     document = 0
     rows: Sentence = []
-    for number, line in enumerate(chain(file.lines(), [""]), 1):  # the last may not be closed
+    for number, line in enumerate(chain(file.lines(), [""]), 1):  # "" closes the last sentence
         line = line.rstrip(" \t\r\n")
         starts = NEW_DOCUMENT.match(line)
         if line and not starts:
@@ -84,23 +87,24 @@ def split_sentences(file: File, *, counted: bool) -> Iterator[tuple[str | None, 
 
 
 def split_columns(line: str) -> list[str]:
-    """Split at tabs if there are any, else at spaces. A token between tabs may contain a space."""
+    """Split a line at tabs if it has any, otherwise at spaces. A token between tabs may contain a
+    space."""
     return line.split("\t") if "\t" in line else re.split(" +", line)
 
 
 class Survey(NamedTuple):
-    """What the sentences of a file have in common."""
+    """Hold what all sentences of a file have in common."""
 
     token_column: int
     tag_column: int
-    counted: bool  # the first column counts the tokens
+    counted: bool  # the first column has token numbers
     scheme: str  # of `scheme_of`
-    nested: bool  # the last column has tags of entities within those of the one before
+    nested: bool  # the last column has tags of nested entities
     has_documents: bool
 
 
 def survey(file: File, options: Options) -> Survey:
-    """Read a file once to find out how to read it."""
+    """Read a file once to detect its columns and its tag scheme."""
     counted = several = 0
     widths: set[int] = set()
     documents = set()
@@ -135,7 +139,7 @@ def survey(file: File, options: Options) -> Survey:
 def find_fault(
     rows: Sentence, width: int, token_column: int, tag_column: int, scheme: str
 ) -> Rejected | None:
-    """Find the first row for which a sentence is rejected."""
+    """Return the first faulty row of a sentence as a rejected record, None if there is none."""
     if len(rows) > MAX_SENTENCE:
         return Rejected(f":{rows[0][0]}", f"no blank line for {MAX_SENTENCE} lines")
     for line, row in rows:
@@ -156,8 +160,8 @@ def find_fault(
 
 
 def scheme_of(tags: Iterable[str]) -> str:
-    """Tell tags with B-, I- and so on ("BIO"), those without a label or with an underscore ("B"),
-    labels beside "O" ("IO"), and tags that are not those of entities ("").
+    """Return the scheme of tags: "BIO" (B-, I- and so on), "B" (the same without a label or with an
+    underscore), "IO" (labels besides "O"), or "" (not entities).
 
     Raises ValueError for spans in brackets.
     """
@@ -170,20 +174,21 @@ def scheme_of(tags: Iterable[str]) -> str:
         return "B" if is_bare else "IO"
     if brackets := next(filter(BRACKETS.fullmatch, sorted(tags)), None):
         raise ValueError(
-            f"spans in brackets are not read, name the column of tags by --tag-column: {brackets!r}"
+            "spans in brackets are not supported, name the tag column with --tag-column: "
+            f"{brackets!r}"
         )
     return ""
 
 
 def is_bio(tags: set[str]) -> bool:
-    """Tell whether all are tags of BIO or its kin, and not all "O"."""
+    """Check whether all tags belong to BIO or a similar scheme, and not all are "O"."""
     return bool(tags - {"O"}) and all(map(TAG.fullmatch, tags))
 
 
 def tagged_record(
     where: str, words: list[str], tags: list[str], scheme: str, spaces: list[bool] | None = None
 ) -> Record:
-    """Make a record of tokens and their tags. Raises ValueError for a tag that is none."""
+    """Create a record from tokens and their tags. Raises ValueError for an invalid tag."""
     if not scheme:
         return Record(where, words=words, spaces=spaces, values={"pos_tags": tags})
     for tag in tags:
@@ -198,11 +203,12 @@ def tagged_record(
 
 
 def tags_to_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Read BIO, IOB1, BILOU, BIOES and BMES by one rule: I, M, L and E continue an open entity of
-    their label, every other tag but O begins one, and only B, I and M leave it open. So a stray I
-    begins an entity, as in IOB1 and in the CoNLL scorer.
+    """Return the entities of BIO, IOB1, BILOU, BIOES or BMES tags as (start, end, label) in tokens;
+    the end is exclusive.
 
-    Returns the first token, the one after the last, and the label of each entity.
+    One rule covers all schemes: I, M, L and E continue an open entity with their label, every other
+    tag except O starts one, and only B, I and M leave it open. So a stray I starts an entity, as in
+    IOB1 and in the CoNLL scorer.
     """
     entities: list[tuple[int, int, str]] = []
     open_label = None
@@ -219,7 +225,7 @@ def tags_to_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def place_entities(
     words: list[str], spaces: list[bool] | None, entities: list[tuple[int, int, str]]
 ) -> list[dict[str, Any]]:
-    """Convert the tokens of entities to characters."""
+    """Convert entities from tokens to character offsets."""
     starts, place = [], 0
     for i, word in enumerate(words):
         starts.append(place)
@@ -234,10 +240,10 @@ def place_entities(
 
 
 def read_conllu(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read universal parts of speech, tags and features of each sentence.
+    """Yield a record for each sentence, with universal parts of speech, tags and features.
 
-    A token that stands for several syntactic words ("zum", 3-4) stays one, without annotation;
-    empty nodes are left out. Lemmas and dependencies are not read.
+    A multiword token ("zum", 3-4) stays one token, without annotation. Empty nodes are skipped.
+    Lemmas and dependencies are not read.
     """
 
     def make(rows: Sentence) -> Record:
@@ -249,13 +255,13 @@ def read_conllu(file: File, options: Options) -> Iterator[Record | Rejected]:
             if len(row) != 10:
                 raise ValueError(f"wrong number of columns: {len(row)} instead of 10, line {line}")
             if not re.fullmatch(r"\d+([-.]\d+)?", row[0]):
-                raise ValueError(f"not a token's number: {row[0]!r}, line {line}")
+                raise ValueError(f"not a token number: {row[0]!r}, line {line}")
             first, *last = row[0].split("-")
             if "." in first or (not last and int(first) <= covered):
                 continue
             if last:
                 covered = int(last[0])
-                record.notes.add("tokens of several words, without tags", repr(row[1]))
+                record.notes.add("multiword tokens, left without tags", repr(row[1]))
             record.words.append(row[1])  # type: ignore[union-attr]
             record.spaces.append("SpaceAfter=No" not in row[9])  # type: ignore[union-attr]
             for name, column in (("pos", 3), ("tag", 4), ("morph", 5)):

@@ -1,8 +1,8 @@
-"""Conversion of data files to spaCy's `.spacy`.
+"""Convert data files to spaCy's `.spacy` format.
 
     files ──▶ records ──▶ Docs ──▶ on disk, until all categories are known ──▶ output + report
 
-`formats.py` has the readers; this module makes the Docs and writes them.
+`formats.py` has the readers; this module creates and writes the Docs.
 """
 
 import re
@@ -43,47 +43,51 @@ def convert(
 ) -> ConversionReport:
     """Convert a file, or all files of a folder, to spaCy's binary format.
 
-    Hidden and `.spacy` files of a source folder are skipped. An output that ends in `.spacy` is one
-    file; any other is a folder of shards with at most `max_docs` Docs, held in memory one at a
-    time. With `split`, as "0.8,0.1,0.1", the folder has train.spacy, dev.spacy and test.spacy. The
-    output appears when everything has been read. It replaces the output of an earlier conversion;
-    other files in its folder are kept. With `force`, a folder that no conversion made is accepted
-    too, and files that have the names of new ones are replaced.
+    Hidden and `.spacy` files of a source folder are skipped. If the output ends in `.spacy`, it is
+    one file, otherwise a folder of shards with at most `max_docs` Docs; only one shard is in memory
+    at a time. With `split`, such as "0.8,0.1,0.1", the folder has train.spacy, dev.spacy and
+    test.spacy. The output is written after everything has been read. It replaces the output of an
+    earlier conversion; other files in the folder are kept. With `force`, a folder that was not
+    created by a conversion is accepted, and files with the names of new ones are replaced.
 
     `format` is one of `READERS`, or None to detect it for each file. `lang` is the language of the
     tokenizer, for formats with texts instead of tokens. `options` are those of `Options`.
 
-    The files of a folder are one data set: a category of one does not hold for the texts of another
-    that don't name it.
+    All files of a folder form one data set: a category from one file is negative for texts of other
+    files that don't name it.
 
-    Raises FileNotFoundError if there is no such source, and ValueError if an option is wrong, a
-    file can't be decompressed, no record could be kept, or none is annotated.
+    Raises FileNotFoundError if the source does not exist, and ValueError if an option is invalid, a
+    file can't be decompressed, all records were rejected, or no record is annotated.
     """
     source, output = Path(source), Path(output)
     files = list_files(source)
     if format is not None and format not in READERS:
-        raise ValueError(f"There is no format '{format}'. Formats: {', '.join(READERS)}.")
+        raise ValueError(f"There is no format '{format}'. Choose one of: {', '.join(READERS)}.")
     if max_docs < 1:
-        raise ValueError(f"max_docs must be at least 1, not {max_docs}.")
+        raise ValueError(f"max_docs is {max_docs}. Set it to 1 or more.")
     shares = None if split is None else read_shares(split)
     one_file = output.suffix == ".spacy"
     check_parents(output)
     if output.is_dir() if one_file else output.is_file():
-        raise ValueError(f"{output} is in the way: only a name ending in .spacy is for a file.")
+        raise ValueError(
+            f"{output} exists. An output file must end in .spacy, an output folder must not."
+        )
     if not one_file and output.suffix[1:].isalpha() and not output.exists():
         raise ValueError(
-            f"{output} would be a folder. Name a file that ends in .spacy, or a folder without "
-            f"'{output.suffix}'."
+            f"{output} would be a folder. Choose a file that ends in .spacy, or a folder name "
+            f"without '{output.suffix}'."
         )
     if one_file and shares is not None:
-        raise ValueError(f"--split writes several files: name a folder instead of {output}.")
+        raise ValueError(
+            f"--split writes several files, but the output is {output}. Pass a folder."
+        )
     if not one_file:
         check_folder(output, "convert", force=force)
     register_extensions()
     settings, report = Settings(spacy.blank(lang)), ConversionReport()
     user_options = Options(**options)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, because a file is moved atomically only within one file system.
+    # Next to the output, because a rename is atomic only within one file system.
     with TemporaryDirectory(prefix=".convert-", dir=output.parent) as folder:
         spool = Spool(Path(folder), None if one_file else max_docs)
         for made, group in read_files(files, settings, user_options, format, report):
@@ -91,9 +95,9 @@ def convert(
         if not report.kept:
             fault = report.samples[0] if report.samples else "there are no records"
             raise ValueError(
-                f"Nothing in {source} could be kept, 0 of {report.read:,} {report.unit} "
-                f"({report.format or 'no format was found'}). The first: {fault}. If it is another "
-                f"format, name it by --format: {', '.join(READERS)}."
+                f"Nothing in {source} could be read: 0 of {report.read:,} {report.unit} "
+                f"({report.format or 'unknown format'}). The first: {fault}. If this is another "
+                f"format, set --format to one of: {', '.join(READERS)}."
             )
         check_annotated(report, str(source), lang=lang)
         separator = user_options.label_separator
@@ -115,11 +119,10 @@ def read_files(
     format: str | None,
     report: ConversionReport,
 ) -> Iterator[tuple[Made, str | None]]:
-    """Yield the Docs of one file after the other, each with its group, and enter every record in
-    the report."""
+    """Yield the Docs of all files, each with its group, and add every record to the report."""
     formats = [format or find_format(file, options) for file in files]
     if len(set(formats) - {None}) > 1 and format is None:
-        # Beside other data, lines that begin alike are notes.
+        # In a folder with other formats, a file that looks like labelled lines is not data.
         formats = [None if name == "labelled" else name for name in formats]
     known = list(dict.fromkeys(name for name in formats if name is not None))
     units = {UNITS.get(name, "records") for name in known}
@@ -147,8 +150,8 @@ def read_files(
 
 
 class Spool:
-    """Docs on disk, in shards of at most `max_docs` (None for one), until all have been read: only
-    then all categories are known."""
+    """Keep Docs on disk, in shards of at most `max_docs` (None for one shard), until all have been
+    read, because only then all categories are known."""
 
     def __init__(self, folder: Path, max_docs: int | None) -> None:
         self.folder, self.max_docs = folder, max_docs
@@ -159,7 +162,7 @@ class Spool:
         self._flags: list[bool] = []
 
     def add(self, made: Made, group: str | None) -> None:
-        """Add a Doc."""
+        """Add a Doc; a full shard is written to disk."""
         self._docs.add(made.doc)
         self._flags.append(made.others_negative)
         text = blake2b(made.doc.text.encode("utf8"), digest_size=12).digest()
@@ -180,7 +183,7 @@ class Spool:
             docs.to_disk(self.shards[-1])
 
     def complete(self, labels: set[str]) -> None:
-        """End the last shard, and set the categories that do not hold where others do."""
+        """Write the last shard, and set the negative categories of all Docs."""
         if self._flags:
             self._flush()
         negative = dict.fromkeys(sorted(labels), 0.0)
@@ -195,7 +198,7 @@ class Spool:
                     docs.to_disk(shard)
 
     def split(self, shares: dict[str, float], *, seed: int) -> dict[str, int]:
-        """Replace the shards by a file for each part, and count its Docs."""
+        """Replace the shards with one file per part, and return the number of Docs of each part."""
         part_of_each = split_members(self.members, shares, seed=seed)
         parts = {part: DocBin(store_user_data=True) for part in shares}
         names, vocab = iter(part_of_each), Vocab()
@@ -210,10 +213,10 @@ class Spool:
 
 
 def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
-    """Move shards into the output folder, where they replace those of an earlier conversion.
+    """Move shards to the output folder, where they replace those of an earlier conversion.
 
-    Only files that the folder's mark lists are deleted. Raises ValueError if another one has the
-    name of a shard, unless `force` is set.
+    Only files that are listed in the folder's marker file are deleted. Raises ValueError if another
+    file has the name of a shard, unless `force` is set.
     """
     names = [shard.name for shard in shards]
     listed = read_mark(output).get("shards", ())
@@ -221,7 +224,7 @@ def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:
     foreign = next((name for name in names if name not in stale and (output / name).exists()), None)
     if foreign is not None and not force:
         raise ValueError(
-            f"{output / foreign} was not made by `bert convert`. Move it elsewhere, or give "
+            f"{output / foreign} was not made by `bert convert`. Move it, or add "
             "--force to replace it."
         )
     mark_folder(output, "convert", shards=sorted(stale | set(names)))  # in case of an interrupt

@@ -1,4 +1,4 @@
-"""The formats by name, with the reader of each, and how a file's format is found."""
+"""Define the reader of each format, and detect the format of a file."""
 
 import json
 import re
@@ -36,12 +36,12 @@ EXTENSIONS = {
 
 
 def of_objects(read: Callable[[File], Iterator[Row | Rejected]]) -> Reader:
-    """Make a reader of rows that need no options."""
+    """Return a reader for rows that need no options."""
     return lambda file, options: read_rows(partial(read, file), options)
 
 
 def of_table(delimiter: str, *, quoted: bool = True) -> Reader:
-    """Make a reader of a table."""
+    """Return a reader for tables with this delimiter."""
 
     def read(file: File, options: Options) -> Iterator[Record | Rejected]:
         rows = partial(read_table, file, options, delimiter=delimiter, quoted=quoted)
@@ -67,7 +67,7 @@ READERS: dict[str, Reader] = {
     "parquet": of_objects(read_parquet),
     "squad": read_squad,
     "brat": read_brat,
-    # The quotes in a table of pairs with tabs, as SICK's and GLUE's, are text.
+    # Tab-separated tables of pairs, such as SICK's and GLUE's, have unescaped quotes.
     "nli-jsonl": of_objects(read_json_lines),
     "nli-tsv": of_table("\t", quoted=False),
     "nli-csv": of_table(","),
@@ -75,7 +75,8 @@ READERS: dict[str, Reader] = {
 
 
 def find_format(file: File, options: Options) -> str | None:
-    """Detect the format by the extension where that is enough, else by the first lines."""
+    """Return the format of a file, by its extension if that is enough, otherwise by its first
+    lines; None if it is unknown."""
     known = EXTENSIONS.get(file.extension)
     if known not in (None, "jsonl"):
         return known
@@ -98,7 +99,7 @@ def find_format(file: File, options: Options) -> str | None:
         if sum(len(row) > 1 and bool(TAG.fullmatch(row[place])) for row in rows) > half:
             return "conll"
     if file.extension == ".json":
-        return find_json(file) or "json"  # whose reader says what is wrong
+        return find_json(file) or "json"  # the reader reports the error
     if OPENING.match(head[0]):
         return find_json(file)
     for name, delimiter in (("tsv", "\t"), ("csv", ","), ("csv", ";")):
@@ -110,14 +111,14 @@ def find_format(file: File, options: Options) -> str | None:
             return name
     if sum(line.startswith(FASTTEXT) for line in head) > half:
         return "labelled"
-    # Plain text begins its lines with many different words, and other lists with punctuation.
+    # In plain text, lines start with many different words; in other lists, with punctuation.
     labels = {line.split()[0] for line in head}
     few = max(len(head) // 4, 2 if all(label.isdecimal() for label in labels) else 0)
     return "labelled" if len(labels) <= few and all(x[-1].isalnum() for x in labels) else None
 
 
 def find_json(file: File) -> str | None:
-    """Tell SQuAD from records of other kinds; None if there is no list of records."""
+    """Return "squad" or "json"; None if there is no list of records."""
     try:
         records = find_rows(parse_whole(file.text()))
     except ValueError:
@@ -127,7 +128,7 @@ def find_json(file: File) -> str | None:
 
 
 def holds_pairs(columns: Iterable[str], options: Options) -> bool:
-    """Tell pairs of texts from single texts by the names of columns or keys."""
+    """Check by the names of columns or keys whether rows have two texts."""
     try:
         return pair_columns(columns, options) is not None
     except NoColumns:
@@ -135,7 +136,7 @@ def holds_pairs(columns: Iterable[str], options: Options) -> bool:
 
 
 def holds_rows(columns: Iterable[str], options: Options) -> bool:
-    """Tell the header of a table by the names of its columns."""
+    """Check whether column names are those of a table with texts and annotations."""
     columns = list(columns)
     text = find_column(columns, "text", options.text_column)
     label = find_column(columns, "label", options.label_column)
@@ -146,7 +147,7 @@ def holds_rows(columns: Iterable[str], options: Options) -> bool:
 
 
 def list_keys(line: str) -> list[str]:
-    """List the keys of a line of JSONL, none if it is not an object."""
+    """Return the keys of a line of JSONL, [] if it is not an object."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Rows that are objects: JSONL, JSON arrays, Python literals (spaCy's TRAIN_DATA), parquet."""
+"""Read rows that are objects: JSONL, JSON arrays, Python literals (spaCy's TRAIN_DATA), Parquet."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ ROWS = ("data", "annotations", "rows", "paragraphs")  # keys of a list of record
 
 
 def read_json_lines(file: File) -> Iterator[Row | Rejected]:
-    """Read an object in each line."""
+    """Yield a row for each line with a JSON object."""
     for number, line in enumerate(file.lines(), 1):
         if line.strip():
             try:
@@ -24,8 +24,9 @@ def read_json_lines(file: File) -> Iterator[Row | Rejected]:
 
 
 def read_json_array(file: File) -> Iterator[Row | Rejected]:
-    """Read the objects of an array, that of `data` or `annotations` in an object, or spaCy's pairs
-    of a text and a dict. The file is held in memory as a whole, and may be a Python literal."""
+    """Yield the objects of a JSON array, of the array under `data` or `annotations` in an object,
+    or spaCy's pairs of a text and a dict. The file is loaded into memory as a whole, and may be a
+    Python literal."""
     try:
         rows = find_rows(parse_whole(file.text(), is_python=file.extension == ".py"))
     except ValueError as error:
@@ -33,7 +34,7 @@ def read_json_array(file: File) -> Iterator[Row | Rejected]:
         return
     for number, row in enumerate(rows, 1):
         match row:
-            case None:  # as some annotators write behind the last one
+            case None:  # some tools write null after the last record
                 continue
             case [text, {**annotations}] | (text, {**annotations}):
                 row = {"text": text, **annotations}
@@ -44,8 +45,8 @@ def read_json_array(file: File) -> Iterator[Row | Rejected]:
 
 
 def parse_whole(text: str, *, is_python: bool = False) -> Any:
-    """Parse a file of JSON, or of Python: a literal, or the last list that a name is given. Nothing
-    is run. Raises ValueError if it is neither."""
+    """Parse JSON, or the last list literal that a Python file assigns. No code is executed. Raises
+    ValueError if the text is neither."""
     try:
         return parse_json(text)
     except ValueError as error:
@@ -65,7 +66,7 @@ def parse_whole(text: str, *, is_python: bool = False) -> Any:
 
 
 def find_rows(value: Any) -> list[Any] | tuple[Any, ...]:
-    """Find the list of records. Raises ValueError if there is none."""
+    """Return the list of records in a parsed file. Raises ValueError if there is none."""
     if isinstance(value, dict) and "text" not in value:
         lists = [value[key] for key in ROWS if isinstance(value.get(key), list)]
         value = lists[0] if lists and not is_task(value) else value
@@ -76,24 +77,26 @@ def find_rows(value: Any) -> list[Any] | tuple[Any, ...]:
 
 
 def make_row(where: str, value: Any, source: str | None = None) -> Row:
-    """Make a row of an object. Raises ValueError if it is none, or not UTF-8."""
+    """Create a row from an object. Raises ValueError if it is not an object, or not UTF-8."""
     if not isinstance(value, dict) or (source is not None and not is_utf8(source)):
         raise ValueError("not a JSON object in UTF-8")
     return Row(where, value)
 
 
 def read_parquet(file: File) -> Iterator[Row | Rejected]:
-    """Read the rows of a parquet file; Hugging Face's has the names of classes. Raises ImportError
-    if pyarrow is missing."""
+    """Yield the rows of a Parquet file, with the class names that Hugging Face's `datasets` store.
+    Raises ImportError if pyarrow is missing, and ValueError if the file is damaged."""
     try:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ImportError(f"{file.path} is a parquet file: pip install pyarrow") from error
+        raise ImportError(
+            f"{file.path} is a Parquet file. Install pyarrow: pip install pyarrow"
+        ) from error
     try:
         table = ParquetFile(file.path)
     except ArrowInvalid as error:
-        raise ValueError(f"{file.path} cannot be read: {error}") from error
+        raise ValueError(f"{file.path} can't be read as Parquet: {error}") from error
     names = class_names(table.schema_arrow.metadata or {})
     number = 0
     for batch in table.iter_batches():
@@ -103,7 +106,7 @@ def read_parquet(file: File) -> Iterator[Row | Rejected]:
 
 
 def class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Read the names of classes by column, as `datasets` stores them."""
+    """Return the class names by column, from the metadata that `datasets` stores."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):

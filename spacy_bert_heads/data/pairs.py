@@ -1,4 +1,4 @@
-"""Rows of two texts: a premise and a hypothesis, texts to compare, a context and a question."""
+"""Read rows with two texts: premise and hypothesis, texts to compare, context and question."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,8 +12,11 @@ MAX_PAIRS = 32  # of one Doc
 
 
 def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | None:
-    """Name the columns of two texts. Their names tell pairs from single texts, but not beside the
-    column of a single text, unless the user has named both."""
+    """Return the columns of two texts, None if the row has a single text.
+
+    Pairs are recognised by their column names; if there is also a column for a single text, both
+    columns must have been named by the user.
+    """
     columns = list(columns)
     premise = find_column(columns, "premise", options.premise_column)
     hypothesis = find_column(columns, "hypothesis", options.hypothesis_column)
@@ -27,8 +30,10 @@ def pair_columns(columns: Iterable[str], options: Options) -> tuple[str, str] | 
 
 
 def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
-    """Read two texts with a verdict, or with a number where there is no column for a label or
-    --score-column names one; with both if there are both then."""
+    """Read two texts with a label, a score, or both.
+
+    The score is read if there is no label column, or if the user set --score-column.
+    """
     columns, options = cells.row.cells, cells.options
     label = find_column(columns, "label", options.label_column)
     label = None if label in (premise, hypothesis) else label
@@ -38,8 +43,10 @@ def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
         if score is None:
             kind = "label" if label is None else "score"
             names = list_columns(columns)
-            more = "; a number has --score-column" if label is None else ""
-            raise NoColumns(f"no column for the {kind}, name it by --{kind}-column: {names}{more}")
+            more = "; for a number, use --score-column" if label is None else ""
+            raise NoColumns(
+                f"no column for the {kind}, name it with --{kind}-column: {names}{more}"
+            )
     text = check_text("premise", cells.take_text(premise))
     second = check_text("hypothesis", cells.take_text(hypothesis))
     values: dict[str, Any] = {}
@@ -52,7 +59,7 @@ def read_pair(cells: Cells, premise: str, hypothesis: str) -> Record:
 
 
 def read_flat_squad(cells: Cells) -> Record:
-    """Read a question about a context, with Hugging Face's `{"text": [], "answer_start": []}`."""
+    """Read a question with its context, in the format of Hugging Face's SQuAD rows."""
     context = check_text("context", cells.take_text("context"))
     entry: dict[str, Any] = {"question": cells.take_text("question")}
     if "is_impossible" in cells:
@@ -68,8 +75,8 @@ def read_flat_squad(cells: Cells) -> Record:
 
 
 def join_pairs(records: Iterable[Record | Rejected]) -> Iterator[Record | Rejected]:
-    """Make one record of consecutive pairs with the same first text, at most MAX_PAIRS of them, so
-    that the text is stored once. A rejected record among them does not part them."""
+    """Merge consecutive pairs with the same first text into records of at most MAX_PAIRS pairs, so
+    that the text is stored once. Rejected records in between don't separate them."""
     last: Record | None = None
     for record in records:
         if isinstance(record, Rejected):

@@ -1,4 +1,4 @@
-"""The reader of training data: `.spacy` files to examples."""
+"""Read training data: `.spacy` files to examples."""
 
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sized
@@ -19,19 +19,19 @@ from ..heads.head import BertHead
 from ..heads.pair_head import BertPairHead
 from ..text.user_data import get_list, set_value
 
-# What reading a truncated DocBin can raise: from its compression, its msgpack, its attributes.
+# Errors of reading a damaged DocBin: from decompression, msgpack or its attributes.
 DAMAGE = (zlib.error, ValueError, KeyError, EOFError, IndexError, TypeError)
 
 
 class BertCorpus(Corpus):
-    """Read `.spacy` files as `spacy.Corpus.v1` does, with the hypotheses and questions of each Doc.
+    """Read `.spacy` files as `spacy.Corpus.v1` does, including the second texts of each Doc.
 
-    `path` is a file, or a folder of files. 0 means no limit everywhere: `limit` is the maximum
-    number of Docs per file, and `max_pairs` that of second texts per example (see `split_pairs`).
-    A Doc of `max_length` tokens or more is skipped, or read sentence by sentence and without its
-    pairs if it has sentences. With `gold_preproc`, the predicted Docs have the sentences and tokens
-    of the reference. `augmenter` is one of spaCy's, or another function that yields examples for
-    `nlp` and an example (see `augment`).
+    `path` is a file or a folder of files. `limit` is the maximum number of Docs per file, and
+    `max_pairs` the maximum number of second texts per example (see `split_pairs`); 0 means no
+    limit. A Doc of `max_length` tokens or more is skipped or, if it has sentence boundaries, read
+    sentence by sentence without its pairs; 0 means no limit. With `gold_preproc`, the predicted
+    Docs have the sentences and tokens of the reference. `augmenter` is one of spaCy's, or another
+    function that yields examples for `nlp` and an example (see `augment`).
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class BertCorpus(Corpus):
         self.max_pairs = max_pairs
 
     def __call__(self, nlp: Language) -> Iterator[Example]:
-        """Yield the examples. Raises ValueError if there is no such file or folder, if a file is
-        damaged, with the command that makes it again, or if all Docs are too long."""
+        """Yield the examples. Raises ValueError if the file or folder doesn't exist, if a file is
+        damaged (with the command that recreates it), or if all Docs are too long."""
         check_exists(self.path)
         has_any = False
         for example in super().__call__(nlp):
@@ -66,10 +66,10 @@ class BertCorpus(Corpus):
             num_docs = sum(1 for _ in self.read_docbin(nlp.vocab, walk_corpus(self.path, ".spacy")))
             if num_docs:
                 raise ValueError(
-                    f"'{self.path}' gives no example: all of its {num_docs} Docs have max_length = "
-                    f"{self.max_length} tokens or more, and none has a shorter sentence. Raise "
-                    "max_length of the reader, or set it to 0 for no limit: the encoder reads long "
-                    "Docs in windows."
+                    f"'{self.path}' contains no example: all of its {num_docs} Docs have at least "
+                    f"max_length = {self.max_length} tokens, and none has a shorter sentence. "
+                    "Raise max_length of the reader, or set it to 0 for no limit: the encoder "
+                    "splits long Docs into windows."
                 )
 
     def read_docbin(self, vocab: Vocab, locs: Iterable[str | Path]) -> Iterator[Doc]:
@@ -83,8 +83,7 @@ class BertCorpus(Corpus):
             yield from docs
 
     def references(self, nlp: Language) -> Iterator[Doc]:
-        """Yield the gold Docs that the examples are made of, parts of one that is split one by
-        one."""
+        """Yield the gold Docs of the examples; a Doc that is split is yielded part by part."""
         check_exists(self.path)
         return self._split(nlp, self.read_docbin(nlp.vocab, walk_corpus(self.path, ".spacy")))
 
@@ -93,12 +92,12 @@ class BertCorpus(Corpus):
         return super().make_examples(nlp, self._split(nlp, reference_docs))
 
     def _split(self, nlp: Language, docs: Iterable[Doc]) -> Iterator[Doc]:
-        # What nothing in the pipeline learns from would only fill batches.
+        # Parts that no component learns from would only fill batches.
         heads = [pipe for _, pipe in nlp.components if not isinstance(pipe, BertEncoder)]
         inputs = {pipe.input_name for pipe in heads if isinstance(pipe, BertHead)}
         text = not heads or not all(isinstance(pipe, BertPairHead) for pipe in heads)
         for doc in docs:
-            # A Doc that is too long is read as sentences without pairs: splitting it would repeat
+            # A Doc above max_length is read as sentences without pairs: splitting it would repeat
             # every sentence.
             too_long = 0 < self.max_length <= len(doc)
             yield from split_pairs(
@@ -111,8 +110,8 @@ class BertCorpus(Corpus):
     def make_examples_gold_preproc(
         self, nlp: Language, reference_docs: Iterable[Doc]
     ) -> Iterator[Example]:
-        """Yield an example for each sentence. Hypotheses and questions are about the whole text, so
-        a Doc that has any stays whole."""
+        """Yield an example for each sentence. Second texts refer to the whole text, so a Doc with
+        any is not split."""
         for reference in self._split(nlp, reference_docs):
             if any(get_list(name, reference) for name in pair_names()):
                 yield self._make_example(nlp, reference, True)
@@ -120,37 +119,41 @@ class BertCorpus(Corpus):
                 yield from super().make_examples_gold_preproc(nlp, [reference])
 
     def _make_example(self, nlp: Language, reference: Doc, gold_preproc: bool) -> Example:
-        # spaCy builds the predicted Doc from the text alone.
+        # spaCy creates the predicted Doc from the text only.
         example = super()._make_example(nlp, reference, gold_preproc)
         copy_inputs(reference, example.predicted)
         return example
 
 
 def check_exists(path: str | Path) -> None:
-    """Raise ValueError, with the command that makes it, if a file or folder of data is missing, or
-    is not converted: spaCy would find no Doc."""
+    """Raise ValueError if a file or folder of data is missing or not converted.
+
+    The message has the command that creates it. Without this check spaCy would find no Docs.
+    """
     path = Path(path)
     convert = "python -m spacy bert convert"
     if not path.exists():
-        raise ValueError(f"There is no '{path}'. Make it: {convert} SOURCE {path}")
+        raise ValueError(f"There is no '{path}'. Create it with: {convert} SOURCE {path}")
     if path.is_file() and path.suffix != ".spacy":
         made = path.with_suffix(".spacy")
-        raise ValueError(f"'{path}' is no .spacy file. Convert it: {convert} {path} {made}")
+        raise ValueError(f"'{path}' is not a .spacy file. Convert it with: {convert} {path} {made}")
     if path.is_dir() and not any(path.rglob("*.spacy")):
-        raise ValueError(f"There is no .spacy file in '{path}'. Make one: {convert} {path} OUTPUT")
+        raise ValueError(
+            f"There is no .spacy file in '{path}'. Create one with: {convert} {path} OUTPUT"
+        )
 
 
 def damaged(file: str | Path, error: Exception) -> ValueError:
-    """Make the error for a file that a DocBin can't be read from."""
+    """Return the error for a file that can't be read as a DocBin."""
     return ValueError(
-        f"{file} is damaged, or no .spacy file ({error}). Make it again: "
+        f"{file} is damaged or not a .spacy file ({error}). Create it again with: "
         f"python -m spacy bert convert SOURCE {file}"
     )
 
 
 def read_docs(file: Path, vocab: Vocab) -> Iterator[Doc]:
-    """Read a DocBin. A Doc whose `user_data` was None when it was stored has none: spaCy itself
-    can't read such a file."""
+    """Yield the Docs of a DocBin, including Docs that were stored with `user_data = None`, which
+    spaCy itself can't read."""
     docs = DocBin().from_disk(file)
     nothing = srsly.msgpack_dumps(None)
     docs.user_data = [None if data == nothing else data for data in docs.user_data]
@@ -158,9 +161,11 @@ def read_docs(file: Path, vocab: Vocab) -> Iterator[Doc]:
 
 
 def augment(augmenter: Callable, nlp: Language, example: Example) -> Iterator[Example]:
-    """Yield what an augmenter makes of an example. spaCy's augmenters drop what is in `doc._`, such
-    as pairs and their gold entries: what has lost some of it is left out, and the example itself
-    stays where nothing else does."""
+    """Yield the augmented examples that keep all of the reference's `user_data`.
+
+    spaCy's augmenters drop what is in `doc._`, such as pairs and their gold entries. Examples that
+    lost any of it are skipped; if none is left, the original example is yielded.
+    """
     made = list(augmenter(nlp, example))
     values = example.reference.user_data.items()
     kept = {key for key, value in values if not (isinstance(value, Sized) and not len(value))}
@@ -174,17 +179,18 @@ def split_pairs(
     doc: Doc, max_pairs: int, *, inputs: Container[str] | None = None, text: bool = True
 ) -> Iterator[Doc]:
     """Split a Doc with second texts into several Docs of the same text, each for one task.
-    Otherwise one text would fill a batch.
+
+    Without the split, one text could fill a batch.
 
     max_pairs 2     first part        second part       third part        fourth part
     annotation      unchanged         -                 -                 -
     hypotheses      -                 A  B              C                 -
     questions       -                 -                 -                 D  E
 
-    The first part is left out without `text`, or if the Doc has no annotation but that of pairs;
-    pairs are left out that are not among the `inputs`. Yields the Doc itself if it has no second
-    texts, if `max_pairs` is 0, or if its gold entries don't match its second texts: the head that
-    reads them reports that.
+    The first part is omitted without `text`, or if the Doc is annotated only for pairs. Pairs that
+    are not among the `inputs` are omitted. Yields the Doc itself if it has no second texts, if
+    `max_pairs` is 0, or if its gold entries don't match its second texts; in the last case the head
+    that reads them reports the error.
     """
     names = pair_names()
     texts = {name: get_list(name, doc) for name in names}
@@ -220,10 +226,12 @@ def make_corpus(
     max_pairs: int = 0,
     augmenter: Callable | None = None,
 ) -> BertCorpus:
-    """Create the reader of `[corpora]`, `spacy_bert_heads.Corpus.v1`. The settings are those of
-    `BertCorpus`. Raises ValueError if no path is given."""
+    """Create the reader `spacy_bert_heads.Corpus.v1` for `[corpora]`, with the settings of
+    `BertCorpus`. Raises ValueError if no path is set."""
     if path is None:
-        raise ValueError("No data is named. Add: --paths.train FILE.spacy --paths.dev FILE.spacy")
+        raise ValueError(
+            "No data path is set. Add: --paths.train FILE.spacy --paths.dev FILE.spacy"
+        )
     return BertCorpus(
         path,
         max_length=max_length,

@@ -1,10 +1,10 @@
-"""What the readers of all formats share.
+"""Define the records and options that the readers of all formats share.
 
     file ──▶ reader ──▶ Record | Rejected ──▶ Doc
 
-A reader is a generator over one file. Its records are plain data in the words of the project's own
-JSONL, whatever the file's format is. It rejects a record that it can't read exactly, with the place
-and the reason, and goes on with the next one.
+A reader is a generator over one file. It yields plain data with the keys of the project's own JSONL
+format, whatever the format of the file. It rejects a record that it can't read exactly, with the
+place and the reason, and continues with the next one.
 """
 
 import ast
@@ -24,10 +24,11 @@ OF_NUMPY = re.compile(r"\bnp\.\w+\(([^()]+)\)|\barray\((\[[^\]]*\])(?:,\s*dtype=
 
 
 class Rejected(NamedTuple):
-    """A record that was rejected.
+    """Describe a rejected record.
 
-    `where` is its place behind the file's name, as ":12". Reports count the reason up to its first
-    colon; what follows is specific to the record. `size` counts the user's records in it.
+    `where` is its place in the file, appended to the file name, such as ":12". Reports group
+    records by the reason up to its first colon; the rest is specific to the record. `size` is the
+    number of the user's records in it.
     """
 
     where: str
@@ -37,33 +38,33 @@ class Rejected(NamedTuple):
 
 @dataclass
 class Notes:
-    """What was corrected, left out or not read: how often, and the first example of each."""
+    """Count what was corrected, skipped or not read, with the first example of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, example: str = "", *, count: int = 1) -> None:
-        """Count something."""
+        """Count one occurrence (or `count`) of a kind, and keep the first example."""
         self.counts[kind] += count
         if example:
             self.examples.setdefault(kind, example)
 
     def update(self, other: "Notes") -> None:
-        """Add what others counted."""
+        """Add the counts of other notes; existing examples are kept."""
         self.counts.update(other.counts)
         self.examples = other.examples | self.examples
 
 
 @dataclass
 class Record:
-    """A text, or tokens, with annotations.
+    """Hold a text, or tokens, with annotations.
 
-    `values` has what the `read_json` of the heads takes, each under the first of the `json_keys` of
-    its head. `spaces` says which tokens have white space behind them, None where that is not known.
-    `size` counts the user's records: pairs or questions of one text. Records of the same `group`, a
-    document in parts, stay together when data is split. `notes` counts what was done to read the
-    record, `unread` has the keys that were not read. A record that `is_pair` may be joined with
-    others of its text.
+    `values` has the arguments of the heads' `read_json`, keyed by the first of the head's
+    `json_keys`. `spaces` says which tokens are followed by white space; None if unknown. `size` is
+    the number of the user's records: pairs or questions of one text. Records of the same `group`
+    (parts of one document) stay together when data is split. `notes` counts corrections made while
+    reading, `unread` has the keys that were not read. A record with `is_pair` may be merged with
+    others of the same text.
     """
 
     where: str
@@ -80,12 +81,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says of a file: the names of columns or keys, and what labels mean.
+    """Hold the user's options for a file: names of columns or keys, and the meaning of labels.
 
-    Columns of a file without a header are numbers, from 1. `labels` are the names of labels that
-    are numbers, from 0. `label_columns` are columns of a category each, `option_columns` those of
-    the options of a choice. `label_separator` separates the categories of a text; None for one
-    category, with an error where it looks like several.
+    Columns of a file without a header are numbers, from 1. `labels` are the names of numeric
+    labels, from 0. Each of `label_columns` is one category, each of `option_columns` one option of
+    a choice. `label_separator` separates the categories of a cell; None means one category per
+    cell, and an error if a cell looks like several.
     """
 
     text_column: str = "text"
@@ -102,7 +103,7 @@ class Options:
     label_separator: str | None = None
 
     def named_columns(self) -> set[str]:
-        """Give the columns that the user has named."""
+        """Return the columns that the user named, that is, those that differ from the defaults."""
         columns = {one.name: one.default for one in fields(self) if one.name.endswith("_column")}
         named = {getattr(self, name) for name in columns if getattr(self, name) != columns[name]}
         return named | {*self.label_columns, *self.option_columns}
@@ -110,11 +111,11 @@ class Options:
 
 @dataclass
 class Settings:
-    """What heads use to read a value, and what they note meanwhile.
+    """Hold what heads need to read a value, and collect what they find.
 
-    `labels` collects categories. `others_negative` says that the categories which a record doesn't
-    name do not hold, so that they are set when all are known. `notes` counts what was corrected or
-    left out.
+    `labels` collects categories. `others_negative` means that categories which a record doesn't
+    name are negative; they are set when all categories are known. `notes` counts what was corrected
+    or skipped.
     """
 
     nlp: Language
@@ -124,7 +125,7 @@ class Settings:
 
 
 def attempt(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T | Rejected:
-    """Call `make` with the arguments, and turn a ValueError into a rejected record."""
+    """Return `make(*args, **kwargs)`, or a rejected record if it raises ValueError."""
     try:
         return make(*args, **kwargs)
     except ValueError as error:
@@ -151,11 +152,11 @@ def parse_json(text: str) -> Any:
 
 
 def parse_cell(cell: Any) -> Any:
-    """Parse a table's cell that is a list or a dict, as JSON, Python or numpy writes it. Anything
-    else stays as it is."""
+    """Parse a table's cell with a list or a dict in the syntax of JSON, Python or numpy. Any other
+    value is returned unchanged."""
     if not isinstance(cell, str) or cell.strip()[:1] not in ("[", "{"):
         return cell
-    # Python would read the strings of a numpy array as a single one.
+    # Python would concatenate the strings of a numpy array.
     written = add_commas(cell.strip())
     for text in (written, OF_NUMPY.sub(lambda of: of[1] or add_commas(of[2]), written)):
         for parse in (json.loads, ast.literal_eval):
@@ -167,7 +168,7 @@ def parse_cell(cell: Any) -> Any:
 
 
 def add_commas(text: str) -> str:
-    """Write an array of numpy (['a' 'b']) as Python's list; any other text stays as it is."""
+    """Convert the text of a numpy array (['a' 'b']) to a Python list; other text is unchanged."""
     return f"[{', '.join(ITEM.findall(text))}]" if ARRAY.fullmatch(text) else text
 
 
@@ -183,7 +184,7 @@ def only_one(record: dict[str, Any], *keys: str) -> Any:
 
 
 def check_list(kind: str, value: Any) -> list[Any]:
-    """Return the list, an empty one for null. Raises ValueError for anything else."""
+    """Return the list, or an empty one for null. Raises ValueError for any other type."""
     if value is not None and not isinstance(value, list):
         raise ValueError(f"{kind} are not a list: {value!r}")
     return value or []
@@ -192,7 +193,7 @@ def check_list(kind: str, value: Any) -> list[Any]:
 def check_text(kind: str, value: Any, *, longest: int | None = None) -> str:
     """Return a text or label; an integer becomes a string.
 
-    Raises ValueError if it is empty, blank, no string, not UTF-8, or has more than `longest`
+    Raises ValueError if it is empty, blank, not a string, not UTF-8, or longer than `longest`
     characters.
     """
     text = str(value) if type(value) is int else value
@@ -206,8 +207,8 @@ def check_text(kind: str, value: Any, *, longest: int | None = None) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Check that there are no lone surrogates: they stand for undecodable bytes, and JSON can spell
-    them out."""
+    """Check that a text has no lone surrogates. They come from undecodable bytes, or from JSON
+    escapes."""
     try:
         text.encode("utf8")
     except UnicodeEncodeError:
@@ -216,15 +217,15 @@ def is_utf8(text: str) -> bool:
 
 
 def name_label(value: Any, labels: tuple[str, ...]) -> Any:
-    """Give the name of a label that is a number; any other value stays as it is. Raises ValueError
-    if there is no such number among the names."""
+    """Return the name of a numeric label; any other value is returned unchanged. Raises ValueError
+    if the number has no name."""
     number = value
     if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
         number = int(value)
     if not labels or type(number) is not int:
         return value
-    if number == -1:  # Hugging Face's ClassLabel for no label
+    if number == -1:  # "no label" in Hugging Face's ClassLabel
         return None
     if not 0 <= number < len(labels):
-        raise ValueError(f"no such label among --labels: {value!r}")
+        raise ValueError(f"number of a label is not among --labels: {value!r}")
     return labels[number]

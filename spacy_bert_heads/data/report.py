@@ -1,4 +1,4 @@
-"""What became of the records of a conversion, and what can be learned from them."""
+"""Report the result of a conversion: counts, rejected records, annotations."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,20 +10,19 @@ from .records import Notes, Record, Rejected, list_reasons
 
 MAX_SAMPLES = 5
 FEW = 10  # examples of a label
-MANY = 100  # documents, or more names than a line has room for
+MANY = 100  # documents; also the most labels in a line
 SEPARATORS = ",;|#"
 
 
 @dataclass
 class ConversionReport:
-    """How many records were read, kept and rejected, and why; and what the Docs are annotated with.
+    """Count the records that were read, kept and rejected, and the annotations of the Docs.
 
-    Records are what the user counts, the `unit`: of several pairs or questions there may be one
-    Doc, of which there are `docs`. `reasons` are counted without their details. `kinds` counts the
-    Docs that are annotated with entities, categories and so on, `labels` counts what heads learn:
-    entities, positive categories, verdicts. `pairs` counts second texts. `unread` counts the
-    records that hold something in a column that was not read. `longest` is a number of tokens and
-    their place.
+    Records are counted in the user's `unit`; several pairs or questions can become one Doc
+    (`docs`). `reasons` are counted without their details. `kinds` counts the Docs with entities,
+    categories and so on; `labels` counts entities, positive categories and verdicts. `pairs` counts
+    second texts. `unread` counts the records with a value in a column that was not read. `longest`
+    is the number of tokens of the longest Doc, and its place.
     """
 
     format: str = ""
@@ -65,7 +64,7 @@ class ConversionReport:
             self.longest = len(made.doc), f"{path}{record.where}"
 
     def lines(self) -> list[str]:
-        """Say all of it, after the name of the output."""
+        """Format the report; the first line is meant to follow the name of the output."""
         docs = f", {count_of(self.docs, 'document')}" if self.docs != self.kept else ""
         lines = [f"{self.kept:,} of {self.read:,} {self.unit} ({self.format}){docs}"]
         lines += [f"{name}: {count_of(n, 'document')}" for name, n in self.parts.items()]
@@ -97,7 +96,7 @@ def count_of(n: int, noun: str) -> str:
 
 
 def show_counts(counts: Counter[str], total: int) -> str:
-    """Name what was counted, with its number where that is not all there is."""
+    """List what was counted, with the number if it is below the total."""
     shown = [(name.strip() or repr(name), n) for name, n in counts.most_common(20)]
     names = [name if n == total else f"{name} ({n:,})" for name, n in shown]
     more = f", and {len(counts) - 20} more" if len(counts) > 20 else ""
@@ -105,38 +104,38 @@ def show_counts(counts: Counter[str], total: int) -> str:
 
 
 def check_annotated(report: ConversionReport, source: str, *, lang: str) -> None:
-    """Raise ValueError if no Doc is annotated with anything, or if most entities were lost."""
+    """Raise ValueError if no Doc has annotations, or if most entities were skipped."""
     lost, example = report.notes.counts[NOT_TOKENS], report.notes.examples.get(NOT_TOKENS)
     if lost > report.labels.total():
         raise ValueError(
             f"{lost:,} entities in {source} are not whole tokens of the language '{lang}', such as "
-            f"{example}, more than are. Name the language of the texts by --lang."
+            f"{example}; that is most of them. Set the language of the texts with --lang."
         )
     has_labels = report.labels or report.pairs.total()
     if report.kinds and not has_labels and report.rejected > report.kept:
         raise ValueError(
-            f"No label is left: {report.rejected:,} {report.unit} in {source} were rejected, and "
-            f"the {report.kept:,} others have none. {report.samples[0]}"
+            f"No labels are left: {report.rejected:,} {report.unit} in {source} were rejected, and "
+            f"the other {report.kept:,} have no label. Fix the first one: {report.samples[0]}"
         )
     if report.kinds:
         return
-    keys = show_counts(report.unread, report.kept) if report.unread else "none but the text's"
+    keys = show_counts(report.unread, report.kept) if report.unread else "none except the text"
     raise ValueError(
-        f"Nothing in {source} is annotated: {report.kept:,} {report.unit} have a text alone. "
-        f"Columns or keys that were not read: {keys}. Name the label's by --label-column, several "
-        "columns with 0 and 1 by --label-columns, or those of tokens and tags by --token-column "
-        "and --tag-column."
+        f"Nothing in {source} is annotated: {report.kept:,} {report.unit} have only a text. "
+        f"Columns or keys that were not read: {keys}. Name the label column with --label-column, "
+        "several columns with 0 and 1 with --label-columns, or those of tokens and tags with "
+        "--token-column and --tag-column."
     )
 
 
 def check_categories(labels: set[str], docs: int, *, separator: str | None) -> None:
-    """Raise ValueError if categories look like lists of others, or like no categories."""
+    """Raise ValueError if categories look like lists of categories, or like texts or numbers."""
     if docs >= MANY and len(labels) > docs / 2:
         shown = ", ".join(map(repr, sorted(labels)[:3]))
         raise ValueError(
             f"There are {len(labels):,} different categories in {docs:,} documents, such as "
-            f"{shown:.300}: texts or numbers, not categories. Name another column by "
-            "--label-column; numbers are read from the key 'regression'."
+            f"{shown:.300}. They look like texts or numbers. Name another column with "
+            "--label-column; for numbers, use the key 'regression'."
         )
     for mark in SEPARATORS if separator is None else ():
         parts = {x: [p.strip() for p in x.split(mark)] for x in labels if mark in x.strip(mark)}
@@ -144,6 +143,6 @@ def check_categories(labels: set[str], docs: int, *, separator: str | None) -> N
         for label, own in parts.items():
             if any(part in labels or counts[part] > 1 for part in own if part):
                 raise ValueError(
-                    f"The category {label!r} looks like several. Give --label-separator '{mark}' "
-                    "to separate them, or --label-separator '' if it is one."
+                    f"The category {label!r} looks like several. Add --label-separator '{mark}' "
+                    "to separate them, or --label-separator '' if it is one category."
                 )

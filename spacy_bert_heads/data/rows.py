@@ -1,7 +1,7 @@
-"""Rows of tables and objects of JSON: which column is what, and a record of each.
+"""Convert rows of tables and JSON objects to records, by the names of their columns.
 
-Whatever holds the rows (CSV, TSV, JSONL, a JSON array, parquet), their columns are read alike. A
-first pass over the file finds out what a single row can't tell.
+All files with rows (CSV, TSV, JSONL, JSON arrays, Parquet) are read by the same code. A first pass
+over the file collects the facts that a single row can't show.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,13 +32,13 @@ TOKEN_TAGS = {"pos_tags": "tag", "xpos": "tag", "upos": "pos"}
 
 
 def read_rows(rows: Rows, options: Options) -> Iterator[Record | Rejected]:
-    """Make a record of each row. Consecutive rows of pairs or questions of one text are joined."""
+    """Yield a record for each row. Consecutive pairs or questions of one text are merged."""
     facts = survey(rows, options)
     return join_pairs(make_records(rows(), facts, options))
 
 
 def survey(rows: Rows, options: Options) -> Facts:
-    """Read all rows once for what a single one can't tell."""
+    """Read all rows once to collect the facts that a single row can't show."""
     facts = Facts()
     for row in rows():
         if isinstance(row, Rejected):
@@ -61,7 +61,7 @@ def survey(rows: Rows, options: Options) -> Facts:
 def make_records(
     rows: Iterable[Row | Rejected], facts: Facts, options: Options
 ) -> Iterator[Record | Rejected]:
-    """Make the records."""
+    """Yield a record for each row; a row that can't be read is rejected."""
     for row in rows:
         if isinstance(row, Rejected):
             yield row
@@ -70,7 +70,7 @@ def make_records(
 
 
 def read_row(cells: Cells) -> Record:
-    """Make a record of a row by its columns. Raises ValueError if they can't be told or read."""
+    """Convert a row to a record. Raises ValueError if its columns are unknown or malformed."""
     columns = cells.row.cells
     if is_task(columns):
         record = read_task(cells)
@@ -94,17 +94,17 @@ def read_row(cells: Cells) -> Record:
 
 
 def read_text(cells: Cells) -> Record:
-    """Read a text with the annotations that its row has for any head."""
+    """Read a text with the annotations for all heads in its row."""
     options = cells.options
     columns = [name for name in cells.row.cells if name not in cells.taken]
     column = find_column(columns, "text", options.text_column)
     if column is None:
         names = list_columns(cells.row.cells)
-        raise NoColumns(f"no column for the text, name it by --text-column: {names}")
+        raise NoColumns(f"no text column, name it with --text-column: {names}")
     record = Record(cells.row.where, cells.take_text(column))
     columns.remove(column)
     for keys, head in json_heads().items():
-        # The user may have named the column of the label, or of what is to be written.
+        # The user may have renamed the column of the label or of the target.
         named = {"label": options.label_column, "target": options.target_column}
         wanted = [named.get(key, key) for key in keys]
         own = [name for name in dict.fromkeys(wanted) if name in columns]
@@ -127,7 +127,7 @@ def read_text(cells: Cells) -> Record:
 
 
 def read_categories(cells: Cells, columns: list[str]) -> Any:
-    """Read the categories: those of --label-columns, else those of the one column of labels."""
+    """Read the categories from --label-columns, otherwise from the single label column."""
     wanted = cells.options.label_columns
     if not wanted:
         held = [column for column in columns if cells.row.cells[column] is not None]
@@ -142,7 +142,7 @@ def read_categories(cells: Cells, columns: list[str]) -> Any:
 
 
 def read_one_hot(name: str, cell: Any) -> float | None:
-    """Read whether a category holds; None where that is not known."""
+    """Read the 0 or 1 (or a probability) of a category; None if it is unknown."""
     if isinstance(cell, str):
         cell = parse_number(cell.strip().lower())
     if cell is None:
@@ -153,7 +153,7 @@ def read_one_hot(name: str, cell: Any) -> float | None:
 
 
 def read_entities(cells: Cells, columns: list[str]) -> Any:
-    """Read the spans. Tables and Label Studio leave them out where there are none."""
+    """Read the spans. Tables and Label Studio omit them if there are none."""
     value = cells.take_one(columns)
     if value is None and (cells.row.in_table or "annotation_id" in cells):
         return [] if cells.facts.spans else None
@@ -164,7 +164,7 @@ def read_entities(cells: Cells, columns: list[str]) -> Any:
 
 
 def read_tokens(cells: Cells, words: str) -> Record:
-    """Read tokens with a tag each, as the `datasets` of Hugging Face have them."""
+    """Read tokens with one tag each, as in Hugging Face's `datasets`."""
     row, options, known = cells.row, cells.options, cells.facts.tags
     tokens = cells.take(words)
     if not is_words(tokens):
@@ -194,9 +194,10 @@ def read_tokens(cells: Cells, words: str) -> Record:
 
 
 def read_tags(tags: Any, column: str, num_tokens: int, names: tuple[str, ...]) -> list[str]:
-    """Read a tag for each token, by name. Raises ValueError if there are others."""
+    """Return one tag name per token. Raises ValueError if the tags don't match the tokens, or are
+    numbers without names."""
     if not isinstance(tags, list) or len(tags) != num_tokens:
         raise ValueError(f"'{column}' does not have a tag for each token: {tags!r}")
     if not names and any(type(tag) is int for tag in tags):
-        raise ValueError(f"'{column}' has numbers, name the tags in order by --labels: {tags!r}")
+        raise ValueError(f"'{column}' has numbers, name the tags in order with --labels: {tags!r}")
     return [check_text("tag", name_label(tag, names)) for tag in tags]

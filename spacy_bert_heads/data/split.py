@@ -1,4 +1,4 @@
-"""Parts of a data set, for training and evaluation."""
+"""Split a data set into parts for training and evaluation."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -9,34 +9,34 @@ PARTS = ("train", "dev", "test")
 
 
 class Member(NamedTuple):
-    """What is known of a Doc when data is split: what it has in common with others of its part (its
-    text, its document), and its category if it has exactly one."""
+    """Hold what a split needs from a Doc: the keys that keep it with other Docs (its text, its
+    document), and its category if it has exactly one."""
 
     keys: tuple[Hashable, ...]
     category: str | None
 
 
 def read_shares(text: str) -> dict[str, float]:
-    """Read "0.8,0.1,0.1", the shares of train, dev and test, or two of them. Raises ValueError if
-    they are not two or three, above 0, that sum to 1."""
+    """Parse "0.8,0.1,0.1" into the shares of train, dev and test (or only train and dev). Raises
+    ValueError unless they are two or three positive numbers that sum to 1."""
     try:
         shares = [float(share) for share in text.split(",")]
     except ValueError:
         shares = []
     if len(shares) not in (2, 3) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
-            f"--split is '{text}'; give two or three shares that sum to 1: 0.8,0.1,0.1 for train, "
-            "dev and test."
+            f"--split is '{text}'. Pass two or three shares that sum to 1, such as 0.8,0.1,0.1 for "
+            "train, dev and test."
         )
     return dict(zip(PARTS, shares, strict=False))
 
 
 def split_members(members: Sequence[Member], shares: dict[str, float], *, seed: int) -> list[str]:
-    """Name the part of each Doc.
+    """Return the name of each Doc's part.
 
-    Docs with a key in common are in one part. Groups of them are dealt out in random order, the
-    largest first, each to the part that lacks most of its category and then of all Docs. Raises
-    ValueError if a part stays empty.
+    Docs with a common key form a group, which stays in one part. Groups are assigned in random
+    order, the largest first, each to the part that lacks most Docs of the group's category and then
+    most Docs overall. Raises ValueError if a part stays empty.
     """
     roots = join_keys(members)
     groups: dict[int, list[int]] = {}
@@ -74,13 +74,14 @@ def split_members(members: Sequence[Member], shares: dict[str, float], *, seed: 
     if empty:
         raise ValueError(
             f"--split leaves nothing for {' and '.join(empty)}: {len(members)} documents are "
-            f"{len(groups)} groups of the same text or source. Give fewer parts, or more data."
+            f"{len(groups)} groups with the same text or source. Use fewer parts, or more data."
         )
     return parts
 
 
 def join_keys(members: Sequence[Member]) -> list[int]:
-    """Give each Doc the number of its group: Docs that share a key, directly or by others."""
+    """Return each Doc's group number; Docs that share a key, directly or through other Docs, are in
+    one group."""
     parents = list(range(len(members)))
 
     def find(i: int) -> int:

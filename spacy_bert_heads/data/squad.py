@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0: paragraphs with questions."""
+"""Read SQuAD 1.1 and 2.0: paragraphs with questions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,18 +9,19 @@ from .records import Options, Record, Rejected, attempt, check_text, is_utf8, pa
 
 
 def read_squad(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read a record for each paragraph, with all of its questions that can be read.
+    """Yield a record for each paragraph, with all of its questions that can be read.
 
-    The file is one JSON object, or an array of articles or paragraphs, and is held in memory as a
-    whole. Questions are rejected one by one and named by their id; a bad context rejects each of
-    its questions. Plausible answers (SQuAD 2.0) are ignored. Paragraphs of an article are a group.
+    The file is one JSON object, or an array of articles or paragraphs, and is loaded into memory as
+    a whole. Questions are rejected one by one and named by their id; a bad context rejects all of
+    its questions. Plausible answers (SQuAD 2.0) are ignored. The paragraphs of an article are one
+    group.
     """
     text = file.text()
     squad = attempt("", parse_json, text)
     if isinstance(squad, Rejected):
         yield squad
     elif not isinstance(squad, dict | list) or not is_utf8(text):
-        yield Rejected("", "neither an object nor an array of JSON in UTF-8")
+        yield Rejected("", "not a JSON object or array in UTF-8")
     else:
         data = {"data": squad} if isinstance(squad, list) else squad
         articles = walk(data, "data") if "data" in data else iter([data])
@@ -34,7 +35,7 @@ def read_squad(file: File, options: Options) -> Iterator[Record | Rejected]:
 
 
 def walk(value: Any, *keys: str) -> Iterator[dict[str, Any] | Rejected]:
-    """Yield all objects at the end of a path of keys, each of which holds a list of objects."""
+    """Yield all objects at the end of a path of keys; each key has a list of objects."""
     if isinstance(value, Rejected):
         yield value
     elif not isinstance(value, dict):
@@ -49,7 +50,7 @@ def walk(value: Any, *keys: str) -> Iterator[dict[str, Any] | Rejected]:
 
 
 def read_paragraph(paragraph: dict[str, Any], *, group: str) -> Iterator[Record | Rejected]:
-    """Read a context, after its rejected questions. There is no record without a good one."""
+    """Yield the rejected questions of a paragraph, then its record if a valid question is left."""
     context = attempt("", check_text, "text", paragraph.get("context"))
     questions: list[Question] = []
     if paragraph.get("qas") == []:

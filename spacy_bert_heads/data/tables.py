@@ -1,4 +1,4 @@
-"""Tables of rows with a header, CSV and TSV; and lines of a label and a text."""
+"""Read tables with a header (CSV, TSV), and lines with a label and a text."""
 
 import csv
 from collections import Counter, deque
@@ -10,19 +10,20 @@ from .columns import Row
 from .files import File
 from .records import Options, Record, Rejected, name_label
 
-MAX_RECORD = 10_000_000  # characters; a record with more has a quote that is never closed
+MAX_RECORD = 10_000_000  # characters; a longer record has an unclosed quote
 FASTTEXT = "__label__"
 
 
 class Line(NamedTuple):
-    """The cells of a row, with its line number."""
+    """Hold the cells of a row with its line number."""
 
     number: int
     cells: list[str]
 
 
 def read_labelled(file: File, options: Options) -> Iterator[Record | Rejected]:
-    """Read a label and a text in each line, or fastText's `__label__a __label__b text`."""
+    """Yield a record for each line with a label and a text, or fastText's `__label__a __label__b
+    text`."""
     fasttext = False
     for number, line in enumerate(file.lines(), 1):
         labels: list[str] = []
@@ -38,12 +39,12 @@ def read_labelled(file: File, options: Options) -> Iterator[Record | Rejected]:
 def read_table(
     file: File, options: Options, *, delimiter: str, quoted: bool = True
 ) -> Iterator[Row | Rejected]:
-    """Read the rows after a header. A quoted field may contain newlines; a record has the number of
-    its first line. In a table that is not `quoted`, every line is a row, unless some cell has
-    doubled quotes within quotes.
+    """Yield the rows after a header.
 
-    There is no header where the options have numbers for columns. Columns of the same name are
-    numbered, as "text (2)".
+    A quoted field may contain newlines; a record has the number of its first line. In a table that
+    is not `quoted`, every line is a row, unless a cell has doubled quotes within quotes. If the
+    options have numbers for columns, there is no header. Columns with the same name are numbered,
+    such as "text (2)".
     """
     quoted = quoted or any(
         '""' in cell[1:-1] and unquote(cell) != cell
@@ -69,11 +70,11 @@ def read_table(
 
 
 def name_columns(cells: list[str], options: Options) -> list[str]:
-    """Name the columns by the first row of a table, or by numbers."""
+    """Return the column names: the first row of the table, or numbers."""
     numbers = [str(i) for i in range(1, len(cells) + 1)]
     named = options.named_columns()
     by_number = named & {*numbers}
-    # A number may be in the first row by chance, but not all of them.
+    # One number may occur in the first row by chance, but not all of them.
     if by_number and not by_number <= {*cells} and (named - by_number).isdisjoint(cells):
         return numbers
     counts, seen = Counter(cells), Counter[str]()
@@ -85,17 +86,17 @@ def name_columns(cells: list[str], options: Options) -> list[str]:
 
 
 def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Line | Rejected]:
-    """Split the lines of a table whose fields may be quoted, and then may contain newlines.
+    """Split the lines of a table whose fields may be quoted; quoted fields may contain newlines.
 
-    Blank lines are skipped. If the delimiter is "," but the header has only ";", it is ";".
+    Blank lines are skipped. If the delimiter is "," but the header has only ";", ";" is used.
 
     A stray quote does not swallow the rows after it: only the first line of an unreadable record is
-    rejected, and reading goes on with its second line. Since tables with tabs are seldom quoted,
-    lines with as many tabs as the header are rows there, whatever quotes they contain.
+    rejected, and reading continues with its second line. Tables with tabs are rarely quoted, so
+    lines with as many tabs as the header are always rows there.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
     lines = iter(lines)
-    ahead = deque(islice(lines, 1))  # lines that were read, but belong to later records
+    ahead = deque(islice(lines, 1))  # lines that were read ahead and belong to later records
     if delimiter == "," and ahead and ";" in ahead[0] and "," not in ahead[0]:
         delimiter = ";"
     number, width = 1, 0
@@ -136,7 +137,7 @@ def read_on(ahead: deque[str], lines: Iterator[str], taken: list[str]) -> Iterat
 
 
 def unquote(cell: str) -> str:
-    """Remove the quotes around a cell that is quoted as a whole."""
+    """Remove the quotes around a fully quoted cell."""
     inner = cell[1:-1]
     if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')

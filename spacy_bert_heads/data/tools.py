@@ -1,5 +1,5 @@
-"""Records of annotation tools that say more than their keys: Prodigy's answers, Label Studio's
-tasks. doccano's exports are rows as others are."""
+"""Read records of annotation tools that need special rules: Prodigy's answers and Label Studio's
+tasks. doccano's exports are ordinary rows."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ TAG_VIEWS = ("pos", "pos_manual")
 
 
 def is_prodigy(columns: dict[str, Any]) -> bool:
-    """Tell a record that somebody has answered in Prodigy."""
+    """Check whether a record was answered in Prodigy."""
     return columns.get("answer") in ANSWERS
 
 
 def read_answered(cells: Cells) -> dict[str, Any]:
-    """Read what an annotator has answered: categories by `options`, or by a `label` that was
-    accepted or rejected; entities by `spans`.
+    """Return the annotations of an answered record: categories from `options` or from a `label`
+    that was accepted or rejected, entities from `spans`.
 
-    Prodigy leaves `spans` out where there are none. Of a single span that was rejected it is known
-    that it is none (the label has a "!"), and of the rest of the text nothing. Raises ValueError
-    for a record that was ignored, or rejected as a whole.
+    Prodigy omits `spans` if there are none. A single rejected span is negative (its label gets a
+    "!"), and the rest of the text is unannotated. Raises ValueError for a record that was ignored,
+    or rejected as a whole.
     """
     answer = cells.take("answer")
     if answer == "ignore":
@@ -33,16 +33,18 @@ def read_answered(cells: Cells) -> dict[str, Any]:
     accepted = answer == "accept"
     view = cells.row.cells.get("_view_id")
     if view in TAG_VIEWS:
-        raise ValueError("spans of Prodigy that are tags, take prodigy data-to-spacy --tagger")
+        raise ValueError(
+            "spans of Prodigy are tags, convert them with prodigy data-to-spacy --tagger"
+        )
     values: dict[str, Any] = {}
     if "options" in cells or "accept" in cells:
         values["label"] = read_choice(cells)
     elif isinstance(cells.row.cells.get("label"), str | int) and view not in NER_VIEWS:
         label = check_text("label", cells.take_label("label"))
-        # Where some were rejected, each was asked for alone, and nothing is known of others.
+        # If any were rejected, labels were asked one by one, so other labels are unknown.
         values["label"] = {label: float(accepted)} if cells.facts.rejects else label
         if "spans" in cells and (view == "classification" or not accepted):
-            cells.take("spans")  # patterns that were matched
+            cells.take("spans")  # matches of patterns, not annotations
             return values
     spans = cells.row.cells.get("spans")
     if spans is None and leaves_out_spans(cells, view):
@@ -62,7 +64,7 @@ def read_answered(cells: Cells) -> dict[str, Any]:
 
 
 def leaves_out_spans(cells: Cells, view: Any) -> bool:
-    """Tell whether a record without spans is one of entities, and has none."""
+    """Check whether a record without spans was annotated for entities and has none."""
     if view in NER_VIEWS:
         return view != "blocks" or "tokens" in cells
     others = ("label", "labels", "cats", "options", "accept")
@@ -71,7 +73,7 @@ def leaves_out_spans(cells: Cells, view: Any) -> bool:
 
 
 def read_choice(cells: Cells) -> dict[str, float] | list[Any]:
-    """Read the options that were accepted."""
+    """Return the options as categories with 0 or 1, or the accepted ones if options are missing."""
     chosen = {str(one) for one in check_list("accept", cells.take("accept"))}
     options = check_list("options", cells.take("options"))
     if not options:
@@ -81,7 +83,7 @@ def read_choice(cells: Cells) -> dict[str, float] | list[Any]:
 
 
 def negate(span: Any) -> Any:
-    """Mark a span as one that is no entity of its label."""
+    """Mark a span as negative for its label, by a "!" before the label."""
     if not isinstance(span, dict) or "label" not in span:
         return span
     return {**span, "label": f"!{span['label']}"}
@@ -91,37 +93,37 @@ def negate(span: Any) -> Any:
 
 
 def is_task(columns: dict[str, Any]) -> bool:
-    """Tell a task of Label Studio, as its JSON has it."""
+    """Check whether an object is a task of Label Studio's JSON export."""
     done = columns.get("annotations", columns.get("completions"))
     return isinstance(columns.get("data"), dict) and isinstance(done, list)
 
 
 def list_results(annotation: Any) -> list[dict[str, Any]]:
-    """List the results of an annotation."""
+    """Return the results of an annotation."""
     results = annotation.get("result") if isinstance(annotation, dict) else None
     return [one for one in results or () if isinstance(one, dict)]
 
 
 def control_types(columns: dict[str, Any]) -> set[str]:
-    """Name what was asked in a task, by what was answered."""
+    """Return the types of a task's controls, derived from its results."""
     done = columns.get("annotations", columns.get("completions"))
     return {str(one.get("type")) for annotation in done or () for one in list_results(annotation)}
 
 
 def read_task(cells: Cells) -> Record:
-    """Read the first annotation of a task, or the one that is marked as ground truth."""
+    """Read the annotation of a task that is marked as ground truth, otherwise the first one."""
     data = cells.take("data")
     done = [*(cells.take("annotations") or ()), *(cells.take("completions") or ())]
     done = [one for one in done if isinstance(one, dict) and not one.get("was_cancelled")]
     if not done:
-        raise ValueError("not annotated, or skipped, in Label Studio")
+        raise ValueError("not annotated or skipped in Label Studio")
     texts = [key for key, value in data.items() if isinstance(value, str)]
     column = find_column(data, "text", cells.options.text_column)
     if column is None and len(texts) != 1:
-        raise ValueError(f"no key for the text, name it by --text-column: {list_columns(data)}")
+        raise ValueError(f"no key for the text, name it with --text-column: {list_columns(data)}")
     record = Record(cells.row.where, data[column or texts[0]])
     if len(done) > 1:
-        record.notes.add("tasks with several annotations, of which one was read")
+        record.notes.add("tasks with several annotations, only one was read")
     chosen = next((one for one in done if one.get("ground_truth")), done[0])
     spans, categories, numbers = [], [], {}
     for one in list_results(chosen):

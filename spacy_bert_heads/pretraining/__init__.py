@@ -1,1 +1,1 @@
-"""Raw text to a better encoder."""
+"""Pretrain an encoder on raw text."""

@@ -1,4 +1,4 @@
-"""Where words, sentences and documents begin in the wordpieces of running texts, for any
+"""Find the boundaries of words, sentences and documents in the wordpieces of running text, for any
 tokenizer."""
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ KINDS_OF_CODES = np.full(sys.maxunicode + 1, UNKNOWN, dtype=np.uint8)  # filled 
 def cut_pieces(
     pieces: Wordpieces, words: Bools1d, texts: list[str], starts: list[Ints1d]
 ) -> tuple[Ints1d, Ints1d]:
-    """Cut running texts into sentences and documents.
+    """Split running texts into sentences and documents.
 
     `words` (n_pieces,) is the result of `begin_words`. `starts` has, for each text, the first
-    character of each sentence; a text is a sentence from its first character on, whatever
-    `starts` says. A sentence begins with the first word that is not entirely before it. Sentences
-    and documents without a wordpiece are dropped.
+    character of each sentence; the first sentence always starts with the text. A sentence starts
+    with the first word that is not entirely before it. Sentences and documents without wordpieces
+    are dropped.
 
     Returns the number of wordpieces of each sentence (n_sentences,) and the number of sentences of
     each document (n_documents,).
@@ -59,20 +59,19 @@ def cut_pieces(
 
 
 def _shifts(texts: list[str]) -> Ints1d:
-    """Return where each text begins if all are joined by one character (n_texts,)."""
+    """Return the start of each text if all are joined by one character (n_texts,)."""
     sizes = np.fromiter((len(text) + 1 for text in texts), dtype=np.int64, count=len(texts))
     return np.cumsum(sizes) - sizes
 
 
 def begin_words(pieces: Wordpieces, texts: list[str]) -> Bools1d:
-    """Mark the wordpieces that begin a word, by the characters at their edges (n_pieces,).
+    """Mark the wordpieces that start a word, by the characters at their edges (n_pieces,).
 
-    A word is what BERT's own tokenizer cuts from a text before it makes wordpieces: letters,
-    digits and symbols without white space or punctuation between them. A mark (an accent, a vowel
-    sign, a soft hyphen, the joiner inside an emoji) belongs to the character before it. In scripts
-    without spaces no such rule finds words, so every wordpiece is one. If a tokenizer makes a
-    wordpiece of a space alone, it begins the word behind it. Wordpieces of the same character (the
-    bytes of an emoji) stay together.
+    A word is what BERT's pre-tokenizer produces: letters, digits and symbols without white space or
+    punctuation between them. A mark (an accent, a vowel sign, a soft hyphen, the joiner inside an
+    emoji) belongs to the character before it. In scripts without spaces no such rule finds words,
+    so every wordpiece is a word. If a tokenizer has a wordpiece for a single space, it starts the
+    word after it. Wordpieces of the same character (the bytes of an emoji) stay together.
 
     text      un|sink|able  ,  don|'|t  ▁|(|CO|2|)  船|在|港口   <f0><9f><98><80>
     begins    1  0    0     1  1   1 1  1 0 1  0 1  1  1  1       1   0   0   0
@@ -88,7 +87,7 @@ def begin_words(pieces: Wordpieces, texts: list[str]) -> Bools1d:
     starts, ends = (pieces.starts + shift)[1:], (pieces.ends + shift)[:-1]
     before, after = kinds[ends - 1], kinds[np.minimum(starts, len(kinds) - 1)]
     before[(pieces.starts == pieces.ends)[:-1]] = SPACE  # a wordpiece that is not in the text
-    # Marks that a tokenizer leaves out don't separate what is around them.
+    # Marks that a tokenizer drops don't separate their neighbours.
     solid = np.append(0, np.cumsum(kinds != MARK, dtype=np.int32))
     touching = solid[np.maximum(starts, ends)] == solid[ends]
     joined = (
@@ -103,9 +102,12 @@ def begin_words(pieces: Wordpieces, texts: list[str]) -> Bools1d:
 def begin_units(
     pieces: Wordpieces, words: Bools1d, texts: list[str], spans: list[Ints2d]
 ) -> Bools1d:
-    """Mark the wordpieces that begin a span of several words, or a word outside of spans
-    (n_pieces,). `words` is the result of `begin_words`, `spans` has, for each text, the first
-    character of each span and its end (n_spans, 2). A word that is partly in a span is in it."""
+    """Mark the wordpieces that start a span of several words, or a word outside of spans
+    (n_pieces,).
+
+    `words` is the result of `begin_words`. `spans` has, for each text, the start and end characters
+    of its spans (n_spans, 2). A word that is partly in a span belongs to it.
+    """
     shifts = np.repeat(_shifts(texts), [len(of_text) for of_text in spans])
     bounds = np.concatenate([NO_SPANS, *spans]) + shifts[:, None]
     piece_starts = pieces.starts + np.repeat(_shifts(texts), pieces.lengths)

@@ -1,5 +1,4 @@
-"""Batches by position: the batch at any position of a run is read directly, without reading those
-before it."""
+"""Read batches by position: the batch at any position of a run is read without earlier batches."""
 
 from __future__ import annotations
 
@@ -23,22 +22,20 @@ from .store import Corpus
 
 @dataclass(frozen=True)
 class Position:
-    """How far the data has been read. All else follows from the settings."""
+    """Hold how far the data has been read. Everything else follows from the settings."""
 
     phase: int = 0
     epoch: int = 0
-    done: int = 0  # examples of the epoch
+    done: int = 0  # examples of the epoch that were read
 
 
 class Data:
-    """Batches by position, in any order and from any thread. The only state is open files.
+    """Create batches by position, in any order and from any thread. The only state is open files.
 
-    `folder` holds the plans of the epochs, which are not shared by processes. A batch is the same
-    for any number of processes: each of `n_parts` reads one part of it, which is `rank`. A run to
-    resume has `num_steps`; that of a new one follows from the settings.
-
-    `held_out` is text of the user's own to evaluate on; without it, documents of the corpus are
-    held out.
+    `folder` stores the plans of the epochs; processes don't share it. A batch is the same for any
+    number of processes: each of the `n_parts` processes reads part number `rank` of it. `num_steps`
+    is passed for a resumed run; for a new one it follows from the settings. `held_out` is the
+    user's own text for evaluation; without it, documents of the corpus are held out.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Data:
         self.vocabulary, self.settings = vocabulary, settings
         n_documents, seed = len(corpus.documents) - 1, settings.training.seed
         share = settings.text.held_out if held_out is None else 0.0
-        # A random next segment is of another document, so each side needs two.
+        # A random next segment comes from another document, so each side needs two documents.
         least = 2 if settings.objective.sentences == "nsp" else 1
         chosen = hold_out(n_documents, share, seed=seed, least=least)
         self.train = Side(corpus, ~chosen)
@@ -70,14 +67,14 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """What tells these texts from others."""
+        """Return a string that identifies the texts."""
         return f"{self.train.corpus.fingerprint}-{self.held_out.corpus.fingerprint}"
 
     # --- how long the run is
 
     def _count_steps(self) -> int:
-        """Count the steps of `max_epochs`. Phases divide them by their shares, because batches of
-        all phases have about as many wordpieces."""
+        """Count the steps of `max_epochs`. Phases get their shares of the steps, because batches of
+        all phases have about the same number of wordpieces."""
         t = self.settings.training
         assert t.max_epochs is not None
         total = sum(phase.share for phase in t.phases)
@@ -85,8 +82,7 @@ class Data:
         return max(round(t.max_epochs * sum(per_epoch)), 1)
 
     def count_epochs(self) -> float:
-        """Count how often the run reads the training documents; below 1 it doesn't reach them
-        all."""
+        """Return how often the run reads the training documents; below 1, it doesn't read all."""
         steps = divide_steps(self.settings.training.phases, self.num_steps)
         return sum(n / self._batches(phase) for phase, n in enumerate(steps))
 
@@ -96,8 +92,8 @@ class Data:
     # --- plans
 
     def plan(self, phase: int, epoch: int, *, evaluation: bool = False) -> Plan:
-        """Open the plan of an epoch, of the held-out documents if `evaluation`. It is written
-        first if there is none, or if the one on the disk is damaged."""
+        """Open the plan of an epoch (of the held-out documents if `evaluation`). If it is missing
+        or damaged, it is created first."""
         key = ("held-out" if evaluation else "train", phase, epoch)
         with self._lock:
             if key not in self._plans:
@@ -124,7 +120,7 @@ class Data:
         return plan
 
     def forget_before(self, position: Position) -> None:
-        """Delete plans that the run needs no longer, also those that an earlier start left."""
+        """Delete plans that are no longer needed, also those of an earlier start of the run."""
         for path in self.folder.glob("*-*-*"):
             side, phase, epoch = path.name.rsplit("-", 2)
             key = (int(phase), 0 if side == "held-out" else int(epoch))
@@ -137,15 +133,16 @@ class Data:
     # --- batches
 
     def train_batch(self, position: Position, step: int) -> tuple[Batch, Position]:
-        """Read this process's part of the batch at a position, for a step counted from 1, which
-        decides how much is masked. Returns it with the position of the next batch.
+        """Return this process's part of the batch at a position, and the position of the next
+        batch.
 
-        Raises ValueError if the text is too short for an example.
+        `step`, counted from 1, determines the masking rate. Raises ValueError if the text is too
+        short for an example.
         """
         plan = self.plan(position.phase, position.epoch)
         if not len(plan):
             raise ValueError(
-                "The text has no example to train on: every document is too short for a pair of "
+                "The text contains no training example: every document is too short for a pair of "
                 'segments. Add text, or set [objective] sentences = "doc-sentences".'
             )
         size = self.batch_size(position.phase)
@@ -154,12 +151,12 @@ class Data:
         batch = self._make(self.train.corpus, plan, numbers, step)
         if end + size <= len(plan):
             return batch, dataclasses.replace(position, done=end)
-        # The rest of the epoch would make a smaller batch, whose examples weigh more.
+        # The rest of the epoch is dropped: in a smaller batch, its examples would weigh more.
         return batch, Position(position.phase, position.epoch + 1)
 
     def held_out_batches(self, phase: int) -> list[Batch]:
-        """Read this process's held-out batches, with the sequence length of the phase. They are the
-        same at every call, masked in the same way, as at the end of the run."""
+        """Return this process's held-out batches, with the sequence length of the phase. They are
+        the same at every call, with the masking rate of the last step."""
         t = self.settings.training
         length = t.phases[phase].max_length
         plan = self.plan(phase, 0, evaluation=True)
@@ -171,8 +168,8 @@ class Data:
         return [self._make(corpus, plan, numbers[i : i + size], self.num_steps) for i in starts]
 
     def batch_size(self, phase: int) -> int:
-        """Return the number of examples in a batch, of all processes together. Both examples of a
-        pair of segments are in the same one."""
+        """Return the number of examples per batch, over all processes. Both examples of a pair of
+        segments are in the same batch."""
         t = self.settings.training
         per_pair = 2 if self.settings.objective.sentences in PAIRS else 1
         return max(t.batch_tokens // t.phases[phase].max_length // per_pair, 1) * per_pair

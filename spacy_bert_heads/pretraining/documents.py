@@ -1,4 +1,4 @@
-"""The documents of a corpus: which are held out, and the units of each."""
+"""Choose the held-out documents of a corpus, and split documents into units."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from .draws import Purpose, generator
 if TYPE_CHECKING:
     from .store import Corpus
 
-# How much of a document is planned at a time. Memory grows with it, not with the document.
+# The most sentences of a document that are planned together; it limits memory.
 MAX_SENTENCES = 1 << 16
 
 
 class Side(NamedTuple):
-    """The documents to train on, or those that are held out."""
+    """Hold the documents for training, or the held-out ones."""
 
     corpus: Corpus
     chosen: Bools1d  # (n_documents,) of the corpus
 
 
 class Document(NamedTuple):
-    """A document, cut into units: its sentences, or parts of those that don't fit."""
+    """Hold a document split into units: its sentences, or parts of sentences that are too long."""
 
     number: int
     bounds: list[int]  # the first wordpiece of each unit, and the end of the last one
 
 
 def hold_out(n_documents: int, share: float, *, seed: int, least: int = 1) -> Bools1d:
-    """Choose the documents that are held out (n_documents,), as many as the share says, but at
-    least `least`, and no more than leave as many to train on. A share of 0 holds out none, and so
-    does a corpus too small for both.
+    """Choose the held-out documents, a boolean mask (num_documents,).
 
-    Only the seed and the number of documents decide, so no epoch and no process ever trains on what
-    is held out. The price is at most nine bytes for each document.
+    Their number follows from `share`, but it is at least `least`, and at least `least` documents
+    are left for training. With a share of 0, or if the corpus is too small for both, none is held
+    out. The choice depends only on the seed and the number of documents, so no epoch and no process
+    ever trains on held-out documents. Memory: at most nine bytes per document.
     """
     held_out = np.zeros(n_documents, dtype=np.bool_)
     if share > 0 and n_documents >= 2 * least:
@@ -52,8 +52,8 @@ def read_documents(corpus: Corpus, chosen: Bools1d, capacity: int) -> Iterator[D
     """Yield the chosen documents, in units of at most `capacity` wordpieces.
 
     A document with more than `MAX_SENTENCES` sentences (a file without blank lines) is read as
-    several of about equal size with the same number, because memory must not grow with it. The
-    price is that an example ends early where a part does.
+    several documents of about equal size with the same number, so that memory doesn't grow with it.
+    In return, the last example of each part can be shorter.
     """
     for number in map(int, np.flatnonzero(chosen)):
         first, behind = corpus.documents[number : number + 2].tolist()
@@ -65,8 +65,8 @@ def read_documents(corpus: Corpus, chosen: Bools1d, capacity: int) -> Iterator[D
 
 
 def _cut_units(corpus: Corpus, bounds: list[int], capacity: int) -> list[int]:
-    """Cut sentences that don't fit, before a word if possible, so that the word can be masked as a
-    whole."""
+    """Split sentences that are too long, before a word if possible, so that the word can be masked
+    as a whole."""
     cut = bounds[:1]
     for end in bounds[1:]:
         at = cut[-1]

@@ -1,5 +1,5 @@
-"""The examples of an epoch: a plan on disk that says which segments of the corpus each one holds,
-and masked batches made from it. All functions are pure: every random choice comes from `draws.py`.
+"""Create the examples of an epoch: a plan on disk with the corpus segments of each example, and
+masked batches. All functions are pure: every random choice comes from `draws.py`.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ PACKINGS = ("full-sentences", "doc-sentences")
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a training step."""
+    """Hold the input of a training step."""
 
     packed: PackedBatch  # masked
     masked: Ints1d  # (n_masked,) the positions to predict
-    targets: Ints1d  # (n_masked,) the ids that were there
+    targets: Ints1d  # (n_masked,) their original ids
     # (n_examples,) of pairs: nsp 0 next, 1 random; sop 0 in order, 1 swapped. -1 without a pair.
     labels: Ints1d
 
 
 class Plan:
-    """The examples of one epoch, memory-mapped, as `plan_epoch` writes them.
+    """Read the examples of one epoch by memory mapping, as written by `plan_epoch`.
 
-    An example is one or more segments of the corpus: the two of a pair, or the part of each
-    document that is packed into it. Raises FileNotFoundError if the folder has no complete plan.
+    An example is one or more segments of the corpus: the two of a pair, or the parts of documents
+    that are packed into it. Raises FileNotFoundError if the folder has no complete plan.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,8 +64,8 @@ class Plan:
 
     @cached_property
     def order(self) -> Ints1d:
-        """The order in which the examples are read (n_examples,), see `shuffle`. The two examples
-        of a pair of segments are read one after the other."""
+        """Return the order of the examples (n_examples,); see `shuffle`. The two examples of a pair
+        of segments are adjacent."""
         per_pair = 2 if len(self) and self.examples[0, 2] >= 0 else 1
         order = shuffle(len(self) // per_pair, seed=self.seed, epoch=self.epoch)
         return (per_pair * order[:, None] + np.arange(per_pair)).ravel()
@@ -74,7 +74,7 @@ class Plan:
 def _open_rows(path: Path, shape: tuple[int, int]) -> Ints2d:
     if not shape[0]:  # an empty file can't be mapped
         return np.empty(shape, dtype=np.int64)
-    # Not as numpy's subclass, which makes every small slice several times slower.
+    # As a plain ndarray, because small slices of numpy's subclass are several times slower.
     return np.asarray(np.memmap(path, dtype=np.int64, mode="r", shape=shape))
 
 
@@ -94,40 +94,43 @@ def plan_epoch(
     epoch: int,
 ) -> Plan:
     """Plan the examples of an epoch of the `chosen` documents (n_documents,), and write them to the
-    folder `path`, in corpus order.
+    folder `path` in corpus order.
 
     "nsp"             a text and the next one; the same text and one of another document (BERT,
-                      section 3.1, Task 2, where a text has one of both)
+                      section 3.1, Task 2; there each text gets only one of both)
     "sop"             a text and the next one; the two swapped (ALBERT, section 3.1)
     "full-sentences"  sentences up to max_length, across documents (RoBERTa, section 4.2)
     "doc-sentences"   the same, one document at a time
 
     `max_length` is in wordpieces, special tokens included. `short_seq_prob` is the share of pairs
-    with a random shorter length, because the encoder will meet short texts later; packings have
-    none, as in RoBERTa. The two examples of a pair follow each other, the true one first.
+    with a random shorter length, because the encoder will read short texts later; packed sequences
+    have none, as in RoBERTa. The two examples of a pair are adjacent, the true one first.
 
     Raises ValueError if `max_length` leaves no room for text, or "nsp" finds no other document.
 
-    Notes
-    -----
-    A sentence that doesn't fit is cut into parts. The two packings hold every wordpiece of a
-    document exactly once. The pairs hold every sentence twice, but lose wordpieces of it at either
-    end where the two together don't fit, as in BERT's code. Memory holds the examples of one
-    document, or of a part of it.
+    Notes ----- A sentence that is too long is split. Both packings contain every wordpiece of a
+    document exactly once. Pairs contain every sentence twice; if the two segments are too long
+    together, wordpieces at either end are dropped, as in BERT's code. Only the examples of one
+    document, or of a part of it, are in memory.
     """
     tokenizer = vocabulary.tokenizer
     if objective not in PAIRS + PACKINGS:
-        raise ValueError(f"There is no objective '{objective}', but {', '.join(PAIRS + PACKINGS)}.")
+        raise ValueError(
+            f"There is no objective '{objective}'. Choose one of: {', '.join(PAIRS + PACKINGS)}."
+        )
     is_pair = objective in PAIRS
     special = tokenizer.pair.num_special if is_pair else tokenizer.num_special
     capacity = max_length - special
     if capacity < 1 + is_pair:
-        raise ValueError(f"Sequences of {max_length} have no room beside {special} special tokens.")
+        raise ValueError(
+            f"max_length is {max_length}, which leaves no room beside {special} special tokens. "
+            "Increase it."
+        )
     if objective == "nsp" and chosen.sum() == 1:
         raise ValueError(
-            "The next sentence of another document needs a second one, but there is only one. Give "
-            "more documents, set text.format if they are not separated by blank lines, or set "
-            '[objective] sentences = "full-sentences".'
+            "Next-sentence prediction needs two documents, but there is only one. Add documents, "
+            "set text.format if they are not separated by blank lines, or set [objective] "
+            'sentences = "full-sentences".'
         )
     documents = read_documents(corpus, chosen, capacity)
     if is_pair:
@@ -152,10 +155,10 @@ def plan_epoch(
 def pack_segments(
     documents: Iterable[Document], capacity: int, separator: int, *, across: bool
 ) -> Iterator[list[Segment]]:
-    """Fill sequences with consecutive units; begin a new sequence where the next one doesn't fit.
+    """Yield sequences of consecutive units; a unit that doesn't fit starts a new sequence.
     `separator` is the number of special tokens between two documents of a sequence.
 
-    Nothing here is random: epochs differ in their order and their masks.
+    Nothing here is random: epochs differ only in their order and their masks.
     """
     current: list[Segment] = []
     room = capacity
@@ -180,9 +183,9 @@ def pack_segments(
 def _write(
     path: Path, per_document: Iterable[list[tuple[list[Segment], int]]], **keys: int
 ) -> None:
-    """Write the examples of one document after the other. Each is its segments and its label."""
+    """Write the examples document by document; an example is a list of segments and a label."""
     path.mkdir(parents=True, exist_ok=True)
-    # Written last and atomically: where it exists, the plan is complete.
+    # Written last and atomically: if it exists, the plan is complete.
     about, unfinished = path / "plan.json", path / "plan.json.tmp"
     about.unlink(missing_ok=True)
     n_examples = n_segments = skipped = 0
@@ -203,12 +206,12 @@ def _write(
 
 
 class Example(NamedTuple):
-    """A sequence, masked."""
+    """Hold a masked sequence."""
 
     ids: Ints1d  # (n_positions,)
     type_ids: Ints1d  # (n_positions,)
     masked: Ints1d  # (n_masked,) the positions to predict
-    targets: Ints1d  # (n_masked,) the ids that were there
+    targets: Ints1d  # (n_masked,) their original ids
     label: int
 
 
@@ -221,7 +224,7 @@ def make_batch(
     masking: Masking,
 ) -> Batch:
     """Read the examples with these numbers and mask them, differently in each epoch (RoBERTa,
-    section 4.1). An example is the same in any batch. It takes 70 µs (128 wordpieces)."""
+    section 4.1). An example is the same in any batch, and takes 70 µs (128 wordpieces)."""
     examples = [
         make_example(corpus, plan, number, vocabulary, masking, random)
         for number in numbers.tolist()
@@ -252,7 +255,7 @@ def make_example(
 ) -> Example:
     """Read an example and mask it.
 
-    pair      prefix A middle B suffix, as the tokenizer has it
+    pair      prefix A middle B suffix, as the tokenizer builds it
     packed    prefix part of a document [suffix part of the next …] suffix
     """
     tokenizer = vocabulary.tokenizer

@@ -1,9 +1,9 @@
-"""How text files are laid out: find it out, and split their lines into documents.
+"""Detect the layout of text files, and split their lines into documents.
 
 paragraphs  blank lines between documents, whose lines are running text
-sentences   a sentence a line, blank lines between documents (google-research/bert)
-lines       a document a line (run_mlm.py --line_by_line, fastText, Leipzig)
-wikitext    a document from ` = Title = ` to the next; headings are left out (WikiText)
+sentences   one sentence per line, blank lines between documents (google-research/bert)
+lines       one document per line (run_mlm.py --line_by_line, fastText, Leipzig)
+wikitext    a document from ` = Title = ` to the next; headings are skipped (WikiText)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYOUTS = {
     "wikitext": "articles of WikiText",
 }
 MAX_BYTES = 2**26  # of one record
-HEAD = 2**18  # bytes by which the layout of a file is found
+HEAD = 2**18  # bytes from which the layout of a file is detected
 
 TITLE = re.compile(rb"\s*= [^=].* =\s*")
 HEADING = re.compile(rb"\s*= .* =\s*")
@@ -37,8 +37,8 @@ Lines = Iterable[tuple[int, bytes]]
 
 
 def read_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield numbered lines with their line endings. A line longer than `MAX_BYTES` comes in parts
-    with the same number, cut behind a space if there is one, and never inside a character."""
+    """Yield numbered lines with their line endings. A line longer than `MAX_BYTES` is yielded in
+    parts with the same number, split after a space if there is one, never inside a character."""
     number, whole, rest = 0, True, b""
     while line := stream.readline(MAX_BYTES):
         if number == 0:
@@ -61,9 +61,12 @@ def read_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def split_documents(lines: Lines, layout: str) -> Iterator[tuple[int, str, bytes]]:
-    """Split the numbered lines of a text file into documents: the number of the first line, the
-    layout, and the content. A document ends at the latest with the line that makes it `MAX_BYTES`
-    long. `layout` is one of `LAYOUTS`, or "auto" to find it by the first `HEAD` bytes."""
+    """Yield the documents of a text file: the number of the first line, the layout, and the
+    content.
+
+    A document ends at the latest with the line at which it reaches `MAX_BYTES`. `layout` is one of
+    `LAYOUTS`, or "auto" to detect it from the first `HEAD` bytes.
+    """
     lines = iter(lines)
     head, size = [], 0
     while layout == "auto" and size < HEAD and (line := next(lines, None)):
@@ -84,20 +87,19 @@ def split_documents(lines: Lines, layout: str) -> Iterator[tuple[int, str, bytes
 
 
 def find_lines(text: str) -> Ints1d:
-    """Find where the lines of a text begin, in characters (n_lines,)."""
+    """Return the first character of each line, an int64 array (num_lines,)."""
     return np.array([0, *(match.end() for match in re.finditer("\n", text))], dtype=np.int64)
 
 
 def find_layout(text: str) -> str:
-    """Find the layout of a text file, by its first lines.
+    """Detect the layout of a text file from its first lines.
 
     Notes
     -----
-    What decides is where lines end. Inside sentences: the lines are wrapped, so they are running
-    text. Otherwise, without blank lines, each line is a document; with blank lines, each line is a
-    sentence if few lines have several of them. A line for each block is a paragraph. What can't be
-    told, one document with a sentence a line from documents of a line, the setting `text.format`
-    has to say.
+    If lines end inside sentences, they are wrapped running text ("paragraphs"). Otherwise, without
+    blank lines, each line is a document; with blank lines, each line is a sentence if few lines
+    contain several sentences. Blocks of one line are paragraphs. One document with a sentence per
+    line can't be distinguished from one document per line; users must set `text.format` then.
     """
     lines = [line.strip() for line in text.split("\n")]
     if any(TITLE.fullmatch(line.encode()) for line in lines):
@@ -113,8 +115,8 @@ def find_layout(text: str) -> str:
 
 
 def _is_wrapped(line: str, following: str) -> bool:
-    """Tell whether a sentence goes on in the following line: neither punctuation nor a capital
-    letter is between."""
+    """Check whether a sentence continues in the following line: there is neither punctuation nor a
+    capital letter between them."""
     goes_on = line[-1].isalnum() or line[-1] in ",;-–—"
     return goes_on and following[0].isalpha() and not following[0].isupper()
 
@@ -127,7 +129,7 @@ def _is_capital(match: re.Match[str]) -> bool:
 def _join(
     lines: Lines, is_border: Callable[[bytes], object], *, left_out: Callable[[bytes], object]
 ) -> Iterator[tuple[int, bytes]]:
-    """Join the lines between borders into documents, without the lines that are left out."""
+    """Join the lines between borders into documents, without the lines that `left_out` matches."""
     first, size = 0, 0
     document: list[bytes] = []
     for number, line in lines:

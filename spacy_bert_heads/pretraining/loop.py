@@ -1,4 +1,4 @@
-"""The loop over steps, and how a run begins: anew, or from its newest training state."""
+"""Run the pretraining loop, from the first step or from the newest training state."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from ..runs.processes import Processes
 from ..runs.states import find_state, list_states, remove_leftovers
 from .data import Data
 from .objectives import load_pretrainer
-from .reports import Report, mend_log, open_logger
+from .reports import Report, open_logger, repair_log
 from .run import FORMAT, Run
 from .settings import Settings
 from .start import make_start, prepare_texts
 
-# What may differ between a run and its continuation: where and how often, but not what. The text
-# may have moved: its content is compared.
+# Settings that may change when a run is resumed. The text may have moved: its content is compared.
 FREE = (
     "paths.raw",
     "paths.cache",
@@ -48,19 +47,20 @@ def pretrain(
     on_report: Callable[[Report], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Report | None:
-    """Pretrain an encoder. Returns the last report.
+    """Pretrain an encoder, and return the last report.
 
-    `output` gets `log.jsonl`, `model-best`, `model-last` and the training states. It must be new,
-    empty, or the folder of a run. `resume` continues from the newest training state in `output`
-    and ends with the same weights as a run without a break. `force` starts anew in any folder and
-    replaces what a run writes there. `gpu_id` -1 is the CPU. `say` gets messages for the user,
-    `on_report` every report, `on_step` the number of every finished step.
+    `log.jsonl`, `model-best`, `model-last` and the training states are written to `output`, which
+    must be new, empty, or the folder of a run. With `resume`, the run continues from the newest
+    training state and ends with the same weights as an uninterrupted run. With `force`, a new run
+    starts in any folder and overwrites the files of an earlier one. `gpu_id` -1 is the CPU. `say`
+    receives messages for the user, `on_report` every report, `on_step` the number of every finished
+    step.
 
-    At SIGTERM or Ctrl-C the run finishes its step, saves a training state and raises
-    `SystemExit(143)` or KeyboardInterrupt; a second Ctrl-C doesn't wait.
+    On SIGTERM or Ctrl-C the run finishes its step, saves a training state and raises
+    `SystemExit(143)` or KeyboardInterrupt; a second Ctrl-C stops it at once.
 
-    Raises ValueError if a setting is invalid, or the run to resume has other settings;
-    BlockingIOError if another run has the folder; FloatingPointError if a loss is not finite.
+    Raises ValueError if a setting is invalid, or the resumed run has other settings;
+    BlockingIOError if another run uses the folder; FloatingPointError if a loss is infinite or NaN.
     """
     processes = Processes(gpu_id)
     if not processes.is_first:
@@ -72,9 +72,9 @@ def pretrain(
             check_folder(output, "pretrain", force=force or bool(list_states(output / "states")))
             stack.enter_context(lock_folder(output))
         state = find_start(settings, output, resume=resume, force=force, say=say)
-        processes.wait()  # none writes before all have checked
+        processes.wait()  # no process writes before all have checked
         run = begin(settings, output, processes, state, force=force, say=say)
-        # Only in the first process: each logger would begin a file or a run of its own.
+        # Only in the first process: each logger would start its own file or run.
         log = open_logger(settings) if processes.is_first else None
         signals = stack.enter_context(Signals(alone=processes.size == 1))
         loader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
@@ -93,7 +93,7 @@ def pretrain(
             batch, after = coming.result()
             run.advance(after)
             if not run.is_done:
-                # The next batch is made in the background during this step.
+                # The next batch is created in the background during this step.
                 coming = loader.submit(run.data.train_batch, run.position, run.step + 1)
             stop = run.learn(batch, stop=signals.received is not None)
             if on_step:
@@ -103,7 +103,10 @@ def pretrain(
             if run.step % t.checkpoint_frequency == 0 or run.is_done or stop:
                 run.save_state(say)
             if stop and not run.is_done:
-                say(f"Stopped after step {run.step}, which is saved. Go on by --resume.")
+                say(
+                    f"Stopped after step {run.step}; the training state is saved. Continue with "
+                    "--resume."
+                )
                 processes.wait()  # torchrun ends the others as soon as one has ended
                 signals.end()
         run.save("model-last")
@@ -121,14 +124,14 @@ def begin(
     force: bool,
     say: Callable[[str], None],
 ) -> Run:
-    """Set up a run, to go on from the training state if there is one. Raises ValueError if a
-    setting is invalid, or the state is of another text."""
+    """Set up a run, from the training state if there is one. Raises ValueError if a setting is
+    invalid, or the training state belongs to another text."""
     start, plans, log = output / "start", output / "plans", output / "log.jsonl"
     if processes.is_first:
         mark_folder(output, "pretrain")
         remove_leftovers(output, processes.size)
         if state is None:
-            # Left by a run that was stopped before its first state; with force, by any run.
+            # Left by a run that stopped before its first training state; with force, by any run.
             names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
             for name in names:
                 shutil.rmtree(output / name, ignore_errors=True)
@@ -137,12 +140,12 @@ def begin(
     torch.manual_seed(settings.training.seed)
     pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
     if pretrainer.new_heads:
-        say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: made anew.")
+        say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: initialised randomly.")
     max_length = max(phase.max_length for phase in settings.training.phases)
     if max_length > pretrainer.encoder.checkpoint.max_window:
         raise ValueError(
             f"max_length is {max_length}, but the encoder has positions for "
-            f"{pretrainer.encoder.checkpoint.max_window}. Shorten it in training.phases."
+            f"{pretrainer.encoder.checkpoint.max_window}. Reduce it in training.phases."
         )
     pretrainer.to(processes.device).eval()
     wordpieces = pretrainer.encoder.checkpoint.tokenizer
@@ -165,24 +168,24 @@ def begin(
     if state is not None:
         run.restore(state)
         if processes.is_first:
-            mend_log(log, run.step, say)
-        say(f"Going on after step {run.step:,} of {data.num_steps:,}.")
+            repair_log(log, run.step, say)
+        say(f"Continuing after step {run.step:,} of {data.num_steps:,}.")
     else:
         epochs = data.count_epochs()
         read = f"{epochs:.2g} of the corpus" if epochs < 1 else f"the corpus {epochs:.1f} times"
         say(f"Steps: {data.num_steps:,}. The run reads {read}.")
     if not data.held_out.chosen.any() and settings.text.held_out:
         say(
-            "Warning: there are too few documents to hold one out, so nothing says what the "
-            "encoder makes of other text. Name some in paths.held_out."
+            "Warning: there are too few documents to hold one out, so the encoder is not evaluated "
+            "on other text. Set some in paths.held_out."
         )
     data.forget_before(run.position)
     too_short = data.plan(run.position.phase, run.position.epoch).skipped
     if too_short:
         say(
-            f"Too short for a pair of segments, and not read: {too_short:,} of the "
-            f"{corpus.report.documents:,} documents. [objective] sentences = "
-            '"full-sentences" reads them.'
+            f"Skipped, too short for a pair of segments: {too_short:,} of the "
+            f"{corpus.report.documents:,} documents. To read them, set [objective] sentences = "
+            '"full-sentences".'
         )
     return run
 
@@ -195,15 +198,16 @@ def find_start(
     force: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Load the training state to go on from; None to start anew. Raises ValueError if there is a
-    run that is neither resumed nor replaced, or it can't be resumed with these settings."""
+    """Return the training state to continue from, None for a new run. Raises ValueError if the
+    folder has a run but neither `resume` nor `force` is set, or if it can't be resumed with these
+    settings."""
     if resume:
         now = dataclasses.asdict(settings)
         found = find_state(output, now, format=FORMAT, free=FREE, say=say)
         return None if found is None else found[1]
     if not force and (list_states(output / "states") or (output / "log.jsonl").exists()):
         raise ValueError(
-            f"{output} holds a run already. Go on with it by --resume, name another folder, or "
-            "give --force to start anew there."
+            f"{output} already contains a run. Continue it with --resume, choose another folder, "
+            "or add --force to start a new run there."
         )
     return None

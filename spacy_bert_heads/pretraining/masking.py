@@ -1,4 +1,4 @@
-"""Which wordpieces of an example are predicted, and what the encoder reads in their place."""
+"""Choose the wordpieces to predict in an example, and replace them in the encoder's input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ..text.wordpieces import WordpieceTokenizer
 
 @dataclass(frozen=True)
 class Masking:
-    """How wordpieces are chosen and replaced.
+    """Hold how wordpieces are chosen and replaced.
 
-    rate: the share of an example's wordpieces that is predicted. mask, random: the shares of those
-    that become the mask token and a random wordpiece; the others stay, because text without masks
-    is what the encoder will read later (BERT, section 3.1). units: what is predicted as a whole:
-    "wordpieces", "words", or "spans", which are the entities and noun chunks that a pipeline found,
-    and the words outside of them (ERNIE, Sun et al. 2019, section 3.2). max_ngram: up to so many
-    units in a row, n with p(n) ~ 1/n (ALBERT, section 4.1).
+    rate: the share of an example's wordpieces to predict. mask, random: the shares of these that
+    are replaced with the mask token and with a random wordpiece; the rest is unchanged, because
+    later the encoder reads text without masks (BERT, section 3.1). units: what is masked as a
+    whole: "wordpieces", "words", or "spans" (the entities and noun chunks that a pipeline finds,
+    and the words outside of them; ERNIE, Sun et al. 2019, section 3.2). max_ngram: the most
+    consecutive units that are masked together; n has the probability p(n) ~ 1/n (ALBERT, section
+    4.1).
     """
 
     rate: float = 0.15
@@ -34,7 +35,7 @@ class Masking:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the examples need to know of a tokenizer."""
+    """Hold what the examples need from a tokenizer."""
 
     tokenizer: WordpieceTokenizer
     mask_id: int
@@ -43,29 +44,28 @@ class Vocabulary:
 
     @cached_property
     def is_ordinary(self) -> Bools1d:
-        """Whether an id may be predicted (size,)."""
+        """Return which ids may be predicted, a boolean array (size,)."""
         return np.isin(np.arange(self.size), self.special, invert=True)
 
     @cached_property
     def ordinary(self) -> Ints1d:
-        """The ids that may replace a wordpiece."""
+        """Return the ids that may replace a wordpiece."""
         return np.flatnonzero(self.is_ordinary)
 
 
 def choose(
     starts: Bools1d, maskable: Bools1d, masking: Masking, random: np.random.Generator
 ) -> Ints1d:
-    """Choose the positions to predict (n_masked,): units in random order, as many as the rate
-    allows.
+    """Choose the positions to predict (n_masked,): units in random order, up to the masking rate.
 
-    `starts` (n_positions,) marks the positions where a unit begins, `maskable` (n_positions,) those
-    that may be predicted; the others, special tokens, end units and n-grams. The rate is a share of
-    the maskable positions, at least one of them.
+    `starts` (n_positions,) marks the first position of each unit, `maskable` (n_positions,) the
+    positions that may be predicted; all others (special tokens) end units and n-grams. The rate is
+    a share of the maskable positions; at least one is chosen.
 
-    A unit that would exceed the rate is skipped, so the rate may not be reached exactly; if every
-    position is a unit it is. The method is `create_masked_lm_predictions` in google-research/bert,
-    and in google-research/albert for n-grams; there an n-gram that meets a chosen unit is dropped,
-    here it ends before it.
+    A unit that would exceed the rate is skipped, so the rate may not be reached exactly, unless
+    every position is a unit. The method is `create_masked_lm_predictions` in google-research/bert,
+    and in google-research/albert for n-grams; there an n-gram that overlaps a chosen unit is
+    dropped, here it ends before the unit.
     """
     starts = starts | ~maskable
     starts[1:] |= ~maskable[:-1]
@@ -91,8 +91,8 @@ def choose(
 def corrupt(
     targets: Ints1d, vocabulary: Vocabulary, masking: Masking, random: np.random.Generator
 ) -> Ints1d:
-    """Return the ids that the encoder reads in place of the chosen wordpieces (n_masked,): the mask
-    token, a random wordpiece, or the wordpiece itself."""
+    """Return the ids that replace the chosen wordpieces in the input (n_masked,): the mask token, a
+    random wordpiece, or the wordpiece itself."""
     fate, place = random.random((2, len(targets)))
     ordinary = vocabulary.ordinary
     others = ordinary[(place * len(ordinary)).astype(np.int64)]

@@ -1,7 +1,7 @@
-"""What is learned from raw text: masked pieces, and how two segments belong together.
+"""Pretraining objectives: masked-language modelling (MLM), and the order of two segments.
 
-The modules are Hugging Face's own, so that a checkpoint's heads are used where it brings them, and
-what is saved loads there again.
+The modules are Hugging Face's own, so a checkpoint's heads are used if it has them, and the saved
+checkpoint can be loaded by transformers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100  # no target
-# Families whose Hugging Face class has a head for pairs of segments, and which objective it is.
+# Families whose Hugging Face class has a head for pairs of segments, with its objective.
 SENTENCE_HEADS = {"bert": "nsp", "albert": "sop"}
 
 
 class Totals(NamedTuple):
-    """Sums over batches: losses in nats, and what was right."""
+    """Hold sums over batches: losses in nats, and counts of correct predictions."""
 
     mlm_loss: float
     mlm_right: float
@@ -43,64 +43,69 @@ class Totals(NamedTuple):
 
 
 def no_totals(device: torch.device) -> torch.Tensor:
-    """RETURNS (Tensor): Sums over nothing, in the order of `Totals`, float64 (6,)."""
+    """Return zero sums in the order of `Totals`, float64 (6,)."""
     return torch.zeros(len(Totals._fields), dtype=torch.float64, device=device)
 
 
 class Guess(NamedTuple):
-    """A wordpiece, and its probability."""
+    """Hold a predicted wordpiece and its probability."""
 
     text: str
     score: float
 
 
-# What to call heads by the names of their parameters.
+# Names of heads for messages, by the names of their parameters.
 HEAD_PARTS = {
     "sentence head": ("seq_relationship", "sop_classifier"),
     "pooler": ("pooler",),
-    "masked-piece head": ("predictions", "lm_head", "vocab_", "generator_", "head.", "decoder."),
+    "masked-LM head": ("predictions", "lm_head", "vocab_", "generator_", "head.", "decoder."),
 }
 
 
 class Pretrainer(nn.Module):
-    """A checkpoint with the heads that pretraining needs.
+    """Combine a checkpoint with the heads that pretraining needs.
 
-    model (PreTrainedModel): Hugging Face's class for pretraining, the encoder in it.
-    encoder (Encoder): The encoder in it, with its tokenizer.
-    has_pairs (bool): Whether pairs of segments are learned. Otherwise the head for them, if the
-        class has one, is frozen: it gets no gradient, and must not decay either.
-    made (Iterable[str]): The model's parameters that the checkpoint lacks.
+    `model` is an instance of Hugging Face's pretraining class, `encoder` the encoder in it with its
+    tokenizer. If `has_pairs` is false, the head for pairs of segments, if there is one, is frozen:
+    it gets no gradient, and must not get weight decay either. `new_parameters` are the names of the
+    model's parameters that the checkpoint lacks.
     """
 
     def __init__(
-        self, model: PreTrainedModel, encoder: Encoder, *, has_pairs: bool, made: Iterable[str] = ()
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        *,
+        has_pairs: bool,
+        new_parameters: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.model, self.encoder = model, encoder
         self.has_pairs = has_pairs
-        self.made = frozenset(made)
+        self.new_parameters = frozenset(new_parameters)
         for module in self.sentence_head():
             module.requires_grad_(has_pairs)
 
     @property
     def new_heads(self) -> list[str]:
-        """RETURNS (List[str]): What to call the heads that the checkpoint lacks."""
+        """Return the names of the heads that the checkpoint lacks."""
         return [
             name
             for name, parts in HEAD_PARTS.items()
-            if any(part in key for key in self.made for part in parts)
+            if any(part in key for key in self.new_parameters for part in parts)
         ]
 
     def vocabulary(self) -> Vocabulary:
-        """RETURNS (Vocabulary): What the examples need of the tokenizer.
-        RAISES (ValueError): If it has no mask token.
-        """
+        """Return what the examples need from the tokenizer. Raises ValueError if it has no mask
+        token."""
         checkpoint = self.encoder.checkpoint
         tokenizer = checkpoint.tokenizer.tokenizer
         mask = checkpoint.tokenizer_settings.get("mask_token")
         mask_id = tokenizer.token_to_id(mask["content"] if isinstance(mask, dict) else mask or "")
         if mask_id is None:
-            raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
+            raise ValueError(
+                "The tokenizer has no mask token. Use a checkpoint with one for pretraining."
+            )
         added = tokenizer.get_added_tokens_decoder()
         wordpieces = checkpoint.tokenizer
         around = [wordpieces.prefix, wordpieces.suffix, *wordpieces.pair[:3]]
@@ -112,34 +117,32 @@ class Pretrainer(nn.Module):
             np.unique(np.concatenate([*around, np.asarray(special, dtype=np.int64)])),
         )
 
-    def mlm_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): The states of masked pieces (n, width).
-        RETURNS (Tensor): Logits over the vocabulary (n, n_pieces).
-        RAISES (ValueError): If the family's head is not known.
-        """
+    def mlm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return logits over the vocabulary (n, vocab_size) for the hidden states of masked
+        positions (n, hidden_size). Raises ValueError for an unknown model family."""
         model: Any = self.model
         match model.config.model_type:
             case "albert":
-                return model.predictions(states)
+                return model.predictions(hidden_states)
             case "distilbert":
-                states = model.activation(model.vocab_transform(states))
-                return model.vocab_projector(model.vocab_layer_norm(states))
+                hidden_states = model.activation(model.vocab_transform(hidden_states))
+                return model.vocab_projector(model.vocab_layer_norm(hidden_states))
             case "electra":
-                return model.generator_lm_head(model.generator_predictions(states))
+                return model.generator_lm_head(model.generator_predictions(hidden_states))
             case "modernbert":
-                return model.decoder(model.head(states))
-            case _ if hasattr(model, "lm_head"):  # RoBERTa and its like
-                return model.lm_head(states)
-            case _ if hasattr(model, "cls"):  # BERT and its like
-                return model.cls.predictions(states)
+                return model.decoder(model.head(hidden_states))
+            case _ if hasattr(model, "lm_head"):  # RoBERTa and similar
+                return model.lm_head(hidden_states)
+            case _ if hasattr(model, "cls"):  # BERT and similar
+                return model.cls.predictions(hidden_states)
             case family:
                 raise ValueError(
-                    f'How a "{family}" model predicts masked pieces is not known here. Use BERT, '
-                    "RoBERTa, DistilBERT, ALBERT, ELECTRA, MPNet, DeBERTa, ModernBERT or the like."
+                    f'The masked-LM head of a "{family}" model is not supported. Use BERT, '
+                    "RoBERTa, DistilBERT, ALBERT, ELECTRA, MPNet, DeBERTa, ModernBERT or similar."
                 )
 
     def sentence_head(self) -> list[nn.Module]:
-        """RETURNS (List[Module]): The pooler and the classifier of pairs, if there are any."""
+        """Return the pooler and the classifier of pairs, [] if the model has none."""
         model: Any = self.model
         match model.config.model_type:
             case "bert":
@@ -150,11 +153,12 @@ class Pretrainer(nn.Module):
                 return []
 
     def renew_pooler(self) -> None:
-        """Initialise the pooler, which then learns as a new head does.
+        """Initialise the pooler randomly; it is then trained like a new head.
 
-        It is a part of the head for pairs. A checkpoint without the rest of that head has a pooler
-        that was never trained for it; MiniLM's, whose training pooled by the mean, has weights with
-        a standard deviation of 0.009, and passes half the gradient of a new one to the encoder.
+        The pooler is part of the head for pairs. In a checkpoint without the rest of that head it
+        was never trained for it. MiniLM, for example, was trained with mean pooling: its pooler has
+        weights with a standard deviation of 0.009, and passes half the gradient of a new pooler to
+        the encoder.
         """
         pooler = self.sentence_head()[0]
         for name, parameter in pooler.named_parameters():
@@ -164,17 +168,16 @@ class Pretrainer(nn.Module):
                 nn.init.normal_(parameter, std=self.model.config.initializer_range)
         renewed = {id(parameter) for parameter in pooler.parameters()}
         named = self.model.named_parameters()
-        self.made |= {name for name, parameter in named if id(parameter) in renewed}
+        self.new_parameters |= {name for name, parameter in named if id(parameter) in renewed}
 
-    def sentence_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """states (Tensor): The first state of each pair (n, width).
-        RETURNS (Tensor): Logits (n, 2): in order or not.
-        """
+    def sentence_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, 2), true or not, for the first hidden state of each pair
+        (n, hidden_size)."""
         model: Any = self.model
         if model.config.model_type == "albert":
-            pooled = model.albert.pooler_activation(model.albert.pooler(states))
+            pooled = model.albert.pooler_activation(model.albert.pooler(hidden_states))
             return model.sop_classifier(pooled)
-        return model.cls.seq_relationship(model.bert.pooler(states.unsqueeze(1)))
+        return model.cls.seq_relationship(model.bert.pooler(hidden_states.unsqueeze(1)))
 
     def forward(
         self,
@@ -184,35 +187,33 @@ class Pretrainer(nn.Module):
         paired: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run some buckets. All that learns takes part in it, even where nothing is masked or
-        paired: then its gradients are zero.
+        """Return the summed loss and the number of correct predictions for masked positions, and
+        the same for pairs: four scalar tensors.
 
-        layout (BucketedBatch): The sequences.
-        masked (Tensor): Where the masked pieces stand, padding counted (n_masked,).
-        targets (Tensor): What stood there (n_masked,).
-        paired (Tensor): Where the sequences begin that have a label (n_pairs,).
-        labels (Tensor): Those (n_pairs,).
-        RETURNS: For masked pieces the summed loss and how many are guessed right; the same for
-            pairs. Tensors without a shape.
+        `masked` (n_masked,) are the masked positions including padding, `targets` (n_masked,) their
+        original ids. `paired` (n_pairs,) are the first positions of sequences with a label,
+        `labels` (n_pairs,) these labels. All trainable modules take part even if nothing is masked
+        or paired; their gradients are zero then.
         """
-        states = self.encoder.run(layout)
-        # Logits only where something is predicted: one in seven of the positions.
-        mlm = self._predict(self.mlm_logits, states, masked, targets)
+        hidden_states = self.encoder.run(layout)
+        # Logits only for predicted positions, one in seven.
+        mlm = self._predict(self.mlm_logits, hidden_states, masked, targets)
         if not self.has_pairs:
             return *mlm, mlm[1].new_zeros(()), mlm[1].new_zeros(())
-        return *mlm, *self._predict(self.sentence_logits, states, paired, labels)
+        return *mlm, *self._predict(self.sentence_logits, hidden_states, paired, labels)
 
     def _predict(
         self,
         head: Callable[[torch.Tensor], torch.Tensor],
-        states: torch.Tensor,
+        hidden_states: torch.Tensor,
         places: torch.Tensor,
         gold: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of what a head makes of some states, and how many are guessed right."""
+        """Return the summed loss and the number of correct predictions of a head at some
+        positions."""
         beyond = self.encoder.num_padding(len(places))
         places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
-        logits = head(states.index_select(0, places))
+        logits = head(hidden_states.index_select(0, places))
         loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
         return loss, (logits.detach().argmax(-1) == gold).sum()
 
@@ -224,16 +225,13 @@ class Pretrainer(nn.Module):
         autocast: torch.autocast,
         scales: tuple[float, float] | None,
     ) -> torch.Tensor:
-        """Run a batch part by part, and in training each part's backward pass, so that no more than
-        the graph of one part is alive.
+        """Run a batch part by part, and return its sums in the order of `Totals`, float64 (6,).
 
-        batch (Batch): The batch.
-        max_batch_tokens (int): The budget of a part in wordpieces, padding included.
-        autocast (torch.autocast): The precision.
-        scales (Optional[Tuple[float, float]]): What the summed losses of masked pieces and of pairs
-            are multiplied with before the backward pass; None to evaluate.
-        RETURNS (Tensor): The sums over the batch in the order of `Totals`, float64 (6,). They stay
-            on the device, lest every step wait for it.
+        In training, each part's backward pass follows its forward pass, so only one part's graph is
+        in memory. `max_batch_tokens` is the budget of a part in wordpieces, padding included.
+        `scales` are the factors of the summed losses of masked positions and of pairs before the
+        backward pass; None for evaluation. The result stays on the device, so that a step doesn't
+        wait for it.
         """
         device = next(self.parameters()).device
         packed = batch.packed
@@ -258,13 +256,9 @@ class Pretrainer(nn.Module):
 
 
 def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[Guess]]:
-    """Guess what stands behind the mask tokens of a text.
+    """Return the `top` most probable wordpieces for each mask token of a text, best first.
 
-    pretrainer (Pretrainer): The modules.
-    text (str): A text with mask tokens.
-    top (int): How many guesses for each.
-    RETURNS (List[List[Guess]]): For each mask token the best guesses, best first.
-    RAISES (ValueError): If the text has no mask token, or is longer than the encoder's positions.
+    Raises ValueError if the text has no mask token, or is longer than the encoder's positions.
     """
     checkpoint, mask_id = pretrainer.encoder.checkpoint, pretrainer.vocabulary().mask_id
     tokenizer = checkpoint.tokenizer
@@ -272,7 +266,7 @@ def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[G
     masked = np.flatnonzero(ids == mask_id)
     if not len(masked):
         token = tokenizer.tokenizer.id_to_token(mask_id)
-        raise ValueError(f"The text has no {token}. Write it where a piece is to be guessed.")
+        raise ValueError(f"The text has no {token}. Put it where a wordpiece is to be predicted.")
     if len(ids) > checkpoint.max_window:
         raise ValueError(
             f"The text has {len(ids)} wordpieces; the encoder has positions for "
@@ -284,18 +278,15 @@ def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[G
 def guess_masked(
     pretrainer: Pretrainer, ids: Ints1d, masked: Ints1d, *, top: int
 ) -> list[list[Guess]]:
-    """Guess the masked pieces of a sequence.
+    """Return the `top` most probable wordpieces for each masked position of a sequence, best first.
 
-    pretrainer (Pretrainer): The modules.
-    ids (Ints1d): The sequence, with special tokens and mask tokens (n_pieces,).
-    masked (Ints1d): Where those stand (n_masked,).
-    top (int): How many guesses for each.
-    RETURNS (List[List[Guess]]): For each mask token the best guesses, best first.
+    `ids` (n_positions,) includes special tokens and mask tokens; `masked` (n_masked,) are the
+    positions of the mask tokens.
     """
     row = torch.from_numpy(ids)[None].to(next(pretrainer.parameters()).device)
     with torch.no_grad():
-        states = pretrainer.encoder(row, torch.zeros_like(row), torch.ones_like(row))[0]
-        probabilities = pretrainer.mlm_logits(states[masked]).softmax(-1)
+        hidden_states = pretrainer.encoder(row, torch.zeros_like(row), torch.ones_like(row))[0]
+        probabilities = pretrainer.mlm_logits(hidden_states[masked]).softmax(-1)
         best = probabilities.topk(min(top, probabilities.shape[1]))
     decode = pretrainer.encoder.checkpoint.tokenizer.tokenizer.decode
     return [
@@ -305,12 +296,11 @@ def guess_masked(
 
 
 def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
-    """Load a checkpoint to continue its pretraining.
+    """Load a checkpoint for pretraining, with new heads if the checkpoint lacks them.
 
-    name (str): A hub name or a folder.
-    sentence_objective (Optional[str]): "nsp", "sop", or None if no head for it is needed.
-    RETURNS (Pretrainer): The modules, with new heads where the checkpoint lacks them.
-    RAISES (ValueError): If it can't be loaded, or its family has no head for the objective.
+    `name` is a hub name or a folder. `sentence_objective` is "nsp", "sop", or None if no head for
+    pairs is needed. Raises ValueError if the checkpoint can't be loaded, or its family has no head
+    for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -320,7 +310,8 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
         check_objective(family, sentence_objective)
         if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             raise ValueError(
-                f"'{name}' is a '{family}' model, which has no head for masked pieces."
+                f"'{name}' is a '{family}' model, which has no masked-LM head. Use a BERT-like "
+                "model."
             )
         own = {"bert": BertForPreTraining, "albert": AlbertForPreTraining}
         return own.get(family, AutoModelForMaskedLM)
@@ -328,19 +319,16 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
     model, checkpoint, missing = load_model(name, choose_class)
     encoder = Encoder(checkpoint)
     has_pairs = sentence_objective in PAIRS
-    pretrainer = Pretrainer(model, encoder, has_pairs=has_pairs, made=missing)
+    pretrainer = Pretrainer(model, encoder, has_pairs=has_pairs, new_parameters=missing)
     if has_pairs and "sentence head" in pretrainer.new_heads:
         pretrainer.renew_pooler()
-    # An unknown head is an error here, not after all text has been tokenized.
+    # Report an unknown head now, not after all text has been tokenized.
     pretrainer.mlm_logits(torch.empty(0, checkpoint.hidden_size))
     return pretrainer
 
 
 def check_objective(family: str, objective: str | None) -> None:
-    """family (str): The model's type, as its config calls it.
-    objective (Optional[str]): "nsp", "sop" or None.
-    RAISES (ValueError): If the family's class has no head for it.
-    """
+    """Raise ValueError if a model family has no head for the objective ("nsp" or "sop")."""
     has = SENTENCE_HEADS.get(family)
     if objective in PAIRS and has is None:
         raise ValueError(
@@ -351,11 +339,7 @@ def check_objective(family: str, objective: str | None) -> None:
 
 def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     """Save a Hugging Face folder that `bert_encoder`, `AutoModelForMaskedLM` and
-    `BertForPreTraining` load.
-
-    pretrainer (Pretrainer): The modules.
-    folder (Path): Where to; it is made.
-    """
+    `BertForPreTraining` can load. The folder is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(pretrainer.model, folder)
     write_files(folder, pretrainer.encoder.checkpoint.tokenizer_files)

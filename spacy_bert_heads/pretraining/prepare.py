@@ -1,13 +1,12 @@
-"""Tokenize raw text once, in several processes, for all the epochs and runs that read it.
+"""Tokenize raw text once, in several processes, for all epochs and runs.
 
     sources ──▶ records ──chunks──▶ Worker ──▶ parts ──▶ files ──mapped──▶ Corpus
     sources.py  records.py          text,      arrays    appended,         store.py
                                     sentences,           renamed when
                                     wordpieces           complete
 
-Memory doesn't grow with the corpus: at any time it holds some chunks on their way to the workers
-and some parts on their way back. Chunks are cut independently of the workers, so the result is the
-same for any number of them.
+Memory doesn't grow with the corpus: only some chunks and some parts are in memory at any time.
+Chunks don't depend on the workers, so the result is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ T = TypeVar("T")
 
 
 class Setup(NamedTuple):
-    """What a worker needs, in a form that can be sent to another process."""
+    """Hold what a worker needs; can be pickled."""
 
     pipeline: Path
     max_length: int
@@ -57,18 +56,18 @@ class Setup(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text to tokenize, and where it comes from."""
+    """Hold a text to tokenize and its origin."""
 
     where: str
     text: str
-    sentences: Ints1d | None  # (n_sentences,) where each begins, if that is known
+    sentences: Ints1d | None  # (n_sentences,) the first character of each, if known
 
 
 class Annotation(NamedTuple):
-    """What a pipeline finds in a text, in characters."""
+    """Hold what a pipeline finds in a text, in characters."""
 
-    sentences: Ints1d  # (n_sentences,) where each begins
-    spans: Ints2d  # (n_spans, 2) where each entity and noun chunk begins and ends
+    sentences: Ints1d  # (n_sentences,) the first character of each
+    spans: Ints2d  # (n_spans, 2) the start and end of each entity and noun chunk
 
 
 def prepare(
@@ -82,38 +81,38 @@ def prepare(
     workers: int = 0,
     progress: bool = False,
 ) -> Corpus:
-    """Tokenize raw text into a folder in `cache`, or open the folder that was made from the same
-    content, tokenizer and settings before.
+    """Tokenize raw text into a folder in `cache`, or open the existing folder for the same content,
+    tokenizer and settings.
 
     A source is a file, a folder, a pattern, `-` for standard input, or a callable that yields
-    texts. A folder that `datasets` saved gives its rows; another one is searched at any depth for
-    files with the names below, and files of folders and patterns are sorted. A file with another
-    name is JSON Lines if its first line is an object, otherwise text. All but Parquet may be
-    compressed, `.gz` or `.zst`.
+    texts. In a folder written by `datasets`, its rows are read; any other folder is searched
+    recursively for files with the extensions below. Files of folders and patterns are sorted. A
+    file with another extension is JSON Lines if its first line is an object, otherwise text. All
+    formats except Parquet may be compressed (`.gz`, `.zst`).
 
     .jsonl .ndjson .json    the string under `format.key` of each object
     .parquet, `datasets`    the column `format.key`
     .spacy                  the texts of the Docs
     .txt .text              documents by `format.layout`, see layouts.py
 
-    A text longer than the pipeline's `max_length` is cut at white space into several documents; in
-    the middle of a word only where the second half of a part has no white space. A document of a
-    text file is cut at 64 MB; a longer line of JSON Lines is skipped as invalid JSON.
+    A text longer than the pipeline's `max_length` is split at white space into several documents;
+    inside a word only if the second half of a part has no white space. A document of a text file is
+    split at 64 MB; a longer line of JSON Lines is skipped as invalid JSON.
 
     `pipeline` finds sentences and, if it can, entities and noun chunks; without one, sentences end
-    at the punctuation of `lang`. `workers` is the number of processes: 1 for this process alone, 0
-    for one per core. `progress` shows a progress bar if there is a terminal.
+    at the punctuation of `lang`. `workers` is the number of processes: 1 for only this process, 0
+    for one per core. `progress` shows a progress bar in a terminal.
 
     Raises FileNotFoundError if a source doesn't exist, ValueError if the pipeline sets no sentence
-    boundaries or nothing could be kept, and ImportError if a source needs a package that is not
+    boundaries or all text was skipped, and ImportError if a source needs a package that is not
     installed.
     """
     cache = Path(cache)
     nlp = pipeline if pipeline is not None else make_sentencizer(lang)
     if not nlp("One. Two.").has_annotation("SENT_START"):
         raise ValueError(
-            f"The pipeline ({', '.join(nlp.pipe_names) or 'empty'}) finds no sentences. "
-            "It needs a parser, a senter or a sentencizer."
+            f"The pipeline ({', '.join(nlp.pipe_names) or 'empty'}) sets no sentence boundaries. "
+            "Add a parser, a senter or a sentencizer."
         )
     cache.mkdir(parents=True, exist_ok=True)
     # In the cache, because a rename is atomic only within one file system.
@@ -133,20 +132,20 @@ def prepare(
             try:
                 folder.rename(target)
             except OSError:
-                if not target.exists():  # otherwise another process made the same meanwhile
+                if not target.exists():  # otherwise another process created the same folder
                     raise
     return open_corpus(target)
 
 
 def make_sentencizer(lang: str) -> Language:
-    """Make the default pipeline, which ends sentences at the punctuation of the language."""
+    """Return the default pipeline, which splits sentences at the punctuation of the language."""
     nlp = spacy.blank(lang)
     nlp.add_pipe("sentencizer")
     return nlp
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use, which can be fewer than the machine has."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -155,8 +154,8 @@ def count_cores() -> int:
 def make_fingerprint(
     sources: list[Source], format: Format, nlp: Language, wordpieces: WordpieceTokenizer
 ) -> str:
-    """Return the folder name of a corpus, by everything that its content depends on. Where the
-    source files are and when they were changed is not among it."""
+    """Return the folder name of a corpus: a digest of everything that determines its content. Paths
+    and modification times are not included."""
     digest = blake2b(digest_size=12)
     settings = [
         FORMAT,
@@ -194,7 +193,7 @@ def group(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 class Worker:
-    """Turns chunks of records into arrays, in any process."""
+    """Convert chunks of records to arrays, in any process."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -208,8 +207,8 @@ class Worker:
         return nlp
 
     def __call__(self, records: list[Record]) -> Part:
-        """Read, split and tokenize a chunk. Records that can't be read are in the report."""
-        # After a memory zone, forgotten words keep their place in spaCy's hash tables.
+        """Read, split and tokenize a chunk; unreadable records are added to the report."""
+        # Even after a memory zone, freed words occupy space in spaCy's hash tables.
         if len(self.nlp.vocab) > MAX_LEXEMES:
             self.nlp = self._load()
         report = PreparationReport()
@@ -226,7 +225,7 @@ class Worker:
                 # Lines of a text file are running text; for some tokenizers "\n" is a wordpiece.
                 part = part.replace("\n", " ") if record.kind in LAYOUTS else part
                 texts.append(Text(record.where, part, starts))
-        # A chunk is at least one record, which may be many texts, so they are grouped again.
+        # One record of a chunk may be split into many texts, so they are grouped again.
         batches = list(group(texts, lambda text: len(text.text))) or [[]]
         arrays = zip(*(self._tokenize(batch, report) for batch in batches), strict=True)
         pieces, words, spans, sentences, documents = map(np.concatenate, arrays)
@@ -237,7 +236,7 @@ class Worker:
     def _tokenize(
         self, batch: list[Text], report: PreparationReport
     ) -> tuple[Ints1d, Bools1d, Bools1d, Ints1d, Ints1d]:
-        # The number of different strings in a corpus has no limit; in the zone spaCy forgets them.
+        # The number of different strings in a corpus is unlimited; the zone frees them.
         with self.nlp.memory_zone():
             found = annotate(self.nlp, batch, finds_spans=self.setup.finds_spans)
         kept, annotations = [], []
@@ -262,11 +261,11 @@ class Worker:
 
 
 def read_as_text(wordpieces: WordpieceTokenizer) -> WordpieceTokenizer:
-    """Copy a tokenizer so that special tokens written in a text ("[MASK]", "</s>") are text like
-    any other."""
+    """Return a copy of a tokenizer that treats special tokens in a text ("[MASK]", "</s>") as
+    ordinary text."""
     content = json.loads(wordpieces.tokenizer.to_str())
     if content["model"].get("type") == "Unigram":
-        # Its model finds every entry of its vocabulary in a text, special tokens too.
+        # The model matches every entry of its vocabulary, also special tokens.
         special = {token["id"] for token in content["added_tokens"] if token["special"]}
         vocab = content["model"]["vocab"]
         for number in special:
@@ -278,8 +277,8 @@ def read_as_text(wordpieces: WordpieceTokenizer) -> WordpieceTokenizer:
 
 
 def annotate(nlp: Language, texts: list[Text], *, finds_spans: bool) -> list[Annotation | str]:
-    """Find what a pipeline annotates in each text, or the reason why it failed on it. Texts whose
-    sentences are known need it for spans only."""
+    """Return the annotation of each text by the pipeline, or the reason why it failed. For texts
+    with known sentences, the pipeline runs only if spans are needed."""
     todo = [text.text for text in texts if finds_spans or text.sentences is None]
     found = iter(_run(nlp, todo, finds_spans=finds_spans))
     annotations: list[Annotation | str] = []
@@ -314,7 +313,7 @@ def _read_doc(doc: Doc, *, finds_spans: bool) -> Annotation:
     if not finds_spans:
         return Annotation(starts, NO_SPANS)
     has_chunks = doc.has_annotation("DEP") and doc.vocab.get_noun_chunks is not None
-    # The longest of those that overlap.
+    # Of overlapping spans, keep the longest.
     spans = filter_spans([*doc.ents, *(doc.noun_chunks if has_chunks else ())])
     offsets = [(span.start_char, span.end_char) for span in spans]
     return Annotation(starts, np.array(offsets, dtype=np.int64).reshape(-1, 2))
@@ -324,9 +323,9 @@ def _read_doc(doc: Doc, *, finds_spans: bool) -> Annotation:
 
 
 def tokenize_chunks(chunks: Iterator[list[Record]], setup: Setup, workers: int) -> Iterator[Part]:
-    """Yield the part of each chunk, in order, made by at most so many processes.
+    """Yield the part of each chunk in order, computed by at most `workers` processes.
 
-    Raises ChildProcessError if a process died; if memory was short, take fewer workers.
+    Raises ChildProcessError if a process died; if memory was too small, use fewer workers.
     """
     head = list(islice(chunks, workers))
     workers = len(head)  # starting a process takes longer than a chunk
@@ -334,7 +333,7 @@ def tokenize_chunks(chunks: Iterator[list[Record]], setup: Setup, workers: int) 
     if workers <= 1:
         yield from map(Worker(setup), chunks)
         return
-    # Spawned, because a forked process hangs if torch has run in its parent.
+    # Spawned, because a forked process hangs if torch was used in its parent.
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setup,)
     )
@@ -348,7 +347,8 @@ def tokenize_chunks(chunks: Iterator[list[Record]], setup: Setup, workers: int) 
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            f"One of {workers} worker processes died. If memory was short, take fewer."
+            f"One of {workers} worker processes died. If memory was too small, set text.workers to "
+            "a smaller number."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -358,7 +358,7 @@ _worker: Worker
 
 
 def _start(setup: Setup) -> None:
-    """Make the worker of a process. One process runs on each core, so none needs threads."""
+    """Create the worker of a process. There is one process per core, so each uses one thread."""
     import torch
 
     global _worker

@@ -1,6 +1,6 @@
-"""Raw text: decompress the files of a source, split them into records, and read the text of a
-record. Everything is a stream: memory doesn't grow with the size of a file, except for `.spacy`
-files, which are one block.
+"""Read raw text: decompress the files of a source, split them into records, and read the text of a
+record. Files are streamed, so memory doesn't grow with their size; only `.spacy` files are loaded
+as a whole.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .layouts import read_lines, split_documents
 from .sources import Reader, Source, list_sources
 from .tables import NoColumn, read_table
 
-CHUNK = 2**18  # bytes or characters: some tenths of a second for a worker
+CHUNK = 2**18  # bytes or characters; takes a worker a few tenths of a second
 OBJECTS = ("jsonl", "parquet", "dataset", "reader")  # kinds whose records are JSON objects
 
 
 class Format(NamedTuple):
-    """How raw text is read."""
+    """Hold how raw text is read."""
 
     layout: str = "auto"  # of text files, see layouts.py
     key: str = "text"  # of objects, and the column of tables
@@ -39,20 +39,20 @@ AUTO = Format()
 
 
 class Record(NamedTuple):
-    """One candidate for a document."""
+    """Hold a candidate for a document."""
 
     where: str
-    kind: str  # that of the source, or the layout of a text file; refused: content is the reason
+    kind: str  # of the source, or the layout of a text file; "refused": content is the reason
     content: bytes
 
 
 def read_texts(
     sources: Sequence[str | Path | Reader], format: Format = AUTO, *, progress: bool = False
 ) -> Iterator[str]:
-    """Yield the texts of `sources`, in the order and by the rules of `prepare`, but untokenized.
+    """Yield the texts of `sources`, in the order and by the rules of `prepare`, untokenized.
 
-    Texts longer than `CHUNK` characters come in parts. Records that `prepare` would report as
-    skipped are left out silently.
+    Texts longer than `CHUNK` characters are yielded in parts. Records that `prepare` would report
+    as skipped are skipped silently.
 
     Raises FileNotFoundError if a source doesn't exist, and ImportError if one needs a package that
     is not installed.
@@ -73,8 +73,8 @@ def read_records(sources: Sequence[Source], format: Format, *, progress: bool) -
 
 
 def read_source(source: Source, format: Format, bar: tqdm) -> Iterator[Record]:
-    """Yield the records of a source to its end, or to where it is damaged; the last record then
-    carries the reason. The progress bar advances by the compressed bytes read."""
+    """Yield the records of a source up to its end or to the first damage; the last record then has
+    the reason. The progress bar counts compressed bytes."""
     size = sum(file.stat().st_size for file in source.files)
     done = 0
     try:
@@ -91,7 +91,9 @@ def read_source(source: Source, format: Format, bar: tqdm) -> Iterator[Record]:
     except NoColumn as error:
         yield Record(source.name, "refused", str(error).encode("utf8"))
     except (*DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's, not of gzip or Parquet
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # an error of the disk, not of gzip or Parquet
             raise
         yield Record(source.name, "refused", f"damaged file: {error}".encode())
     bar.update(size - done)
@@ -102,9 +104,9 @@ def read_stream(
 ) -> Iterator[tuple[int, str, bytes]]:
     """Split a decompressed file into records.
 
-    `kind` is that of a source; if it is None, the first line that is not blank decides between JSON
-    Lines and text. Yields the number of the first line (of a `.spacy` file: the number of the Doc),
-    the kind or layout, and the content.
+    `kind` is that of the source; if it is None, the first non-blank line decides between JSON Lines
+    and text. Yields the number of the first line (for `.spacy`: of the Doc), the kind or layout,
+    and the content.
     """
     if kind == "spacy":
         docs = DocBin().from_bytes(stream.read()).get_docs(Vocab())
@@ -113,7 +115,7 @@ def read_stream(
         return
     lines = read_lines(stream)
     head = []
-    for line in lines:  # up to the first that is not blank
+    for line in lines:  # up to the first non-blank line
         head.append(line)
         if line[1].strip():
             break
@@ -127,7 +129,7 @@ def read_stream(
 
 
 def holds_object(line: bytes) -> bool:
-    """Tell whether a line is a JSON object."""
+    """Check whether a line is a JSON object."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -138,7 +140,7 @@ def holds_object(line: bytes) -> bool:
 
 
 def read_text(record: Record, key: str) -> str:
-    """Read the text of a record. Raises ValueError, with the reason, if it has none."""
+    """Return the text of a record. Raises ValueError with the reason if it has none."""
     if record.kind == "refused":
         raise ValueError(record.content.decode("utf8"))
     try:
@@ -154,16 +156,16 @@ def read_text(record: Record, key: str) -> str:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"no JSON object: {text.strip():.100}")
+        raise ValueError(f"not a JSON object: {text.strip():.100}")
     key = "text" if record.kind == "reader" else key
     if key not in value:
         keys = ", ".join(list(value)[:10])
-        raise ValueError(f"no '{key}': the keys are {keys} (text.key names one)")
+        raise ValueError(f"no '{key}': the keys are {keys}; set text.key to one of them")
     return check_text("text", value[key])
 
 
 def cut(text: str, max_length: int) -> Iterator[str]:
-    """Cut a text into parts of at most `max_length` characters: at white space if the second half
+    """Split a text into parts of at most `max_length` characters, at white space if the second half
     of a part has any, otherwise inside a word."""
     text = text.strip()
     while len(text) > max_length:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a table, example sentences, curves, spaCy's loggers."""
+"""Report a run to the user: a table, example sentences, curves, spaCy's loggers."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SCORES = (
     "held_out_nsp_loss",
     "held_out_nsp_accuracy",
 )
-LENGTHS = range(8, 41)  # wordpieces of a sentence that is read at a glance
-MAX_DOCUMENTS = 10_000  # that are searched for such sentences, of a corpus of any size
+LENGTHS = range(8, 41)  # wordpieces of a sentence that can be read at a glance
+MAX_DOCUMENTS = 10_000  # documents that are searched for such sentences
 BLUE, ORANGE = "#1f5fa8", "#d0641e"
-# What of a report is drawn, where, and how: solid is held out, dotted is training.
+# Curves by panel: label, colour, and line (solid for held-out text, dotted for training).
 PANELS = {
     "loss in nats": {
         "held_out_mlm_loss": ("masked pieces, held out", BLUE, "-"),
@@ -54,7 +54,7 @@ PANELS = {
 
 @dataclass(config=ConfigDict(allow_inf_nan=False))
 class Report:
-    """One line of the log. The first is of the encoder as it came."""
+    """Hold one line of the log. The first one is about the unadapted encoder."""
 
     step: int
     loss: float | None  # None before the first step
@@ -69,7 +69,7 @@ class Report:
     epoch: int
     tokens: int  # wordpieces read so far, special tokens included, padding not
     tokens_per_second: float | None
-    samples: list[dict[str, Any]]  # text, the word that was masked, guesses with probabilities
+    samples: list[dict[str, Any]]  # text, masked word, predictions with probabilities
 
 
 READER = TypeAdapter(Report)
@@ -81,10 +81,8 @@ COLUMNS = (
 
 
 def format_row(report: Report) -> str:
-    """report (Report): A report.
-    RETURNS (str): It under `COLUMNS`: of the training data, of the held-out documents, the speed;
-        below, sentences with a masked word and what the encoder guesses.
-    """
+    """Format a report as a row below `COLUMNS` (training data, held-out documents, speed), followed
+    by sentences with a masked word and the encoder's predictions."""
 
     def show(value: float | None, form: str) -> str:
         width = int(form.partition(".")[0].rstrip(","))
@@ -107,17 +105,17 @@ def format_row(report: Report) -> str:
 
 
 class Sample(NamedTuple):
-    """A sentence, one word of it masked."""
+    """Hold a sentence with one masked word."""
 
     text: str
-    word: str  # what stood there
+    word: str  # the masked word
     ids: Ints1d  # (n_pieces,) masked, with special tokens
-    masked: Ints1d  # (1,) where
+    masked: Ints1d  # (1,) the masked position
 
 
 def pick_samples(side: Side, vocabulary: Vocabulary, *, n: int) -> list[Sample]:
-    """Pick at most `n` sentences of different documents, and mask the longest word that is one
-    wordpiece: long words carry the content. They are the same at every call."""
+    """Return at most `n` sentences from different documents, the same at every call. In each, the
+    longest word that is one wordpiece is masked, because long words carry the content."""
     corpus = side.corpus
     samples: list[Sample] = []
     for document in np.flatnonzero(side.chosen[:MAX_DOCUMENTS]):
@@ -157,8 +155,8 @@ def _mask_longest(corpus: Corpus, vocabulary: Vocabulary, start: int, end: int) 
 
 
 def log_report(log: Path, report: Report) -> None:
-    """Append a report to the log in one piece: it has whole lines of valid JSON at any time.
-    Raises OSError if the disk is full."""
+    """Append a report to the log in one write, so that the log always consists of complete JSON
+    lines. Raises OSError if the disk is full."""
     line = json.dumps(dataclasses.asdict(report), allow_nan=False).encode("utf8") + b"\n"
     with log.open("ab", buffering=0) as file_:
         size = file_.tell()
@@ -167,12 +165,12 @@ def log_report(log: Path, report: Report) -> None:
             raise OSError(errno.ENOSPC, "The disk is full", str(log))
 
 
-def mend_log(log: Path, step: int, say: Callable[[str], None]) -> None:
-    """Remove the reports of the steps after `step`, which will be taken again. A log with anything
-    else in it than reports is put aside first, with a message by `say`; so is said that there is
-    none."""
+def repair_log(log: Path, step: int, say: Callable[[str], None]) -> None:
+    """Remove the reports after `step`, because these steps will be repeated. If the log has lines
+    that are not reports, it is first copied to another file; `say` receives a message about that,
+    or about a missing log."""
     if not log.exists():
-        say(f"{log} is missing: it begins anew, after step {step}.")
+        say(f"{log} is missing. A new log starts after step {step}.")
         return
     kept, faults = [], 0
     for line in log.read_bytes().splitlines(keepends=True):
@@ -185,7 +183,10 @@ def mend_log(log: Path, step: int, say: Callable[[str], None]) -> None:
     if faults:
         aside = log.with_name(f"{log.stem}-damaged{log.suffix}")
         replace_file(aside, log.read_bytes())
-        say(f"{log} has {faults} damaged lines: put aside as {aside.name}, the others are kept.")
+        say(
+            f"{log} has {faults} damaged lines. They are removed; the old log is saved as "
+            f"{aside.name}."
+        )
     replace_file(log, b"".join(kept))
 
 
@@ -193,13 +194,9 @@ def mend_log(log: Path, step: int, say: Callable[[str], None]) -> None:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw losses and accuracies over the steps.
-
-    log (Path): A run's log.jsonl.
-    picture (Path): The PNG to write.
-    RAISES (ImportError): If matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+    """Draw the losses and accuracies of a run's log.jsonl as a PNG. Raises ImportError if
+    matplotlib is not installed."""
+    from matplotlib.figure import Figure  # not pyplot, which has windows and global state
 
     reports = [json.loads(line) for line in log.read_text(encoding="utf8").splitlines()]
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -208,7 +205,7 @@ def draw_curves(log: Path, picture: Path) -> None:
             points = [(r["step"], r[key]) for r in reports if r.get(key) is not None]
             if points:
                 steps, values = zip(*points, strict=True)
-                marker = "." if len(points) < 30 else None  # one point alone draws no line
+                marker = "." if len(points) < 30 else None  # a single point draws no line
                 axes.plot(steps, values, line, label=label, color=colour, marker=marker)
         axes.set(title=title, xlabel="step", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
@@ -217,20 +214,17 @@ def draw_curves(log: Path, picture: Path) -> None:
             axes.legend(frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")
-    replace_file(picture, drawn.getvalue())  # one who looks at it sees the old one or the new one
+    replace_file(picture, drawn.getvalue())  # atomic: viewers never see a partial file
 
 
 def open_logger(settings: Settings) -> Callable[[Report | None], None]:
-    """Open what [training.logger] names of spaCy's registry of loggers.
-
-    settings (Settings): The run's settings.
-    RETURNS (Callable[[Optional[Report]], None]): Takes every report, and None at the end.
-    """
+    """Return a function that logs reports with the logger of [training.logger] in spaCy's registry;
+    call it with None at the end."""
     if settings.training.logger is None:
         return lambda report: None
     make = registry.resolve({"logger": settings.training.logger})["logger"]
     nlp = spacy.blank(settings.text.lang)
-    # Loggers keep the pipeline's config, where spaCy has a section for this.
+    # Loggers store the pipeline's config, which has a section for pretraining.
     nlp.config = Config(nlp.config).merge({"pretraining": dataclasses.asdict(settings)})
     log_step, finalize = make(nlp, sys.stdout, sys.stderr)
     start = time.perf_counter()

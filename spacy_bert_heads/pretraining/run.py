@@ -1,4 +1,4 @@
-"""A run: training steps, reports, and the state to resume from."""
+"""Run pretraining: steps, reports, and the training state to resume from."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .reports import Report, Sample, draw_curves, log_report, pick_samples
 from .schedule import AdamValues, phase_at
 
 N_SAMPLES, N_GUESSES = 3, 5
-FORMAT = 3  # of the training state, and of the plans that it has a position in
+FORMAT = 3  # version of the training state and of the plans that it refers to
 
 
 class Run:
-    """All that changes from step to step. Files are written to the folder `output`, by the first
-    process only."""
+    """Hold everything that changes from step to step. Only the first process writes files, to the
+    folder `output`."""
 
     def __init__(
         self, pretrainer: Pretrainer, data: Data, output: Path, processes: Processes
@@ -48,7 +48,7 @@ class Run:
         self.tokens = 0
         self.best = math.inf
         self.last: Report | None = None
-        self._drawn: Report | None = None  # the last one that the curves show
+        self._drawn: Report | None = None  # the last report in the curves
         self._can_draw = True
         self._timer = (time.perf_counter(), 0)
 
@@ -56,11 +56,11 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are taken."""
+        """Return whether all steps have been taken."""
         return self.step >= self.data.num_steps
 
     def advance(self, after: Position) -> None:
-        """Count a step. `after` is the position behind the batch of this step."""
+        """Count a step. `after` is the position after the batch of this step."""
         self.step += 1
         phase = phase_at(self.settings.training.phases, self.step, self.data.num_steps)
         if after.phase != phase:
@@ -73,9 +73,9 @@ class Run:
         self.position = after
 
     def learn(self, batch: Batch, *, stop: bool = False) -> bool:
-        """Take one optimizer step. Returns whether any process was told to `stop` after it.
+        """Take one optimizer step, and return whether any process passed `stop`.
 
-        Raises FloatingPointError, before the weights change, if the gradient is not finite.
+        Raises FloatingPointError, before the weights change, if the gradient is infinite or NaN.
         """
         s = self.settings
         counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.packed.input_ids), stop)
@@ -90,7 +90,7 @@ class Run:
             group["lr"] = values.learn_rate * group["rate"]
             group["betas"], group["eps"] = values.betas, values.eps
             group["weight_decay"] = values.weight_decay if group["decays"] else 0.0
-        # Dropout is drawn anew for each step and process, so no state of a generator is saved.
+        # Dropout is seeded by step and process, so no generator state must be saved.
         seeds = np.random.SeedSequence([s.training.seed, self.step, self.processes.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         self.pretrainer.train()
@@ -108,18 +108,18 @@ class Run:
         return n_stops > 0
 
     def _fail(self, what: str, value: float, totals: Totals) -> None:
-        """Stop because a number is not finite. It is the same one in all processes."""
+        """Raise FloatingPointError for a number that is infinite or NaN in all processes."""
         states = list_states(self.output / "states")
         raise FloatingPointError(
             f"The {what} of step {self.step} is {value}: the run has diverged. The loss is "
             f"{self._loss(totals)}, the learning rate "
-            f"{self.adam_values.at(self.step).learn_rate:.3g}. Nothing of this step is saved; the "
-            f"last good state is {states[0] if states else 'none'}. Start a new run with a lower "
-            "training.optimizer.learn_rate, a longer warm-up or a lower grad_clip."
+            f"{self.adam_values.at(self.step).learn_rate:.3g}. This step was not saved; the last "
+            f"good training state is {states[0] if states else 'none'}. Start a new run with a "
+            "lower training.optimizer.learn_rate, a longer warm-up or a lower grad_clip."
         )
 
     def _loss(self, totals: Totals) -> float:
-        """The loss of summed losses: a mean over masked wordpieces, and one over pairs."""
+        """Return the loss: the weighted sum of the means over masked wordpieces and over pairs."""
         o = self.settings.objective
         mlm = totals.mlm_loss / max(totals.n_masked, 1)
         sentence = totals.sentence_loss / max(totals.n_pairs, 1)
@@ -139,10 +139,11 @@ class Run:
     # --- reports
 
     def report(self) -> Report:
-        """Report the losses since the last report and those on the held-out documents, append the
-        report to the log, and save the checkpoint if it is the best one of the phase so far.
+        """Report the losses since the last report and on the held-out documents.
 
-        Raises FloatingPointError, before anything is saved, if a loss is not finite.
+        The report is appended to the log, and the checkpoint is saved if it is the best one of the
+        phase so far. Raises FloatingPointError, before anything is saved, if a loss is infinite or
+        NaN.
         """
         now = self._summed(self.sums)
         seconds = time.perf_counter() - self._timer[0]
@@ -204,7 +205,7 @@ class Run:
             replace_folder(new, self.output / name)
 
     def _check_weights(self) -> None:
-        """An update can make weights infinite whose gradients were not."""
+        """Raise FloatingPointError for infinite weights; finite gradients can lead to them."""
         for name, weights in self.pretrainer.model.named_parameters():
             largest = weights.detach().abs().max().item()
             if not math.isfinite(largest):
@@ -213,8 +214,8 @@ class Run:
     # --- training state
 
     def save_state(self, say: Callable[[str], None]) -> None:
-        """Save the training state, and draw the curves so far. `say` gets a message if matplotlib
-        is missing."""
+        """Save the training state, and draw the curves. `say` receives a message if matplotlib is
+        missing."""
         self._check_weights()
         state = self.state()
         if self.processes.is_first:
@@ -225,12 +226,12 @@ class Run:
                     draw_curves(self.output / "log.jsonl", self.output / "curves.png")
                 except ImportError:
                     self._can_draw = False
-                    say("No curves are drawn. They need matplotlib: pip install matplotlib")
-                except (OSError, ValueError) as error:  # somebody else has changed the log
+                    say("No curves are drawn. Install matplotlib: pip install matplotlib")
+                except (OSError, ValueError) as error:  # another program has changed the log
                     say(f"No curves are drawn: {error}")
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the coming steps depend on."""
+        """Return everything that the next steps depend on."""
         return {
             "format": FORMAT,
             "settings": dataclasses.asdict(self.settings),
@@ -247,11 +248,11 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state that `state` returned. Its tensors are copied, so that its file may be
-        deleted. Raises ValueError if the text or its tokenizer has changed since."""
+        """Restore a training state that `state` returned. Its tensors are copied, so its file may
+        be deleted. Raises ValueError if the text or its tokenizer has changed since."""
         if state["corpus"] != self.data.fingerprint:
             raise ValueError(
-                "The raw text or its tokenizer has changed since the run began. Put it back, or "
+                "The raw text or its tokenizer has changed since the run began. Restore it, or "
                 "start a new run in another folder."
             )
         self.pretrainer.model.load_state_dict(state["model"])
@@ -267,10 +268,12 @@ class Run:
 
 
 def make_optimizer(pretrainer: Pretrainer, new_head_lr_multiplier: float) -> torch.optim.AdamW:
-    """Make the optimizer, whose values are set at every step. "rate" in its parameter groups is
+    """Create the optimizer; its values are set at every step. "rate" in its parameter groups is
     their learning-rate multiplier."""
     names = (name for name, _ in pretrainer.model.named_parameters())
-    rates = {name: new_head_lr_multiplier if name in pretrainer.made else 1.0 for name in names}
+    rates = {
+        name: new_head_lr_multiplier if name in pretrainer.new_parameters else 1.0 for name in names
+    }
     return torch.optim.AdamW(group_parameters(pretrainer.model, rates), fused=True)
 
 

@@ -1,5 +1,4 @@
-"""What depends on the step alone: the values of the optimizer, and the phase with its sequence
-length."""
+"""Compute the values that depend only on the step: optimizer settings and the phase."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from .settings import Phase
 def warmup_cosine(
     initial_rate: float, warmup_steps: int, total_steps: int, final_rate: float = 0.0
 ) -> Iterator[float]:
-    """Yield linear warm-up to `initial_rate`, then half a cosine down to `final_rate` (Loshchilov &
-    Hutter 2017, section 3, without restarts), then `final_rate`."""
+    """Yield learning rates with a linear warm-up to `initial_rate`, then half a cosine down to
+    `final_rate` (Loshchilov & Hutter 2017, section 3, without restarts), then `final_rate`."""
     step = 0
     while True:
         if step < warmup_steps:
@@ -36,16 +35,18 @@ def warmup_cosine(
 def warmup_stable_decay(
     initial_rate: float, warmup_steps: int, decay_steps: int, total_steps: int
 ) -> Iterator[float]:
-    """Yield linear warm-up to `initial_rate`, that rate, and over the last `decay_steps` linear
-    decay to 0 (Hägele et al. 2024, section 3). The state before the decay can be continued for
-    longer. With `decay_steps` 0 it is a constant rate with warm-up.
+    """Yield learning rates with a linear warm-up to `initial_rate`, a constant phase, and a linear
+    decay to 0 over the last `decay_steps` (Hägele et al. 2024, section 3).
+
+    A run can be extended from a training state before the decay. With `decay_steps` 0 the rate
+    stays constant after the warm-up.
 
     Raises ValueError if warm-up and decay together are longer than the run.
     """
     if warmup_steps + decay_steps > total_steps:
         raise ValueError(
-            f"warmup_steps ({warmup_steps}) and decay_steps ({decay_steps}) together are more than "
-            f"the {total_steps} steps of the run. Shorten one of them."
+            f"warmup_steps ({warmup_steps}) and decay_steps ({decay_steps}) together exceed the "
+            f"{total_steps} steps of the run. Reduce one of them."
         )
     step = 0
     while True:
@@ -56,10 +57,10 @@ def warmup_stable_decay(
 
 
 class AdamValues:
-    """What the optimizer's settings are at each step, of a run of so many.
+    """Evaluate the optimizer's settings at each step of a run with `num_steps` steps.
 
-    Raises ValueError if the block is no thinc Adam.v1 with decoupled weight decay, or a warm-up
-    is longer than the run.
+    Raises ValueError if the block is not thinc's Adam.v1 with decoupled weight decay, or if a
+    warm-up is longer than the run.
     """
 
     def __init__(self, block: dict[str, Any], num_steps: int) -> None:
@@ -69,13 +70,13 @@ class AdamValues:
         if self._optimizer.averages is not None or adam_settings(self._optimizer) is None:
             raise ValueError(
                 "[training.optimizer] must be Adam.v1 with use_averages = false and "
-                "L2_is_weight_decay = true. Torch's AdamW runs by its values."
+                "L2_is_weight_decay = true, because torch's AdamW uses its values."
             )
         self.step = 0
 
     def at(self, step: int) -> AdamSettings:
-        """Return the settings of a step, counted from 1; no earlier one than at the last call."""
-        # Schedules are generators, whose first value belongs to what is before the first step.
+        """Return the settings of a step, counted from 1. Steps must not decrease between calls."""
+        # The first value of a schedule belongs to step 0, before the first step.
         for _ in range(step - self.step):
             self._optimizer.step_schedules()
         self.step = step
@@ -88,8 +89,8 @@ def _check_warm_up(block: dict[str, Any], name: str, num_steps: int) -> None:
     warm_up = block.get("warmup_steps")
     if isinstance(warm_up, int) and warm_up > num_steps:
         raise ValueError(
-            f"{name}.warmup_steps is {warm_up}, but the run has {num_steps} steps. Set it to a "
-            "tenth of the steps or so."
+            f"{name}.warmup_steps is {warm_up}, but the run has {num_steps} steps. Set it to about "
+            "a tenth of the steps."
         )
     for key, value in block.items():
         if isinstance(value, dict):
@@ -97,7 +98,7 @@ def _check_warm_up(block: dict[str, Any], name: str, num_steps: int) -> None:
 
 
 def _fill(block: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Have every null total_steps be the length of the run, every null warmup_steps a tenth."""
+    """Replace null total_steps with the length of the run, and null warmup_steps with a tenth."""
     filled = {k: _fill(v, num_steps) if isinstance(v, dict) else v for k, v in block.items()}
     for key, value in (("total_steps", num_steps), ("warmup_steps", num_steps // 10)):
         if filled.get(key, 0) is None:

@@ -1,5 +1,5 @@
-"""Pairs of segments, for the objectives "nsp" (a true or a random next segment) and "sop" (two
-consecutive segments, in order or swapped)."""
+"""Create pairs of segments for the objectives "nsp" (a true or a random next segment) and "sop"
+(two consecutive segments, in order or swapped)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .store import Corpus
 
 Segment = tuple[int, int]  # the first wordpiece in the corpus, and the number of wordpieces
-# Chooses a random segment of another document than the one with this number, of so many wordpieces.
+# Chooses a random segment from another document, by its random generator, the number of the current
+# document and the wanted number of wordpieces.
 ChooseOther = Callable[[np.random.Generator, int, int], Segment]
 
 
@@ -29,29 +30,31 @@ def pair_segments(
     short_seq_prob: float,
     choose_other: ChooseOther | None,
 ) -> Iterator[tuple[list[Segment], int]]:
-    """Yield two examples for each pair of consecutive segments of a document: the pair itself
-    (label 0), and its first segment with one that `choose_other` gives, or the two swapped if there
-    is no `choose_other` (label 1). A document of only one unit has none.
+    """Yield two examples for each pair of consecutive segments of a document.
+
+    The first is the pair itself (label 0). The second (label 1) is the first segment with one from
+    `choose_other`, or without `choose_other` the swapped pair. A document of only one unit has no
+    examples.
 
     Notes
     -----
     The segments are those of `create_instances_from_document` in google-research/bert, which draws
-    one label for each pair. With both labels in the same batch, nothing about the first segment
-    alone (its style, its source) predicts the label, so it cancels in the gradient; what remains is
-    whether the two belong together. The target length is drawn for each pair, not for each
-    document, so that not all examples of a long document are short. Where only one unit is left, it
-    is paired with the one before it; BERT's code always gives it a random next segment.
+    one label per pair. With both labels in the same batch, features of the first segment alone (its
+    style, its source) don't predict the label, so they cancel in the gradient; what remains is
+    whether the two belong together. The target length is drawn per pair, not per document, so that
+    not all examples of a long document are short. If only one unit is left, it is paired with the
+    unit before it; BERT's code always pairs it with a random next segment.
     """
     bounds, i, last = document.bounds, 0, len(document.bounds) - 1
     while i < last and last > 1:
-        # Mostly as much as fits, because a shorter sequence is wasted computation.
+        # Usually the full length, because shorter sequences waste computation.
         target = capacity
         if random.random() < short_seq_prob:
             target = 2 + below(random, capacity - 1)
         first = min(i, last - 2)
         # At least two units, so that neither segment is empty.
         behind = min(max(bisect_left(bounds, bounds[first] + target), first + 2), last)
-        # Any unit can be the last of the first segment, so that its place doesn't reveal the label.
+        # The split is random, so that its position doesn't reveal the label.
         split = first + 1 + below(random, behind - first - 1)
         a = (bounds[first], bounds[split] - bounds[first])
         b = (bounds[split], bounds[behind] - bounds[split])
@@ -66,15 +69,16 @@ def pair_segments(
 
 
 def other_document(corpus: Corpus, chosen: Bools1d, capacity: int) -> ChooseOther:
-    """Return what chooses segments of other documents. Each sentence of the `chosen` documents is
-    equally likely to be the first one, except the first of a document that has others, because true
-    pairs don't have it as second segment either: both labels draw from the same text.
+    """Return a function that chooses random segments from other documents.
 
-    Training never sees what is held out, not even as a wrong answer. A segment has at least one
-    sentence and at most `capacity` wordpieces. The price is 16 bytes for each document.
+    Each sentence of the `chosen` documents is equally likely to be the first of the segment, except
+    the first sentence of a document with several: true pairs never have it as second segment, so
+    both labels draw from the same text. Held-out documents are never used in training, not even as
+    random segments. A segment has at least one sentence and at most `capacity` wordpieces. Memory:
+    16 bytes per document.
     """
     numbers = np.flatnonzero(chosen)
-    # Sentences that can be the first one, numbered over all chosen documents.
+    # Candidates for the first sentence, numbered over all chosen documents.
     ends = np.cumsum(np.maximum(np.diff(corpus.documents)[numbers] - 1, 1))
 
     def choose(random: np.random.Generator, own: int, wanted: int) -> Segment:
@@ -94,11 +98,11 @@ def other_document(corpus: Corpus, chosen: Bools1d, capacity: int) -> ChooseOthe
 
 
 def _truncate(a: Segment, b: Segment, capacity: int, random: np.random.Generator) -> list[Segment]:
-    """Take wordpieces off the longer segment of a pair, one by one, until both fit: the rule of
+    """Remove wordpieces from the longer segment of a pair, one by one, until both fit: the rule of
     `truncate_seq_pair` in google-research/albert, without the loop.
 
-    Each is taken from a random end: an encoder that only ever saw complete beginnings could tell
-    the label by them.
+    Each wordpiece is removed from a random end. If the start of a segment were always complete, it
+    would reveal the label.
     """
     excess = max(a[1] + b[1] - capacity, 0)
     longer = min(excess, abs(a[1] - b[1]))  # until both are equal, then in turns

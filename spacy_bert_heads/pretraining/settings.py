@@ -1,5 +1,4 @@
-"""The settings of a pretraining run: what its config may say, what it says by default, and how the
-file is read."""
+"""Define, read and check the settings of a pretraining run."""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ from thinc.api import Config
 from ..deprecated import warn_deprecated
 from .masking import Masking as MaskingOfABatch
 
-# Layers and width of each size: Turc et al. 2019, table 1; base and large of Devlin et al. 2019.
+# Layers and hidden size of each size: Turc et al. 2019, table 1; base and large of Devlin et al.
+# 2019.
 SIZES = {
     "tiny": (2, 128),
     "mini": (4, 256),
@@ -34,14 +34,14 @@ SIZES = {
     "large": (24, 1024),
 }
 
-# Strict: "3" is no number, 1 is not true. An int is a float.
+# Strict: "3" is not a number, 1 is not a bool. An int is accepted as a float.
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
-# A block whose key with @ names an entry of spaCy's registry, and the arguments for it.
+# A registry block: its key with @ names a function in spaCy's registry, the rest are arguments.
 Block = dict[str, Any]
 
 FORBID = ConfigDict(extra="forbid")
@@ -57,10 +57,13 @@ def _whole_words_to_units(value: Any) -> Any:
 
 @dataclass(config=FORBID)
 class Paths:
-    """raw: files, folders, globs or "-" for standard input, unless [corpora.raw] has a reader.
-    encoder: a hub name or folder to continue, or None for a new one. cache: where the tokenized
-    text is kept. held_out: text to evaluate on; without it, a share of the documents is held
-    out."""
+    """Hold the paths of a run.
+
+    raw: files, folders, globs or "-" for standard input, unless [corpora.raw] has a reader.
+    encoder: the hub name or folder of the checkpoint to start from; None for a new encoder. cache:
+    the folder for the tokenized text. held_out: text for evaluation; if empty, a share of the
+    documents is held out.
+    """
 
     raw: Annotated[list[str], BeforeValidator(_as_list)]
     encoder: str | None
@@ -70,19 +73,25 @@ class Paths:
 
 @dataclass(config=FORBID)
 class Corpora:
-    """raw: a block with @readers. The registered function returns a callable without arguments
-    that yields the raw texts, as strings or as {"text": …}, the same ones at every call."""
+    """Hold the reader of raw text.
+
+    raw: a block with @readers. The registered function returns a callable without arguments that
+    yields the raw texts, as strings or as {"text": …}, the same texts at every call.
+    """
 
     raw: Block | None = None
 
 
 @dataclass(config=FORBID)
 class Encoder:
-    """The encoder to begin with. family, size: of a new one. tokenizer: a hub name or folder whose
-    tokenizer a new one takes, or None to train one of the family's kind on the raw text, with at
-    most vocab_size wordpieces. lowercase: whether that ignores case and accents; None for yes
-    unless the family is roberta. add_words: frequent words that the tokenizer breaks, to be added
-    to it as wordpieces; of a new encoder and of one that is continued."""
+    """Hold the settings of the initial encoder.
+
+    family, size: of a new encoder. tokenizer: a hub name or folder with the tokenizer of a new
+    encoder; None trains one on the raw text, with the family's algorithm and at most vocab_size
+    wordpieces. lowercase: whether the trained tokenizer ignores case and accents; None means yes,
+    except for roberta. add_words: the number of frequent words that the tokenizer splits and that
+    are added to its vocabulary, for a new encoder or a checkpoint.
+    """
 
     family: Literal["bert", "albert", "roberta"] = "bert"
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
@@ -94,10 +103,13 @@ class Encoder:
 
 @dataclass(config=FORBID)
 class Text:
-    """pipeline: finds sentences, entities and noun chunks, or None for the sentence ends of the
-    language. format: the layout of text files, see layouts.py. key: of the text in JSON Lines and
-    tables. held_out: the share of documents that is left to evaluation, at least one of them.
-    workers: processes that prepare, 0 for all cores."""
+    """Hold the settings for reading raw text.
+
+    pipeline: finds sentences, entities and noun chunks; None splits sentences at the punctuation of
+    the language. format: the layout of text files, see layouts.py. key: the key or column of the
+    text in JSON Lines and tables. held_out: the share of documents for evaluation, at least one
+    document. workers: processes that tokenize, 0 for all cores.
+    """
 
     lang: str = "en"
     pipeline: str | None = None
@@ -109,8 +121,10 @@ class Text:
 
 @dataclass(config=FORBID)
 class Objective:
-    """The loss is the sum of both parts, weighted. short_seq_prob: how often an example is shorter,
-    by a random length."""
+    """Hold the settings of the loss, the weighted sum of the MLM loss and the loss of pairs.
+
+    short_seq_prob: the probability that an example has a random shorter length.
+    """
 
     sentences: Literal["nsp", "sop", "full-sentences", "doc-sentences"] = "nsp"
     mlm_weight: NotNegative = 1.0
@@ -120,9 +134,9 @@ class Objective:
 
 @dataclass(frozen=True, config=FORBID)
 class Masking(MaskingOfABatch):
-    """Masking that may change over a run: from `rate` at the first step to `final_rate` at the
-    last, in a straight line (Wettig et al. 2023 and Ankner et al. 2024: more masks teach more at
-    first, fewer at the end)."""
+    """Hold masking settings with a rate that may change linearly over a run, from `rate` at the
+    first step to `final_rate` at the last (Wettig et al. 2023; Ankner et al. 2024: a higher rate is
+    better early, a lower one late in training)."""
 
     rate: Share = 0.15
     mask: Share = 0.8
@@ -137,12 +151,13 @@ class Masking(MaskingOfABatch):
     def _check(self) -> Masking:
         if self.mask + self.random > 1:
             raise ValueError(
-                f"masking.mask + masking.random is {self.mask + self.random}; it must be 1 or less."
+                f"masking.mask + masking.random is {self.mask + self.random}. Reduce it to 1 or "
+                "less."
             )
         return self
 
     def rate_at(self, step: int, num_steps: int) -> float:
-        """Return the rate of a step, counted from 1, of a run of so many."""
+        """Return the masking rate of a step, counted from 1, in a run of `num_steps` steps."""
         if self.final_rate is None:
             return self.rate
         done = (step - 1) / max(num_steps - 1, 1)
@@ -151,7 +166,8 @@ class Masking(MaskingOfABatch):
 
 @dataclass(config=FORBID)
 class Phase:
-    """A part of the run, with sequences of this many wordpieces."""
+    """Hold a part of the run, with sequences of `max_length` wordpieces and its share of the
+    steps."""
 
     max_length: Annotated[int, Field(strict=True, ge=8)]
     share: Positive = 1.0
@@ -160,10 +176,9 @@ class Phase:
 def adam(
     learn_rate: float | Block = 1e-4, *, warmup_steps: int | None = None, **arguments: float
 ) -> dict[str, Any]:
-    """Make the block of an optimizer: AdamW as BERT has it, with linear warm-up, over a tenth of
-    the run by default, and then linear decay to 0 at its end (Devlin et al. 2019, section A.2),
-    unless `learn_rate` is the block of another schedule. `arguments` are others of thinc's
-    Adam.v1."""
+    """Return an optimizer block: AdamW with BERT's settings, a linear warm-up (by default over a
+    tenth of the run) and linear decay to 0 (Devlin et al. 2019, section A.2), unless `learn_rate`
+    is the block of another schedule. `arguments` are further arguments of thinc's Adam.v1."""
     if not isinstance(learn_rate, dict):
         learn_rate = {
             "@schedules": "spacy_bert_heads.warmup_linear.v1",
@@ -187,14 +202,16 @@ def adam(
 
 @dataclass(config=FORBID)
 class Training:
-    """max_steps, max_epochs: the length of the run, by one of them; without both 1,000 steps.
-    batch_tokens: wordpieces of an optimizer step, of all processes together; a phase with longer
-    sequences has fewer of them. max_batch_tokens: of what a process computes at once, padding
-    counted; gradients of the parts of a batch add up. new_head_lr_multiplier: heads that the
-    checkpoint lacks learn at this times the learning rate. keep: how many training states are kept
-    to resume from. optimizer, logger: blocks with @optimizers and @loggers. In the block of a
-    schedule a null total_steps is the number of steps of the run, a null warmup_steps a tenth of
-    it."""
+    """Hold the settings of the training loop.
+
+    max_steps, max_epochs: the length of the run; set one of them (default: 1,000 steps).
+    batch_tokens: wordpieces per optimizer step, over all processes; with longer sequences a batch
+    has fewer of them. max_batch_tokens: the most wordpieces, padding included, that a process
+    computes at once; gradients of the parts of a batch are accumulated. new_head_lr_multiplier: the
+    learning-rate multiplier of heads that the checkpoint lacks. keep: the number of training states
+    to keep. optimizer, logger: blocks with @optimizers and @loggers. In the block of a schedule, a
+    null total_steps is the number of steps of the run, a null warmup_steps a tenth of it.
+    """
 
     max_steps: Count | None = None
     max_epochs: Positive | None = None
@@ -227,7 +244,7 @@ class Training:
 
 @dataclass(config=FORBID)
 class Settings:
-    """A run's settings, section by section."""
+    """Hold the settings of a run by section."""
 
     paths: Paths
     encoder: Encoder = field(default_factory=Encoder)
@@ -241,19 +258,19 @@ class Settings:
     def _check(self) -> Settings:
         if bool(self.paths.raw) == (self.corpora.raw is not None):
             raise ValueError(
-                "The raw text comes from paths.raw (--paths.raw FILE) or from a reader in "
-                "[corpora.raw], one of both."
+                "Set the raw text in exactly one place: paths.raw (--paths.raw FILE) or a reader "
+                "in [corpora.raw]."
             )
         if self.masking.units == "spans" and self.text.pipeline is None:
             raise ValueError(
-                'masking.units is "spans", which a pipeline has to find. Name one that finds '
-                "entities or noun chunks in text.pipeline."
+                'masking.units is "spans", but text.pipeline is null. Set it to a pipeline that '
+                "finds entities or noun chunks."
             )
         e = self.encoder
         if e.add_words and self.paths.encoder is None and e.tokenizer is None:
             raise ValueError(
-                "encoder.add_words adds to a vocabulary that is there, but this one is trained on "
-                "the same text. Raise encoder.vocab_size instead, or name an encoder.tokenizer."
+                "encoder.add_words extends an existing vocabulary, but this one is trained on the "
+                "same text. Increase encoder.vocab_size instead, or set encoder.tokenizer."
             )
         return self
 
@@ -275,41 +292,41 @@ RENAMED = {
 
 
 def make_config(*, raw: str | None = None, encoder: str | None = None, lang: str = "en") -> Config:
-    """Make a complete config. Without `encoder` (a hub name or folder) the run begins with a new
-    one."""
+    """Return a complete config. Without `encoder` (a hub name or folder), the run creates a new
+    encoder."""
     config = dataclasses.asdict(Settings(Paths(["-"], encoder), text=Text(lang)))
     config["paths"]["raw"] = raw
     return Config(config)
 
 
 def read_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Read a config, which needs no more than `paths.raw` and `paths.encoder`. `overrides` are
-    values by "section.key".
+    """Read a config, which needs only `paths.raw` and `paths.encoder`. `overrides` maps
+    "section.key" to values.
 
-    Raises ValueError if there is no such file, a setting is unknown or its value makes no sense.
+    Raises ValueError if the file doesn't exist, a setting is unknown or a value is invalid.
     """
     if not path.is_file():
         raise ValueError(
-            f"There is no config '{path}'. Make one: python -m spacy bert init-config --pretrain "
-            f"{path}"
+            f"There is no config '{path}'. Create one with: python -m spacy bert init-config "
+            f"--pretrain {path}"
         )
     given = Config().from_disk(path, interpolate=False)
     overrides = dict(overrides or {})
     _rename(given, overrides)
     if "encoder" not in given.get("paths", {}) and "paths.encoder" not in overrides:
         raise ValueError(
-            "[paths] needs an encoder: the hub name or folder of the one to continue, or null for "
-            "a new one."
+            "[paths] has no encoder. Set it to the hub name or folder of a checkpoint, or to null "
+            "for a new encoder."
         )
     defaults = make_config()
     _choose_length(defaults, given, overrides)
-    # With the defaults filled in first, each of them can be overridden.
+    # Defaults are filled in first, because only existing settings can be overridden.
     text = defaults.merge(given).to_str(interpolate=False)
     return check_config(Config().from_str(text, overrides=overrides))
 
 
 def check_config(config: Mapping[str, Any]) -> Settings:
-    """Make settings of an interpolated config. Raises ValueError for the first wrong one."""
+    """Convert an interpolated config to settings. Raises ValueError for the first invalid one."""
     try:
         return TypeAdapter(Settings).validate_python(dict(config))
     except ValidationError as error:
@@ -317,7 +334,7 @@ def check_config(config: Mapping[str, Any]) -> Settings:
 
 
 def _rename(given: Config, overrides: dict[str, Any]) -> None:
-    """Have old keys of the file and of the overrides be overrides of the new ones."""
+    """Turn deprecated keys of the file and of the overrides into overrides of the new keys."""
     for old, new in RENAMED.items():
         section, key = old.split(".")
         found = [one for one in (overrides, given.get(section, {})) if old in one or key in one]
@@ -329,7 +346,7 @@ def _rename(given: Config, overrides: dict[str, Any]) -> None:
 
 
 def _choose_length(defaults: Config, given: Config, overrides: dict[str, Any]) -> None:
-    """Where the length of the run is set, to steps or epochs, drop what has less priority."""
+    """If the length of the run is set in steps or epochs, drop settings with lower priority."""
     section = given.get("training", {})
     for values, prefix in ((overrides, "training."), (section, "")):
         told = [key for key in ("max_steps", "max_epochs") if values.get(prefix + key) is not None]
@@ -342,7 +359,7 @@ def _choose_length(defaults: Config, given: Config, overrides: dict[str, Any]) -
 
 
 def _explain(error: ValidationError) -> str:
-    """Say what is wrong with the first wrong setting."""
+    """Return a message for the first invalid setting."""
     first = error.errors()[0]
     loc = first["loc"]
     if first["type"] == "value_error":
@@ -350,9 +367,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "unexpected_keyword_argument":
         section = ".".join(map(str, loc[:-1])) or "the config"
         known = ", ".join(_list_keys(loc[:-1]))
-        return f"Unknown setting '{loc[-1]}' in [{section}]. There are: {known}."
+        return f"Unknown setting '{loc[-1]}' in [{section}]. Choose from: {known}."
     if first["type"] == "missing":
-        return f"{'.'.join(map(str, loc))} is missing."
+        return f"{'.'.join(map(str, loc))} is missing. Set it in the config."
     said = first["msg"].replace("Input should", "it should")
     return f"{'.'.join(map(str, loc))} is {first['input']!r}: {said}."
 

@@ -1,4 +1,4 @@
-"""Find the files of a source, and tell them by their content."""
+"""Find the files of a source, and identify them by their content."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ KINDS = {
     ".parquet": "parquet",
 }
 
-# What yields raw texts, as strings or as {"text": …}, the same ones at every call.
+# Yields raw texts, as strings or as {"text": …}; must yield the same texts at every call.
 Reader = Callable[[], Iterable[str | dict[str, Any]]]
 
 
 class Source(NamedTuple):
-    """A file to read, or the folder of a data set."""
+    """Represent a file to read, or the folder of a data set."""
 
     name: str  # as the user knows it
     path: Path
-    kind: str | None  # a value of `KINDS`, "dataset", "reader", or None if the name doesn't tell
-    digest: str = ""  # of its content and, where they matter for its reading, its kind and ending
+    kind: str | None  # a value of `KINDS`, "dataset", "reader", or None if unknown by the name
+    digest: str = ""  # of its content, its kind and the extension of its compression
 
     @property
     def files(self) -> list[Path]:
-        """The file, or the files of the folder."""
+        """Return the file, or the files of the folder."""
         return sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
 
 
 def list_sources(sources: Sequence[str | Path | Reader], spool: Path) -> list[Source]:
-    """List the files to read, in order. What can be read only once (standard input, pipes), and
-    what a reader yields, is first copied into the folder `spool`.
+    """Return the files to read, in order.
 
-    All content is read for its digest, about a gigabyte a second, because a path and a date don't
-    say what is in a file. Raises FileNotFoundError if a source doesn't exist, and ImportError if
-    one needs a package that is not installed.
+    Sources that can be read only once (standard input, pipes) and the texts of readers are first
+    copied to the folder `spool`. All content is read to compute its digest, at about a gigabyte per
+    second, because a path and a date don't identify the content. Raises FileNotFoundError if a
+    source doesn't exist, and ImportError if one needs a package that is not installed.
     """
     found = []
     for number, source in enumerate(sources):
@@ -61,7 +61,7 @@ def list_sources(sources: Sequence[str | Path | Reader], spool: Path) -> list[So
             for path in list_files(source):
                 if path.is_file():
                     found.append(Source(str(path), path, find_kind(path)))
-                else:  # a pipe, as the shell makes it of <(command)
+                else:  # a pipe, such as <(command) of a shell
                     with path.open("rb") as stream:
                         copied = _copy_stream(stream, copy)
                     found.append(Source(str(path), copied, find_kind(path)))
@@ -73,7 +73,7 @@ def list_sources(sources: Sequence[str | Path | Reader], spool: Path) -> list[So
 
 
 def list_files(source: str | Path) -> list[Path]:
-    """List the files of a file name, folder or pattern, in reading order.
+    """Return the files of a file name, folder or pattern, in reading order.
 
     Raises FileNotFoundError if there are none.
     """
@@ -88,7 +88,7 @@ def list_files(source: str | Path) -> list[Path]:
         if not files:
             raise FileNotFoundError(
                 f"{source} has no files of raw text ({', '.join(KINDS)}, or these with "
-                f"{' or '.join(COMPRESSED)}). Name others by a pattern: '{source}/*'."
+                f"{' or '.join(COMPRESSED)}). For other names use a pattern: '{source}/*'."
             )
         return files
     if path.exists():
@@ -96,14 +96,14 @@ def list_files(source: str | Path) -> list[Path]:
     files = sorted(found for found in map(Path, glob(str(path), recursive=True)) if found.is_file())
     if not files:
         raise FileNotFoundError(
-            f"{source} does not exist: name a file, a folder, or a pattern such as "
+            f"{source} does not exist. Pass a file, a folder, or a pattern such as "
             "'shards/*.jsonl.gz'."
         )
     return files
 
 
 def find_kind(path: Path) -> str | None:
-    """Return one of `KINDS` by the file's name, or None if the name doesn't tell."""
+    """Return one of `KINDS` by the file's extension, None if it is unknown."""
     compressed = path.suffix.lower() in COMPRESSED
     return KINDS.get((Path(path.stem) if compressed else path).suffix.lower())
 

@@ -1,11 +1,11 @@
-"""What a pretraining run starts from, as a Hugging Face folder: a new encoder, or a checkpoint with
-words added to its vocabulary.
+"""Create the initial model of a pretraining run as a Hugging Face folder: a new encoder, or a
+checkpoint with words added to its vocabulary.
 
     raw text ──▶ vocabulary ──▶ tokenizer ──▶ new weights ─────────────────────┐
-    raw text ──▶ words that a tokenizer breaks ──▶ wordpieces and rows ────────┴──▶ folder
+    raw text ──▶ words that a tokenizer splits ──▶ wordpieces and rows ────────┴──▶ folder
 
-The vocabulary is also made from held-out documents: it is words and their counts, and the weights
-see none of their text.
+The vocabulary is also trained on held-out documents. It depends only on word counts; the weights
+never see held-out text.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 
 def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
-    """Return the hub name or folder of the checkpoint that a run starts from, and make it in
-    `folder` unless the settings name one that is used unchanged.
+    """Return the hub name or folder of the checkpoint that a run starts from.
 
-    `folder` appears only when it is complete. If it exists already and is whole, it is used as it
-    is, so that a resumed run starts from the same weights; if not, it is made anew, with the same
-    result. `say` gets messages for the user.
+    It is created in `folder`, unless the settings name a checkpoint that is used unchanged. The
+    folder is written atomically. If it exists and is undamaged, it is reused, so that a resumed run
+    starts from the same weights; otherwise it is created again, with the same result. `say`
+    receives messages for the user.
 
     Raises ValueError if a setting doesn't fit the raw text, the tokenizer or the family, and
     FileNotFoundError if the raw text doesn't exist.
@@ -74,8 +74,8 @@ def make_start(settings: Settings, folder: Path, *, say: Say) -> str:
 
 
 def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
-    """Save a new, randomly initialised encoder, with the heads that its pretraining needs and its
-    tokenizer, to `folder`."""
+    """Save a new, randomly initialised encoder with its pretraining heads and its tokenizer to
+    `folder`."""
     from transformers import AutoModelForPreTraining
 
     e = settings.encoder
@@ -92,7 +92,7 @@ def make_encoder(settings: Settings, folder: Path, *, say: Say) -> None:
     )
     model = AutoModelForPreTraining.from_config(config)
     save_model(model, folder)
-    say(f"A new {e.family} encoder, {e.size}: {model.num_parameters():,} parameters.")
+    say(f"New {e.family} encoder, size {e.size}: {model.num_parameters():,} parameters.")
 
 
 def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> None:
@@ -102,13 +102,13 @@ def extend_encoder(name: str, settings: Settings, folder: Path, *, say: Say) -> 
     words = add_words(folder, read_raw(settings), settings.encoder.add_words, say=say)
     model = pretrainer.model
     add_rows(model, words)
-    # A head that the checkpoint lacks must not look like one of its own.
-    state = {k: v for k, v in model.state_dict().items() if k not in pretrainer.made}
+    # A new head must not be saved, or it would look like a trained one.
+    state = {k: v for k, v in model.state_dict().items() if k not in pretrainer.new_parameters}
     save_model(model, folder, state)
 
 
 def list_raw(settings: Settings) -> list[str | Reader]:
-    """List what the raw text is read from: `paths.raw`, or the reader of [corpora.raw]."""
+    """Return the sources of the raw text: `paths.raw`, or the reader of [corpora.raw]."""
     block = settings.corpora.raw
     if block is None:
         return list(settings.paths.raw)
@@ -126,8 +126,8 @@ def list_raw(settings: Settings) -> list[str | Reader]:
 def prepare_texts(
     settings: Settings, wordpieces: WordpieceTokenizer
 ) -> tuple[Corpus, Corpus | None]:
-    """Tokenize the raw text of a config, and the text to evaluate on if it names any; or open what
-    was tokenized before."""
+    """Tokenize the raw text of a config, and its held-out text if `paths.held_out` is set, or open
+    the existing corpora."""
     text = settings.text
     pipeline = spacy.load(text.pipeline) if text.pipeline else None
 
@@ -145,7 +145,7 @@ def prepare_texts(
         if settings.masking.units == "spans" and not corpus.report.spans:
             raise ValueError(
                 f"The pipeline '{text.pipeline}' finds no entities and no noun chunks in the text. "
-                'Name another one in text.pipeline, or set masking.units = "words".'
+                'Set another one in text.pipeline, or set masking.units = "words".'
             )
         return corpus
 
@@ -155,7 +155,7 @@ def prepare_texts(
 
 
 def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
-    """Tokenize the raw text as a run with these settings will want it, but without a run."""
+    """Tokenize the raw text for a run with these settings, without starting the run."""
     cache = Path(settings.paths.cache)
     is_new = not cache.exists()
     cache.mkdir(parents=True, exist_ok=True)
@@ -169,15 +169,15 @@ def prepare_alone(settings: Settings, *, say: Say) -> Corpus:
 
 
 def read_raw(settings: Settings) -> Iterator[str]:
-    """Yield the raw texts. Raises ValueError if they can be read only once (standard input, a
-    pipe), because they are read again when they are tokenized."""
+    """Yield the raw texts. Raises ValueError if a source can be read only once (standard input, a
+    pipe), because the text is read again when it is tokenized."""
     for source in settings.paths.raw:
         if source == "-" or not (
             find_dataset(Path(source)) or all(path.is_file() for path in list_files(source))
         ):
             raise ValueError(
-                f"paths.raw has '{source}', which can be read only once, but the vocabulary is "
-                "made of the text before it is tokenized. Save it to a file, and name that."
+                f"paths.raw has '{source}', which can be read only once, but the text is read "
+                "twice to train a vocabulary. Save it to a file and use that."
             )
     format = Format(settings.text.format, settings.text.key)
     return read_texts(list_raw(settings), format, progress=True)
@@ -186,8 +186,8 @@ def read_raw(settings: Settings) -> Iterator[str]:
 def make_config(
     encoder: Encoder, *, vocab_size: int, pad_token_id: int, **special: int
 ) -> PretrainedConfig:
-    """Make the Hugging Face configuration of a new encoder. `special` are the ids of other special
-    tokens, under Hugging Face's names. What is not set here is the family's default."""
+    """Create the Hugging Face configuration of a new encoder. `special` has the ids of other
+    special tokens by Hugging Face's names. Other settings are the family's defaults."""
     from transformers import AutoConfig
 
     layers, width = SIZES[encoder.size]
@@ -207,10 +207,10 @@ def make_config(
     }
     match encoder.family:
         case "albert":
-            # Embeddings of their own width (Lan et al. 2020, section 3.1 and table 1).
+            # Embeddings have a separate width (Lan et al. 2020, section 3.1 and table 1).
             shape |= {"embedding_size": min(128, width)}
         case "roberta":
-            # No segments (Liu et al. 2019, section 4.2). Positions begin after the padding id. The
+            # No segments (Liu et al. 2019, section 4.2). Positions start after the padding id. The
             # epsilon is that of RoBERTa's checkpoints.
             shape |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
             shape |= {"max_position_embeddings": MAX_LENGTH + pad_token_id + 1}
@@ -218,13 +218,13 @@ def make_config(
 
 
 def add_rows(model: PreTrainedModel, words: dict[int, list[int]]) -> None:
-    """Extend a masked language model, in place, by one row per new word: the mean of the rows of
-    its old wordpieces. This applies to the input embeddings, to the output layer, tied to them or
-    not, and to its bias. `words` is the result of `add_words`.
+    """Extend a masked language model in place by one row per new word: the mean of the rows of its
+    old wordpieces. This applies to the input embeddings, the output layer (tied or not) and its
+    bias. `words` is the result of `add_words`.
     """
     size = max([model.config.vocab_size, *(number + 1 for number in words)])
     outputs = model.get_output_embeddings()
-    # Some heads hold the bias next to the layer, tied to the layer's own bias or not.
+    # Some heads have the bias next to the layer, tied to the layer's own bias or not.
     heads = (module for module in model.modules() if outputs in module.children())
     tables = [
         *model.get_input_embeddings().parameters(),

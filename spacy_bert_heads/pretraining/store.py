@@ -1,5 +1,5 @@
-"""The tokenized corpus on disk: four arrays that are appended to while they are written, and
-memory-mapped when they are read."""
+"""Store the tokenized corpus on disk: arrays that are written by appending and read by memory
+mapping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..files import find_damage, write_digests
 from ..text.arrays import Bools1d, Ints1d
 from .layouts import LAYOUTS
 
-FORMAT = 2  # of the files, and of the rules by which their content is made
+FORMAT = 2  # version of the files and of the rules that determine their content
 ARRAYS = {
     "pieces": "<i4",
     "words": "|b1",
@@ -41,11 +41,11 @@ KINDS = {  # of records
 
 @dataclass
 class PreparationReport:
-    """What was kept, and what was skipped with which reason.
+    """Count what was kept, and what was skipped for which reason.
 
     `bytes` is the size of the kept text in UTF-8. A skipped item is a record (a line of JSON Lines,
-    a Doc, a document of a text file), a part of one that was too long, or the rest of a damaged
-    file. Reasons are counted without their details.
+    a Doc, a document of a text file), a part of a long record, or the rest of a damaged file.
+    Reasons are counted without their details.
     """
 
     documents: int = 0
@@ -59,7 +59,7 @@ class PreparationReport:
     samples: list[str] = field(default_factory=list)
 
     def skip(self, where: str, reason: str) -> None:
-        """Count a skipped item. Details in `reason` come after its first colon."""
+        """Count a skipped item; details follow the first colon of `reason`."""
         self.skipped[reason.partition(":")[0]] += 1
         if len(self.samples) < MAX_SAMPLES:
             self.samples.append(f"{where}: {reason:.300}")
@@ -77,8 +77,8 @@ class PreparationReport:
         self.samples = [*self.samples, *other.samples][:MAX_SAMPLES]
 
     def lines(self) -> list[str]:
-        """Return lines to print: counts first, how the text was understood, what looks wrong, then
-        the reasons and samples of what was skipped."""
+        """Return lines to print: counts, how the text was read, warnings, and the reasons and
+        samples of skipped items."""
         counts = (
             f"{self.documents:,} documents, {self.sentences:,} sentences, "
             f"{self.pieces:,} wordpieces of {self.bytes:,} bytes"
@@ -89,13 +89,13 @@ class PreparationReport:
         return [counts + spans, f"Read as documents: {kinds}", *self.warnings(), *skipped]
 
     def warnings(self) -> list[str]:
-        """Return what looks wrong about the documents and sentences."""
+        """Return warnings about unlikely numbers of documents and sentences."""
         advice = ""
         if any(kind in LAYOUTS for kind in self.kinds):
-            advice = f" If they are laid out otherwise, set text.format: {', '.join(LAYOUTS)}."
+            advice = f" If this is wrong, set text.format to one of: {', '.join(LAYOUTS)}."
         found = []
         if self.documents == 1:
-            found.append(f"All text is 1 document of {self.sentences:,} sentences.{advice}")
+            found.append(f"The text is a single document of {self.sentences:,} sentences.{advice}")
         elif self.single > self.documents / 2:
             found.append(
                 f"{self.single:,} of {self.documents:,} documents have only one sentence, which is "
@@ -103,28 +103,28 @@ class PreparationReport:
             )
         if self.pieces > LONG_SENTENCES * self.sentences:
             found.append(
-                f"Sentences have {self.pieces // self.sentences:,} wordpieces on average, so few "
-                "of their ends were found. Set text.lang, or a pipeline in text.pipeline."
+                f"Sentences have {self.pieces // self.sentences:,} wordpieces on average, so most "
+                "sentence ends were missed. Set text.lang, or a pipeline in text.pipeline."
             )
         return [f"Warning: {one}" for one in found]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Raw text, tokenized once, on disk. The arrays are memory-mapped and read-only."""
+    """Hold tokenized raw text on disk. The arrays are memory-mapped and read-only."""
 
     pieces: NDArray[np.int32]  # (n_pieces,) wordpiece ids of all documents, no special tokens
-    words: NDArray[np.bool_]  # (n_pieces,) whether a wordpiece begins a word, see `begin_words`
-    # (n_pieces,) whether a wordpiece begins an entity, a noun chunk or a word outside of both.
+    words: NDArray[np.bool_]  # (n_pieces,) whether a wordpiece starts a word, see `begin_words`
+    # (n_pieces,) whether a wordpiece starts an entity, a noun chunk or a word outside of both.
     spans: NDArray[np.bool_]
     sentences: NDArray[np.int64]  # (n_sentences + 1,) first wordpiece of each, then the end
     documents: NDArray[np.int64]  # (n_documents + 1,) first sentence of each, then the end
     report: PreparationReport
-    fingerprint: str = ""  # the name of its folder; another corpus has another one
+    fingerprint: str = ""  # the name of its folder, unique to its content
 
 
 class Part(NamedTuple):
-    """The arrays of one chunk of records."""
+    """Hold the arrays of one chunk of records."""
 
     pieces: Ints1d  # (n_pieces,)
     words: Bools1d  # (n_pieces,)
@@ -135,10 +135,10 @@ class Part(NamedTuple):
 
 
 def open_corpus(folder: Path) -> Corpus:
-    """Open a prepared corpus by its folder in the cache.
+    """Open a prepared corpus from its folder in the cache.
 
-    Raises ValueError if there is none, or its files are damaged; delete the folder and prepare
-    again. All of it is read for that, at the speed of the disk.
+    Raises ValueError if there is none or its files are damaged; delete the folder and prepare
+    again. All files are read to check their digests, at the speed of the disk.
     """
     damage = find_damage(folder)
     try:
@@ -154,7 +154,8 @@ def open_corpus(folder: Path) -> Corpus:
         report.skipped, report.kinds = Counter(report.skipped), Counter(report.kinds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"There is no whole corpus in {folder} ({error}). Delete the folder and prepare again."
+            f"The corpus in {folder} is missing or damaged ({error}). Delete the folder and "
+            "prepare again."
         ) from error
     return Corpus(**arrays, report=report, fingerprint=folder.name)
 
@@ -182,7 +183,9 @@ def write_corpus(parts: Iterable[Part], folder: Path) -> None:
             report.add(part.report)
     if not report.pieces:
         faults = "\n".join(report.samples) or "There are no documents."
-        raise ValueError(f"Nothing in the sources could be kept.\n{faults}")
+        raise ValueError(
+            f"All text in the sources was skipped. Fix it, or set other text.\n{faults}"
+        )
     info = {"format": FORMAT, "report": vars(report)}
     (folder / "info.json").write_text(json.dumps(info, indent=2), encoding="utf8")
     write_digests(folder, [*ARRAYS, "info.json"])

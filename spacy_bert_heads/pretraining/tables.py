@@ -1,5 +1,5 @@
-"""Raw text in tables: Parquet files, and folders that `save_to_disk` of Hugging Face's `datasets`
-made. Both need a package that is not among our requirements."""
+"""Read raw text from tables: Parquet files, and folders written by `save_to_disk` of Hugging Face's
+`datasets`. Both need an optional package."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ PACKAGES = {"parquet": "pyarrow", "dataset": "datasets", "zst": "zstandard"}
 
 
 class NoColumn(ValueError):
-    """A table has no column with this name."""
+    """Report that a table has no column with the given name."""
 
 
 def check_package(name: str, kind: str | None) -> None:
-    """Check that what reads a kind of file is installed. Raises ImportError if it isn't."""
+    """Raise ImportError if the package that reads a kind of file is not installed."""
     package = PACKAGES.get(kind or "")
     if package and find_spec(package) is None:
-        raise ImportError(f"{name} can't be read without {package}: pip install {package}")
+        raise ImportError(f"{name} needs {package}. Install it: pip install {package}")
 
 
 def find_dataset(path: Path) -> Path | None:
     """Return the folder of a saved `Dataset`, or of the "train" split of a saved `DatasetDict`;
-    None if `path` is neither. Raises FileNotFoundError if there is no such split."""
+    None if `path` is neither. Raises FileNotFoundError if there is no split "train"."""
     if (path / "dataset_dict.json").is_file():
         if not (path / "train").is_dir():
             splits = ", ".join(sorted(str(one) for one in path.iterdir() if one.is_dir()))
-            raise FileNotFoundError(f"{path} has no split 'train'. Name another one: {splits}.")
+            raise FileNotFoundError(
+                f"{path} has no split 'train'. Pass the folder of one of: {splits}."
+            )
         path = path / "train"
     return path if (path / "state.json").is_file() and any(path.glob("*.arrow")) else None
 
 
 def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
-    """Yield the values of a column, row by row; memory holds a part of the rows.
+    """Yield the values of a column, row by row; only a part of the rows is in memory.
 
-    Raises NoColumn if it is not there.
+    Raises NoColumn if the column is missing.
     """
     if kind == "parquet":
         import pyarrow.parquet
@@ -56,4 +58,6 @@ def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
 
 def _check_column(names: list[str], key: str) -> None:
     if key not in names:
-        raise NoColumn(f"no '{key}': the columns are {', '.join(names)} (text.key names one)")
+        raise NoColumn(
+            f"no '{key}': the columns are {', '.join(names)}; set text.key to one of them"
+        )

@@ -1,10 +1,10 @@
-"""Vocabularies of raw text, each of the kind that its family has.
+"""Train vocabularies on raw text, with the algorithm of each model family.
 
-    bert     WordPiece, of words as BERT's own tokenizer splits them (Devlin et al. 2019)
-    roberta  byte pair encoding of bytes, so nothing is unknown (Liu et al. 2019, section 4.4)
-    albert   Unigram, of words with the space before them (Kudo 2018; Lan et al. 2020, section 4.1)
+    bert     WordPiece, on words as split by BERT's own tokenizer (Devlin et al. 2019)
+    roberta  byte-level BPE, so no text is unknown (Liu et al. 2019, section 4.4)
+    albert   Unigram, on words with their leading space (Kudo 2018; Lan et al. 2020, section 4.1)
 
-The same text always gives the same vocabulary; the probabilities of Unigram may differ by 0.001.
+The same text always produces the same vocabulary; the probabilities of Unigram may differ by 0.001.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Read = Callable[[], Iterable[str]]  # opens the raw text
 Say = Callable[[str], None]
 
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-# In the order of the ids that each family has them at.
+# In the order of the ids in each family.
 SPECIAL = {
     "bert": dict(zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True)),
     "albert": dict(zip(ROLES, ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"), strict=True)),
@@ -44,38 +44,38 @@ SPECIAL = {
 
 
 def is_lowercase(encoder: Encoder) -> bool:
-    """Tell whether a new vocabulary ignores case and accents. By default RoBERTa's doesn't."""
+    """Return whether a new vocabulary ignores case and accents; by default all but RoBERTa's do."""
     return encoder.family != "roberta" if encoder.lowercase is None else encoder.lowercase
 
 
 def train_tokenizer(encoder: Encoder, read: Read, *, say: Say) -> tuple[Tokenizer, dict[str, str]]:
-    """Train the tokenizer of a new encoder, with a vocabulary of at most `encoder.vocab_size`
-    entries. Returns it with its special tokens, by their role. `say` gets messages for the user.
+    """Train the tokenizer of a new encoder, with at most `encoder.vocab_size` entries.
 
+    Returns the tokenizer and its special tokens by role. `say` receives messages for the user.
     Raises ValueError if there is no text, or `vocab_size` is too small for its characters.
     """
     train = {"bert": _train_wordpieces, "roberta": _train_bytes, "albert": _train_unigrams}
     special = SPECIAL[encoder.family]
     tokenizer = train[encoder.family](encoder, list(special.values()), read)
     size = tokenizer.get_vocab_size(with_added_tokens=False)
-    # A space before the mask belongs to the word that stood there.
+    # A space before the mask token belongs to the masked word.
     spaced = encoder.family != "bert"
     tokenizer.add_special_tokens(
         [AddedToken(t, lstrip=spaced and t == special["mask_token"]) for t in special.values()]
     )
     if size < encoder.vocab_size:
         say(
-            f"The raw text gives a vocabulary of {size:,} wordpieces, not of "
-            f"{encoder.vocab_size:,}: no others occur twice."
+            f"The vocabulary has only {size:,} wordpieces, not {encoder.vocab_size:,}: no others "
+            "occur twice in the raw text."
         )
     else:
-        say(f"A vocabulary of {size:,} wordpieces of the raw text.")
+        say(f"Trained a vocabulary of {size:,} wordpieces on the raw text.")
     return tokenizer, special
 
 
 def _train_wordpieces(encoder: Encoder, special: list[str], read: Read) -> Tokenizer:
-    """All characters and then, step by step, the most frequent pair of adjacent wordpieces as a new
-    one."""
+    """Train WordPiece: start from all characters, and merge the most frequent pair of adjacent
+    wordpieces at each step."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=is_lowercase(encoder))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -88,8 +88,8 @@ def _train_wordpieces(encoder: Encoder, special: list[str], read: Read) -> Token
         return _train(tokenizer, models.WordPiece(unk_token="[UNK]"), trainer, read())
 
     # Between equally frequent pairs the trainer prefers lower ids, but it numbers the characters
-    # inside words in the order of a hash table, which differs from run to run. So the characters
-    # are found in a first pass, and sorted.
+    # inside words in the order of a hash table, which differs between runs. So the characters are
+    # collected in a first pass and sorted.
     characters = sorted(
         set(train(0, special)) - set(special), key=lambda piece: (len(piece), piece)
     )
@@ -100,7 +100,8 @@ def _train_wordpieces(encoder: Encoder, special: list[str], read: Read) -> Token
 
 
 def _train_bytes(encoder: Encoder, special: list[str], read: Read) -> Tokenizer:
-    """All bytes and then, step by step, the most frequent pair of adjacent wordpieces."""
+    """Train BPE: start from all bytes, and merge the most frequent pair of adjacent wordpieces at
+    each step."""
     tokenizer = Tokenizer(models.BPE())
     if is_lowercase(encoder):
         tokenizer.normalizer = _lowercase()
@@ -121,7 +122,7 @@ def _train_bytes(encoder: Encoder, special: list[str], read: Read) -> Tokenizer:
 
 
 def _train_unigrams(encoder: Encoder, special: list[str], read: Read) -> Tokenizer:
-    """The wordpieces that make the text most likely, each one independent of the others."""
+    """Train Unigram: choose wordpieces that maximise the likelihood of the text."""
     tokenizer = Tokenizer(models.Unigram())
     plain = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
     quotes = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -137,12 +138,12 @@ def _train_unigrams(encoder: Encoder, special: list[str], read: Read) -> Tokeniz
     )
     try:
         tokenizer.train_from_iterator(read(), trainer)
-    except Exception as error:  # the only class that tokenizers has
+    except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(
-            f"encoder.vocab_size is {encoder.vocab_size:,}: {error}. Raise it, or clean the text "
-            "of scripts that don't belong to it."
+            f"encoder.vocab_size is {encoder.vocab_size:,}: {error}. Increase it, or remove "
+            "foreign scripts from the text."
         ) from error
-    # Sums of probabilities differ in the last digits from run to run, and so does an order by them.
+    # Sums of probabilities differ in the last digits between runs, and so would an order by them.
     content = json.loads(tokenizer.to_str())
     vocab = content["model"]["vocab"][len(special) :]
     _check_text(len(vocab))
@@ -158,7 +159,9 @@ def _lowercase() -> normalizers.Normalizer:
 
 def _check_text(n: int) -> None:
     if not n:
-        raise ValueError("The raw text in paths.raw has no characters to make a vocabulary of.")
+        raise ValueError(
+            "The raw text in paths.raw is empty, so no vocabulary can be trained. Set other text."
+        )
 
 
 def _check_size(encoder: Encoder, characters: Iterable[object], least: int) -> None:
@@ -166,14 +169,13 @@ def _check_size(encoder: Encoder, characters: Iterable[object], least: int) -> N
     if encoder.vocab_size < least:
         raise ValueError(
             f"encoder.vocab_size is {encoder.vocab_size:,}, but the characters of the raw text "
-            f"alone make {least:,} pieces. Raise it, or clean the text of scripts that don't "
-            "belong to it."
+            f"alone need {least:,} entries. Increase it, or remove foreign scripts from the text."
         )
 
 
 def count_words(tokenizer: Tokenizer, texts: Iterable[str], least: int) -> dict[str, int]:
-    """Return the words that occur at least so many times, as a tokenizer splits texts into words,
-    with the rank of each by its frequency."""
+    """Return the words that occur at least `least` times, with their rank by frequency. Words are
+    split as by the tokenizer."""
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31, min_frequency=least, special_tokens=[], show_progress=False
     )
@@ -183,7 +185,7 @@ def count_words(tokenizer: Tokenizer, texts: Iterable[str], least: int) -> dict[
 def _train(
     like: Tokenizer, model: models.Model, trainer: trainers.Trainer, texts: Iterable[str]
 ) -> dict[str, int]:
-    """Train a vocabulary on words as the tokenizer `like` splits them."""
+    """Train a vocabulary on words as split by the tokenizer `like`."""
     tokenizer = Tokenizer(model)
     if like.normalizer is not None:
         tokenizer.normalizer = like.normalizer

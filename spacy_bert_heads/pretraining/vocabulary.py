@@ -1,6 +1,5 @@
-"""The tokenizer of a new encoder, loaded or with a vocabulary of the raw text; and new words for a
-WordPiece tokenizer. Raw text is read as a stream, so memory grows only with the number of different
-words.
+"""Load or train the tokenizer of a new encoder, and add words to a WordPiece tokenizer. Raw text is
+streamed, so memory grows only with the number of different words.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 MAX_LENGTH = 512  # positions
-MIN_COUNT = 5  # of a word that is added: fewer occurrences can't teach its vector much
+MIN_COUNT = 5  # occurrences of an added word; fewer are not enough to train its vector
 
 
 def make_tokenizer(
@@ -31,12 +30,12 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Load or train the tokenizer of a new encoder, with its family's special tokens around texts.
 
-    `read` opens the raw text; it is called only if a vocabulary is trained. `say` gets messages for
-    the user.
+    `read` opens the raw text; it is called only if a vocabulary is trained. `say` receives messages
+    for the user.
     """
     from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-    # Families that learn from pairs of segments have token types to distinguish the two.
+    # Families that are trained on pairs of segments have token types to distinguish them.
     typed = encoder.family in SENTENCE_HEADS
     wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     special: dict[str, Any]
@@ -59,38 +58,38 @@ def make_tokenizer(
     return wrap(
         tokenizer_object=backend,
         model_max_length=MAX_LENGTH,
-        model_input_names=inputs,  # whose default depends on the version of transformers
+        model_input_names=inputs,  # the default depends on the version of transformers
         **special,
     )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load a tokenizer for a new encoder, by a hub name or from a folder with tokenizer files.
+    """Load a tokenizer for a new encoder from a hub name or a folder with tokenizer files.
 
-    Raises ValueError if it can't be loaded, is not a fast one, or lacks a special token.
+    Raises ValueError if it can't be loaded, is not a fast tokenizer, or lacks a special token.
     """
     try:
         source = open_source(name)
         tokenizer = read_tokenizer(source, _config_of(source))
     except NotBert:
         raise
-    except Exception as error:  # transformers, tokenizers, json and the hub have their own each
+    except Exception as error:  # transformers, tokenizers, json and the hub raise different classes
         raise ValueError(
             f"Can't read encoder.tokenizer '{name}': {error}\n"
-            "It must be a folder with tokenizer files as save_pretrained writes them, or a hub "
+            "Set it to a folder with tokenizer files written by save_pretrained, or to a hub "
             "name; null trains a vocabulary on the raw text."
         ) from error
     for token in ("pad_token", "cls_token", "sep_token", "mask_token"):
         if getattr(tokenizer, token) is None:
             raise ValueError(
-                f"The tokenizer '{name}' has no {token}, which pretraining needs. Name a tokenizer "
+                f"The tokenizer '{name}' has no {token}, which pretraining needs. Use a tokenizer "
                 "of the BERT family, or null to train one on the raw text."
             )
     return tokenizer
 
 
 def _config_of(source: Source) -> PretrainedConfig | None:
-    """A tokenizer may come without a model, or with one of another kind."""
+    """Return the config of the tokenizer's model, None if there is none or it is not BERT-like."""
     try:
         return read_config(source) if source.find("config.json") is not None else None
     except NotBert:
@@ -98,26 +97,26 @@ def _config_of(source: Source) -> PretrainedConfig | None:
 
 
 def count_ids(tokenizer: Tokenizer) -> int:
-    """Count the rows that an embedding table needs for all ids of a tokenizer; ids can have
-    gaps."""
+    """Return the number of embedding rows that a tokenizer's ids need; ids can have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def add_words(folder: Path, texts: Iterable[str], n: int, *, say: Say) -> dict[int, list[int]]:
     """Add the n most frequent words that a WordPiece tokenizer splits to its vocabulary, in the
-    tokenizer files in `folder`. Equally frequent words are taken in the order of their code points.
+    tokenizer files in `folder`. Ties are broken by code points.
 
-    Old ids don't change. A word that begins with an added word is now split after it; all others
-    are tokenized as before. Returns, by the id of each added word, the ids of the wordpieces that
-    it was split into. Raises ValueError if the tokenizer is not a WordPiece one.
+    Old ids don't change. A word that starts with an added word is now split after it; all others
+    are tokenized as before. Returns a dict from the id of each added word to the ids of its old
+    wordpieces. Raises ValueError if the tokenizer is not WordPiece.
     """
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     model = tokenizer.model
     if not isinstance(model, models.WordPiece) or tokenizer.pre_tokenizer is None:
         raise ValueError(
-            f"encoder.add_words needs a WordPiece tokenizer; this one is {type(model).__name__}. "
-            "Set add_words = 0, or start from a checkpoint or tokenizer of BERT's kind."
+            "encoder.add_words needs a WordPiece tokenizer, but this one is "
+            f"{type(model).__name__}. Set add_words = 0, or start from a checkpoint or tokenizer "
+            "of the BERT family."
         )
     ranks = count_words(tokenizer, texts, MIN_COUNT)
     first = count_ids(tokenizer)
@@ -125,8 +124,8 @@ def add_words(folder: Path, texts: Iterable[str], n: int, *, say: Say) -> dict[i
     for word in sorted(ranks, key=ranks.__getitem__):
         if len(words) == n:
             break
-        # A word with unknown characters is one wordpiece, [UNK]. An added token is not in the
-        # model's own vocabulary.
+        # A word with unknown characters is the single wordpiece [UNK]. An added token is not in
+        # the model's own vocabulary.
         pieces = [token.id for token in model.tokenize(word)]
         if len(pieces) > 1 and tokenizer.token_to_id(word) is None:
             words[word] = pieces
@@ -139,9 +138,9 @@ def add_words(folder: Path, texts: Iterable[str], n: int, *, say: Say) -> dict[i
     listed = folder / "vocab.txt"
     if listed.exists():
         listed.write_text(list_vocabulary(tokenizer), encoding="utf8")
-    few = f", not {n:,}: no others are broken and occur {MIN_COUNT} times"
+    few = f", not {n:,}: no others are split and occur {MIN_COUNT} times"
     say(
-        f"{len(words):,} words became pieces ({', '.join(list(words)[:5])} …)"
+        f"{len(words):,} words added to the vocabulary ({', '.join(list(words)[:5])} …)"
         f"{few if len(words) < n else ''}."
     )
     return {ids[word]: pieces for word, pieces in words.items()}
