@@ -2,6 +2,7 @@
 files that share no code with the package."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def convert_task(data: Path, task: str, output: Path) -> None:
 
 def read_conll(path: Path) -> list[tuple[list[str], list[str]]]:
     sentences = []
-    for block in path.read_text(encoding="utf8").split("\n\n"):
+    for block in re.split(r"\n\s*\n", path.read_text(encoding="utf8")):
         rows = [line.split("\t") for line in block.splitlines() if line.strip()]
         if rows:
             sentences.append(([row[0] for row in rows], [row[-1] for row in rows]))
