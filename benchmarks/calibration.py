@@ -9,23 +9,19 @@ measure-TASK-SEED
     set give on the test set.
 """
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import spacy
 from jobs import SEEDS, Bench, Job, finetune, of, print_table, read_results, run_script
-from quality import BATCH_SIZE, TASKS, convert_task
+from quality import BATCH_SIZE, FIFTHS, TASKS, convert_task
 
 from spacy_bert_heads.calibration.collect import Collected, collect
 from spacy_bert_heads.calibration.fit import fit_temperature
 from spacy_bert_heads.calibration.measures import measure
 from spacy_bert_heads.calibration.thresholds import tune
-from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.evaluate import load_pipeline, read_examples
 
 NAMES = ("wnut17", "ncbi", "sst2", "sick", "policyqa")
@@ -48,6 +44,10 @@ def list_jobs() -> list[Job]:
     return jobs
 
 
+def parts_of(task: str) -> str:
+    return FIFTHS if task == "policyqa" else task
+
+
 def train(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
     work = bench.work(name)
     shutil.rmtree(work, ignore_errors=True)
@@ -57,10 +57,9 @@ def train(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
         nlp.to_disk(work / "model-last")
         return {}
 
-    own = replace(bench, data=own_data(bench.data, work / "data"))
     settings = {"n_train": N_POLICYQA if task == "policyqa" else N_TRAIN, "n_test": BATCH_SIZE}
     settings |= {"seed": seed, "epochs": EPOCHS}
-    result = finetune(own, work / "run", task, bench.encoder, look=keep, **settings)
+    result = finetune(bench, work / "run", parts_of(task), bench.encoder, look=keep, **settings)
     del result["test"]  # of a few texts; `measure` reads them all
     return {"task": task, "seed": seed, **result}
 
@@ -68,16 +67,11 @@ def train(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
 def measure_head(name: str, task: str, seed: int, bench: Bench) -> dict[str, Any]:
     work = bench.work(name)
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    own = own_data(bench.data, work / "data")
-    convert_task(own, task, work / "parts")
-    if task == "policyqa":
-        convert(own / "qa_policyqa" / "held_out.json", work / "parts" / "dev.spacy")
-    nlp = load_pipeline(
-        bench.work(f"train-{task}-{seed}") / "model-last", precision=bench.precision
-    )
-    examples = read_examples(nlp, work / "parts" / "dev.spacy")
-    (test,) = collect(nlp, read_examples(nlp, work / "parts" / "test.spacy")).values()
+    convert_task(bench.data, parts_of(task), work)
+    model = bench.work(f"train-{task}-{seed}") / "model-last"
+    nlp = load_pipeline(model, precision=bench.precision)
+    examples = read_examples(nlp, work / "dev.spacy")
+    (test,) = collect(nlp, read_examples(nlp, work / "test.spacy")).values()
     halves = [one for start in (0, 1) for one in collect(nlp, examples[start::2]).values()]
     dev = Collected(test.head, [part for half in halves for part in half.parts])
     claims = test.claims()
@@ -113,29 +107,6 @@ def cross_halves(dev: Collected, halves: list[Collected]) -> tuple[dict[str, Any
             dev.head.set_temperature(fit_temperature(one).temperature)
             after += other.claims()
     return measure(dev.claims()), measure(after)
-
-
-def own_data(data: Path, folder: Path) -> Path:
-    """Give a folder with the data sets, in which PolicyQA's dev set has lost its last fifth."""
-    folder.mkdir(exist_ok=True)
-    for source in data.iterdir():
-        if source.name != "qa_policyqa" and not (folder / source.name).exists():
-            (folder / source.name).symlink_to(source)
-    policyqa = folder / "qa_policyqa"
-    policyqa.mkdir(exist_ok=True)
-    shutil.copy(data / "qa_policyqa" / "test.json", policyqa / "test.json")
-    for part, name in (("train", "dev.json"), ("dev", "held_out.json")):
-        articles = split_policyqa(data)[part]
-        squad = {"version": "1.1", "data": articles}
-        (policyqa / name).write_text(json.dumps(squad), encoding="utf8")
-    return folder
-
-
-def split_policyqa(data: Path) -> dict[str, list[dict]]:
-    """Part the articles of PolicyQA's dev set into four fifths to learn from, and one for dev."""
-    articles = json.loads((data / "qa_policyqa" / "dev.json").read_bytes())["data"]
-    at = len(articles) * 4 // 5
-    return {"train": articles[:at], "dev": articles[at:]}
 
 
 # --- tables

@@ -18,11 +18,10 @@ a test set.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import spacy
@@ -73,8 +72,7 @@ ENCODERS: dict[str, dict[str, Any]] = {  # settings
 }
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """A row of a study. change: the config, in place; it gets a folder for kept hidden states."""
 
     epochs: int = 3
@@ -82,8 +80,7 @@ class Way:
     rate: float = RATE
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """A table: ways, tasks with the number of examples to train on, and minutes of a job."""
 
     title: str
@@ -157,23 +154,20 @@ def list_jobs() -> list[Job]:
 
 def train(name: str, task: str, way: str, seed: int, bench: Bench) -> dict[str, Any]:
     study = STUDIES[name]
-    how = study.ways[way]
+    epochs, change, rate = study.ways[way]
     states, folder = bench.work(f"states-{task}"), bench.work(f"{name}-{task}-{way}-{seed}")
-    settings: dict[str, Any] = {"seed": seed, "epochs": how.epochs, "rate": how.rate}
+    settings: dict[str, Any] = {"seed": seed, "epochs": epochs}
     if way == "plain":
-        del settings["rate"]
-        settings |= {"precision": bench.precision, "scale": bench.scale, "learn_rate": how.rate}
+        settings |= {"precision": bench.precision, "scale": bench.scale, "learn_rate": rate}
         return {"test": run_plain(task, bench.data, bench.encoder, **settings)}
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
         more = score_precisions(nlp, task, folder) if name == "quality" else {}
         return count_trained(nlp) | more
 
-    sizes = {"n_train": study.tasks[task], "n_test": study.num_test}
-    change = partial(how.change, states=states)
-    return finetune(
-        bench, folder, task, bench.encoder, change=change, look=look, **sizes, **settings
-    )
+    settings |= {"n_train": study.tasks[task], "n_test": study.num_test, "rate": rate}
+    settings |= {"change": partial(change, states=states), "look": look}
+    return finetune(bench, folder, task, bench.encoder, **settings)
 
 
 def score_precisions(nlp: spacy.Language, task: str, folder: Path) -> dict[str, Any]:

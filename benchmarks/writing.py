@@ -1,4 +1,4 @@
-"""Texts written from texts by decoders of several origins (jobs.py has the command line; run it with
+"""Texts written by decoders of several origins (jobs.py has the command line; run it with
 --precision bf16): sentences for the records of E2E (Novikova et al. 2017), and one sentence for the
 abstract of a paper, SciTLDR (Cachola et al. 2020).
 
