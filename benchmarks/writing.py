@@ -56,7 +56,7 @@ def pretrain(bench: Bench) -> dict[str, Any]:
         "paths.encoder": bench.encoder,
         "paths.cache": bench.work("corpus"),
         "objective.sentences": "doc-sentences",
-        "denoising.noise": '["infilling"]',
+        "denoising.kinds": '["infilling"]',
         "denoising.num_layers": NUM_LAYERS,
         "training.max_steps": steps,
         "training.eval_frequency": steps,

@@ -160,9 +160,9 @@ class Data:
         t = self.settings.training
         length = t.phases[phase].max_length
         plan = self.plan(phase, 0, evaluation=True)
-        n = min(len(plan), max(t.eval_tokens // length, 1))
+        n = min(len(plan), max(t.eval_tokens // length // self.num_reads, 1))
         numbers = plan.order[:n]
-        size = max(t.max_batch_tokens // length, 1)
+        size = max(t.max_batch_tokens // length // self.num_reads, 1)
         starts = range(0, n, size)[self.rank :: self.n_parts]
         corpus = self.held_out.corpus
         return [self._make(corpus, plan, numbers[i : i + size], self.num_steps) for i in starts]
@@ -172,14 +172,24 @@ class Data:
         segments are in the same batch."""
         t = self.settings.training
         per_pair = 2 if self.settings.objective.sentences in PAIRS else 1
-        return max(t.batch_tokens // t.phases[phase].max_length // per_pair, 1) * per_pair
+        length = self.num_reads * t.phases[phase].max_length
+        return max(t.batch_tokens // length // per_pair, 1) * per_pair
+
+    @property
+    def num_reads(self) -> int:
+        """How often a batch has an example: masked, damaged for a decoder, or both."""
+        s = self.settings
+        return int(s.objective.mlm_weight > 0 or not s.denoising.kinds) + bool(s.denoising.kinds)
 
     def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:
-        masking = self.settings.masking
+        masking, noise = self.settings.masking, self.settings.denoising
+        rate = masking.rate_at(step, self.num_steps)
+        is_masked = self.num_reads > bool(noise.kinds)
         return make_batch(
             corpus,
             plan,
             numbers,
             vocabulary=self.vocabulary,
-            masking=dataclasses.replace(masking, rate=masking.rate_at(step, self.num_steps)),
+            masking=dataclasses.replace(masking, rate=rate) if is_masked else None,
+            noise=noise if noise.kinds else None,
         )

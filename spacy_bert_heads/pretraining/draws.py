@@ -15,7 +15,7 @@ from ..text.arrays import Ints1d
 class Purpose(IntEnum):
     """List the uses of random numbers, so that no two of them share a generator."""
 
-    HELD_OUT, ORDER, PAIRS, MASKS = range(4)
+    HELD_OUT, ORDER, PAIRS, MASKS, NOISE = range(5)
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0, number: int = 0) -> np.random.Generator:

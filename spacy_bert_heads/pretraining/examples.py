@@ -9,7 +9,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..text.batch import PackedBatch, cumulate
 from .documents import Document, read_documents
 from .draws import Purpose, generator, shuffle
 from .masking import Masking, Vocabulary, choose, corrupt
+from .noise import Noise, damage
 from .segment_pairs import Segment, other_document, pair_segments
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class Batch:
     packed: PackedBatch  # masked
     masked: Ints1d  # (n_masked,) the positions to predict
     targets: Ints1d  # (n_masked,) their original ids
-    # (n_examples,) of pairs: nsp 0 next, 1 random; sop 0 in order, 1 swapped. -1 without a pair.
+    # (n_sequences,) of pairs: nsp 0 next, 1 random; sop 0 in order, 1 swapped. -1 without a pair.
     labels: Ints1d
+    # What a decoder writes, by the number of the damaged sequence; without special tokens.
+    restored: dict[int, Ints1d] = field(default_factory=dict)
 
 
 class Plan:
@@ -221,15 +224,24 @@ def make_batch(
     numbers: Ints1d,
     *,
     vocabulary: Vocabulary,
-    masking: Masking,
+    masking: Masking | None,
+    noise: Noise | None = None,
 ) -> Batch:
     """Read the examples with these numbers and mask them, differently in each epoch (RoBERTa,
-    section 4.1). An example is the same in any batch, and takes 70 µs (128 wordpieces)."""
+    section 4.1); and read them once more, damaged by `noise`. With None for one of the two they are
+    read once. An example is the same in any batch, and takes 70 µs (128 wordpieces)."""
     examples = [
         make_example(corpus, plan, number, vocabulary, masking, random)
-        for number in numbers.tolist()
+        for number in (numbers.tolist() if masking else ())
         for random in [generator(plan.seed, Purpose.MASKS, plan.epoch, number)]
     ]
+    restored = {}
+    for number in numbers.tolist() if noise else ():
+        random = generator(plan.seed, Purpose.NOISE, plan.epoch, number)
+        example, restored[len(examples)] = damage_example(
+            corpus, plan, number, vocabulary, noise, random
+        )
+        examples.append(example)
     none = np.empty(0, dtype=np.int64)
     ids, type_ids, masked, targets = (
         [none, *(example[i] for example in examples)] for i in range(4)
@@ -242,7 +254,29 @@ def make_batch(
         np.concatenate([none, *shifted]),
         np.concatenate(targets),
         np.array([example.label for example in examples], dtype=np.int64),
+        restored,
     )
+
+
+def damage_example(
+    corpus: Corpus,
+    plan: Plan,
+    number: int,
+    vocabulary: Vocabulary,
+    noise: Noise,
+    random: np.random.Generator,
+) -> tuple[Example, Ints1d]:
+    """Read an example, which is a part of one document, and damage it. Returns the sequence that is
+    read, and the wordpieces that a decoder writes."""
+    first, _, _ = plan.examples[number].tolist()
+    begin, length = plan.segments[first].tolist()
+    ids = corpus.pieces[begin : begin + length].astype(np.int64)
+    inner = np.searchsorted(corpus.sentences, [begin, begin + length], side="right")
+    starts = np.append(0, corpus.sentences[inner[0] : inner[1]] - begin)
+    found = damage(ids, starts[starts < length], noise, vocabulary.mask_id, random)
+    tokenizer, none = vocabulary.tokenizer, np.empty(0, dtype=np.int64)
+    read = np.concatenate([tokenizer.prefix, found.ids, tokenizer.suffix])
+    return Example(read, np.zeros_like(read), none, none, -1), found.restored
 
 
 def make_example(

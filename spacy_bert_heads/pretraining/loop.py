@@ -17,6 +17,7 @@ from ..runs.guard import Signals, lock_folder
 from ..runs.processes import Processes
 from ..runs.states import find_state, list_states, remove_leftovers
 from .data import Data
+from .denoising import add_decoder
 from .objectives import load_pretrainer
 from .reports import Report, open_logger, repair_log
 from .run import FORMAT, Run
@@ -139,6 +140,9 @@ def begin(
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(settings.training.seed)
     pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
+    d = settings.denoising
+    if d.kinds:
+        add_decoder(pretrainer, encoder, d.decoder, d.num_layers)
     if pretrainer.new_heads:
         say(f"{encoder} has no {', no '.join(pretrainer.new_heads)}: initialised randomly.")
     max_length = max(phase.max_length for phase in settings.training.phases)

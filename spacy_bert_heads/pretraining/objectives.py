@@ -17,9 +17,12 @@ from torch import nn
 
 from ..encoder.buckets import BucketedBatch
 from ..encoder.encoder import Encoder
+from ..encoder.hidden_states import HiddenStates
 from ..encoder.loading import load_model
 from ..encoder.saved import save_model, write_files
+from ..heads.decoder import Decoder
 from ..text.arrays import Ints1d
+from .denoising import DECODER, Damaged, find_damaged
 from .examples import PAIRS, Batch
 from .masking import Vocabulary
 
@@ -40,6 +43,9 @@ class Totals(NamedTuple):
     sentence_loss: float
     sentence_right: float
     n_pairs: float
+    denoising_loss: float
+    denoising_right: float
+    n_restored: float
 
 
 def no_totals(device: torch.device) -> torch.Tensor:
@@ -67,8 +73,8 @@ class Pretrainer(nn.Module):
 
     `model` is an instance of Hugging Face's pretraining class, `encoder` the encoder in it with its
     tokenizer. If `has_pairs` is false, the head for pairs of segments, if there is one, is frozen:
-    it gets no gradient, and must not get weight decay either. `new_parameters` are the names of the
-    model's parameters that the checkpoint lacks.
+    it gets no gradient, and must not get weight decay either. `decoder` restores damaged texts.
+    `new_parameters` are the names of the parameters that the checkpoint lacks.
     """
 
     def __init__(
@@ -77,10 +83,11 @@ class Pretrainer(nn.Module):
         encoder: Encoder,
         *,
         has_pairs: bool,
+        decoder: Decoder | None = None,
         new_parameters: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self.model, self.encoder = model, encoder
+        self.model, self.encoder, self.decoder = model, encoder, decoder
         self.has_pairs = has_pairs
         self.new_parameters = frozenset(new_parameters)
         for module in self.sentence_head():
@@ -89,11 +96,18 @@ class Pretrainer(nn.Module):
     @property
     def new_heads(self) -> list[str]:
         """Return the names of the heads that the checkpoint lacks."""
+        of_model = [key for key in self.new_parameters if not key.startswith("decoder.model.")]
         return [
             name
             for name, parts in HEAD_PARTS.items()
-            if any(part in key for key in self.new_parameters for part in parts)
+            if any(part in key for key in of_model for part in parts)
         ]
+
+    @property
+    def parts(self) -> nn.ModuleDict:
+        """The modules whose weights are trained and saved; the encoder is in the model."""
+        own = {"model": self.model}
+        return nn.ModuleDict(own if self.decoder is None else own | {"decoder": self.decoder})
 
     def vocabulary(self) -> Vocabulary:
         """Return what the examples need from the tokenizer. Raises ValueError if it has no mask
@@ -186,21 +200,29 @@ class Pretrainer(nn.Module):
         targets: torch.Tensor,
         paired: torch.Tensor,
         labels: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        damaged: Damaged | None = None,
+    ) -> list[torch.Tensor]:
         """Return the summed loss and the number of correct predictions for masked positions, and
-        the same for pairs: four scalar tensors.
+        the same for pairs and for restored wordpieces: six scalar tensors.
 
         `masked` (n_masked,) are the masked positions including padding, `targets` (n_masked,) their
         original ids. `paired` (n_pairs,) are the first positions of sequences with a label,
         `labels` (n_pairs,) these labels. All trainable modules take part even if nothing is masked
-        or paired; their gradients are zero then.
+        or paired; their gradients are zero then. A decoder without damaged texts has none.
         """
         hidden_states = self.encoder.run(layout)
         # Logits only for predicted positions, one in seven.
-        mlm = self._predict(self.mlm_logits, hidden_states, masked, targets)
-        if not self.has_pairs:
-            return *mlm, mlm[1].new_zeros(()), mlm[1].new_zeros(())
-        return *mlm, *self._predict(self.sentence_logits, hidden_states, paired, labels)
+        found = [*self._predict(self.mlm_logits, hidden_states, masked, targets)]
+        none = [found[1].new_zeros(()), found[1].new_zeros(())]
+        found += none
+        if self.has_pairs:
+            found[2:] = self._predict(self.sentence_logits, hidden_states, paired, labels)
+        if damaged is None:
+            return found + none
+        assert self.decoder is not None
+        states = hidden_states.index_select(0, damaged.places)
+        logits, gold = self.decoder(HiddenStates(states, damaged.batch), damaged.restored)
+        return found + [*sum_loss(logits, torch.from_numpy(gold).to(logits.device))]
 
     def _predict(
         self,
@@ -213,9 +235,7 @@ class Pretrainer(nn.Module):
         positions."""
         beyond = self.encoder.num_padding(len(places))
         places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
-        logits = head(hidden_states.index_select(0, places))
-        loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
-        return loss, (logits.detach().argmax(-1) == gold).sum()
+        return sum_loss(head(hidden_states.index_select(0, places)), gold)
 
     def run(
         self,
@@ -223,15 +243,15 @@ class Pretrainer(nn.Module):
         *,
         max_batch_tokens: int,
         autocast: torch.autocast,
-        scales: tuple[float, float] | None,
+        scales: tuple[float, float, float] | None,
     ) -> torch.Tensor:
-        """Run a batch part by part, and return its sums in the order of `Totals`, float64 (6,).
+        """Run a batch part by part, and return its sums in the order of `Totals`, float64 (9,).
 
         In training, each part's backward pass follows its forward pass, so only one part's graph is
         in memory. `max_batch_tokens` is the budget of a part in wordpieces, padding included.
-        `scales` are the factors of the summed losses of masked positions and of pairs before the
-        backward pass; None for evaluation. The result stays on the device, so that a step doesn't
-        wait for it.
+        `scales` are the factors of the summed losses of masked positions, pairs and restored
+        wordpieces before the backward pass; None for evaluation. The result stays on the
+        device, so that a step doesn't wait for it.
         """
         device = next(self.parameters()).device
         packed = batch.packed
@@ -246,13 +266,31 @@ class Pretrainer(nn.Module):
             arrays = (part.places[masked], gold[0], part.places[paired], gold[1])
             rest = [torch.from_numpy(one).to(device, non_blocking=True) for one in arrays]
             with torch.set_grad_enabled(scales is not None), autocast:
-                mlm_loss, mlm_right, sentence_loss, sentence_right = self(part.layout, *rest)
+                damaged = find_damaged(batch, part, device)
+                sums = self(part.layout, *rest, damaged)
             if scales:
-                (mlm_loss * scales[0] + sentence_loss * scales[1]).backward()
-            counts = [mlm_loss.new_full((), len(one)) for one in gold]
-            sums = (mlm_loss, mlm_right, counts[0], sentence_loss, sentence_right, counts[1])
-            totals += torch.stack([one.detach().double() for one in sums])
+                losses = zip(sums[::2], scales, strict=True)
+                sum(
+                    (loss * scale for loss, scale in losses), torch.zeros((), device=device)
+                ).backward()
+            restored = damaged.restored if damaged else []
+            counts = [*map(len, gold), sum(len(ids) + 1 for ids in restored)]
+            rows = zip(sums[::2], sums[1::2], counts, strict=True)
+            totals += torch.stack(
+                [
+                    one.detach().double()
+                    for loss, right, count in rows
+                    for one in (loss, right, loss.new_full((), count))
+                ]
+            )
         return totals
+
+
+def sum_loss(logits: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed cross-entropy of logits (n, n_classes), and how many of the best classes
+    are right; those of `gold` (n,) that are IGNORED don't count."""
+    loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
+    return loss, (logits.detach().argmax(-1) == gold).sum()
 
 
 def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[Guess]]:
@@ -342,4 +380,7 @@ def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     `BertForPreTraining` can load. The folder is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(pretrainer.model, folder)
+    if pretrainer.decoder is not None:
+        (folder / DECODER).mkdir(exist_ok=True)
+        save_model(pretrainer.decoder.model, folder / DECODER)
     write_files(folder, pretrainer.encoder.checkpoint.tokenizer_files)

@@ -33,10 +33,12 @@ SCORES = (
     "held_out_mlm_accuracy",
     "held_out_nsp_loss",
     "held_out_nsp_accuracy",
+    "held_out_denoising_loss",
+    "held_out_denoising_accuracy",
 )
 LENGTHS = range(8, 41)  # wordpieces of a sentence that can be read at a glance
 MAX_DOCUMENTS = 10_000  # documents that are searched for such sentences
-BLUE, ORANGE = "#1f5fa8", "#d0641e"
+BLUE, ORANGE, GREEN = "#1f5fa8", "#d0641e", "#2b7a4b"
 # Curves by panel: label, colour, and line (solid for held-out text, dotted for training).
 PANELS = {
     "loss in nats": {
@@ -44,10 +46,13 @@ PANELS = {
         "mlm_loss": ("masked pieces, training", BLUE, ":"),
         "held_out_nsp_loss": ("pairs, held out", ORANGE, "-"),
         "nsp_loss": ("pairs, training", ORANGE, ":"),
+        "held_out_denoising_loss": ("restored pieces, held out", GREEN, "-"),
+        "denoising_loss": ("restored pieces, training", GREEN, ":"),
     },
     "share right": {
         "held_out_mlm_accuracy": ("masked pieces, held out", BLUE, "-"),
         "held_out_nsp_accuracy": ("pairs, held out", ORANGE, "-"),
+        "held_out_denoising_accuracy": ("restored pieces, held out", GREEN, "-"),
     },
 }
 
@@ -70,6 +75,10 @@ class Report:
     tokens: int  # wordpieces read so far, special tokens included, padding not
     tokens_per_second: float | None
     samples: list[dict[str, Any]]  # text, masked word, predictions with probabilities
+    # None without a decoder.
+    denoising_loss: float | None = None
+    held_out_denoising_loss: float | None = None
+    held_out_denoising_accuracy: float | None = None
 
 
 READER = TypeAdapter(Report)
@@ -82,10 +91,11 @@ COLUMNS = (
 
 def format_row(report: Report) -> str:
     """Format a report as a row below `COLUMNS` (training data, held-out documents, speed), followed
-    by sentences with a masked word and the encoder's predictions."""
+    by the figures of a decoder, and by sentences with a masked word and the encoder's
+    predictions."""
 
     def show(value: float | None, form: str) -> str:
-        width = int(form.partition(".")[0].rstrip(","))
+        width = int(form.partition(".")[0].rstrip(",") or 0)
         return f"{'–':>{width}}" if value is None else f"{value:{form}}"
 
     r = report
@@ -95,6 +105,12 @@ def format_row(report: Report) -> str:
         f"{show(r.held_out_perplexity, '9.1f')} {show(r.held_out_mlm_accuracy, '6.3f')} "
         f"{show(r.held_out_nsp_accuracy, '6.3f')} │ {show(r.tokens_per_second, '9,.0f')}"
     )
+    if r.held_out_denoising_loss is not None or r.denoising_loss is not None:
+        row += (
+            f"\n{'':8} decoder: loss {show(r.denoising_loss, '.3f')}, held out "
+            f"{show(r.held_out_denoising_loss, '.3f')}, accuracy "
+            f"{show(r.held_out_denoising_accuracy, '.3f')}"
+        )
     for sample in r.samples:
         guesses = " · ".join(f"{text} {score:.2f}" for text, score in sample["guesses"])
         row += f"\n{'':8} {sample['text']}\n{'':8} {sample['word']}: {guesses}"

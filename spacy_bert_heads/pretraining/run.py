@@ -24,7 +24,7 @@ from .reports import Report, Sample, draw_curves, log_report, pick_samples
 from .schedule import AdamValues, phase_at
 
 N_SAMPLES, N_GUESSES = 3, 5
-FORMAT = 3  # version of the training state and of the plans that it refers to
+FORMAT = 4  # version of the training state and of the plans that it refers to
 
 
 class Run:
@@ -78,13 +78,17 @@ class Run:
         Raises FloatingPointError, before the weights change, if the gradient is infinite or NaN.
         """
         s = self.settings
-        counts = (len(batch.masked), (batch.labels >= 0).sum(), len(batch.packed.input_ids), stop)
-        n_masked, n_pairs, n_tokens, n_stops = map(int, self.processes.sum(counts))
-        # Each loss is a mean over all processes, whose gradients are summed.
-        scales = (
-            s.objective.mlm_weight / max(n_masked, 1),
-            s.objective.sentence_weight / max(n_pairs, 1),
+        counts = (
+            len(batch.masked),
+            (batch.labels >= 0).sum(),
+            sum(len(ids) + 1 for ids in batch.restored.values()),
+            len(batch.packed.input_ids),
+            stop,
         )
+        *predicted, n_tokens, n_stops = map(int, self.processes.sum(counts))
+        # Each loss is a mean over all processes, whose gradients are summed.
+        weights = zip(self.weights, predicted, strict=True)
+        scales = tuple(weight / max(number, 1) for weight, number in weights)
         values = self.adam_values.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = values.learn_rate * group["rate"]
@@ -119,13 +123,20 @@ class Run:
         )
 
     def _loss(self, totals: Totals) -> float:
-        """Return the loss: the weighted sum of the means over masked wordpieces and over pairs."""
-        o = self.settings.objective
-        mlm = totals.mlm_loss / max(totals.n_masked, 1)
-        sentence = totals.sentence_loss / max(totals.n_pairs, 1)
-        return o.mlm_weight * mlm + o.sentence_weight * sentence
+        """Return the loss: the weighted sum of the means over masked wordpieces, pairs and
+        restored wordpieces."""
+        means = [
+            total / max(number, 1) for total, number in zip(totals[::3], totals[2::3], strict=True)
+        ]
+        return sum(weight * mean for weight, mean in zip(self.weights, means, strict=True))
 
-    def _run(self, batch: Batch, scales: tuple[float, float] | None) -> torch.Tensor:
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """The weights of the losses, in the order of `Totals`."""
+        o = self.settings.objective
+        return o.mlm_weight, o.sentence_weight, self.settings.denoising.weight
+
+    def _run(self, batch: Batch, scales: tuple[float, ...] | None) -> torch.Tensor:
         if not len(batch.labels):  # more processes than examples
             return no_totals(self.processes.device)
         t = self.settings.training
@@ -178,11 +189,16 @@ class Run:
                 }
                 for sample in self.samples
             ],
+            denoising_loss=_share(now.denoising_loss, now.n_restored),
+            held_out_denoising_loss=_share(then.denoising_loss, then.n_restored),
+            held_out_denoising_accuracy=_share(then.denoising_right, then.n_restored),
         )
         self.sums = no_totals(self.processes.device)
         if self.processes.is_first:
             log_report(self.output / "log.jsonl", self.last)
-        score = mlm if held_out_mlm is None else held_out_mlm
+        last = self.last
+        scores = (held_out_mlm, last.held_out_denoising_loss, mlm, last.denoising_loss)
+        score = next((score for score in scores if score is not None), None)
         if score is not None and score < self.best:
             self.best = score
             self.save("model-best")
@@ -206,7 +222,7 @@ class Run:
 
     def _check_weights(self) -> None:
         """Raise FloatingPointError for infinite weights; finite gradients can lead to them."""
-        for name, weights in self.pretrainer.model.named_parameters():
+        for name, weights in self.pretrainer.parts.named_parameters():
             largest = weights.detach().abs().max().item()
             if not math.isfinite(largest):
                 self._fail(f"weight {name}", largest, self._summed(self.sums))
@@ -237,7 +253,7 @@ class Run:
             "settings": dataclasses.asdict(self.settings),
             "num_steps": self.data.num_steps,
             "corpus": self.data.fingerprint,
-            "model": self.pretrainer.model.state_dict(),
+            "model": self.pretrainer.parts.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "position": dataclasses.asdict(self.position),
@@ -255,7 +271,7 @@ class Run:
                 "The raw text or its tokenizer has changed since the run began. Restore it, or "
                 "start a new run in another folder."
             )
-        self.pretrainer.model.load_state_dict(state["model"])
+        self.pretrainer.parts.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for moments in self.optimizer.state.values():
             moments.update({name: moment.clone() for name, moment in moments.items()})
@@ -268,13 +284,16 @@ class Run:
 
 
 def make_optimizer(pretrainer: Pretrainer, new_head_lr_multiplier: float) -> torch.optim.AdamW:
-    """Create the optimizer; its values are set at every step. "rate" in its parameter groups is
-    their learning-rate multiplier."""
-    names = (name for name, _ in pretrainer.model.named_parameters())
+    """Create the optimizer; its values are set before every step. "rate" in a parameter group is
+    its learning-rate multiplier."""
+    parts = pretrainer.parts
     rates = {
-        name: new_head_lr_multiplier if name in pretrainer.new_parameters else 1.0 for name in names
+        name: new_head_lr_multiplier
+        if name.removeprefix("model.") in pretrainer.new_parameters
+        else 1.0
+        for name, _ in parts.named_parameters()
     }
-    return torch.optim.AdamW(group_parameters(pretrainer.model, rates), fused=True)
+    return torch.optim.AdamW(group_parameters(parts, rates), fused=True)
 
 
 def _share(total: float, n: float) -> float | None:

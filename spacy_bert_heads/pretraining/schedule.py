@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spacy.util import registry
 from thinc.api import Optimizer
 
 from ..encoder.optimization import AdamSettings, adam_settings
-from .settings import Phase
+
+if TYPE_CHECKING:
+    from .settings import Phase
 
 
 @registry.schedules("spacy_bert_heads.warmup_cosine.v1")
@@ -117,3 +119,33 @@ def divide_steps(phases: list[Phase], num_steps: int) -> list[int]:
     shares = [phase.share for phase in phases]
     ends = [round(num_steps * end / sum(shares)) for end in accumulate(shares)]
     return [end - begin for begin, end in pairwise([0, *ends])]
+
+
+def adam(
+    learn_rate: float | dict[str, Any] = 1e-4,
+    *,
+    warmup_steps: int | None = None,
+    **arguments: float,
+) -> dict[str, Any]:
+    """Return an optimizer block: AdamW with BERT's settings, a linear warm-up (by default over a
+    tenth of the run) and linear decay to 0 (Devlin et al. 2019, section A.2), unless `learn_rate`
+    is the block of another schedule. `arguments` are further arguments of thinc's Adam.v1."""
+    if not isinstance(learn_rate, dict):
+        learn_rate = {
+            "@schedules": "spacy_bert_heads.warmup_linear.v1",
+            "initial_rate": learn_rate,
+            "warmup_steps": warmup_steps,
+            "total_steps": None,
+        }
+    return {
+        "@optimizers": "Adam.v1",
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-6,
+        "L2": 0.01,
+        "L2_is_weight_decay": True,
+        "grad_clip": 1.0,
+        "use_averages": False,
+        **arguments,
+        "learn_rate": learn_rate,
+    }

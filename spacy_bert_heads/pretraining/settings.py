@@ -22,6 +22,8 @@ from thinc.api import Config
 
 from ..deprecated import warn_deprecated
 from .masking import Masking as MaskingOfABatch
+from .noise import Noise
+from .schedule import adam
 
 # Layers and hidden size of each size: Turc et al. 2019, table 1; base and large of Devlin et al.
 # 2019.
@@ -164,6 +166,33 @@ class Masking(MaskingOfABatch):
         return self.rate + (self.final_rate - self.rate) * done
 
 
+@dataclass(frozen=True, config=FORBID)
+class Denoising(Noise):
+    """Hold the settings of a decoder that restores damaged texts, see `Noise`; without kinds there
+    is none. The decoder is saved in the folder "decoder" of the encoder's.
+
+    weight: that of its loss, a mean over the wordpieces that it writes; with an mlm_weight of 0
+    nothing else is learned. decoder: "encoder" initialises it with the encoder's weights, "random"
+    with new ones. num_layers: its layers, null for as many as the encoder has.
+    """
+
+    kinds: tuple[Literal["permutation", "rotation", "deletion", "infilling", "mass"], ...] = ()
+    rate: Share = 0.3
+    mean_span: Positive = 3.0
+    weight: NotNegative = 1.0
+    decoder: Literal["encoder", "random"] = "encoder"
+    num_layers: Count | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Denoising:
+        if "mass" in self.kinds and len(self.kinds) > 1:
+            raise ValueError(
+                "denoising.kinds has mass, which can't be combined: the decoder writes only a part of "
+                'the text. Set it to ["mass"], or leave mass out.'
+            )
+        return self
+
+
 @dataclass(config=FORBID)
 class Phase:
     """Hold a part of the run, with sequences of `max_length` wordpieces and its share of the
@@ -171,33 +200,6 @@ class Phase:
 
     max_length: Annotated[int, Field(strict=True, ge=8)]
     share: Positive = 1.0
-
-
-def adam(
-    learn_rate: float | Block = 1e-4, *, warmup_steps: int | None = None, **arguments: float
-) -> dict[str, Any]:
-    """Return an optimizer block: AdamW with BERT's settings, a linear warm-up (by default over a
-    tenth of the run) and linear decay to 0 (Devlin et al. 2019, section A.2), unless `learn_rate`
-    is the block of another schedule. `arguments` are further arguments of thinc's Adam.v1."""
-    if not isinstance(learn_rate, dict):
-        learn_rate = {
-            "@schedules": "spacy_bert_heads.warmup_linear.v1",
-            "initial_rate": learn_rate,
-            "warmup_steps": warmup_steps,
-            "total_steps": None,
-        }
-    return {
-        "@optimizers": "Adam.v1",
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "eps": 1e-6,
-        "L2": 0.01,
-        "L2_is_weight_decay": True,
-        "grad_clip": 1.0,
-        "use_averages": False,
-        **arguments,
-        "learn_rate": learn_rate,
-    }
 
 
 @dataclass(config=FORBID)
@@ -251,6 +253,7 @@ class Settings:
     text: Text = field(default_factory=Text)
     objective: Objective = field(default_factory=Objective)
     masking: Masking = field(default_factory=Masking)
+    denoising: Denoising = field(default_factory=Denoising)
     training: Training = field(default_factory=Training)
     corpora: Corpora = field(default_factory=Corpora)
 
@@ -265,6 +268,11 @@ class Settings:
             raise ValueError(
                 'masking.units is "spans", but text.pipeline is null. Set it to a pipeline that '
                 "finds entities or noun chunks."
+            )
+        if self.denoising.kinds and self.objective.sentences != "doc-sentences":
+            raise ValueError(
+                f"denoising damages parts of one document, but objective.sentences is "
+                f'"{self.objective.sentences}". Set it to "doc-sentences".'
             )
         e = self.encoder
         if e.add_words and self.paths.encoder is None and e.tokenizer is None:
