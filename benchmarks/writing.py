@@ -26,7 +26,7 @@ from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus
 
-EPOCHS = {"e2e": 20, "scitldr": 3}
+EPOCHS = {"e2e": 10, "scitldr": 2}
 N_TEST = 300
 NUM_LAYERS = 3
 ORIGINS = ("random", "encoder", "denoised")
@@ -38,8 +38,8 @@ NOISED = "pretrain-noise"
 
 def list_jobs() -> list[Job]:
     jobs = [Job(NOISED, 10, pretrain)]
-    for seed in SEEDS:
-        for task in EPOCHS:
+    for task in EPOCHS:
+        for seed in SEEDS:
             for origin in ORIGINS:
                 for frozen in ("", "-frozen"):
                     name = f"{task}-{origin}{frozen}-{seed}"

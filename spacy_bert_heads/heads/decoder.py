@@ -72,11 +72,11 @@ class Decoder(nn.Module):
 
     @property
     def start_id(self) -> int:
-        return int(self.model.config.bos_token_id)
+        return int(cast(int, self.model.config.bos_token_id))
 
     @property
     def end_id(self) -> int:
-        return int(self.model.config.eos_token_id)
+        return int(cast(int, self.model.config.eos_token_id))
 
     def forward(self, hidden: HiddenStates, targets: list[Ints1d]) -> TargetLogits:
         """Compute the logits of each target wordpiece by those before it (teacher forcing)."""

@@ -63,8 +63,8 @@ def generate(
         part, positions = batch.take_windows(*windows_of(docs, batch.num_windows))
         rows = hidden.states[torch.from_numpy(positions).to(hidden.states.device)].to(dtype)
         memory, mask = pad_states(rows, part)
-        output = generator.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+        output: Any = generator.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=cast(Any, memory)),
             attention_mask=mask,
             generation_config=config,
         )

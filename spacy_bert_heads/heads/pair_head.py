@@ -260,7 +260,7 @@ class BertPairHead(BertHead):
         raise NotImplementedError
 
 
-class UnlabelledPairHead(UnlabelledHead, BertPairHead):
+class UnlabelledPairHead(UnlabelledHead, BertPairHead):  # type: ignore[misc]
     """The base class of pair heads without labels."""
 
 

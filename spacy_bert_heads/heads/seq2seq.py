@@ -116,7 +116,7 @@ def score_seq2seq(
         return dict.fromkeys(SCORES)
     texts, references = map(list, zip(*pairs, strict=True))
     most = max(map(len, references))
-    columns = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    columns: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
     bleu = BLEU(lowercase=lowercase).corpus_score(texts, columns)
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)  # which always ignores case
     rouge = [scorer.score_multi(own, text) for text, own in pairs]

@@ -230,18 +230,17 @@ def make_batch(
     """Read the examples with these numbers and mask them, differently in each epoch (RoBERTa,
     section 4.1); and read them once more, damaged by `noise`. With None for one of the two they are
     read once. An example is the same in any batch, and takes 70 µs (128 wordpieces)."""
-    examples = [
-        make_example(corpus, plan, number, vocabulary, masking, random)
-        for number in (numbers.tolist() if masking else ())
-        for random in [generator(plan.seed, Purpose.MASKS, plan.epoch, number)]
-    ]
-    restored = {}
-    for number in numbers.tolist() if noise else ():
-        random = generator(plan.seed, Purpose.NOISE, plan.epoch, number)
-        example, restored[len(examples)] = damage_example(
-            corpus, plan, number, vocabulary, noise, random
-        )
-        examples.append(example)
+    examples, restored = [], {}
+    if masking:
+        for number in numbers.tolist():
+            random = generator(plan.seed, Purpose.MASKS, plan.epoch, number)
+            examples.append(make_example(corpus, plan, number, vocabulary, masking, random))
+    if noise:
+        for number in numbers.tolist():
+            random = generator(plan.seed, Purpose.NOISE, plan.epoch, number)
+            example, whole = damage_example(corpus, plan, number, vocabulary, noise, random)
+            restored[len(examples)] = whole
+            examples.append(example)
     none = np.empty(0, dtype=np.int64)
     ids, type_ids, masked, targets = (
         [none, *(example[i] for example in examples)] for i in range(4)

@@ -6,7 +6,7 @@ checkpoint can be loaded by transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -243,7 +243,7 @@ class Pretrainer(nn.Module):
         *,
         max_batch_tokens: int,
         autocast: torch.autocast,
-        scales: tuple[float, float, float] | None,
+        scales: Sequence[float] | None,
     ) -> torch.Tensor:
         """Run a batch part by part, and return its sums in the order of `Totals`, float64 (9,).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class Run:
         o = self.settings.objective
         return o.mlm_weight, o.sentence_weight, self.settings.denoising.weight
 
-    def _run(self, batch: Batch, scales: tuple[float, ...] | None) -> torch.Tensor:
+    def _run(self, batch: Batch, scales: Sequence[float] | None) -> torch.Tensor:
         if not len(batch.labels):  # more processes than examples
             return no_totals(self.processes.device)
         t = self.settings.training

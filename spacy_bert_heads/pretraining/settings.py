@@ -187,8 +187,8 @@ class Denoising(Noise):
     def _check(self) -> Denoising:
         if "mass" in self.kinds and len(self.kinds) > 1:
             raise ValueError(
-                "denoising.kinds has mass, which can't be combined: the decoder writes only a part of "
-                'the text. Set it to ["mass"], or leave mass out.'
+                "denoising.kinds has mass, which can't be combined: the decoder writes only a part "
+                'of the text. Set it to ["mass"], or leave mass out.'
             )
         return self
 
