@@ -96,9 +96,7 @@ class Pretrainer(nn.Module):
         RAISES (ValueError): If it has no mask token.
         """
         checkpoint = self.encoder.checkpoint
-        tokenizer = checkpoint.tokenizer.tokenizer
-        mask = checkpoint.tokenizer_settings.get("mask_token")
-        mask_id = tokenizer.token_to_id(mask["content"] if isinstance(mask, dict) else mask or "")
+        tokenizer, mask_id = checkpoint.tokenizer.tokenizer, checkpoint.mask_id
         if mask_id is None:
             raise ValueError("The tokenizer has no mask token, so no piece can be masked.")
         added = tokenizer.get_added_tokens_decoder()
