@@ -151,11 +151,13 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
             "norm_bias": norm.bias is not None,
         },
     )
+    assert module.dense is not None and module.dense.norm is not None
     module.dense.linear.load_state_dict(linear.state_dict())
     module.dense.norm.load_state_dict(norm.state_dict())
-    with torch.no_grad():
-        module.classifier.weight.copy_(decoder.weight[ids])
-        module.classifier.bias.copy_(0.0 if decoder.bias is None else decoder.bias[ids])
+    rows = {"weight": decoder.weight[ids], "bias": torch.zeros(len(ids))}
+    if decoder.bias is not None:
+        rows["bias"] = decoder.bias[ids]
+    module.classifier.load_state_dict(rows)
     shim_of(model).module = module
     return model
 

@@ -154,8 +154,8 @@ def layer_names(family: str, task: str) -> dict[str, str]:
             f"{', '.join(FAMILIES)}."
         )
     if task == "fill-mask":
-        layers = FAMILIES[family].masked
-        return dict(zip(("dense.linear", "dense.norm", "classifier"), layers, strict=True))
+        own = ("dense.linear", "dense.norm", "classifier")
+        return dict(zip(own, FAMILIES[family].masked, strict=True))
     names = {"classifier": "classifier"}
     if task == "text-classification":
         layers = FAMILIES[family]
