@@ -18,6 +18,14 @@ def test_frozen_components(checkpoint, frozen):
         assert any((new[key] != old[key]).any() for key in old) == (name != frozen), name
 
 
+def test_a_new_head_on_an_encoder_that_is_frozen_from_the_start(checkpoint):
+    """spaCy initializes the pipeline without what is in frozen_components."""
+    nlp = build(checkpoint, "nli", "qa")
+    with nlp.select_pipes(disable=["bert_encoder"]):
+        nlp.initialize(lambda: make_examples(nlp))
+    assert train(nlp, steps=1, exclude=["bert_encoder"]).keys() == {"bert_nli", "bert_qa"}
+
+
 def test_annotating_components(checkpoint):
     """What is predicted stands on the Docs, for components behind; what is learned is the same."""
     nlp, other = build(checkpoint, "qa", "nli"), build(checkpoint, "qa", "nli")

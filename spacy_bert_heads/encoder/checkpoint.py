@@ -72,6 +72,13 @@ class Checkpoint:
         return num_types > 1 and "token_type_ids" in given
 
     @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token; None if the tokenizer has none."""
+        mask = self.tokenizer_settings.get("mask_token")
+        name = mask["content"] if isinstance(mask, dict) else mask or ""
+        return self.tokenizer.tokenizer.token_to_id(name)
+
+    @property
     def max_window(self) -> int:
         """The maximum length of a sequence, by the model's position embeddings."""
         positions = getattr(self.config, "max_position_embeddings", None) or 10**9

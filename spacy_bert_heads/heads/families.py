@@ -24,25 +24,58 @@ ARCHITECTURES = {
 class Family:
     """The names of layers in a family's class for sequences. `dense` is the layer between the
     pooled hidden state and the classifier. `choice_dense` is that of the class for multiple choice,
-    if it is another one; the classifier of that class is always named "classifier"."""
+    if it is another one; the classifier of that class is always named "classifier". `masked` are
+    the layers of the class for masked words: a linear one, whose activation is the setting
+    `masked_act`, by default gelu; a LayerNorm; and the one that returns logits."""
 
     dense: str
     classifier: str = "classifier"
     choice_dense: str = ""
+    masked: tuple[str, str, str] = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder")
+    masked_act: str = ""
 
 
 # A tag that the checkpoint lacks starts as a copy of the most similar tag of its label, with a
 # logit that is lower by this: it never wins and takes less than e^-10 = 5e-5 of the probability.
 MARGIN = 10.0
 _ROBERTA = Family("classifier.dense", "classifier.out_proj", "roberta.pooler.dense")
+_BERTS: dict[str, Any] = {
+    "masked": (
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+    ),
+    "masked_act": "hidden_act",
+}
 FAMILIES = {
-    "albert": Family("albert.pooler"),
-    "bert": Family("bert.pooler.dense"),
+    "albert": Family(
+        "albert.pooler",
+        masked=("predictions.dense", "predictions.LayerNorm", "predictions.decoder"),
+        masked_act="hidden_act",
+    ),
+    "bert": Family("bert.pooler.dense", **_BERTS),
     "camembert": _ROBERTA,
-    "deberta-v2": Family("pooler.dense"),
-    "distilbert": Family("pre_classifier"),
-    "electra": Family("classifier.dense", "classifier.out_proj", "sequence_summary.summary"),
-    "modernbert": Family("head.dense"),
+    "deberta-v2": Family("pooler.dense", **_BERTS),
+    "distilbert": Family(
+        "pre_classifier",
+        masked=("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+        masked_act="activation",
+    ),
+    "electra": Family(
+        "classifier.dense",
+        "classifier.out_proj",
+        "sequence_summary.summary",
+        masked=(
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head",
+        ),
+    ),
+    "modernbert": Family(
+        "head.dense",
+        masked=("head.dense", "head.norm", "decoder"),
+        masked_act="classifier_activation",
+    ),
     "mpnet": Family("classifier.dense", "classifier.out_proj", "mpnet.pooler.dense"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -98,6 +131,12 @@ def dense_settings(config: Any, dropout: float, *, is_choice: bool = False) -> d
             return {"activation": "tanh"}
 
 
+def masked_word_activation(config: Any) -> str:
+    """Name the activation in a family's head for masked words."""
+    setting = FAMILIES[config.model_type].masked_act
+    return getattr(config, setting) if setting else "gelu"
+
+
 def count_classes(weights: dict[str, Any], family: str, task: str) -> int | None:
     """Count the classes that a checkpoint has weights for, which can differ from its configuration;
     None if it has no classifier. Raises ValueError if the family is not known."""
@@ -117,13 +156,16 @@ def select_classes(
 
 def layer_names(family: str, task: str) -> dict[str, str]:
     """Map the names of our module's layers to those in Hugging Face's model for a task:
-    "text-classification", "token-classification", "question-answering" or "multiple-choice". Raises
-    ValueError if the family, a `model_type`, is not known."""
+    "text-classification", "token-classification", "question-answering", "multiple-choice" or
+    "fill-mask". Raises ValueError if the family, a `model_type`, is not known."""
     if family not in FAMILIES:
         raise ValueError(
             f"Heads of '{family}' models can't be exchanged with Hugging Face. The families are: "
             f"{', '.join(FAMILIES)}."
         )
+    if task == "fill-mask":
+        own = ("dense.linear", "dense.norm", "classifier")
+        return dict(zip(own, FAMILIES[family].masked, strict=True))
     names = {"classifier": "classifier"}
     if task == "text-classification":
         layers = FAMILIES[family]

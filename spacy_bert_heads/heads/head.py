@@ -122,10 +122,10 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         if shim_of(self.model).has_module:
             try:
                 self.check_labels()
+                add_classes(self.model, self.n_classes - before)
             except ValueError:
                 self.cfg["labels"].pop()
                 raise
-            add_classes(self.model, self.n_classes - before)
         return 1
 
     def warn_unknown(self, label: str) -> None:

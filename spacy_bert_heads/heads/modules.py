@@ -16,8 +16,9 @@ class Dense(nn.Module):
     """The dense layer of a model family between hidden states and classifier: a linear layer, an
     activation, and in ModernBERT a LayerNorm.
 
-    `activation` is the name in Hugging Face's configurations. `dropout` is the probability before
-    the linear layer, `bias` whether that has a bias. With `norm_eps` None there is no LayerNorm.
+    `activation` is the name in Hugging Face's configurations. `width_out` is the width of the
+    output, None for that of the input. `dropout` is the probability before the linear layer, `bias`
+    whether that has a bias. With `norm_eps` None there is no LayerNorm.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Dense(nn.Module):
         width: int,
         *,
         activation: str,
+        width_out: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
         norm_eps: float | None = None,
@@ -34,14 +36,14 @@ class Dense(nn.Module):
 
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, width, bias=bias)
+        self.linear = nn.Linear(width, width_out or width, bias=bias)
         self.activation = ACT2FN[activation]
         self.norm = None
         if norm_eps is not None:
-            self.norm = nn.LayerNorm(width, eps=norm_eps, bias=norm_bias)
+            self.norm = nn.LayerNorm(width_out or width, eps=norm_eps, bias=norm_bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Map hidden states (n, width) to (n, width)."""
+        """Map hidden states (n, width) to (n, width_out)."""
         states = self.activation(self.linear(self.dropout(states)))
         return states if self.norm is None else self.norm(states)
 
@@ -73,7 +75,8 @@ class Classifier(nn.Module):
         }
         self.dense = None if dense is None else Dense(width, **dense)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, n_classes)
+        read = width if self.dense is None else self.dense.linear.out_features
+        self.classifier = nn.Linear(read, n_classes)
 
     def add_classes(self, number: int, *, std: float) -> None:
         """Append classes. The weights of existing classes stay; those of new ones are initialised
@@ -235,6 +238,30 @@ class SequenceClassifier(Classifier):
 class ChoiceClassifier(SequenceClassifier):
     """Classify each pair of a text and an option, with the layers of the family's class for
     multiple choice. It uses the encoder's pooler also where the class for sequences does not."""
+
+
+class ClozeClassifier(SequenceClassifier):
+    """Compare the labels' words where each window of a Doc has the pattern's mask: a head for
+    masked words, with a row of its decoder for each label. `mask_id` is the mask's wordpiece;
+    `pooling` is "mask", which no head of Hugging Face's has."""
+
+    def __init__(self, width: int, n_classes: int, *, mask_id: int, **settings: Any) -> None:
+        super().__init__(width, n_classes, mask_id=mask_id, **settings)
+        self.mask_id = mask_id
+
+    def add_classes(self, number: int, *, std: float) -> None:
+        raise ValueError(
+            "A label of a ClozeHead needs a word. Add it to words of the head's model, and "
+            "initialize the pipeline anew."
+        )
+
+    def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states (num_positions, width) to logits (num_texts, n_classes)."""
+        assert batch.offsets is not None
+        # A mask that is written in the Doc itself has an offset.
+        is_mask = (batch.input_ids == self.mask_id) & (batch.offsets.starts < 0)
+        vectors = states.index_select(0, _to(np.flatnonzero(is_mask), states))
+        return mean_by_group(self.classify(vectors), batch.num_windows)
 
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:

@@ -13,7 +13,7 @@ from spacy.training import Example
 from spacy.vocab import Vocab
 from thinc.api import Model
 
-from ..encoder.listener import checkpoint_behind, pack_for
+from ..encoder.listener import encoder_model_behind, pack_for
 from ..encoder.model import PackedPairs
 from ..text.doc_data import inputs_of, register_extension
 from ..text.pairs import Pairs, TextTooLong
@@ -86,7 +86,7 @@ class BertPairHead(BertHead):
         """Collect the labels and make the weights, as `BertHead.initialize` does. Also raises
         ValueError if there is no encoder that reads pairs."""
         tok2vec = self.model.get_ref("tok2vec")
-        if checkpoint_behind(tok2vec) is None:
+        if encoder_model_behind(tok2vec) is None:
             raise ValueError(
                 f"{self.name} reads pairs of texts, which '{tok2vec.name}' does not encode. Use "
                 "spacy_bert_heads.BertListener.v1 in its model, behind a bert_encoder."

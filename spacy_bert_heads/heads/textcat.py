@@ -30,6 +30,7 @@ from .categories import (
     score_beside,
 )
 from .claims import Claim, claim_categories, claim_category
+from .cloze import labels_with_words
 from .declared import HFClasses, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
@@ -251,7 +252,7 @@ class BertTextCat(BertHead):
         another text classifier has the same label.
         """
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
-        labels = parse_labels(nlp, self.name, labels)
+        labels = labels_with_words(self, parse_labels(nlp, self.name, labels))
         known = None if labels is None else {*labels, *self.labels}
         for example in get_examples():
             self._check_values(example, known)

@@ -25,6 +25,7 @@ from ..encoder.encoder import Encoder
 from ..encoder.features import mix_of
 from ..encoder.listener import BertListener, encoder_model_behind
 from ..encoder.model import checkpoint_of, encoder_of, layers_of, pack, shim_of
+from ..heads.cloze import PATTERN, pack_cloze
 from ..heads.head import BertHead
 from ..heads.layers import AGGREGATION
 from ..heads.pair_head import BertPairHead
@@ -85,6 +86,8 @@ def _explain(nlp: Language, head: BertHead, doc: Doc, target: Target, steps: int
         raise ValueError(f"{head.name} reads '{tok2vec.name}', which is no encoder of ours.")
     if isinstance(head, BertPairHead):
         batch = head.pack(Pairs([doc], [[target.asked]], head.doc_first)).batch
+    elif PATTERN in head.model.attrs:
+        batch = pack_cloze(head.model, [doc]).batch
     else:
         batch = pack(encoder_model, [doc])
     run = Run(head, encoder_model, batch)
@@ -119,9 +122,12 @@ class Run:
         self.encoder: Encoder = encoder_of(encoder_model)
         self.checkpoint: Checkpoint = checkpoint_of(encoder_model)
         self.own_layers = layers_of(encoder_model)
-        special = self.checkpoint.tokenizer
-        ids = [special.prefix, special.suffix, *special.pair[:3]]
-        self.is_special = np.isin(batch.input_ids, np.concatenate(ids))
+        assert batch.offsets is not None
+        self.is_special = batch.offsets.starts < 0
+        if isinstance(head, BertPairHead):  # whose second texts have no offsets
+            special = self.checkpoint.tokenizer
+            ids = [special.prefix, special.suffix, *special.pair[:3]]
+            self.is_special = np.isin(batch.input_ids, np.concatenate(ids))
 
     def integrate(self, target: Target, steps: int) -> tuple[Floats, float, float]:
         """Give what each position adds (num_positions,), and the log-odds of text and baseline."""

@@ -113,9 +113,7 @@ class Pretrainer(nn.Module):
         """Return what the examples need from the tokenizer. Raises ValueError if it has no mask
         token."""
         checkpoint = self.encoder.checkpoint
-        tokenizer = checkpoint.tokenizer.tokenizer
-        mask = checkpoint.tokenizer_settings.get("mask_token")
-        mask_id = tokenizer.token_to_id(mask["content"] if isinstance(mask, dict) else mask or "")
+        tokenizer, mask_id = checkpoint.tokenizer.tokenizer, checkpoint.mask_id
         if mask_id is None:
             raise ValueError(
                 "The tokenizer has no mask token. Use a checkpoint with one for pretraining."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,6 +69,13 @@ class WordpieceTokenizer:
     def num_special(self) -> int:
         """The number of special tokens around one text."""
         return len(self.prefix) + len(self.suffix)
+
+    def around(self, before: Ints1d, after: Ints1d) -> WordpieceTokenizer:
+        """Make one that has more wordpieces around every text, inside the special tokens."""
+        wider = copy(self)
+        wider.prefix = np.concatenate([self.prefix, before])
+        wider.suffix = np.concatenate([after, self.suffix])
+        return wider
 
     def __call__(self, texts: Sequence[str]) -> Wordpieces:
         """Tokenize texts of any length.
