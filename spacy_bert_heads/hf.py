@@ -12,7 +12,7 @@ from spacy.language import Language
 from .encoder.checkpoint import Checkpoint
 from .encoder.component import BertEncoder
 from .encoder.encoder import Encoder
-from .encoder.identity import give_id
+from .encoder.identity import assign_id
 from .encoder.loading import load_from
 from .encoder.model import checkpoint_of, prepare, shim_of
 from .encoder.source import open_source
@@ -96,7 +96,7 @@ def _add_checkpoint(
     _check_free(nlp, head, name)
     head.model.set_dim("nO", head.n_classes, force=True)
     head.model.initialize()
-    head.note_encoder()
+    head.record_encoder()
     module = shim_of(head.model).module
     assert isinstance(module, Classifier)
     for ours, theirs in layer_names(model.config.model_type, head.hf_task).items():
@@ -273,7 +273,7 @@ def _add_encoder(nlp: Language, name: str, revision: str | None, checkpoint: Che
     config = {"name": name, "revision": revision, "window": window, "stride": stride}
     encoder = nlp.add_pipe("bert_encoder", name=encoder_name, config={"model": config})
     assert isinstance(encoder, BertEncoder)
-    give_id(checkpoint)
+    assign_id(checkpoint)
     shim_of(encoder.model).module = Encoder(checkpoint)
     prepare(encoder.model)
     return encoder_name

@@ -169,7 +169,7 @@ def test_a_choice_with_an_option_that_is_too_long(nlp):
     examples = make_examples(nlp, [("A text", rows)])
     with pytest.warns(UserWarning, match="does not learn from a pair"):
         nlp.get_pipe("bert_choice").update(examples)
-    assert len(list(nlp.get_pipe("bert_choice").taught_pairs(examples[0]))) == 1
+    assert len(list(nlp.get_pipe("bert_choice").training_pairs(examples[0]))) == 1
     examples[0].predicted._.chosen = [None, make_choice(1)]
     assert score_choices(examples) == {"choice_acc": 0.5, "choice_chance": 0.5}
     assert score_choices([]) == {"choice_acc": None, "choice_chance": None}

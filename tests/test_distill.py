@@ -14,7 +14,7 @@ from thinc.api import Config
 from transformers import AutoModel
 
 from spacy_bert_heads.distill import distill
-from spacy_bert_heads.encoder.imitation import pull
+from spacy_bert_heads.encoder.imitation import distillation_gradient
 from spacy_bert_heads.encoder.loading import load_checkpoint
 from spacy_bert_heads.encoder.model import checkpoint_of
 
@@ -100,7 +100,7 @@ def test_the_loss_is_the_distance_to_the_teacher(joint, checkpoint):
     difference = head.predict(docs) - known.predict(docs)
     states = encoder.predict(docs).states.clone().requires_grad_()
     ((states - above.predict(docs).states).square().mean() / 2).backward()
-    found = pull(encoder.predict(docs), above.predict(docs))
+    found = distillation_gradient(encoder.predict(docs), above.predict(docs))
     torch.testing.assert_close(found, states.grad)
     losses: dict[str, float] = {}
     norms = []

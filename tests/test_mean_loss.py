@@ -10,7 +10,7 @@ import srsly
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_bert_heads.encoder.step import MeanLoss, note_loss
+from spacy_bert_heads.encoder.step import MeanLoss, add_loss
 
 LOSSES = st.lists(st.floats(0, 100), min_size=1, max_size=6)
 
@@ -20,7 +20,7 @@ def test_an_entry_is_a_mean_and_a_float_everywhere_else(one, other):
     losses: dict[str, float] = {}
     for name, values in (("one", one), ("other", other)):
         for value in values:
-            note_loss(losses, name, value)
+            add_loss(losses, name, value)
     a, b = losses["one"], losses["other"]
     assert a == pytest.approx(np.mean(one)) and b == pytest.approx(np.mean(other))
     x, y = float(a), float(b)

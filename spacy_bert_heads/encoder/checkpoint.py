@@ -157,8 +157,8 @@ class Checkpoint:
         if not 0 <= num_layers <= depth:
             raise ValueError(
                 f"frozen_layers is {num_layers}, but a '{self.family}' checkpoint has {depth} "
-                "layers that can be frozen one by one. To freeze the whole encoder, put its name "
-                "into [training] frozen_components."
+                "layers that can be frozen one by one. To freeze the whole encoder, add its name "
+                "to [training] frozen_components."
             )
         if self.adapter is not None:
             self.model.requires_grad_(False)

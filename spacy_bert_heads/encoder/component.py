@@ -25,7 +25,7 @@ from .cache import StatesCache
 from .encoder import Encoder
 from .hidden_states import HiddenStates
 from .identity import count_update
-from .imitation import Imitating, pull
+from .imitation import Imitating, distillation_gradient
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
@@ -172,7 +172,9 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
             if self._teacher is not None:
-                gradient = gradient + pull(hidden, self._teacher.read(inputs, None)[0])
+                gradient = gradient + distillation_gradient(
+                    hidden, self._teacher.read(inputs, None)[0]
+                )
             answer(gradient)
             step.items[listener.id] = listener.num_items
             if step.answer(listener.id):
@@ -358,7 +360,7 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
                         open_folder(folder), name=attrs["name"], revision=attrs["revision"]
                     )
                     shim_of(self.model).module = Encoder(checkpoint)
-                    self._settle()
+                    self._after_loading()
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -370,10 +372,10 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         """Load what `to_bytes` returned."""
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
-            self._settle()
+            self._after_loading()
         return self
 
-    def _settle(self) -> None:
+    def _after_loading(self) -> None:
         """Set up the model and its listeners for the loaded weights."""
         if shim_of(self.model).has_module:
             prepare(self.model)

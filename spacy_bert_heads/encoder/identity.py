@@ -38,7 +38,7 @@ def identify(encoder: Any, tokenizer: str) -> dict[str, str]:
     }
 
 
-def give_id(checkpoint: Checkpoint) -> None:
+def assign_id(checkpoint: Checkpoint) -> None:
     """Assign a new random id to the checkpoint of a new pipeline. Heads that are trained on it save
     the id, so that they are not used with another encoder by mistake."""
     checkpoint.origin |= {"id": uuid4().hex, "updates": 0}
@@ -48,7 +48,7 @@ def count_update(checkpoint: Checkpoint) -> None:
     """Count an update of the weights. A checkpoint that was saved by version 0.1 gets an id at its
     first update."""
     if "id" not in checkpoint.origin:
-        give_id(checkpoint)
+        assign_id(checkpoint)
     checkpoint.origin["updates"] += 1
 
 

@@ -1,4 +1,4 @@
-"""What an encoder has to learn from another one, or from what it was before."""
+"""Learning from another encoder's hidden states (distillation), and copies for rehearsal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Imitating:
     """The part of the encoder for distillation and rehearsal."""
 
     model: EncoderModel
-    _settle: Callable[[], None]
+    _after_loading: Callable[[], None]
     _remembered: tuple[int, EncoderModel] | None = None  # a copy with its version
     _teacher: BertEncoder | None = None
 
@@ -36,7 +36,7 @@ class Imitating:
         checkpoint_of(self.model).keep_layers(numbers)
         shim_of(self.model).version += 1
         self.model.attrs["layers"] = [-1]
-        self._settle()
+        self._after_loading()
 
     def follow(self, teacher: BertEncoder) -> None:
         """Add the distance to a teacher's hidden states to the loss of each head from now on: half
@@ -45,7 +45,7 @@ class Imitating:
         self._teacher = teacher
 
 
-def pull(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
+def distillation_gradient(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
     """Return the gradient of half the mean squared difference between hidden states, with respect
     to those of the student (num_positions, num_layers * hidden_size)."""
     difference = hidden.states - wanted.states.to(hidden.states)

@@ -21,7 +21,7 @@ from .adapters import AdapterSettings, make_settings, merge_adapter
 from .checkpoint import Checkpoint
 from .encoder import Encoder
 from .hidden_states import HiddenStates, Layers
-from .identity import give_id
+from .identity import assign_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
 from .saved import add_identity, encoder_from_files, encoder_to_files
@@ -163,10 +163,10 @@ def init(model: EncoderModel, X: Any = None, Y: Any = None) -> EncoderModel:
         checkpoint = load_checkpoint(model.attrs["name"], model.attrs["revision"])
         if model.attrs["share_checkpoint"]:
             add_identity(checkpoint)
-        give_id(checkpoint)
+        assign_id(checkpoint)
         shim.module = Encoder(checkpoint)
     prepare(model)
-    open_adapter(model)
+    prepare_adapter(model)
     return model
 
 
@@ -200,7 +200,7 @@ def check_room(model: EncoderModel, num_special: int) -> None:
     if not model.attrs["stride"] <= room:
         raise ValueError(
             f"stride is {model.attrs['stride']}, but a window of {window} has room for {room} "
-            f"wordpieces beside the special tokens. Set stride to {room} or less."
+            f"wordpieces besides the special tokens. Set stride to {room} or less."
         )
 
 
@@ -271,7 +271,7 @@ def forward(
     if not is_train:
         return encode(model, batch), lambda gradient: inputs
 
-    open_adapter(model)
+    prepare_adapter(model)
     encoder, shim = encoder_of(model), shim_of(model)
     with shim.training(), shim.autocast():
         hidden = encoder.encode(
@@ -313,7 +313,7 @@ def encode(model: EncoderModel, batch: PackedBatch) -> HiddenStates:
     return hidden
 
 
-def open_adapter(model: EncoderModel) -> None:
+def prepare_adapter(model: EncoderModel) -> None:
     """Prepare an adapter for training: add it, or unmerge LoRA from the weights."""
     checkpoint, settings = checkpoint_of(model), model.attrs["adapter"]
     if settings is not None and checkpoint.adapter is None:

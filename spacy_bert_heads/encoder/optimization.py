@@ -67,9 +67,9 @@ class Optimization:
                 "keep a component from learning, add its name to [training] frozen_components."
             )
         self.learning_rate_multiplier, self.layer_decay = learning_rate_multiplier, layer_decay
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Reset the moments and the gradient scale, for new weights."""
         self._adam: torch.optim.AdamW | None = None
         self._driver: Optimizer | None = None

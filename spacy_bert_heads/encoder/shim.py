@@ -150,7 +150,7 @@ class TorchShim(Shim):
         self._model = module.to(device).eval()
         self._pid = os.getpid()
         self.version += 1
-        self.optimization.forget()
+        self.optimization.reset()
 
     def clear(self) -> None:
         """Remove the module, so that `initialize` makes a new one."""
@@ -232,7 +232,7 @@ class TorchShim(Shim):
             self._model.to(device)
             self._pid = os.getpid()
             self.version += 1
-            self.optimization.forget()
+            self.optimization.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -45,7 +45,7 @@ class MeanLoss(float):
         return MeanLoss, (float(self), self.count)
 
 
-def note_loss(losses: dict[str, float], name: str, loss: float) -> None:
+def add_loss(losses: dict[str, float], name: str, loss: float) -> None:
     """Add the loss of an update to a component's mean over updates. If the caller has put a plain
     number there, add to that number instead."""
     before = losses.setdefault(name, MeanLoss())
@@ -166,7 +166,7 @@ class TrainingStep:
             read = self.reads.pop()
             if read.gradients:
                 read.backprop(read.sum(weights))
-                note_loss(self.losses, self.encoder_name, float(read.sum().norm()))
+                add_loss(self.losses, self.encoder_name, float(read.sum().norm()))
 
 
 class Read:

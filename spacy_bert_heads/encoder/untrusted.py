@@ -198,7 +198,7 @@ def read_tokenizer(source: Source, config: PretrainedConfig | None) -> FastToken
         raise ValueError(missing or "The tokenizer has no vocabulary.")
     if not tokenizer.is_fast:
         raise NotBert(
-            f"The tokenizer of '{source.name}' has no fast version, so it gives no character "
+            f"The tokenizer of '{source.name}' has no fast version, so it has no character "
             "offsets. Add a tokenizer.json: AutoTokenizer.from_pretrained(…, use_fast=True)"
             ".save_pretrained(…), with `pip install sentencepiece tiktoken` if it asks for them."
         )

@@ -122,7 +122,7 @@ class _SpanTable(NamedTuple):
         window = np.repeat(np.arange(len(batch.seqlens)), batch.seqlens)[positions]
         number = (np.cumsum(offsets.starts >= 0) - 1)[positions]
         left = number - (np.cumsum(windows.lengths) - windows.lengths)[window]
-        shortest, longest = _read_here(windows, window, left)
+        shortest, longest = _readable_lengths(windows, window, left)
         return _SpanTable(
             logits[positions, 0],
             logits[positions, 1],
@@ -151,7 +151,7 @@ class _SpanTable(NamedTuple):
             yield rows, np.where(inside, spans, -np.inf), self.last_char[at]
 
 
-def _read_here(windows: DocWindows, window: Ints1d, left: Ints1d) -> tuple[Ints1d, Ints1d]:
+def _readable_lengths(windows: DocWindows, window: Ints1d, left: Ints1d) -> tuple[Ints1d, Ints1d]:
     """Return the minimum and maximum length of spans that are read in the window of their first
     wordpiece.
 

@@ -90,7 +90,7 @@ class CalibratedHead(DeclaredHead):
         """Whether a threshold is set."""
         return any(self.cfg.get(key) for key in self.no_thresholds)
 
-    def is_sure(self, label: str, probability: float) -> bool:
+    def reaches_threshold(self, label: str, probability: float) -> bool:
         """Return whether a prediction reaches the threshold of its label."""
         thresholds = self.cfg.get("thresholds")
         return not thresholds or probability >= thresholds.get(label, 0.0)

@@ -81,9 +81,8 @@ def check_positive(
     """Raise ValueError if a `positive_label` is not one of two exclusive categories."""
     if label is not None and not (exclusive and len(labels) == 2 and label in labels):
         raise ValueError(
-            f"positive_label of {name} is '{label}', but must be one of two categories of which "
-            f"one holds. Its labels are {', '.join(labels)}"
-            f"{'' if exclusive else ' (any number holds)'}."
+            f"positive_label of {name} is '{label}', but must be one of two exclusive categories. "
+            f"Its labels are {', '.join(labels)}{'' if exclusive else ' (not exclusive)'}."
         )
 
 

@@ -184,7 +184,7 @@ class BertChoice(UnlabelledPairHead):
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the softmax cross-entropy in nats over the options, a mean over choices. `output`
         has the logits of all options (num_options, 1), choice after choice."""
-        taught = list(chain.from_iterable(map(self.taught_pairs, examples)))
+        taught = list(chain.from_iterable(map(self.training_pairs, examples)))
         parts = output[:, 0].split([len(choice["options"]) for choice, _ in taught])
         rows = torch.nn.utils.rnn.pad_sequence(
             list(parts), batch_first=True, padding_value=-torch.inf

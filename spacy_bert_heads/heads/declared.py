@@ -35,7 +35,7 @@ def check_softmax(names: Sequence[str], checkpoint: str) -> None:
     if len(names) == 1:
         raise ValueError(
             f"'{checkpoint}' has one class, '{names[0]}', and the softmax over one is 1 for every "
-            'text. Take its probability by itself (a sigmoid): task="textcat_multilabel".'
+            'text. For a sigmoid instead, set task="textcat_multilabel".'
         )
 
 

@@ -59,15 +59,15 @@ def write_entities(
         _write_group(doc, entities, component, spans_key)
 
 
-def part_entities(
-    doc: Doc, entities: list[Entity], is_sure: Callable[[str, float], bool]
+def split_by_threshold(
+    doc: Doc, entities: list[Entity], reaches_threshold: Callable[[str, float], bool]
 ) -> tuple[list[Entity], list[dict[str, Any]]]:
     """Split entities into those that reach their thresholds, and entries of `doc._.abstained` for
     the others."""
     kept, entries = [], []
     for row in entities:
         span, score = Span(doc, row[0], row[1], label=row[2]), row[3]
-        if is_sure(span.label_, score):
+        if reaches_threshold(span.label_, score):
             kept.append(row)
         else:
             place = {"start_char": span.start_char, "end_char": span.end_char}

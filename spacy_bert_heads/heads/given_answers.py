@@ -11,14 +11,16 @@ from spacy.tokens import Doc, Span, SpanGroup
 from .answers import kind_of
 
 
-def take_back(
-    answers: list[dict[str, Any]], questions: Sequence[str], is_sure: Callable[[str, float], bool]
+def apply_thresholds(
+    answers: list[dict[str, Any]],
+    questions: Sequence[str],
+    reaches_threshold: Callable[[str, float], bool],
 ) -> list[dict[str, Any]]:
     """Replace answers below their thresholds by "no answer", in place; they become the first of the
     alternatives. Returns the entries for `doc._.abstained`."""
     entries = []
     for i, (answer, question) in enumerate(zip(answers, questions, strict=True)):
-        if not answer or is_sure(kind_of(answer), answer["score"]):
+        if not answer or reaches_threshold(kind_of(answer), answer["score"]):
             continue
         entries.append({"label": kind_of(answer), "score": answer["score"], "asked": question})
         if answer["text"]:

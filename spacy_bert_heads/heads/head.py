@@ -23,7 +23,7 @@ from ..files import AGAIN, check_digests, in_component, write_digests
 from ..text.doc_data import register_abstained
 from .calibrated import CalibratedHead, check_temperature, check_thresholds
 from .free_text import parse_labels
-from .imitation import Begun, Imitating
+from .imitation import Imitating, StartedUpdate
 from .layers import add_classes
 from .outputs import differentiate, map_tensors
 from .stream import group_docs
@@ -176,7 +176,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         for listener in self._listeners():
             listener.trained_on = listener.trained_at = None
         self.model.initialize(X=docs or None)
-        self.note_encoder()
+        self.record_encoder()
         self.start_from_data(get_examples())
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
@@ -223,17 +223,17 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.update")
         losses.setdefault(self.name, MeanLoss())
-        begun = self._begin(examples)
-        if begun is None:
+        started = self._begin(examples)
+        if started is None:
             for listener in self._listeners():
                 listener.skip()
         else:
-            self.learn(begun, losses)
+            self.learn(started, losses)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
 
-    def _begin(self, examples: list[Example]) -> Begun | None:
+    def _begin(self, examples: list[Example]) -> StartedUpdate | None:
         """Run the model on the examples of a batch that the head can learn from; None if there are
         none."""
         if self._teacher is not None:
@@ -245,7 +245,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         if step is None:
             return None
         docs = [eg.predicted for eg in annotated]
-        return Begun(*step, lambda output: self.loss(annotated, output), docs)
+        return StartedUpdate(*step, lambda output: self.loss(annotated, output), docs)
 
     def loss(self, examples: Sequence[Example], output: Any) -> torch.Tensor:
         """Compute the loss of annotated examples, a scalar tensor.
@@ -291,7 +291,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     def _listeners(self) -> list[BertListener]:
         return [node for node in self.model.walk() if isinstance(node, BertListener)]
 
-    def note_encoder(self, docs: Sequence[Doc] = ()) -> None:
+    def record_encoder(self, docs: Sequence[Doc] = ()) -> None:
         """Remember which encoder this head is trained on. The id is saved with the head; prediction
         with another encoder is an error."""
         for listener in self._listeners():
@@ -324,15 +324,15 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
                 raise ValueError(f"There is no '{folder / name}' of '{self.name}'. {AGAIN}")
         with in_component(self.name, folder):
             super().from_disk(folder, exclude=exclude)
-            return self._settle()
+            return self._after_loading()
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> "BertHead":
         """Load what `to_bytes` returned."""
         with in_component(self.name):
             super().from_bytes(bytes_data, exclude=tuple(exclude))
-            return self._settle()
+            return self._after_loading()
 
-    def _settle(self) -> "BertHead":
+    def _after_loading(self) -> "BertHead":
         """Apply the settings of the config after loading.
 
         A setting that was changed in the config since the head was saved overrides the saved one.

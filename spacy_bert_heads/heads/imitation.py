@@ -15,12 +15,12 @@ from thinc.api import Model, Optimizer
 
 from ..encoder.listener import BertListener
 from ..encoder.model import PackedPairs, shim_of
-from ..encoder.step import note_loss
+from ..encoder.step import add_loss
 from .losses import mean_over, num_items_of
 from .outputs import differentiate, tensors_of
 
 
-class Begun(NamedTuple):
+class StartedUpdate(NamedTuple):
     """An update after the forward pass: the model's output, the callback for a gradient of the same
     structure, the loss as a function of the output, and the Docs that were read."""
 
@@ -49,7 +49,7 @@ class Imitating:
     name: str
     model: Model
     finish_update: Callable[[Optimizer], None]
-    note_encoder: Callable[..., None]
+    record_encoder: Callable[..., None]
     _listeners: Callable[[], list[BertListener]]
     _backprop: Callable[[Any, Callable[[Any], Any], float], None]
     # Not spaCy's `_rehearsal_model`: `spacy train` would copy every sourced head and its encoder.
@@ -80,19 +80,19 @@ class Imitating:
 
     def begin_imitation(
         self, docs: list[Doc], inputs: list[Doc] | PackedPairs, teacher: Model
-    ) -> Begun:
+    ) -> StartedUpdate:
         """Run the model with a graph on `unlabelled_inputs`, to learn the predictions of a
         teacher."""
         wanted = teacher.predict(inputs)
         output, backprop = self.model.begin_update(inputs)
-        return Begun(output, backprop, lambda output: distance(output, wanted), docs)
+        return StartedUpdate(output, backprop, lambda output: distance(output, wanted), docs)
 
-    def learn(self, begun: Begun, losses: dict[str, float]) -> None:
+    def learn(self, started: StartedUpdate, losses: dict[str, float]) -> None:
         """Run the backward pass of an update, and add its loss to `losses`."""
-        loss, gradient = differentiate(begun.loss, begun.output)
-        self._backprop(gradient, begun.backprop, num_items_of(loss, default=len(begun.docs)))
-        note_loss(losses, self.name, float(loss.detach()))
-        self.note_encoder(begun.docs)
+        loss, gradient = differentiate(started.loss, started.output)
+        self._backprop(gradient, started.backprop, num_items_of(loss, default=len(started.docs)))
+        add_loss(losses, self.name, float(loss.detach()))
+        self.record_encoder(started.docs)
 
     def rehearse(
         self,

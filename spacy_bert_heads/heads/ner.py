@@ -24,7 +24,7 @@ from .claims import Claim, claim_entities
 from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
-from .entities import part_entities, write_entities
+from .entities import split_by_threshold, write_entities
 from .find import register_extensions
 from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
@@ -275,12 +275,12 @@ class BertNER(BertHead):
         if self.cfg["scheme"] in ("BILOU", "IOBES"):
             warnings.warn(
                 "transformers.pipeline doesn't know the tags L and U and will not join the tokens "
-                "of an entity; AutoModelForTokenClassification gives the same logits.",
+                "of an entity; AutoModelForTokenClassification returns the same logits.",
                 stacklevel=4,
             )
         return self.tags
 
-    def _settle(self) -> "BertNER":
+    def _after_loading(self) -> "BertNER":
         if self.cfg["scheme"] != self._config["scheme"]:
             raise ValueError(
                 f'{self.name} was trained with scheme = "{self.cfg["scheme"]}", so it can\'t be '
@@ -293,7 +293,7 @@ class BertNER(BertHead):
                 f'{self.name} was not trained with loss = "{wanted}", so it can\'t be loaded with '
                 "it. Train it again for that."
             )
-        super()._settle()
+        super()._after_loading()
         return self
 
     def check_labels(self) -> None:
@@ -357,8 +357,7 @@ class BertNER(BertHead):
         )
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Score the annotated examples. Spans that are annotated as wrong (`!PERSON`) count as not
-        annotated."""
+        """Score the annotated examples; negated entities (`!PERSON`) count as not annotated."""
         return super().score((without_negated(eg, self.labels) for eg in examples), **kwargs)
 
     def tally(self, example: Example) -> Tally:
@@ -372,8 +371,10 @@ class BertNER(BertHead):
         for example in examples:
             yield from claim_entities(without_negated(example, self.labels), self.name)
 
-    def is_sure(self, label: str, probability: float) -> bool:
-        return probability >= self.cfg["threshold"] and super().is_sure(label, probability)
+    def reaches_threshold(self, label: str, probability: float) -> bool:
+        return probability >= self.cfg["threshold"] and super().reaches_threshold(
+            label, probability
+        )
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the entities and their probabilities."""
@@ -394,6 +395,6 @@ class BertNER(BertHead):
             found = rows[bounds[i] : bounds[i + 1]]
             left_out: list[dict[str, Any]] = []
             if self.may_abstain:
-                found, left_out = part_entities(doc, found, self.is_sure)
+                found, left_out = split_by_threshold(doc, found, self.reaches_threshold)
             self.note_abstained(doc, left_out)
             write_entities(doc, found, component=self.name, spans_key=self.cfg["spans_key"])

@@ -253,7 +253,7 @@ class BertNLI(BertPairHead):
         for a single label. It is a mean over the annotated pairs; class weights are applied as in
         torch's cross_entropy."""
         number = {label: i for i, label in enumerate(self.labels)}
-        labels = [entry["label"] for eg in examples for _, entry in self.taught_pairs(eg)]
+        labels = [entry["label"] for eg in examples for _, entry in self.training_pairs(eg)]
         if len(number) == 1:
             holds = output.new_tensor([float(label in number) for label in labels])
             losses = F.binary_cross_entropy_with_logits(output[:, 0], holds, reduction="sum")
@@ -298,7 +298,7 @@ class BertNLI(BertPairHead):
         the prediction to `left_out`."""
         label, scores = judged.verdict["label"], judged.verdict["scores"]
         p = with_none(scores)[label]
-        if self.is_sure(label, p):
+        if self.reaches_threshold(label, p):
             return judged.verdict
         left_out.append({"label": label, "score": p, "asked": asked})
         return make_verdict(LEFT_OUT, scores)

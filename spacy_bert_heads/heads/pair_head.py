@@ -123,7 +123,7 @@ class BertPairHead(BertHead):
             if entry is not None:
                 yield one, entry
 
-    def taught_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
+    def training_pairs(self, example: Example) -> Iterator[tuple[Any, Any]]:
         """Yield the `gold_pairs` that the head learns from: all but those with a text that is too
         long. Scores count those as wrong."""
         for one, entry in self.gold_pairs(example):
@@ -153,7 +153,7 @@ class BertPairHead(BertHead):
             self.check_gold(example)
         return self._pack_all(
             [eg.predicted for eg in examples],
-            lambda: [self.flatten(one for one, _ in self.taught_pairs(eg)) for eg in examples],
+            lambda: [self.flatten(one for one, _ in self.training_pairs(eg)) for eg in examples],
         )
 
     def unlabelled_inputs(self, docs: list[Doc]) -> PackedPairs | None:

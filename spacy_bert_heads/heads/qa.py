@@ -26,7 +26,7 @@ from .calibrated import rescale
 from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
-from .given_answers import take_back, warn_unset, write_group
+from .given_answers import apply_thresholds, warn_unset, write_group
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
@@ -133,7 +133,7 @@ class BertQA(UnlabelledPairHead):
     json_keys = ("questions",)
     annotation = "answers"
     made_by = "made with spacy_bert_heads.pairs.make_answer"
-    # The window of BERT's SQuAD code, as it also holds the question; Hugging Face's overlap of 128.
+    # As in BERT's SQuAD code, because a window also has the question; Hugging Face's overlap, 128.
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"
     n_classes = 2  # start and end
@@ -261,7 +261,7 @@ class BertQA(UnlabelledPairHead):
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
-        entries = [entry for eg in examples for _, entry in self.taught_pairs(eg)]
+        entries = [entry for eg in examples for _, entry in self.training_pairs(eg)]
         places = [(entry["start_char"], entry["end_char"]) for entry in entries]
         batch, targets = choose_windows(pairs.batch, np.asarray(places, dtype=np.int64))
         output, backprop = self.model.begin_update(pairs._replace(batch=batch))
@@ -286,8 +286,8 @@ class BertQA(UnlabelledPairHead):
 
     # --- windows
 
-    def _settle(self) -> "BertQA":
-        super()._settle()
+    def _after_loading(self) -> "BertQA":
+        super()._after_loading()
         self._check_room()
         return self
 
@@ -348,7 +348,7 @@ class BertQA(UnlabelledPairHead):
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
             self._warn_unset(texts, answers)
-            self.note_abstained(doc, take_back(answers, texts, self.is_sure))
+            self.note_abstained(doc, apply_thresholds(answers, texts, self.reaches_threshold))
             set_value("answers", doc, answers)
             if self.spans_key is not None:
                 write_group(doc, answers, self.spans_key)

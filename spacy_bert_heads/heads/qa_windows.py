@@ -111,8 +111,8 @@ def check_room(name: str, wanted: int, tokenizer: WordpieceTokenizer, window: in
     if wanted > most:
         raise ValueError(
             f"max_answer_length of {name} is {wanted}, but windows of {window} wordpieces have "
-            f"room for answers of at most {most} beside the shortest question, and of {least} "
-            f"beside the longest, which fills half of a window. Set max_answer_length to {least}, "
+            f"room for answers of at most {most} with the shortest question, and of {least} with "
+            f"the longest, which fills half of a window. Set max_answer_length to {least}, "
             f"or to {most} if questions are short, or a larger window in the encoder's model."
         )
 

@@ -102,7 +102,7 @@ class BertSimilarity(NumbersHead, BertPairHead):
     def list_gold(self, examples: Iterable[Example]) -> Iterator[Numbers]:
         for example in examples:
             self.check_gold(example)
-            for _, entry in self.taught_pairs(example):
+            for _, entry in self.training_pairs(example):
                 yield {label: float(value) for label, value in entry.items()}
 
     @classmethod

@@ -251,7 +251,7 @@ class BertTagger(BertHead):
                 label = labels[number]
                 if getattr(token, attr) and not overwrite:
                     continue
-                if has_wordpiece and not self.is_sure(label, p):
+                if has_wordpiece and not self.reaches_threshold(label, p):
                     place = {"start_char": token.idx, "end_char": token.idx + len(token)}
                     left_out.append({"label": label, "score": p, **place})
                 elif has_wordpiece:

@@ -324,7 +324,7 @@ class BertTextCat(BertHead):
     def _abstain(self, doc: Doc) -> None:
         """Remove predicted categories below their thresholds; all, if they are exclusive."""
         given = self.given(doc.cats) if self.may_abstain else []
-        unsure = [label for label in given if not self.is_sure(label, doc.cats[label])]
+        unsure = [label for label in given if not self.reaches_threshold(label, doc.cats[label])]
         self.note_abstained(doc, [{"label": one, "score": doc.cats[one]} for one in unsure])
         for label in unsure if self.multi_label or not unsure else self.labels:
             del doc.cats[label]
