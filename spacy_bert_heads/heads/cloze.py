@@ -55,7 +55,7 @@ def build_cloze_head(
     pattern: str,
     words: dict[str, str] | str,
     max_windows: int | None = MAX_WINDOWS,
-    rate_factor: float = 1.0,
+    learning_rate_multiplier: float = 1.0,
     nO: int | None = None,
 ) -> Model[list[Doc], torch.Tensor]:
     """Build a head that classifies every Doc by the word that a checkpoint expects in a pattern,
@@ -69,8 +69,8 @@ def build_cloze_head(
     words (Dict[str, str]): A word for each label, one wordpiece of the vocabulary each. They name
         the labels; JSON if the format of the config would change them, see `as_setting`.
     max_windows (Optional[int]): As in `build_sequence_head`.
-    rate_factor (float): The head learns at this times the optimizer's rate; it is as pretrained as
-        the encoder.
+    learning_rate_multiplier (float): The head learns at this times the optimizer's learning rate;
+        it is as pretrained as the encoder.
     nO (Optional[int]): The number of labels, known after initialization.
     RETURNS (Model[List[Doc], Tensor]): Logits (n_docs, n_labels).
     RAISES (ValueError): If the pattern or a word can't be one.
@@ -88,7 +88,7 @@ def build_cloze_head(
     shim = TorchShim(
         to_files=head_to_files,
         from_files=partial(head_from_files, ClozeClassifier),
-        rate_factor=rate_factor,
+        learning_rate_multiplier=learning_rate_multiplier,
     )
     given = {PATTERN: pattern, WORDS: words, "max_windows": check_max_windows(max_windows)}
     return Model(
