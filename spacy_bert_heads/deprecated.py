@@ -33,11 +33,12 @@ def resolve_renamed(old: str, *, old_value: Any, new_value: Any, default: Any) -
 
 
 def rename_keys(config: dict[str, Any]) -> None:
-    """Give renamed keys their new names, in place, in a config and all of its sections.
+    """Rename the old keys of our architectures in a config and all of its sections, in place.
 
-    spaCy writes null for an old key that is not used; that one is removed.
+    spaCy fills in null for an old key that is not used, which is removed.
     """
-    for old, new in RENAMED.items():
+    is_ours = str(config.get("@architectures", "")).startswith("spacy_bert_heads.")
+    for old, new in RENAMED.items() if is_ours else ():
         value = config.pop(old, None)
         if value is not None:
             config[new] = value

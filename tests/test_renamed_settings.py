@@ -110,5 +110,9 @@ def test_encoders_of_the_components_own(joint, tmp_path):
 
 def test_configs_from_before_the_first_component_of_ours():
     nlp = spacy.blank("xx")
-    nlp._pipe_configs["tagger"] = spacy.util.Config({"model": {"encoder": {OLD: None, NEW: 1.0}}})
-    assert pipe_configs_of(nlp)["tagger"] == {"model": {"encoder": {NEW: 1.0}}}
+    ours = {"@architectures": "spacy_bert_heads.BertEncoder.v1"}
+    others = {"@architectures": "other.Model.v1", OLD: 2.0}  # a setting of another package
+    model = {"tok2vec": {**ours, OLD: None, NEW: 1.0}, "other": others}
+    nlp._pipe_configs["tagger"] = spacy.util.Config({"model": model})
+    expected = {"tok2vec": {**ours, NEW: 1.0}, "other": others}
+    assert pipe_configs_of(nlp)["tagger"] == {"model": expected}
