@@ -128,7 +128,7 @@ def test_what_the_pipeline_lacks(make_nlp):
     with serve(make_app(make_nlp("ner"), name="ner")) as (client, _):
         for name in ("questions", "hypotheses", "categories"):
             status, answer = client.post("/annotate", {"texts": SAILED, name: ["a"]})
-            assert status == 422 and f"takes no {name}" in answer["error"]
+            assert status == 422 and f"Leave out {name}." in answer["error"]
         assert client.post("/pipeline/question-answering", {"inputs": {}})[0] == 404
         page = client.get("/")[1]
         assert '"questions": false' in page

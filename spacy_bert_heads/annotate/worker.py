@@ -267,8 +267,8 @@ def kind_of(error: str) -> str:
 
 
 def read_asked(value: Any, name: str) -> list[Any]:
-    """Return the second texts of a row: a list of texts, of objects with a text (as for `convert`), or
-    of choices. Raises Unfit for any other value."""
+    """Return the second texts of a row: a list of texts, of objects with a text (as for `convert`),
+    or of choices. Raises Unfit for any other value."""
     if value is None:
         return []
     if isinstance(value, list):
