@@ -108,11 +108,11 @@ def test_documents_that_cannot_be_read(joint, tmp_path):
     summary = run(joint, tmp_path / "in.jsonl", tmp_path / "out", docs_per_part=100)
     rows = read(tmp_path / "out")
     errors = [row["error"] and row["error"].partition(":")[0] for row in rows]
-    reasons = ["not JSON", "no JSON object", "not UTF-8", "not UTF-8", "no text", "no text"]
+    reasons = ["not JSON", "not a JSON object", "not UTF-8", "not UTF-8", "no text", "no text"]
     assert errors == [None, *reasons, "wrong questions", None, "too long", None]
     assert summary.failures == {
         "not JSON": 1,
-        "no JSON object": 1,
+        "not a JSON object": 1,
         "not UTF-8": 2,
         "no text": 2,
         "wrong questions": 1,
@@ -209,23 +209,23 @@ def test_a_finished_run_loads_no_pipeline(joint, corpus, tmp_path, monkeypatch):
 def test_a_run_with_something_else_is_an_error(joint, corpus, tmp_path):
     out = tmp_path / "out"
     run(joint, corpus, out)
-    with pytest.raises(ValueError, match="was begun with docs_per_part = 3"):
+    with pytest.raises(ValueError, match="was started with docs_per_part = 3"):
         run(joint, corpus, out, docs_per_part=4)
     other = tmp_path / "pipeline"
     shutil.copytree(joint, other)
     run(other, corpus, out)  # the same, elsewhere
     (other / "meta.json").write_text((other / "meta.json").read_text() + " ")
-    with pytest.raises(ValueError, match="was begun with another pipeline"):
+    with pytest.raises(ValueError, match="was started with another pipeline"):
         run(other, corpus, out)
-    with pytest.raises(ValueError, match="was begun with other files"):
+    with pytest.raises(ValueError, match="was started with other files"):
         run(joint, write_jsonl(corpus.with_name("other.jsonl"), ROWS), out)
     os.utime(corpus, (1, 1))
     run(joint, corpus, out)  # copied or touched, but the same
     corpus.write_text(corpus.read_text().replace("Hull", "Kiel"))
-    with pytest.raises(ValueError, match=f"was begun before {corpus} changed"):
+    with pytest.raises(ValueError, match=f"was started before {corpus} changed"):
         run(joint, corpus, out)
     shutil.rmtree(out / ".annotate")
-    with pytest.raises(ValueError, match="has parts, as 'part-.*.jsonl', but no"):
+    with pytest.raises(ValueError, match="has parts such as 'part-.*.jsonl', but no"):
         run(joint, corpus, out)
 
 
@@ -239,7 +239,7 @@ def test_the_folder_of_others_is_left_alone(joint, corpus, tmp_path):
 def test_input_that_changes_meanwhile_is_an_error(joint, corpus, tmp_path):
     opened = open_run(Job(str(joint), str(corpus), tmp_path / "out", docs_per_part=4))
     corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match="has changed since the run began: there are 2 doc"):
+    with pytest.raises(ValueError, match="has changed since the run began: a part has 2 doc"):
         Annotator(opened).work()
     assert [path.name for path in parts(tmp_path / "out")] == ["part-00000.jsonl"]
 
@@ -303,11 +303,11 @@ def test_the_command(joint, corpus, tmp_path):
         (["PIPELINE", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["PIPELINE", "in.jsonl", "--text-column", "review"], "has no column 'review'"),
         (["PIPELINE", "in.jsonl", "--format", "csv"], "There is no format 'csv'"),
-        (["PIPELINE", "in.jsonl", "--workers", "0"], "There must be 1 worker at least"),
+        (["PIPELINE", "in.jsonl", "--workers", "0"], "workers is 0. Set it to 1 or more"),
         (["PIPELINE", "in.jsonl", "--engine", "spark"], "There is no engine 'spark'"),
         (["PIPELINE", "in.jsonl", "--address", "auto"], "need --engine ray"),
-        (["PIPELINE", "in.csv"], "doesn't tell how to read it"),
-        (["PIPELINE", "empty.jsonl"], "There is no document in"),
+        (["PIPELINE", "in.csv"], "is unknown. Rename it to one of"),
+        (["PIPELINE", "empty.jsonl"], "has no documents. Pass other files"),
         (["PIPELINE", "wide.txt"], "it is UTF-16"),
     ],
 )
@@ -327,7 +327,7 @@ def test_a_pipeline_that_annotates_nothing(corpus, tmp_path):
     nlp = spacy.blank("xx")
     nlp.add_pipe("sentencizer")
     nlp.to_disk(tmp_path / "pipeline")
-    with pytest.raises(ValueError, match="makes none of entities, .* components are sentencizer"):
+    with pytest.raises(ValueError, match="sets none of entities, .* components are sentencizer"):
         run(tmp_path / "pipeline", corpus, tmp_path / "out")
 
 

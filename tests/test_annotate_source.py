@@ -86,7 +86,7 @@ def test_the_output_is_no_input(tmp_path):
     write_jsonl(tmp_path / "out" / "part-00000.jsonl", [{"text": "b"}])
     assert [file.name for file in list_source(tmp_path, tmp_path / "out")] == ["a.jsonl"]
     (tmp_path / "a.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="no files but those of the output"):
+    with pytest.raises(FileNotFoundError, match="has only files of the output folder"):
         list_source(tmp_path, tmp_path / "out")
 
 

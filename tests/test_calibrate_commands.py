@@ -70,7 +70,7 @@ def decisions(docs) -> list:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.* claims here")
+@pytest.mark.filterwarnings("ignore:.* claims on this data")
 def test_calibrate_and_reset(joint, data, tmp_path):
     before = cfgs(joint)
     output = tmp_path / "calibrated"
@@ -128,7 +128,7 @@ def test_a_crash_leaves_a_pipeline_that_loads(copied_joint, allowed, monkeypatch
     assert found == (1.0 if allowed < 2 else 2.5)
 
 
-@pytest.mark.filterwarnings("ignore:.* claims here")
+@pytest.mark.filterwarnings("ignore:.* claims on this data")
 def test_in_place_changes_nothing_else(copied_joint, data):
     def files() -> dict:
         return {p: p.read_bytes() for p in copied_joint.rglob("*") if p.is_file()}
@@ -147,10 +147,10 @@ def test_in_place_changes_nothing_else(copied_joint, data):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["{model}", "{data}"], "Name a folder for the new pipeline, --output FOLDER, or give"),
+        (["{model}", "{data}"], "No output is set. Add --output FOLDER for a new pipeline, or"),
         (["{model}", "-o", "{out}"], "The data to calibrate on is missing"),
-        (["{model}", "{data}", "-o", "{model}"], "is the pipeline itself. Leave --output out"),
-        (["{model}", "{data}", "-o", "{out}", "--heads", "ner"], "'ner' is no head with prob"),
+        (["{model}", "{data}", "-o", "{model}"], "is the pipeline itself. Use --force instead"),
+        (["{model}", "{data}", "-o", "{out}", "--heads", "ner"], "'ner' is not a head with prob"),
         (["nowhere", "{data}", "-o", "{out}"], "There is no pipeline 'nowhere'"),
         (["{model}", "nowhere.spacy", "-o", "{out}"], "nowhere.spacy"),
     ],
@@ -173,7 +173,9 @@ def test_a_head_without_errors_stays(joint, data, tmp_path):
         doc.cats = right.cats
     path = tmp_path / "some.spacy"
     DocBin(docs=docs, store_user_data=True).to_disk(path)
-    with pytest.warns(UserWarning, match="bert_textcat has no errors .* It stays as it is"):
+    with pytest.warns(
+        UserWarning, match="bert_textcat has no errors .* Its temperature is not changed"
+    ):
         fitted = calibration.calibrate(str(joint), path, tmp_path / "new")
     assert list(fitted) == ["bert_ner"]
     assert spacy.load(tmp_path / "new").get_pipe("bert_textcat").temperature == 1.0
@@ -186,7 +188,7 @@ def test_one_goal(joint, data):
         result = run("tune-thresholds", joint, data, *goals, "--force")
         assert result.exit_code == 1 and "Set exactly one of" in result.output
     result = run("tune-thresholds", joint, data, "--precision", 95, "--force")
-    assert result.exit_code == 1 and "There is no goal precision 95" in result.output
+    assert result.exit_code == 1 and "The goal is precision 95" in result.output
 
 
 def test_thresholds_below_which_heads_abstain(joint, data, tmp_path):

@@ -283,7 +283,7 @@ def test_only_common_labels(rules, tmp_path):
     """Rules count nothing themselves; trained heads do, see `restricted`."""
     one, two = rules("one", Skagen="PLACE"), rules("two", Skagen="PLACE", Hull="PORT")
     docs = save(tmp_path / "a.spacy", [eg.reference for eg in make_examples(spacy.blank("xx"))])
-    with pytest.raises(ValueError, match=r"no score in common .* the labels PORT"):
+    with pytest.raises(ValueError, match=r"no common score .* the labels PORT"):
         compare([one, two], docs)
 
 
@@ -363,4 +363,4 @@ def test_one_pipeline_is_not_enough(joint, gold):
     for words in ([joint, gold], [joint, joint, gold]):
         result = run("compare", *words)
         assert result.exit_code == 1
-        assert "Name two different pipelines or more, and the data last" in result.output
+        assert "Pass at least two different ones, and the data last" in result.output

@@ -30,14 +30,16 @@ def test_categories_of_documents(tmp_path):
     assert [doc.text for doc in found.docs] == ["a", "b", "e"]
     assert (found.categories, found.left_out) == (["x", "y", "x"], 2)
     assert read_labelled(file, by="y").categories == ["not y", "y", "not y", "not y"]
-    with pytest.raises(ValueError, match="No document of .* has the label 'z'. They have x, y"):
+    with pytest.raises(ValueError, match="No document of .* has the label 'z'. Choose from: x, y"):
         read_labelled(file, by="z")
     both = write_docs(tmp_path / "b.spacy", [*rows, ("f", {"x": 1.0, "y": 1.0})])
-    with pytest.raises(ValueError, match=r"Several labels hold of a document \(x, y\): 'f'.* --by"):
+    with pytest.raises(ValueError, match=r"A document has several labels \(x, y\): 'f'.* --by"):
         read_labelled(both)
     assert read_labelled(both, by="y").categories[-1] == "y"
     alone = write_docs(tmp_path / "c.spacy", rows[:1])
-    with pytest.raises(ValueError, match="two categories at least.*x, y; documents with one: 1 of"):
+    with pytest.raises(
+        ValueError, match="fewer than two categories.*x, y; documents with one: 1 of"
+    ):
         read_labelled(alone)
     with pytest.raises(ValueError, match="There is no"):
         read_labelled(tmp_path / "nowhere.spacy")

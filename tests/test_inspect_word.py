@@ -99,7 +99,7 @@ def test_self_similarity_is_the_mean_of_different_places():
     [
         ("boat", [*SENTENCES, "A boat"], r"'boat' is not in the text 'The coaster .*' \(and 1 oth"),
         ("coast", SENTENCES, "'coast' is not in the text 'The coaster lost"),
-        ("Skagen", SENTENCES[:1], "'Skagen' occurs 1 times in 1 texts. Give texts with 2 to 20"),
+        ("Skagen", SENTENCES[:1], "'Skagen' occurs 1 times in 1 texts. Pass texts with 2 to 20"),
         ("a", ["a " * 21], "occurs 21 times"),
         (" ", SENTENCES, "The word is empty"),
         ("\u200b", ["a \u200b b \u200b c"], "has no wordpieces"),
@@ -122,13 +122,13 @@ def test_a_pipelines_encoder_is_its_checkpoint(checkpoint, make_nlp, tmp_path):
     nlp.add_pipe("bert_encoder", name="second", config={"model": settings})
     nlp.get_pipe("second").initialize(lambda: [])
     nlp.to_disk(tmp_path / "two")
-    with pytest.raises(ValueError, match="has these encoders: bert_encoder, second. Name one"):
+    with pytest.raises(ValueError, match="has these encoders: bert_encoder, second. Choose one"):
         open_source(str(tmp_path / "two"))
     assert open_source(str(tmp_path / "two"), encoder="second").window == 32
     spacy.blank("en").to_disk(tmp_path / "none")
     with pytest.raises(ValueError, match="has no bert_encoder"):
         open_source(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="is no pipeline but a checkpoint"):
+    with pytest.raises(ValueError, match="is a checkpoint, not a pipeline"):
         open_source(checkpoint, encoder="bert_encoder")
 
 

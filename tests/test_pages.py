@@ -107,7 +107,7 @@ def test_what_is_right_and_what_is_wrong(page):
     assert len(re.findall(r"Anna GreteVESSEL \d\.\d\d ✗ wrong", words)) == 1  # in Doc 3
     assert len(re.findall(r"Anna GreteVESSEL \d\.\d\d left", words)) == 1  # in Doc 1
     assert len(re.findall(r"Anna GreteVESSEL left", words)) == 1  # where it is gold
-    assert "too long for a window, left out" in words
+    assert "too long for a window, skipped" in words
 
 
 def test_all_text_is_escaped_and_nothing_is_asked_for(page):
@@ -135,7 +135,7 @@ def test_the_first_docs_alone(joint, gold, tmp_path):
     found = Page((tmp_path / "pages" / "index.html").read_text(encoding="utf8"))
     assert list(found.sections) == ["doc-1", "doc-2"]
     assert "The first 2 of 6 evaluated Docs" in found.words
-    assert "Entities4 of 4 found, 0 more are wrong0" in found.words
+    assert "Entities4 of 4 found, 0 predictions are wrong0" in found.words
 
 
 def test_a_folder_of_somebody_else(joint, gold, tmp_path):
@@ -161,7 +161,7 @@ def test_spacys_own_components(tmp_path):
     result = run("evaluate", tmp_path / "rules", tmp_path / "gold.spacy", "--pages", tmp_path / "p")
     assert result.exit_code == 0, result.output
     found = Page((tmp_path / "p" / "index.html").read_text(encoding="utf8"))
-    assert "Entities1 of 4 found, 0 more are wrong2" in found.words
+    assert "Entities1 of 4 found, 0 predictions are wrong2" in found.words
     assert not any(task.capitalize() in found.words for task in TASKS[1:])
 
 

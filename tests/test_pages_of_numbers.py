@@ -43,7 +43,7 @@ def test_scores():
     one, other = Result(""), Result("")
     one.numbers = [Measured("", {"a": 1.0, "b": 2.0}, {"a": 3.0})]
     other.numbers = [Measured("", {"a": 1.0}, {"a": 0.5, "c": 9.0}), Measured("", None, {"a": 1.0})]
-    assert sum_up([one, other], "numbers") == "1.25 off on average, 2 annotated"
+    assert sum_up([one, other], "numbers") == "mean absolute error 1.25, 2 annotated"
     assert sum_up([one], "similarities") == "no gold annotation"
     one.tags = [Tag("a", "X", "X", True), Tag("b", "X", "Y", False), Tag("c", "X", "", None)]
     assert sum_up([one], "tags") == "1 of 2 (50%)"

@@ -131,7 +131,7 @@ def test_damaged_lines_are_counted_reported_and_skipped(tmp_path):
         "not JSON": 2,
         "not UTF-8": 1,
         "no 'text'": 1,
-        "no JSON object": 1,
+        "not a JSON object": 1,
         "no text": 2,
         "text is not UTF-8": 1,
         "no wordpieces": 1,

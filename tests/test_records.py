@@ -157,7 +157,7 @@ def test_a_server_without_these_heads_says_so(joint):
     with serve(make_app(spacy.load(joint), name="joint")) as (client, _):
         for name, head in (("others", "bert_similarity"), ("choices", "bert_choice")):
             status, body = client.post("/annotate", {"texts": TEXT, name: ASKED[name]})
-            assert status == 422 and f"takes no {name}: it has no {head}" in body["error"]
+            assert status == 422 and f"has no {head}. Leave out {name}." in body["error"]
 
 
 def test_texts_of_the_config_are_compared(checkpoint):

@@ -128,7 +128,7 @@ def test_what_the_pipeline_lacks(make_nlp):
     with serve(make_app(make_nlp("ner"), name="ner")) as (client, _):
         for name in ("questions", "hypotheses", "categories"):
             status, answer = client.post("/annotate", {"texts": SAILED, name: ["a"]})
-            assert status == 422 and f"takes no {name}" in answer["error"]
+            assert status == 422 and f"Leave out {name}." in answer["error"]
         assert client.post("/pipeline/question-answering", {"inputs": {}})[0] == 404
         page = client.get("/")[1]
         assert '"questions": false' in page
@@ -169,7 +169,7 @@ def test_limits(nlp):
     with serve(make_app(nlp, name="joint", limits=limits)) as (client, _):
         for body, message in (
             ({"texts": ["x" * 1000]}, "1,000 bytes"),
-            ({"texts": ["x"] * 4}, "4 texts, of at most 3"),
+            ({"texts": ["x"] * 4}, "4 texts; at most 3 are allowed"),
             ({"texts": ["x"] * 3, "questions": ["a", "b"]}, "6 pairs"),
             ({"texts": "x" * 450, "questions": ["a", "b"]}, "Split it"),
         ):
@@ -245,7 +245,9 @@ def test_an_unexpected_error_shows_nothing(nlp, caplog, monkeypatch):
         serve(make_app(nlp, name="joint")) as (client, _),
     ):
         status, answer = client.post("/annotate", {"texts": "x"})
-    assert status == 500 and answer == {"error": "The server failed; its log says where."}
+    assert status == 500 and answer == {
+        "error": "Internal server error. The server's log has its location."
+    }
     assert "RuntimeError at" in caplog.text and "secret" not in caplog.text
 
 

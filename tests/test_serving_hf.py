@@ -47,7 +47,7 @@ def test_token_classification(served, ask):
     assert [one.score for one in found] == pytest.approx(scores, abs=1e-4)
     with pytest.raises(HfHubHTTPError) as info:
         ask("token-classification").token_classification(SAILED, aggregation_strategy="none")
-    assert "entities are whole here" in info.value.response.text
+    assert "entities are merged" in info.value.response.text
 
 
 def test_text_classification(served, ask):

@@ -140,7 +140,7 @@ def test_hypotheses_and_categories_of_ones_own(page, served):
     ask(page, "hypotheses", "She left.")
     ask(page, "categories", "ships")
     ask(page, "categories", "rain")
-    assert texts(page, ".card h2") == ["Categories", "Categories of your own", "Hypotheses"]
+    assert texts(page, ".card h2") == ["Categories", "Your own categories", "Hypotheses"]
     assert texts(page, ".card:last-child .is-best") == ["entailment"]
     page.click("#exclusive")
     page.wait(DONE)

@@ -1,8 +1,8 @@
-"""Who works on what, where processes have nothing in common but a folder.
+"""Divide parts among processes that share only a folder.
 
-A claim is a file that one process can create. Claims save work; nothing rests on them: two
-processes on the same part write the same part, and the later one replaces the earlier. So a claim
-may be taken over too early, but no part is lost or doubled.
+A claim is a file that only one process can create. Claims avoid duplicate work; correctness doesn't
+depend on them: two processes on the same part write the same content, and the later file replaces
+the earlier. So a claim may be taken over too early, but no part is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any
 
 from ..files import is_alive, naming
 
-BEAT = 15.0  # seconds between the signs of life of a claim's holder
-STALE = 120.0  # seconds without one, after which a claim is taken over
+BEAT = 15.0  # seconds between heartbeats of a claim's holder
+STALE = 120.0  # seconds without a heartbeat, after which a claim is taken over
 
-Range = tuple[int, int]  # documents of a part: first, and the one behind the last
+Range = tuple[int, int]  # documents of a part: first, and end (exclusive)
 
 
 class Claim:
-    """A part that this process works on, until the `with` block ends.
+    """Claim a part for this process until the `with` block ends.
 
-    The file says which documents are at work. If the process dies, whoever takes over finds there
-    what it died of (`died`).
+    The file lists the documents in progress. If the process dies, the next one finds there the
+    documents that may have caused it (`died`).
     """
 
     def __init__(self, path: Path, died: list[Range]) -> None:
-        """Create the file. Raises FileExistsError if somebody else has claimed the part."""
+        """Create the file. Raises FileExistsError if another process has claimed the part."""
         self.path, self.died = path, died
         with naming(path):
             self.file = path.open("x+", encoding="utf8")
@@ -46,7 +46,7 @@ class Claim:
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
-        """Claim a part. Gives None if another process has, one that is alive."""
+        """Claim a part. Returns None if a living process has claimed it."""
         try:
             return cls(path, [])
         except FileExistsError:
@@ -55,7 +55,7 @@ class Claim:
                 return None
         grave = path.with_name(f".{path.name}~{_holder()}")
         try:
-            path.rename(grave)  # which one process can do
+            path.rename(grave)  # only one process succeeds
         except OSError:
             return None
         content = _read(grave) or content
@@ -66,7 +66,7 @@ class Claim:
             return None
 
     def note(self, at: Range | None) -> None:
-        """Say which documents are at work. Raises OSError with the path."""
+        """Write the documents in progress to the file. Raises OSError with the path."""
         content = {"holder": _holder(), "at": at, "died": self.died}
         with naming(self.path):
             self.file.seek(0)
@@ -89,7 +89,7 @@ class Claim:
         try:
             self.file.close()
         finally:
-            # Unless it was taken over meanwhile.
+            # Unless another process took it over.
             if self.path.exists() and self.path.stat().st_ino == self.inode:
                 self.path.unlink(missing_ok=True)
 
@@ -106,13 +106,13 @@ def _holder() -> str:
 
 
 def documents_at_work(path: Path) -> int:
-    """Give how many documents of a claimed part are done, 0 if that is not known."""
+    """Return the number of finished documents of a claimed part, 0 if unknown."""
     at = (_read(path) or {}).get("at")
     return at[0] if at else 0
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Read a claim, {} if it is being written; None if it is gone."""
+    """Return the content of a claim, {} while it is being written; None if it is gone."""
     try:
         content = json.loads(path.read_text("utf8"))
     except OSError:
@@ -131,13 +131,13 @@ def _is_dead(path: Path, content: dict[str, Any]) -> bool:
     host, _, pid = content.get("holder", "").rpartition("~")
     if host == socket.gethostname() and not is_alive(int(pid)):
         return True
-    # By the clock of the file system, because those of machines differ.
+    # By the clock of the file system, because the clocks of machines differ.
     clock = path.with_name(f".clock~{_holder()}")
     try:
         clock.touch()
         age = clock.stat().st_mtime - path.stat().st_mtime
     except FileNotFoundError:
-        return False  # it was given up meanwhile
+        return False  # it was released meanwhile
     finally:
         clock.unlink(missing_ok=True)
     return age > STALE

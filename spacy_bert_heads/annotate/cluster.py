@@ -1,7 +1,7 @@
-"""Annotate by the workers of a Ray cluster, whose machines have the folders in common.
+"""Annotate by the workers of a Ray cluster, whose machines share the folders.
 
-Ray Data keeps one actor for each worker, which loads the pipeline once, and starts those again that
-die. Its own checkpoints commit nothing before the end of a run; ours are the parts.
+Ray Data has one actor per worker, which loads the pipeline once, and restarts actors that die. Its
+own checkpoints commit nothing before the end of a run; our checkpoints are the parts.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from .plan import WAIT, Job, Run, open_run
 from .processes import portable
 
-SHARE = 0.8  # of the processors that the actors take together; the rest is for who feeds them
-STORE = 2**28  # bytes: numbers of parts are all that travels
+SHARE = 0.8  # of the CPUs for all actors; the rest is for the tasks that feed them
+STORE = 2**28  # bytes: only part numbers are transferred
 
 
 def check_ray() -> None:
     """Raise ImportError if Ray is not installed."""
     if find_spec("ray") is None:
-        raise ImportError("The engine ray needs Ray Data: pip install 'ray[data]'")
+        raise ImportError("The engine ray needs Ray Data. Install it: pip install 'ray[data]'")
 
 
 class Actor:
-    """A worker that Ray gives the numbers of parts. Its errors are values, because Ray's own errors
-    have lost what they were."""
+    """Annotate parts by number in a Ray actor. Errors are returned as values, because Ray's own
+    errors lose the original class."""
 
     def __init__(self, job: Job) -> None:
         from .worker import Annotator
@@ -40,8 +40,8 @@ class Actor:
             self.error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Annotate the parts with these numbers, but those that others work on. Gives the pickled
-        error of each, b"" for none."""
+        """Annotate the parts with these numbers, except those of other workers. Returns the pickled
+        error of each part, b"" for none."""
         return {"error": [self._work(int(number)) for number in batch["item"]]}
 
     def _work(self, number: int) -> bytes:
@@ -55,8 +55,8 @@ class Actor:
 
 
 def work_on_cluster(run: Run, workers: int, *, address: str | None, gpus_per_worker: float) -> None:
-    """Annotate what is missing by `workers` actors of the cluster at `address`; without one, of a
-    cluster on this machine, which is started for that. Raises what a worker raises."""
+    """Annotate the missing parts with `workers` actors of the cluster at `address`. Without an
+    address, a cluster is started on this machine. Raises the first error of a worker."""
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -65,7 +65,7 @@ def work_on_cluster(run: Run, workers: int, *, address: str | None, gpus_per_wor
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False  # we have our own
         cpus = ray.cluster_resources().get("CPU", 1)
-        # With all processors taken, whoever gives the actors their work would wait for one.
+        # If the actors reserved all CPUs, the tasks that feed them would never start.
         share = SHARE * max(cpus - 1, 0) / workers
         job = replace(
             run.job,
@@ -86,9 +86,9 @@ def work_on_cluster(run: Run, workers: int, *, address: str | None, gpus_per_wor
                 for error in filter(None, batch["error"]):
                     raise pickle.loads(error)
             if len(run.missing()) == len(missing):
-                sleep(WAIT)  # others work on all that is left
+                sleep(WAIT)  # other workers have all remaining parts
     except ray.exceptions.RayError as error:
-        raise ChildProcessError(f"Ray can't keep the workers alive: {error}") from error
+        raise ChildProcessError(f"Ray's workers died repeatedly: {error}") from error
     finally:
         if not was_there:
             ray.shutdown()
@@ -103,8 +103,8 @@ def start(address: str | None) -> None:
         settings |= {
             "include_dashboard": False,
             "object_store_memory": STORE,
-            # By default workers are so nice that on a busy machine they don't get to load a
-            # pipeline.
+            # By default workers run at niceness 15; on a busy machine they failed to load a
+            # pipeline within 300 s.
             "_system_config": {"worker_niceness": 0},
         }
     ray.init(logging_level=logging.WARNING, **settings)

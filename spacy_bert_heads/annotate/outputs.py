@@ -1,4 +1,4 @@
-"""The files of a run: JSON Lines, Parquet or `.spacy`, a file for each part."""
+"""Write the parts of a run as JSON Lines, Parquet or `.spacy`."""
 
 from __future__ import annotations
 
@@ -19,45 +19,46 @@ from .records import Columns
 from .source import Document
 
 INT64 = 2**63
-ROW_GROUP = 2**26  # bytes of a part that are held in memory before they are written to Parquet
+ROW_GROUP = 2**26  # bytes of a part that are buffered before they are written to Parquet
 
 
 class Row(NamedTuple):
-    """A document with its annotations; without, and with the reason, if it failed."""
+    """Hold a document with its annotations, or with the error if it failed."""
 
     document: Document
-    doc: Doc  # of a document that failed the text alone, as far as there is one
+    doc: Doc  # for a failed document: only its text, if there is one
     annotations: dict[str, Any] | None
     error: str | None
 
 
 class Writer(Protocol):
-    """Writes the rows of a part."""
+    """Write the rows of a part."""
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write rows. Their Docs are not used afterwards."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the file."""
 
 
 def check_format(name: str) -> None:
-    """Raise ValueError if there is no such format, and ImportError if it needs a package that is
-    not installed."""
+    """Raise ValueError for an unknown format, and ImportError if it needs a package that is not
+    installed."""
     if name not in WRITERS:
         raise ValueError(f"There is no format '{name}'. Choose one of: {', '.join(WRITERS)}.")
     if name == "parquet" and find_spec("pyarrow") is None:
-        raise ImportError("Parquet can't be written without pyarrow: pip install pyarrow")
+        raise ImportError("Parquet output needs pyarrow. Install it: pip install pyarrow")
 
 
 def carried_name(name: str, columns: Columns) -> str:
-    """Name a column of the input in the output: an annotation's name has `input_` before it."""
+    """Return the output name of an input column: the prefix `input_` avoids names of
+    annotations."""
     return f"input_{name}" if name in columns.labels or name == "error" else name
 
 
 class JsonlWriter:
-    """An object in each line: the columns of the input, then those of the annotations. `error` is
-    null, and where it isn't, the annotations are."""
+    """Write one object per line: the input columns, then the annotations. Either `error` or the
+    annotations are null."""
 
     def __init__(self, path: Path, columns: Columns, types: dict[str, str]) -> None:
         self.file, self.columns = path.open("wb"), columns
@@ -77,8 +78,8 @@ class JsonlWriter:
 
 
 def dump(values: Any) -> bytes:
-    """Write JSON in UTF-8. What JSON doesn't have becomes null (infinite numbers), Base64 (bytes)
-    or a string; half a surrogate pair is escaped."""
+    """Return JSON in UTF-8. Infinite numbers become null, bytes become Base64, other unknown types
+    become strings; lone surrogates are escaped."""
     try:
         text = json.dumps(values, ensure_ascii=False, allow_nan=False, default=_encode)
     except ValueError:
@@ -103,7 +104,7 @@ def _finite(value: Any) -> Any:
 
 
 def close(file_: Any) -> None:
-    """Close a file whose content is on the disk, so that a rename can't overtake it."""
+    """Flush a file to the disk and close it, so that a later rename can't come first."""
     try:
         file_.flush()
         os.fsync(file_.fileno())
@@ -112,8 +113,8 @@ def close(file_: Any) -> None:
 
 
 class ParquetWriter:
-    """A column for each of the input and of the annotations. Columns that come from Parquet keep
-    their types; of others `types` has them."""
+    """Write the input columns and the annotations. Columns from Parquet keep their types; the types
+    of others are in `types`."""
 
     def __init__(self, path: Path, columns: Columns, types: dict[str, str]) -> None:
         self.file, self.columns, self.types = path.open("wb"), columns, types
@@ -163,13 +164,13 @@ class ParquetWriter:
         return pa.Table.from_pylist(values, schema=schema)
 
     def _check_labels(self, row: Row) -> None:
-        # Arrow would leave the value out without a word.
+        # Arrow would drop the value silently.
         for name in ("categories", "numbers"):
             for label in (row.annotations or {}).get(name) or ():
                 if label not in self.columns.labels[name]:
                     raise ValueError(
-                        f"Parquet needs to know all {name} beforehand, but no component says that "
-                        f"it has '{label}' ({row.document.where}). Write --format jsonl."
+                        f"Parquet needs the labels of all {name} in advance, but no component "
+                        f"lists '{label}' ({row.document.where}). Use --format jsonl."
                     )
 
     def _flush(self) -> None:
@@ -193,7 +194,7 @@ class ParquetWriter:
 
 
 def annotation_schema(columns: Columns) -> Any:
-    """Make the Arrow schema of annotations."""
+    """Return the Arrow schema of the annotations."""
     import pyarrow as pa
 
     text, place, number = pa.string(), pa.int64(), pa.float32()
@@ -257,8 +258,8 @@ def _as_type(kind: str, value: Any) -> Any:
 
 
 class SpacyWriter:
-    """A DocBin. The columns of the input are in `doc.user_data`, and so is the `error` of a
-    document that failed. A part is held in memory."""
+    """Write a DocBin, with the input columns and the `error` of a failed document in
+    `doc.user_data`. A whole part is in memory."""
 
     def __init__(self, path: Path, columns: Columns, types: dict[str, str]) -> None:
         self.file, self.columns = path.open("wb"), columns
@@ -268,7 +269,7 @@ class SpacyWriter:
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             for name, value in row.document.columns.items():
-                # The Doc has the text and what is asked in places of its own.
+                # The Doc already has the text and the second texts.
                 if name not in self.asked and value is not row.document.text:
                     row.doc.user_data[carried_name(name, self.columns)] = to_plain(value)
             if row.error is not None:
@@ -283,7 +284,7 @@ class SpacyWriter:
 
 
 def to_plain(value: Any) -> Any:
-    """Give what `doc.user_data` can store of a value."""
+    """Convert a value to one that `doc.user_data` can store."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):

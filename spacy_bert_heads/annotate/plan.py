@@ -1,11 +1,12 @@
-"""The plan of a run: which files, cut into which parts, by which pipeline and settings.
+"""Plan a run: its files and parts, its pipeline and settings.
 
-The output folder has the plan, so that whoever joins a run, or goes on with it, does the same:
+The plan is stored in the output folder, so that every process that joins or continues the run uses
+the same one:
 
-    part-00000.jsonl …       the annotated documents; a part is there when it is whole
+    part-00000.jsonl …       the annotated documents; an existing part is complete
     .annotate/plan.json      digests of the input, the pipeline and the settings
-    .annotate/claims/00000   who works on a part (claims.py)
-    .annotate/done/00000.json  what the summary needs of a part
+    .annotate/claims/00000   the process that works on a part (claims.py)
+    .annotate/done/00000.json  the figures of a part for the summary
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from .source import (
 )
 
 STATE = ".annotate"
-WAIT = 1.0  # seconds between looks at what others are doing
+WAIT = 1.0  # seconds between checks of other processes
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asked for. Every worker gets it, on whatever machine."""
+    """Hold the arguments of a run; every worker on every machine gets them."""
 
     model: str
     source: str
@@ -59,15 +60,15 @@ class Job:
     code: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Give what decides on the annotations and their places, beside input and pipeline."""
+        """Return the settings that determine the output, besides input and pipeline."""
         names = ("format", "text_column", "docs_per_part", "precision")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file as it was when the run began. `digest` is that of its content, decompressed where its
-    lines are read; `offsets` are the bytes at which parts begin, [] if parts are found by
+    """Describe a file at the start of the run. `digest` is that of its content (decompressed for
+    files of lines); `offsets` are the bytes at which parts start, [] if parts are found by
     counting."""
 
     name: str
@@ -80,7 +81,7 @@ class PlannedFile:
 
 
 class Part(NamedTuple):
-    """Documents of one file: `num_docs` from number `first` on, which begins at byte `offset`."""
+    """Describe a part: `num_docs` documents of one file from number `first`, at byte `offset`."""
 
     number: int
     file: int
@@ -91,8 +92,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes of a run agree on. `types` are those of the columns that go from JSON to
-    Parquet."""
+    """Hold what all processes of a run share. `types` are the Parquet types of JSON columns."""
 
     model: str
     settings: dict[str, Any]
@@ -101,7 +101,7 @@ class Plan:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """The parts, in order."""
+        """Return the parts in order."""
         size: int = self.settings["docs_per_part"]
         parts: list[Part] = []
         for number, file in enumerate(self.files):
@@ -113,7 +113,7 @@ class Plan:
 
 
 class Run:
-    """A run in its output folder."""
+    """Represent a run in its output folder."""
 
     def __init__(self, job: Job, plan: Plan, files: list[SourceFile]) -> None:
         self.job, self.plan, self.files = job, plan, files
@@ -123,27 +123,27 @@ class Run:
 
     @property
     def num_docs(self) -> int:
-        """The documents of the corpus."""
+        """Return the number of documents in the corpus."""
         return sum(file.num_docs for file in self.plan.files)
 
     def _name(self, part: Part) -> str:
         return f"{part.number:0{self.digits}}"
 
     def path(self, part: Part) -> Path:
-        """Where the annotated documents of a part are, or will be."""
+        """Return the path of a part's annotated documents."""
         return self.job.output / f"part-{self._name(part)}.{self.job.format}"
 
     def notes(self, part: Part) -> Path:
-        """Where the figures of a part are, or will be."""
+        """Return the path of a part's figures."""
         return self.state / "done" / f"{self._name(part)}.json"
 
     def missing(self) -> list[Part]:
-        """List the parts that are not there yet."""
+        """Return the parts that don't exist yet."""
         there = {path.name for path in self.job.output.iterdir()}
         return [part for part in self.parts if self.path(part).name not in there]
 
     def claim(self, part: Part) -> Claim | None:
-        """Claim a part; None if somebody else works on it, or it has been done meanwhile."""
+        """Claim a part. Returns None if another process works on it or has finished it."""
         claim = Claim.take(self.state / "claims" / self._name(part))
         if claim is not None and self.path(part).exists():
             with claim:
@@ -151,7 +151,7 @@ class Run:
         return claim
 
     def count_done(self) -> int:
-        """Count the documents that are done, by whomever, those of unfinished parts among them."""
+        """Count the finished documents of all processes, including those of unfinished parts."""
         missing = self.missing()
         left = sum(part.num_docs for part in missing)
         names = {self._name(part) for part in missing}
@@ -161,19 +161,19 @@ class Run:
 
 
 def open_run(job: Job) -> Run:
-    """Join the run in the output folder, or begin one.
+    """Join the run in the output folder, or start one.
 
-    Raises ValueError if the folder has a run with another input, pipeline or other settings, or
-    files that are none of ours; and what reading the input raises.
+    Raises ValueError if the folder has a run with another input, pipeline or settings, or other
+    files; and the errors of reading the input.
     """
     check_format(job.format)
     if job.docs_per_part < 1:
-        raise ValueError(f"A part needs 1 document at least, not {job.docs_per_part}.")
+        raise ValueError(f"docs_per_part is {job.docs_per_part}. Set it to 1 or more.")
     output = job.output
     if output.suffix in (".jsonl", ".parquet", ".spacy", ".json", ".txt"):
         raise ValueError(
-            f"{output} is the name of a file. Name a folder, which gets a file for every "
-            f"{job.docs_per_part:,} documents, and choose by --format what they are."
+            f"{output} is the name of a file, but the output is a folder with one file per "
+            f"{job.docs_per_part:,} documents. Pass a folder, and choose the format with --format."
         )
     check_folder(output, "annotate")
     model = digest_pipeline(job.model)
@@ -195,41 +195,41 @@ def open_run(job: Job) -> Run:
         with claim:
             if left := next(output.glob("part-*"), None):
                 raise ValueError(
-                    f"{output} has parts, as '{left.name}', but no {STATE}/plan.json that says "
-                    "what they are. Name another folder, or delete the parts."
+                    f"{output} has parts such as '{left.name}', but no {STATE}/plan.json. Choose "
+                    "another folder, or delete the parts."
                 )
             plan = make_plan(job, model, files)
             replace_file(path, json.dumps(asdict(plan)).encode("utf8"))
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan."""
+    """Read a plan from its file."""
     content = json.loads(path.read_bytes())
     return Plan(**content | {"files": [PlannedFile(**file) for file in content["files"]]})
 
 
 def check_same(plan: Plan, job: Job, model: str, files: list[SourceFile]) -> None:
-    """Raise ValueError if a run in the output folder is another one."""
+    """Raise ValueError if the run in the output folder has another input, pipeline or settings."""
     fault = ""
     if plan.settings != job.settings():
         different = {k: v for k, v in plan.settings.items() if v != job.settings()[k]}
-        fault = f"was begun with {', '.join(f'{k} = {v}' for k, v in different.items())}"
+        fault = f"was started with {', '.join(f'{k} = {v}' for k, v in different.items())}"
     elif plan.model != model:
-        fault = f"was begun with another pipeline than '{job.model}' is now"
+        fault = f"was started with another pipeline than '{job.model}' is now"
     elif [one.name for one in plan.files] != [file.name for file in files]:
-        fault = f"was begun with other files than those of {job.source}"
+        fault = f"was started with other files than those of {job.source}"
     else:
         for planned, file in zip(plan.files, files, strict=True):
             stat = file.path.stat()
             if stat.st_size == planned.size and stat.st_mtime_ns == planned.mtime:
                 continue
             if stat.st_size != planned.size or digest_file(file) != planned.digest:
-                fault = f"was begun before {file.path} changed"
+                fault = f"was started before {file.path} changed"
                 break
     if fault:
         raise ValueError(
-            f"The run in {job.output} {fault}. Go on with what it was begun with, name another "
-            f"folder, or delete {job.output} to start again."
+            f"The run in {job.output} {fault}. Continue it with the original input and settings, "
+            f"choose another folder, or delete {job.output} to start over."
         )
 
 
@@ -237,7 +237,7 @@ def check_same(plan: Plan, job: Job, model: str, files: list[SourceFile]) -> Non
 
 
 def digest_pipeline(name: str) -> str:
-    """Digest all files of a pipeline. Raises ValueError if there is none."""
+    """Return a digest of all files of a pipeline. Raises ValueError if there is none."""
     check_pipeline(name)
     folder = Path(name)
     if not folder.is_dir():
@@ -251,7 +251,7 @@ def digest_pipeline(name: str) -> str:
 
 
 def digest_file(file: SourceFile) -> str:
-    """Digest a file's content, as its plan has it."""
+    """Return the digest of a file's content, as stored in the plan."""
     digest = sha256()
     with file.path.open("rb") as opened:
         if file.kind in ("jsonl", "text"):
@@ -263,24 +263,25 @@ def digest_file(file: SourceFile) -> str:
 
 
 def make_plan(job: Job, model: str, files: list[SourceFile]) -> Plan:
-    """Read a corpus once: count its documents, find where parts begin, and digest it. Raises
-    ValueError if a file has no text, or the corpus no document."""
+    """Read a corpus once to count its documents, find the starts of parts, and compute digests.
+    Raises ValueError if a file has no text column, or the corpus has no documents."""
     types = Types() if job.format == "parquet" else None
     planned = [plan_file(file, job, types) for file in files]
     if not any(file.num_docs for file in planned):
-        raise ValueError(f"There is no document in {job.source}. Name files that have some.")
+        raise ValueError(f"{job.source} has no documents. Pass other files.")
     return Plan(model, job.settings(), planned, {} if types is None else types.found)
 
 
 class Types:
-    """The types of JSON's columns as Parquet needs them, from all of their values. What has several
-    types, lists or objects becomes a string, with JSON for all that is none."""
+    """Determine the Parquet types of JSON columns from all of their values. A column with several
+    types, lists or objects becomes a column of strings, with JSON for values that are not
+    strings."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
     def add(self, columns: dict[str, Any]) -> None:
-        """Add a row."""
+        """Add the types of a row."""
         for name, value in columns.items():
             before, kind = self.found.get(name, "null"), _type_of(value)
             if kind not in (before, "null"):
@@ -304,7 +305,7 @@ def _type_of(value: Any) -> str:
 
 
 def plan_file(file: SourceFile, job: Job, types: Types | None) -> PlannedFile:
-    """Read a file for the plan."""
+    """Read a file and describe it for the plan."""
     stat = file.path.stat()
     column, offsets = TEXT, list[int]()
     if file.kind == "parquet":

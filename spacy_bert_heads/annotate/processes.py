@@ -1,4 +1,4 @@
-"""Annotate by several processes of this machine."""
+"""Annotate with several processes on this machine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import torch
 from .plan import Job, Run, open_run
 from .worker import Annotator
 
-MAX_DEATHS = 12  # of workers one after the other, without a part between; a bad document ends four
+MAX_DEATHS = 12  # consecutive deaths without a finished part; one bad document causes up to four
 
 
 def work_in_processes(run: Run, workers: int) -> None:
-    """Annotate by several processes, which share torch's threads. One that is killed is started
-    again; an error of one ends them all.
+    """Annotate with several processes, which divide torch's threads. A killed process is restarted;
+    an error in one ends all.
 
-    Raises what a worker raises, and ChildProcessError if they die again and again.
+    Raises the first error of a worker, and ChildProcessError if workers die repeatedly.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (run.job.num_threads or torch.get_num_threads()) // workers)
@@ -61,8 +61,8 @@ def work_in_processes(run: Run, workers: int) -> None:
                 if deaths > MAX_DEATHS:
                     raise ChildProcessError(
                         f"Workers have died {deaths} times without annotating a part, the last "
-                        f"one with exit code {process.exitcode}. -9 says that memory ran out: "
-                        "start fewer workers."
+                        f"one with exit code {process.exitcode} (-9: out of memory). Use fewer "
+                        "workers."
                     )
                 start(job)
     finally:
@@ -80,7 +80,7 @@ def _receive(connection: Connection) -> BaseException | None:
 
 
 def work_alone(job: Job, connection: Connection) -> None:
-    """Work as a process of its own, which tells of its errors and ends with its parent."""
+    """Annotate in a child process; errors are sent to the parent, and the process ends with it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -95,7 +95,7 @@ def work_alone(job: Job, connection: Connection) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """Give an error that can be sent to another process: itself, if it can be pickled."""
+    """Return an error that can be pickled: the error itself, or a RuntimeError with its message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -110,8 +110,8 @@ def _end_with(parent: Any) -> None:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM, by which clusters end jobs, unwind the process, so that claims are given back
-    at once."""
+    """Turn SIGTERM, by which clusters end jobs, into SystemExit, so that claims are released at
+    once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

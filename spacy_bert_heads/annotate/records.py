@@ -1,8 +1,8 @@
-"""What a pipeline writes to a Doc, as plain data: rows of `bert annotate`, and whatever else shows
-annotations outside of spaCy.
+"""Convert the annotations of a Doc to plain data, for `bert annotate` and all other output outside
+of spaCy.
 
-Places are characters of the text, `text[start:end]`. Probabilities are rounded to six digits, below
-which they depend on the batch that a text was in.
+`start` and `end` are character offsets (`text[start:end]`). Probabilities are rounded to six
+digits; further digits depend on the batch of the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIGITS = 6
 
 
 def entities_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the entities in order; the score is None where no `bert_ner` found it."""
+    """Return the entities in order; the score is None for entities of other components."""
     scores = {
         (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
         for entry in get_ent_scores(doc)
@@ -39,13 +39,13 @@ def entities_of(doc: Doc) -> list[dict[str, Any]]:
 
 
 def categories_of(doc: Doc) -> dict[str, float | None]:
-    """Give the probability of each category."""
+    """Return the probability of each category."""
     return {label: _round(value) for label, value in doc.cats.items()}
 
 
 def verdicts_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the verdict on each hypothesis; label and scores are None where it was too long, the
-    label is "" where the verdict is below a threshold."""
+    """Return the verdict on each hypothesis. Label and scores are None if the hypothesis was too
+    long; the label is "" if the verdict is below a threshold."""
     rows = []
     hypotheses, verdicts = copy_of_list("hypotheses", doc), copy_of_list("nli", doc)
     for text, verdict in zip(hypotheses, verdicts, strict=False):
@@ -62,7 +62,7 @@ def verdicts_of(doc: Doc) -> list[dict[str, Any]]:
 
 
 def answers_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the answer to each question. The text is "" for no answer, and None where the question
+    """Return the answer to each question. The text is "" for no answer, and None if the question
     was too long."""
     rows = []
     for question, answer in zip(copy_of_list("questions", doc), get_answers(doc), strict=False):
@@ -74,8 +74,8 @@ def answers_of(doc: Doc) -> list[dict[str, Any]]:
 
 
 def similarities_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the numbers for each text that the Doc is compared with, by label; None where it was too
-    long."""
+    """Return the scores by label for each text that the Doc is compared with; None if the text was
+    too long."""
     rows = []
     others, found = copy_of_list("others", doc), copy_of_list("similarities", doc)
     for text, numbers in zip(others, found, strict=False):
@@ -85,9 +85,9 @@ def similarities_of(doc: Doc) -> list[dict[str, Any]]:
 
 
 def chosen_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give what is chosen of each choice: the option's number from 0, its text and its probability,
-    and the probabilities of all options. All of these are None where an option was too long, or
-    none is above the head's threshold."""
+    """Return the chosen option of each choice: its number (from 0), text and probability, and the
+    probabilities of all options. All are None if an option was too long, or none is above the
+    head's threshold."""
     rows = []
     choices, found = copy_of_list("choices", doc), copy_of_list("chosen", doc)
     for choice, entry in zip(choices, found, strict=False):
@@ -110,12 +110,12 @@ def _place(answer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def numbers_of(doc: Doc) -> dict[str, float | None]:
-    """Give the numbers of `doc._.regression`."""
+    """Return the numbers of `doc._.regression`."""
     return {label: _round(value) for label, value in copy_of_dict("regression", doc).items()}
 
 
 def tags_of(doc: Doc) -> list[dict[str, Any]]:
-    """Give the tags of tokens, None where there is none."""
+    """Return the tags of all tokens, None for a missing tag."""
     return [
         {
             "start": token.idx,
@@ -128,7 +128,7 @@ def tags_of(doc: Doc) -> list[dict[str, Any]]:
 
 
 def needs_review(doc: Doc) -> bool:
-    """Tell whether a head has taken something back, because it is below a threshold."""
+    """Return whether a head has abstained because a claim is below its threshold."""
     return bool(get_abstained(doc))
 
 
@@ -137,12 +137,12 @@ def _round(value: Any) -> float | None:
 
 
 class Kind(NamedTuple):
-    """A kind of annotation: the places of a Doc that say, in spaCy's `assigns`, that a component
-    makes it, and how it is read."""
+    """Define a kind of annotation: the attributes in spaCy's `assigns` by which the components that
+    set it are recognised, and the function that reads it."""
 
     places: tuple[str, ...]
     read: Callable[[Doc], Any]
-    has_labels: bool = False  # whether values are found by label
+    has_labels: bool = False  # whether values are dicts by label
 
 
 KINDS = {
@@ -161,14 +161,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """The annotations of a pipeline: those kinds that one of its components makes, with the labels
-    of those that have some."""
+    """Hold the kinds of annotations that a pipeline sets, with the labels of the kinds that have
+    labels."""
 
     labels: dict[str, tuple[str, ...]]
 
     @staticmethod
     def of(nlp: Language) -> Columns:
-        """Find the columns of a pipeline. Raises ValueError if there are none."""
+        """Return the columns of a pipeline. Raises ValueError if there are none."""
         assigns = {name: nlp.get_pipe_meta(name).assigns for name in nlp.pipe_names}
         labels = {}
         for name, kind in KINDS.items():
@@ -182,13 +182,13 @@ class Columns:
                 labels[name] = tuple(dict.fromkeys(known)) if kind.has_labels else ()
         if not labels:
             raise ValueError(
-                f"The pipeline makes none of {', '.join(KINDS)}: its components are "
-                f"{', '.join(nlp.pipe_names) or 'none'}."
+                f"The pipeline sets none of {', '.join(KINDS)}. Its components are "
+                f"{', '.join(nlp.pipe_names) or 'none'}. Use a pipeline with one that does."
             )
         return Columns(labels)
 
     def read(self, doc: Doc) -> dict[str, Any]:
-        """Read the annotations of a Doc by column."""
+        """Return the annotations of a Doc by column."""
         return {name: KINDS[name].read(doc) for name in self.labels}
 
 

@@ -1,4 +1,4 @@
-"""Annotate a corpus: by this process, by several on this machine, or by a cluster (cluster.py)."""
+"""Annotate a corpus with this process, several processes, or a cluster (cluster.py)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .plan import Job, Run, open_run
 from .processes import ended_by_sigterm, work_in_processes
 from .worker import Annotator
 
-LOOK = 1.0  # seconds between looks at the progress; where there is no terminal, a line a minute
-LINE = 60.0
+LOOK = 1.0  # seconds between updates of the progress bar
+LINE = 60.0  # seconds between lines of progress without a terminal
 
 
 @dataclass
 class Summary:
-    """What became of a corpus, and what this call has done for it."""
+    """Hold the results of a run, and the work of this call."""
 
     docs: int = 0
     parts: int = 0
@@ -31,11 +31,11 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)  # documents by kind
     seconds: float = 0.0  # of all workers together, without loading
     memory: int = 0  # bytes, the most that a worker had
-    own_docs: int = 0  # that came while this call ran, by this call or others
+    own_docs: int = 0  # annotated during this call, by this call or others
     own_seconds: float = 0.0
 
     def lines(self) -> list[str]:
-        """Format it."""
+        """Format the summary."""
         failed = self.failures.total()
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.failures.most_common())
         speed = self.words / self.seconds if self.seconds else 0.0
@@ -59,19 +59,20 @@ def annotate(
     gpus_per_worker: float = 0,
     show: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Annotate a corpus, or go on with it: what is there already is left alone.
+    """Annotate a corpus, or continue a run; finished parts are kept.
 
-    Several calls may share the output folder, on any machines that have it, with nothing else in
-    common. Each returns when the whole corpus is annotated. `workers` are processes of this
-    machine, 1 for this process alone, or with the engine "ray" those of a cluster, `address`, each
-    with `gpus_per_worker`. `show` gets lines of progress where there is no terminal.
+    Several calls may share the output folder, on any machines with access to it; they need no other
+    connection. Each returns when the whole corpus is annotated. `workers` is the number of
+    processes on this machine (1: only this process), or with the engine "ray" on the cluster at
+    `address`, each with `gpus_per_worker`. `show` receives lines of progress if there is no
+    terminal.
 
-    Raises ValueError if the input, the pipeline or a setting is wrong, or differs from what the run
-    in the folder was begun with; OSError if something can't be read or written; ImportError if a
-    package is missing; ChildProcessError if workers die again and again.
+    Raises ValueError if the input, the pipeline or a setting is invalid, or differs from the run in
+    the folder; OSError if a file can't be read or written; ImportError if a package is missing;
+    ChildProcessError if workers die repeatedly.
     """
     if workers < 1:
-        raise ValueError(f"There must be 1 worker at least, not {workers}.")
+        raise ValueError(f"workers is {workers}. Set it to 1 or more.")
     if engine not in ("local", "ray"):
         raise ValueError(f"There is no engine '{engine}'. Choose local or ray.")
     if engine == "ray":
@@ -82,7 +83,7 @@ def annotate(
     left, start = sum(part.num_docs for part in run.missing()), perf_counter()
     with shown_progress(run, show), ended_by_sigterm():
         if not left:
-            pass  # without loading the pipeline
+            pass  # nothing to do, so the pipeline is not loaded
         elif engine == "ray":
             from .cluster import work_on_cluster
 
@@ -98,8 +99,8 @@ def annotate(
 
 
 def clean_up(run: Run) -> None:
-    """Delete what processes that died have left: unfinished parts of those on other machines, and
-    claims of those that died between the end of a part and the end of its claim."""
+    """Delete the files of dead processes: unfinished parts of other machines, and claims whose
+    process died after it had finished the part."""
     for path in (*run.job.output.glob(".part-*~*"), *(run.state / "claims").iterdir()):
         path.unlink(missing_ok=True)
 
@@ -121,8 +122,8 @@ def sum_up(run: Run) -> Summary:
 
 @contextmanager
 def shown_progress(run: Run, show: Callable[[str], None] | None) -> Iterator[None]:
-    """Show how many documents are done by all who share the run, how many a second, and the time
-    left: as a bar where there is a terminal, else by `show` once a minute."""
+    """Show the number of documents finished by all processes of the run, the speed and the
+    remaining time: as a progress bar in a terminal, otherwise with `show` once a minute."""
     ended = threading.Event()
     total, start = run.num_docs, perf_counter()
     begun = run.count_done()
@@ -160,7 +161,7 @@ def _count(run: Run) -> int:
 
 
 def format_progress(begun: int, done: int, total: int, seconds: float) -> str:
-    """Say how far it is, as of a run that had `begun` documents `seconds` ago."""
+    """Format the progress of a run that had `begun` documents `seconds` ago."""
     speed = (done - begun) / seconds if seconds else 0.0
     left = f", {format_time((total - done) / speed)} left" if speed > 0 else ""
     return f"{done:,} of {total:,} documents, {speed:,.1f} a second{left}"

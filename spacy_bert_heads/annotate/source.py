@@ -1,7 +1,7 @@
-"""The documents of a corpus: the rows of its files as a stream, from any row on.
+"""Stream the documents of a corpus from its files, starting at any row.
 
-Memory doesn't grow with a file, except for `.spacy`, which is one block. A row that can't be read
-is a document with an error, so that nothing is lost and the order is kept.
+Memory doesn't grow with the size of a file, except for `.spacy`, which is loaded as a whole. A row
+that can't be read becomes a document with an error, so that no row is lost and the order is kept.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from ..text.user_data import copy_of_list
 
 T = TypeVar("T")
 
-MAX_LINE = 2**26  # bytes; of a longer line nothing is held in memory
-PARQUET_ROWS = 256  # that are decoded at once
+MAX_LINE = 2**26  # bytes; a longer line is not loaded into memory
+PARQUET_ROWS = 256  # decoded together
 TEXT = "text"  # the column of formats without columns
 
 
 class Document(NamedTuple):
-    """A row of a file: its columns, its text as it stands there, or why it can't be read."""
+    """Hold a row of a file: its columns and its unchecked text, or the error."""
 
     where: str
     columns: dict[str, Any]
     text: Any = None
     error: str | None = None
-    carried: Any = None  # the row as an Arrow table, where it goes from Parquet to Parquet
+    carried: Any = None  # the row as an Arrow table, from Parquet to Parquet
 
 
 class SourceFile(NamedTuple):
-    """A file of a corpus. `name` is its path within the corpus, the same on every machine."""
+    """Represent a file of a corpus. `name` is its path in the corpus, the same on every machine."""
 
     name: str
     path: Path
@@ -55,30 +55,30 @@ class SourceFile(NamedTuple):
 
     @property
     def has_offsets(self) -> bool:
-        """Whether reading can start at any byte."""
+        """Return whether reading can start at any byte."""
         return self.kind in ("jsonl", "text") and self.path.suffix.lower() not in COMPRESSED
 
 
 def list_source(source: str | Path, output: Path) -> list[SourceFile]:
-    """List the files of a corpus in order: one file, those of a folder, or those that a pattern
-    fits. What is in the output folder is not part of it.
+    """Return the files of a corpus in order: one file, those of a folder, or those that match a
+    pattern. Files in the output folder are excluded.
 
-    Raises FileNotFoundError if there are none, ValueError if a file's name doesn't tell how to read
-    it, and ImportError if that needs a package that is not installed.
+    Raises FileNotFoundError if there are none, ValueError if a file has an unknown extension, and
+    ImportError if it needs a package that is not installed.
     """
     output = output.absolute()
     paths = [path.absolute() for path in list_files(source)]
     paths = [path for path in paths if output not in path.parents]
     if not paths:
-        raise FileNotFoundError(f"{source} has no files but those of the output. Name others.")
+        raise FileNotFoundError(f"{source} has only files of the output folder. Pass other files.")
     base = os.path.commonpath([path.parent for path in paths])
     files = []
     for path in paths:
         kind = find_kind(path)
         if kind is None:
             raise ValueError(
-                f"The name of {path} doesn't tell how to read it. Give it one that ends in "
-                f"{', '.join(KINDS)}, or in these with {' or '.join(COMPRESSED)}."
+                f"The extension of {path} is unknown. Rename it to one of {', '.join(KINDS)}, or "
+                f"to one of these with {' or '.join(COMPRESSED)}."
             )
         check_package(str(path), kind)
         if path.suffix.lower() == ".zst":
@@ -88,13 +88,13 @@ def list_source(source: str | Path, output: Path) -> list[SourceFile]:
 
 
 def find_text(file: SourceFile, columns: list[str], text_column: str) -> str:
-    """Find the column of the text by its name, or by a common one if `text` is missing. Raises
-    ValueError if there is none."""
+    """Return the text column: the one with the given name, or if `text` is missing, one with a
+    common name. Raises ValueError if there is none."""
     found = find_column(columns, "text", text_column)
     if found is None:
         raise ValueError(
-            f"{file.path} has no column '{text_column}': {list_columns(columns)}. Name the column "
-            "of the text by --text-column."
+            f"{file.path} has no column '{text_column}': {list_columns(columns)}. Set the text "
+            "column with --text-column."
         )
     return found
 
@@ -105,8 +105,8 @@ def find_text(file: SourceFile, columns: list[str], text_column: str) -> str:
 def read_lines(
     stream: BinaryIO, update: Callable[[bytes], object] | None = None
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Yield each line with its size in bytes; None in place of one that is longer than `MAX_LINE`.
-    `update` is called with all that is read."""
+    """Yield the size in bytes and the content of each line; the content is None for a line longer
+    than `MAX_LINE`. `update` is called with everything that is read."""
     while line := stream.readline(MAX_LINE):
         size, whole = len(line), line.endswith(b"\n") or len(line) < MAX_LINE
         if update is not None:
@@ -120,13 +120,13 @@ def read_lines(
 
 
 def is_document(kind: str, line: bytes | None) -> bool:
-    """Tell whether a line is a document: every line of a text, every line of JSON Lines that is not
-    blank."""
+    """Return whether a line is a document: every line of a text file, every non-blank line of JSON
+    Lines."""
     return kind == "text" or line is None or not line.isspace()
 
 
 def read_line(file: SourceFile, number: int, line: bytes | None, text_column: str) -> Document:
-    """Make a document of a line, the one with this number from 0."""
+    """Create a document from a line with this number, counted from 0."""
     where = f"{file.name}:{number + 1}"
     columns: dict[str, Any] = {"id": where} if file.kind == "text" else {}
     if line is None:
@@ -135,7 +135,7 @@ def read_line(file: SourceFile, number: int, line: bytes | None, text_column: st
     if number == 0:
         line = line.removeprefix(codecs.BOM_UTF8)
     if file.kind == "text":
-        # What is no UTF-8 becomes surrogates, which the text is checked for.
+        # Invalid UTF-8 becomes surrogates, which are detected later.
         text = line.rstrip(b"\r\n").decode("utf8", "surrogateescape")
         return Document(where, columns | {TEXT: text}, text)
     try:
@@ -146,7 +146,7 @@ def read_line(file: SourceFile, number: int, line: bytes | None, text_column: st
         return Document(where, columns, error=f"{error} ({where})")
     if not isinstance(row, dict):
         kind = type(row).__name__
-        return Document(where, columns, error=f"no JSON object: {kind} ({where})")
+        return Document(where, columns, error=f"not a JSON object: {kind} ({where})")
     return Document(where, row, row.get(text_column))
 
 
@@ -155,7 +155,7 @@ def check_first_line(file: SourceFile, line: bytes | None) -> None:
     try:
         check_not_utf16(line or b"")
     except ValueError as error:
-        raise ValueError(f"{file.path} cannot be read: {error}") from None
+        raise ValueError(f"{file.path} can't be read: {error}") from None
 
 
 # --- files
@@ -169,9 +169,10 @@ def read_documents(
     offset: int | None = None,
     carry: bool = False,
 ) -> Iterator[Document]:
-    """Yield the documents of a file from number `first` on, from 0. `offset` is the byte where that
-    one begins, if it is known. `carry` keeps rows of Parquet as Arrow tables, and reads only those
-    columns that the pipeline needs.
+    """Yield the documents of a file from number `first` (counted from 0).
+
+    `offset` is the byte at which this document starts, if it is known. `carry` keeps rows of
+    Parquet as Arrow tables, and decodes only the columns that the pipeline needs.
 
     Raises ValueError if the file is damaged; a single row that can't be read is a document with an
     error.
@@ -186,7 +187,7 @@ def read_documents(
 
 
 def checked(file: SourceFile, rows: Iterator[T]) -> Iterator[T]:
-    """Yield what is read from a file. Raises ValueError, with its name, if it is damaged."""
+    """Yield the rows of a file. Raises ValueError with its name if it is damaged."""
     try:
         yield from rows
     except DAMAGE as error:
@@ -220,8 +221,8 @@ def _read_docs(file: SourceFile) -> Iterator[Document]:
 
 
 def read_docbin(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the text of each Doc of a `.spacy` file, with columns: the text, what is asked of the
-    Doc, and what `doc.user_data` and `doc._` have beside annotations of ours."""
+    """Yield the text of each Doc of a `.spacy` file with its columns: the text, the second texts,
+    and the contents of `doc.user_data` and `doc._` except annotations of this package."""
     with file.path.open("rb") as opened, decompress(opened) as stream:
         docs = DocBin().from_bytes(stream.read())
     for doc in docs.get_docs(Vocab()):
@@ -240,7 +241,7 @@ def _values(doc: Doc) -> dict[str, Any]:
         try:
             values[key] = json.loads(json.dumps(value))
         except (TypeError, ValueError):
-            continue  # an object of somebody's component
+            continue  # an object of another component
     return values
 
 
@@ -250,10 +251,10 @@ def open_parquet(file: SourceFile) -> Any:
     from pyarrow.parquet import ParquetFile
 
     try:
-        # Without a buffer a whole row group would be read at once.
+        # Without a buffer, a whole row group would be read at once.
         return ParquetFile(file.path, buffer_size=2**20, pre_buffer=False)
     except ArrowInvalid as error:
-        raise ValueError(f"{file.path} cannot be read: {error}") from error
+        raise ValueError(f"{file.path} can't be read: {error}") from error
 
 
 def _read_parquet(
@@ -281,7 +282,7 @@ def _read_parquet(
 
 
 def _without_times(batch: Any) -> Any:
-    """Write times and decimals out as text: JSON has neither."""
+    """Convert times and decimals to strings, because JSON has neither."""
     import pyarrow as pa
 
     kinds = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_decimal)

@@ -1,4 +1,4 @@
-"""A pipeline that annotates parts: batches of documents, and what becomes of those that fail."""
+"""Annotate parts with a pipeline, in batches, and handle documents that fail."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from .plan import WAIT, Part, Run
 from .records import Columns
 from .source import Document, read_documents
 
-# A batch is so many documents or characters (some 30,000 wordpieces). The encoder cuts it into
-# batches of `max_batch_tokens` wordpieces, the better the more there is to choose from.
+# The size of a batch (about 30,000 wordpieces). The encoder splits it into batches of
+# `max_batch_tokens` wordpieces; with more texts it can pad less.
 BATCH_DOCS = 512
 BATCH_CHARS = 2**17
 MAX_NEW_WORDS = 2_000_000  # 70 MB
 LONGEST_ERROR = 500  # characters
-DEATHS = 2  # of a process with a document that was alone at work, until that one is given up
+DEATHS = 2  # deaths of a process while processing only one document, until it is skipped
 
 
 class Unfit(ValueError):
-    """A document can't be annotated. What stands before the first colon is the kind of failure."""
+    """Report a document that can't be annotated. The text before the first colon is the kind of
+    failure."""
 
 
 class Annotator:
-    """A worker: a pipeline, loaded once, that annotates one part after the other.
+    """Load a pipeline once, and annotate one part after the other.
 
-    Raises ValueError if the pipeline can't be loaded or annotates nothing.
+    Raises ValueError if the pipeline can't be loaded or sets no annotations.
     """
 
     def __init__(self, run: Run) -> None:
@@ -57,7 +58,7 @@ class Annotator:
         register_extensions()
         if job.num_threads is not None:
             torch.set_num_threads(job.num_threads)
-            os.environ["RAYON_NUM_THREADS"] = str(job.num_threads)  # of the tokenizer
+            os.environ["RAYON_NUM_THREADS"] = str(job.num_threads)  # threads of the tokenizer
         if job.gpu_id >= 0:
             spacy.require_gpu(job.gpu_id)
         self._load()
@@ -71,22 +72,23 @@ class Annotator:
         self._num_lexemes = len(self.nlp.vocab)
 
     def _free_words(self) -> None:
-        """Load the pipeline again after many new words. A memory zone frees their lexemes, but not
-        their places in the vocabulary's table, which `len` goes on counting."""
+        """Reload the pipeline after many new words. A memory zone frees their lexemes, but not
+        their entries in the vocabulary's table, which `len` still counts."""
         if len(self.nlp.vocab) > self._num_lexemes + MAX_NEW_WORDS:
             del self.nlp
             gc.collect()
             self._load()
 
     def work(self) -> None:
-        """Annotate parts until all of the run are there. Waits for those that others work on, and
-        takes them over if their process dies."""
+        """Annotate parts until all parts of the run exist. Waits for parts of other processes, and
+        takes them over if the process dies."""
         while missing := self.run.missing():
             if not any([self.try_part(part) for part in missing]):
                 sleep(WAIT)
 
     def try_part(self, part: Part) -> bool:
-        """Annotate a part, unless it is there or somebody works on it. Tells whether it did."""
+        """Annotate a part, unless it exists or another process works on it. Returns whether it
+        did."""
         if self.run.path(part).exists():
             return False
         claim = self.run.claim(part)
@@ -98,13 +100,13 @@ class Annotator:
         return True
 
     def annotate(self, part: Part, claim: Claim) -> None:
-        """Write a part, which appears when it is whole. Raises OSError with the path if it can't be
+        """Write a part, which is published atomically. Raises OSError with the path if it can't be
         written."""
         run, start = self.run, perf_counter()
         path = run.path(part)
         left = f".{path.name}~{socket.gethostname()}~"
         for unfinished in path.parent.glob(f"{left}*"):
-            unfinished.unlink(missing_ok=True)  # of a process that is dead, or gave the part up
+            unfinished.unlink(missing_ok=True)  # of a process that died or gave up the part
         written = path.with_name(f"{left}{os.getpid()}")
         figures: dict[str, float] = {"docs": 0, "words": 0}
         failures: Counter[str] = Counter()
@@ -121,13 +123,14 @@ class Annotator:
                     failures.update(kind_of(row.error) for row in rows if row.error)
             if figures["docs"] != part.num_docs:
                 raise ValueError(
-                    f"{run.files[part.file].path} has changed since the run began: there are "
-                    f"{figures['docs']:,} documents where {part.num_docs:,} were."
+                    f"{run.files[part.file].path} has changed since the run began: a part has "
+                    f"{figures['docs']:,} documents instead of {part.num_docs:,}. Restore the "
+                    "file, or start a new run in another folder."
                 )
             figures |= {"seconds": perf_counter() - start, "memory": peak_memory()}
             notes = json.dumps(figures | {"failures": failures}).encode("utf8")
             replace_file(run.notes(part), notes)
-            # Whoever took the part over from us, as if we were dead, has deleted what we wrote.
+            # A process that took over this part has deleted the unfinished file.
             with suppress(FileNotFoundError):
                 written.replace(path)
         finally:
@@ -143,14 +146,14 @@ class Annotator:
         for first, batch in make_batches(self._read(part), deaths.alone):
             claim.note((first, first + len(batch)))
             if deaths.gave_up(first) and len(batch) == 1:
-                reason = f"killed the process: {DEATHS} times, while it was annotated alone"
+                reason = f"killed the process: {DEATHS} times, while only it was annotated"
                 yield [self._failed(batch[0], reason)]
             else:
                 yield self.annotate_batch(batch)
 
     def _read(self, part: Part) -> Iterator[Document]:
-        """Read the documents of a part. Where files can only be read from their beginning, reading
-        goes on from the part before."""
+        """Read the documents of a part. For files that can only be read from the start, reading
+        continues after the previous part."""
         number, at, documents = self._open or (-1, 0, iter(()))
         if number != part.file or at > part.first or part.offset is not None:
             at = part.first
@@ -172,20 +175,22 @@ class Annotator:
             self._open = (part.file, end, documents)
 
     def annotate_batch(self, batch: Sequence[Document]) -> list[Row]:
-        """Annotate documents together; those that fail by themselves have an error."""
+        """Annotate documents together; documents that fail individually get an error."""
         self._errors = {}
         docs = [self._make_doc(number, document) for number, document in enumerate(batch)]
         asked = [(doc, number) for number, doc in enumerate(docs) if doc is not None]
         found = self._pipe(asked)
         for number, document in enumerate(batch):
-            # A component that failed on several documents at once has taken good ones with it.
+            # A component that failed on several documents may have failed on only one of them.
             if number not in found and self._errors.get(number, "") == "":
                 doc = self._make_doc(number, document)
                 found |= self._pipe([(doc, number)]) if doc is not None else {}
         return [
             Row(document, found[number], self.columns.read(found[number]), None)
             if number in found
-            else self._failed(document, self._errors.get(number) or "lost: no component says why")
+            else self._failed(
+                document, self._errors.get(number) or "lost: no component reported why"
+            )
             for number, document in enumerate(batch)
         ]
 
@@ -194,8 +199,8 @@ class Annotator:
         return {number: doc for doc, number in annotated}
 
     def _make_doc(self, number: int, document: Document) -> Doc | None:
-        """Tokenize a text, and ask what its row asks; note the error and give None if that can't
-        be."""
+        """Tokenize a text and set its second texts. Returns None, and notes the error, if that
+        fails."""
         try:
             text = self._check_text(document)
             doc = self.nlp.make_doc(text)
@@ -205,7 +210,7 @@ class Annotator:
         except Unfit as error:
             self._errors[number] = str(error)
             return None
-        except Exception as error:  # of somebody's tokenizer
+        except Exception as error:  # of a custom tokenizer
             self._errors[number] = f"{type(error).__name__} in tokenizer: {error}"
             return None
         return doc
@@ -234,7 +239,7 @@ class Annotator:
             self._errors[doc._context] = message if alone else ""
 
     def _failed(self, document: Document, error: str) -> Row:
-        """Make the row of a document that failed, with as much of a Doc as there can be."""
+        """Create the row of a document that failed, with its text as a Doc if possible."""
         doc = Doc(self.nlp.vocab)
         text = document.text
         if isinstance(text, str) and is_utf8(text) and len(text) <= self.nlp.max_length:
@@ -248,7 +253,7 @@ class Annotator:
 
 
 def import_code(path: Path) -> None:
-    """Import a file of the user. Raises ValueError if that fails; spaCy's own function would end
+    """Import a file of the user. Raises ValueError if that fails; spaCy's own function would exit
     the process."""
     try:
         import_file("python_code", path)
@@ -257,13 +262,13 @@ def import_code(path: Path) -> None:
 
 
 def kind_of(error: str) -> str:
-    """Give what failures are counted by: the error up to its first colon."""
+    """Return the kind of a failure: the error up to its first colon."""
     return error.partition(":")[0]
 
 
 def read_asked(value: Any, name: str) -> list[Any]:
-    """Read what a row asks: a list of texts, or of objects with one, as `convert` reads them, or of
-    choices. Raises Unfit if it is anything else."""
+    """Return the second texts of a row: a list of texts, of objects with a text (as for `convert`),
+    or of choices. Raises Unfit for any other value."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -279,26 +284,26 @@ def read_asked(value: Any, name: str) -> list[Any]:
 
 
 class Deaths:
-    """What a part's earlier processes died of: the documents that were at work then."""
+    """Hold the documents that were in progress when earlier processes of a part died."""
 
     def __init__(self, died: Iterable[Range]) -> None:
         self.died = [tuple(one) for one in died]
 
     def alone(self, number: int) -> bool:
-        """Whether a document has to be annotated alone, because some process died with it."""
+        """Return whether a document must be annotated alone, because a process died with it."""
         return any(first <= number < stop for first, stop in self.died)
 
     def gave_up(self, number: int) -> bool:
-        """Whether a document, alone, has ended so many processes that it counts as the cause."""
+        """Return whether a document has killed `DEATHS` processes while it was annotated alone."""
         return self.died.count((number, number + 1)) >= DEATHS
 
 
 def make_batches(
     documents: Iterable[Document], alone: Callable[[int], bool]
 ) -> Iterator[tuple[int, list[Document]]]:
-    """Put documents into batches, each with the number of its first; those that are to be alone
-    into one each. Where batches end depends on the documents only, so that every run has the same
-    ones."""
+    """Yield batches of documents, each with the number of its first document; documents for which
+    `alone` is true get a batch of their own. Batches depend only on the documents, so every run has
+    the same batches."""
     batch: list[Document] = []
     first, chars = 0, 0
     for number, document in enumerate(documents):
@@ -314,8 +319,7 @@ def make_batches(
 
 
 def peak_memory() -> int:
-    """Give the largest resident memory that this process has had, in bytes; 0 where that is not
-    known."""
+    """Return the peak resident memory of this process in bytes, 0 if unknown."""
     try:
         import resource
     except ImportError:  # Windows

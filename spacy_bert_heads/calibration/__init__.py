@@ -1,1 +1,1 @@
-"""How good probabilities are, and what makes them better."""
+"""Measure and calibrate probabilities."""

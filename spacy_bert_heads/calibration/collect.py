@@ -1,4 +1,4 @@
-"""What the heads of a pipeline claim of a data set."""
+"""Collect the claims of a pipeline's heads on a data set."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..heads.calibrated import CalibratedHead
 from ..heads.claims import Claim
 from ..heads.head import BertHead
 
-BATCH_SIZE = 128  # examples whose logits are made at once
+BATCH_SIZE = 128  # examples per forward pass
 
 
 class Part(NamedTuple):
-    """Some examples that are annotated for a head, and what its model gave for them."""
+    """Hold examples that are annotated for a head, and its model's output for them."""
 
     examples: list[Example]
     output: Any
 
 
 class Collected(NamedTuple):
-    """What a head makes of a data set: all that it says depends on this and on its settings."""
+    """Hold a head's output on a data set; its claims depend only on this and on its settings."""
 
     head: BertHead
     parts: list[Part]
 
     def claims(self) -> list[Claim]:
-        """Give the claims by the settings that the head has now. They are written to the Docs."""
+        """Return the claims with the head's current settings, and set them on the Docs."""
         return [claim for part in self.parts for claim in self._of(part)]
 
     def _of(self, part: Part) -> Iterator[Claim]:
@@ -41,7 +41,7 @@ class Collected(NamedTuple):
         return self.head.claims(part.examples, output)
 
     def truths(self) -> Counter[str]:
-        """Count what there is to be found, by label."""
+        """Count the gold annotations by label."""
         total: Counter[str] = Counter()
         for part in self.parts:
             for example in part.examples:
@@ -50,8 +50,8 @@ class Collected(NamedTuple):
 
 
 def heads_with_claims(nlp: Language, names: Sequence[str] = ()) -> list[BertHead]:
-    """Find the heads of a pipeline that give probabilities, those with `names` if there are some.
-    Raises ValueError if there is none, or a name is not of one."""
+    """Return the heads of a pipeline with probabilities, or those with `names`. Raises ValueError
+    if there is none, or if a name belongs to no such head."""
     found = {
         name: pipe
         for name, pipe in nlp.pipeline
@@ -60,13 +60,13 @@ def heads_with_claims(nlp: Language, names: Sequence[str] = ()) -> list[BertHead
     for name in names:
         if name not in found:
             raise ValueError(
-                f"'{name}' is no head with probabilities. Those of the pipeline are: "
+                f"'{name}' is not a head with probabilities. Choose from: "
                 f"{', '.join(found) or 'none'}."
             )
     if not found:
         raise ValueError(
-            "The pipeline has no head with probabilities. Its components are "
-            f"{', '.join(nlp.pipe_names) or 'none'}."
+            "The pipeline has no head with probabilities. Use one with such a head; its components "
+            f"are {', '.join(nlp.pipe_names) or 'none'}."
         )
     return [head for name, head in found.items() if not names or name in names]
 
@@ -74,11 +74,11 @@ def heads_with_claims(nlp: Language, names: Sequence[str] = ()) -> list[BertHead
 def collect(
     nlp: Language, examples: Sequence[Example], names: Sequence[str] = ()
 ) -> dict[str, Collected]:
-    """Run a pipeline on examples, and keep what the models of its heads gave. Thresholds are lifted
-    meanwhile, so later components see all that heads say.
+    """Run a pipeline on examples, and return the outputs of its heads' models. Thresholds are
+    disabled meanwhile, so later components see all predictions.
 
-    Memory is the logits of all examples. Raises ValueError if no head with probabilities has an
-    annotated example.
+    The logits of all examples are kept in memory. Raises ValueError if no head with probabilities
+    has an annotated example.
     """
     chosen = {head.name: Collected(head, []) for head in heads_with_claims(nlp, names)}
     for at in range(0, len(examples), BATCH_SIZE):
@@ -102,13 +102,13 @@ def collect(
                 if annotated:
                     own = [eg.predicted for eg in annotated]
                     output = head.run(own)
-                    # Docs without what later components write: this head writes to them again.
+                    # Copies without later annotations: this head will annotate them again.
                     copies = [Example(eg.predicted.copy(), eg.reference) for eg in annotated]
                     chosen[name].parts.append(Part(copies, output))
                     head.set_annotations(own, head.read(output))
     found = {name: one for name, one in chosen.items() if one.parts}
     if not found:
         raise ValueError(
-            f"The data has no annotation of what {', '.join(chosen)} say. Name data that has."
+            f"The data has no annotations for {', '.join(chosen)}. Pass annotated data."
         )
     return found

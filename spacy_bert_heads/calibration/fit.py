@@ -1,4 +1,4 @@
-"""Temperatures that make the probabilities of annotated data as good as one number can."""
+"""Fit the temperature of a head on annotated data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .collect import Collected
 from .measures import Judged, negative_log_likelihood
 
 LOWEST, HIGHEST = 0.05, 20.0
-GRID = 13  # places that are tried before the search, because of entities there may be two minima
+GRID = 13  # points that are tried before the search, because entities can lead to two minima
 TOLERANCE = 1e-3  # of the logarithm of the temperature
 GOLDEN = (sqrt(5) - 1) / 2
-FEW = 100  # claims below which a warning is due
+FEW = 100  # claims; with fewer, a warning is raised
 
 
 class Fitted(NamedTuple):
-    """A temperature, and what it does to the data that it was fitted on."""
+    """Hold a temperature, and its effect on the data on which it was fitted."""
 
-    before: float  # the temperature that the head had
+    before: float  # the head's previous temperature
     temperature: float
     claims: int
     errors: int
@@ -31,10 +31,11 @@ class Fitted(NamedTuple):
 
 
 def fit_temperature(found: Collected) -> Fitted:
-    """Find the temperature of a head with the lowest negative log-likelihood (Guo et al. 2017,
-    section 4.2), and leave the head as it is.
+    """Return the temperature of a head with the lowest negative log-likelihood (Guo et al. 2017,
+    section 4.2); the head is not changed.
 
-    Raises ValueError if all claims are right or all are wrong: then there is no best temperature.
+    Raises ValueError if all claims are correct or all are wrong, because then there is no best
+    temperature.
     """
     head = found.head
     before = head.temperature
@@ -51,22 +52,22 @@ def fit_temperature(found: Collected) -> Fitted:
     judged = judge(before)
     n, errors = len(judged.is_right), int((~judged.is_right).sum())
     if errors in (0, n):
-        what = "makes no claim" if not n else f"has {'no' if not errors else 'only'} errors"
+        what = "makes no claims" if not n else f"has {'no' if not errors else 'only'} errors"
         raise ValueError(
-            f"{head.name} {what} on this data ({n} claims), so there is no best temperature. Take "
-            "more data, that it was not trained on."
+            f"{head.name} {what} on this data ({n} claims), so there is no best temperature. Use "
+            "more data that was not used for training."
         )
     temperature = exp(minimise(lambda x: nll(exp(x)), log(LOWEST), log(HIGHEST)))
     nll_before, best = negative_log_likelihood(judged), nll(temperature)
-    if best >= nll_before:  # by less than the tolerance
+    if best >= nll_before:  # within the tolerance
         temperature, best = before, nll_before
     at_edge = not LOWEST * 1.05 < temperature < HIGHEST / 1.05
     return Fitted(before, temperature, n, errors, nll_before, best, at_edge)
 
 
 def minimise(f: Callable[[float], float], low: float, high: float) -> float:
-    """Find the minimum of a function of one number: on a grid, then around its best place by
-    golden-section search (Kiefer 1953)."""
+    """Return the minimum of a function of one number: first on a grid, then by golden-section
+    search around the best point (Kiefer 1953)."""
     grid = np.linspace(low, high, GRID)
     best = int(np.argmin([f(float(x)) for x in grid]))
     a, b = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, GRID - 1)])

@@ -1,5 +1,5 @@
-"""How good probabilities are: proper scores, calibration, and how many errors are left where only
-the surest claims are accepted."""
+"""Measure probabilities: proper scores, calibration, and the errors among the most confident
+claims."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..heads.claims import Claim
 Floats = NDArray[np.float64]
 NUM_BINS = 15
 NUM_SIMULATIONS = 1000
-TINY = 1e-12  # the least probability of what is true, so that the logarithm is finite
+TINY = 1e-12  # lower bound of the probability of the true outcome, so that the logarithm is finite
 COVERAGE = 0.8
 
 
 class Judged(NamedTuple):
-    """Claims as arrays (n_claims,)."""
+    """Hold claims as arrays (num_claims,)."""
 
     probability: Floats
     is_right: NDArray[np.bool_]
@@ -32,26 +32,26 @@ class Judged(NamedTuple):
 
 
 def negative_log_likelihood(judged: Judged) -> float:
-    """Compute the mean of −log of the probability of what is true, in nats."""
+    """Return the mean negative log-likelihood of the true outcome, in nats."""
     return float(-np.log(judged.truth.clip(TINY)).mean())
 
 
 def brier_score(judged: Judged) -> float:
-    """Compute the mean squared difference of probability and truth of each claim (Brier 1950, for
-    two outcomes)."""
+    """Return the mean squared difference between the probability and the outcome of each claim
+    (Brier 1950, for two outcomes)."""
     return float(((judged.probability - judged.is_right) ** 2).mean())
 
 
 class Bins(NamedTuple):
-    """Claims in bins of as equal a number as possible, by probability."""
+    """Hold claims in bins by probability, with equal numbers of claims as far as possible."""
 
     counts: Floats  # (n_bins,)
     probability: Floats  # (n_bins,) the mean
-    accuracy: Floats  # (n_bins,) the share that is right
+    accuracy: Floats  # (n_bins,) the share of correct claims
 
 
 def make_bins(judged: Judged, num_bins: int = NUM_BINS) -> Bins:
-    """Sort claims into bins. There are fewer than `num_bins` if there are fewer claims."""
+    """Sort claims into `num_bins` bins, or fewer if there are fewer claims."""
     order = np.argsort(judged.probability, kind="stable")
     edges = _edges(len(order), num_bins)
     counts = np.diff(edges).astype(np.float64)
@@ -67,14 +67,14 @@ def _edges(n: int, num_bins: int) -> NDArray[np.int64]:
 
 
 def calibration_error(judged: Judged, num_bins: int = NUM_BINS) -> float:
-    """Compute the mean difference of confidence and accuracy over bins of equal size, the adaptive
-    calibration error (Nixon et al. 2019, section 3)."""
+    """Return the adaptive calibration error (Nixon et al. 2019, section 3): the mean difference
+    between confidence and accuracy over bins of equal size."""
     bins = make_bins(judged, num_bins)
     return float(np.average(np.abs(bins.probability - bins.accuracy), weights=bins.counts))
 
 
 class Simulated(NamedTuple):
-    """Calibration errors of claims that are right exactly as often as their probabilities say."""
+    """Hold the calibration errors of simulated, perfectly calibrated claims."""
 
     mean: float
     upper: float  # the 95th percentile
@@ -85,8 +85,8 @@ class Simulated(NamedTuple):
 def simulate_perfect(
     probability: Floats, *, num_bins: int = NUM_BINS, seed: int = 0, times: int = NUM_SIMULATIONS
 ) -> Simulated:
-    """Draw outcomes of a perfectly calibrated head with the same probabilities: what the error of
-    so few claims is by chance (consistency resampling, Bröcker & Smith 2007)."""
+    """Simulate outcomes of a perfectly calibrated head with the same probabilities, to estimate the
+    calibration error that arises by chance (consistency resampling, Bröcker & Smith 2007)."""
     p = np.sort(probability)
     edges = _edges(len(p), num_bins)
     counts = np.diff(edges)
@@ -102,14 +102,14 @@ def simulate_perfect(
 
 
 class RiskCoverage(NamedTuple):
-    """What share of claims is wrong among the surest (El-Yaniv & Wiener 2010)."""
+    """Hold the errors among the most confident claims (El-Yaniv & Wiener 2010)."""
 
     coverage: Floats  # (n_points,) from above 0 to 1
     errors: Floats  # (n_points,) wrong claims among them
-    oracle: Floats  # (n_points,) the same if those that are wrong were the least sure
+    oracle: Floats  # (n_points,) the same if all wrong claims were the least confident
 
     def errors_at(self, coverage: float) -> tuple[float, float]:
-        """Give which share of all errors is left at a coverage, and the oracle's."""
+        """Return the share of all errors at a coverage, and the oracle's."""
         total = max(float(self.errors[-1]), 1e-12)
         points = np.append(0.0, self.coverage)
         left = (
@@ -120,8 +120,8 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(judged: Judged) -> RiskCoverage:
-    """Count errors among the k surest claims. Claims of equal probability come in all orders: their
-    errors are spread over them evenly."""
+    """Count errors among the k most confident claims, for each k. Errors among claims of equal
+    probability are spread evenly."""
     order = np.argsort(-judged.probability, kind="stable")
     p, wrong = judged.probability[order], ~judged.is_right[order]
     n = len(p)
@@ -133,7 +133,7 @@ def risk_coverage(judged: Judged) -> RiskCoverage:
 
 
 def measure(claims: Sequence[Claim]) -> dict[str, Any]:
-    """Compute all figures of some claims, one at least."""
+    """Return all measures of one or more claims."""
     judged = Judged.of(claims)
     simulated = simulate_perfect(judged.probability)
     left, oracle = risk_coverage(judged).errors_at(COVERAGE)

@@ -1,5 +1,4 @@
-"""`bert evaluate --calibration`: figures and pictures of how good the probabilities of each head
-are."""
+"""Report the calibration of each head for `bert evaluate --calibration`: a table and plots."""
 
 from __future__ import annotations
 
@@ -36,10 +35,10 @@ COLUMNS = {
 
 
 def report_calibration(nlp: Language, data: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Measure the heads of a pipeline on data, and write a picture for each and a JSON file
-    with the figures. Gives the figures by head, those of heads that claim anything.
+    """Measure the calibration of a pipeline's heads on data, and write a plot per head and a JSON
+    file with all measures. Returns the measures by head, for heads with any claims.
 
-    Raises ValueError if no head with probabilities is annotated.
+    Raises ValueError if the data has no annotations for a head with probabilities.
     """
     found = collect(nlp, read_examples(nlp, data))
     figures = {}
@@ -59,7 +58,7 @@ def report_calibration(nlp: Language, data: Path, folder: Path) -> dict[str, dic
 
 
 def format_calibration(figures: dict[str, dict[str, Any]]) -> str:
-    """Make a table of what `report_calibration` gave."""
+    """Format the result of `report_calibration` as a table."""
     rows = [(name, *(_format(row[key]) for key in COLUMNS)) for name, row in figures.items()]
     header = ("probabilities", *COLUMNS.values())
     aligns: list[Any] = ["l", *("r" for _ in COLUMNS)]
@@ -71,8 +70,8 @@ def _format(value: Any) -> str:
 
 
 def draw_calibration(claims: Sequence[Claim], title: str) -> Figure:
-    """Draw a reliability diagram (DeGroot & Fienberg 1983) with what a perfectly calibrated head
-    would show in 95 % of cases, and the share of errors against coverage beside the oracle's."""
+    """Draw a reliability diagram (DeGroot & Fienberg 1983) with the 95 % range of a perfectly
+    calibrated head, and the share of errors against coverage, with the oracle's."""
     judged = Judged.of(claims)
     figure = new_figure(9.6, 4.8)
     figure.suptitle(plain(title), size=FONTS["title"])
@@ -102,22 +101,22 @@ def _draw_reliability(axes: Any, judged: Judged) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_title("Reliability, bins of equal size", size=FONTS["panel"], loc="left")
-    axes.set_xlabel("probability, mean", size=FONTS["text"])
-    axes.set_ylabel("share that is right", size=FONTS["text"])
+    axes.set_xlabel("mean probability", size=FONTS["text"])
+    axes.set_ylabel("share of correct claims", size=FONTS["text"])
     axes.legend(frameon=False, fontsize=FONTS["text"], loc="upper left")
 
 
 def _draw_risk(axes: Any, judged: Judged) -> None:
     curve = risk_coverage(judged)
     kept = curve.coverage * len(judged.probability)
-    axes.plot(curve.coverage, curve.errors / kept, color=BLUE, label="surest first")
+    axes.plot(curve.coverage, curve.errors / kept, color=BLUE, label="most confident first")
     axes.plot(curve.coverage, curve.oracle / kept, color=ORANGE, label="oracle")
     risk = float(curve.errors[-1]) / len(judged.probability)
-    axes.axhline(risk, color=GREY, linewidth=1, label="in any order")
+    axes.axhline(risk, color=GREY, linewidth=1, label="random order")
     axes.axvline(COVERAGE, color=GREY, linewidth=1, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, max(1.6 * risk, 0.01))
     axes.set_title("Risk against coverage", size=FONTS["panel"], loc="left")
-    axes.set_xlabel("coverage: share that is accepted", size=FONTS["text"])
-    axes.set_ylabel("share of these that is wrong", size=FONTS["text"])
+    axes.set_xlabel("coverage: share of accepted claims", size=FONTS["text"])
+    axes.set_ylabel("share of errors among them", size=FONTS["text"])
     axes.legend(frameon=False, fontsize=FONTS["text"], loc="upper left")

@@ -1,5 +1,5 @@
-"""The work of `bert calibrate` and `bert tune-thresholds`: settings of heads, fitted on annotated
-data and saved with the pipeline."""
+"""Implement `bert calibrate` and `bert tune-thresholds`: fit settings of heads on annotated data,
+and save them with the pipeline."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def calibrate(
     force: bool = False,
     gpu_id: int = -1,
 ) -> dict[str, Fitted]:
-    """Fit a temperature for each head with probabilities (or those with `names`) and save them with
-    the pipeline, see `save`. Thresholds of labels that were tuned before are taken back.
+    """Fit a temperature for each head with probabilities (or those with `names`), and save it with
+    the pipeline; see `save`. Tuned thresholds per label are removed.
 
-    A head that makes no errors on the data, or nothing but errors, stays as it is, with a warning.
-    Raises ValueError if there is no such pipeline, head or output, or if all heads are like that.
+    A head without errors on the data, or with errors only, is not changed, with a warning. Raises
+    ValueError for an unknown pipeline or head or an invalid output, or if no head can be fitted.
     """
     check_output(model, output, force=force)
     nlp = _load(model, gpu_id)
@@ -49,7 +49,7 @@ def calibrate(
     if not fitted:
         raise ValueError(" ".join(reasons))
     for reason in reasons:
-        warnings.warn(f"{reason} It stays as it is.", stacklevel=2)
+        warnings.warn(f"{reason} Its temperature is not changed.", stacklevel=2)
     for name, fit in fitted.items():
         head = found[name].head
         _warn(name, head, fit)
@@ -62,8 +62,8 @@ def calibrate(
 def reset(
     model: str, output: Path | None = None, *, names: Sequence[str] = (), force: bool = False
 ) -> list[str]:
-    """Set the temperature of heads to 1 and take their thresholds of labels back. Gives the names
-    of the heads. Errors are those of `calibrate`."""
+    """Set the temperature of heads to 1 and remove their thresholds per label. Returns the names of
+    the heads. Raises the same errors as `calibrate`."""
     check_output(model, output, force=force)
     nlp = load_pipeline(model)
     heads = heads_with_claims(nlp, names)
@@ -86,10 +86,10 @@ def tune_thresholds(
 ) -> dict[str, list[Threshold]]:
     """Choose a threshold for each label of each head (see `tune`), and save them with the pipeline.
 
-    Raises ValueError if there is no such pipeline, head, goal or output.
+    Raises ValueError for an unknown pipeline, head or goal, or an invalid output.
     """
     if goal not in GOALS or not 0 <= value <= 1:
-        raise ValueError(f"There is no goal {goal} {value}: name a precision or recall, 0 to 1.")
+        raise ValueError(f"The goal is {goal} {value}. Set a precision or recall from 0 to 1.")
     check_output(model, output, force=force)
     nlp = _load(model, gpu_id)
     found = collect(nlp, read_examples(nlp, data), names)
@@ -109,25 +109,25 @@ def _load(model: str, gpu_id: int) -> Language:
 def _warn(name: str, head: BertHead, fit: Fitted) -> None:
     if fit.claims < FEW:
         warnings.warn(
-            f"{name} makes {fit.claims} claims here: the temperature may be wrong for other "
-            f"data. Take data with more than {FEW}.",
+            f"{name} makes only {fit.claims} claims on this data, so the temperature may be wrong "
+            f"for other data. Use data with more than {FEW} claims.",
             stacklevel=3,
         )
     if fit.at_edge:
         warnings.warn(
-            f"The temperature of {name} is at the bounds of the search, {LOWEST} to {HIGHEST}: its "
-            "probabilities say hardly anything about this data.",
+            f"The temperature of {name} is at the bounds of the search, {LOWEST} to {HIGHEST}. Its "
+            "probabilities are hardly informative on this data.",
             stacklevel=3,
         )
     if head.cfg.get("threshold") and "threshold" in head.no_thresholds:
         warnings.warn(
-            f"{name} keeps threshold = {head.cfg['threshold']}, which is about calibrated "
-            "probabilities now: other entities may be left out than before.",
+            f"{name} keeps threshold = {head.cfg['threshold']}, which now applies to calibrated "
+            "probabilities, so it may remove other entities than before.",
             stacklevel=3,
         )
     if head.cfg.get("thresholds"):
         warnings.warn(
-            f"The thresholds of {name} were for its former probabilities and are taken back: run "
+            f"The thresholds of {name} were tuned for its old probabilities and are removed. Run "
             "`bert tune-thresholds` again.",
             stacklevel=3,
         )
@@ -137,7 +137,7 @@ def _warn(name: str, head: BertHead, fit: Fitted) -> None:
 
 
 def format_fitted(fitted: Mapping[str, Fitted]) -> str:
-    """Make a table of what `calibrate` gave."""
+    """Format the result of `calibrate` as a table."""
     rows = [
         (name, f"{fit.temperature:.3f}", f"{fit.claims:,}", f"{fit.errors:,}")
         + (f"{fit.nll_before:.4f}", f"{fit.nll:.4f}")
@@ -148,8 +148,8 @@ def format_fitted(fitted: Mapping[str, Fitted]) -> str:
 
 
 def format_tuned(tuned: Mapping[str, Sequence[Threshold]]) -> str:
-    """Make a table of what `tune_thresholds` gave. A star is beside what did not reach the goal, a
-    question mark where there were few claims."""
+    """Format the result of `tune_thresholds` as a table. A star marks labels that don't reach the
+    goal, a question mark labels with few claims."""
     rows = [
         (
             name,
@@ -165,7 +165,7 @@ def format_tuned(tuned: Mapping[str, Sequence[Threshold]]) -> str:
         text
         for mark, text in (
             (" *", "* does not reach the goal at any threshold"),
-            (" ?", f"? fewer than {MIN_CLAIMS} claims: of other data it says little"),
+            (" ?", f"? fewer than {MIN_CLAIMS} claims: unreliable on other data"),
         )
         if any(mark in row[1] for row in rows)
     ]
@@ -181,16 +181,18 @@ def _percent(value: float | None) -> str:
 
 
 def check_output(model: str, output: Path | None, *, force: bool) -> None:
-    """Raise ValueError if the pipeline would be changed itself, and nobody said so; or can't be."""
+    """Raise ValueError if the pipeline would be changed in place without `force`, or can't be."""
     if output is None and not force:
         raise ValueError(
-            f"Name a folder for the new pipeline, --output FOLDER, or give --force to change "
-            f"'{model}' itself."
+            f"No output is set. Add --output FOLDER for a new pipeline, or --force to change "
+            f"'{model}' in place."
         )
     if output is None and not Path(model).is_dir():
-        raise ValueError(f"'{model}' is an installed package. Name a folder: --output FOLDER.")
+        raise ValueError(
+            f"'{model}' is an installed package. Set an output folder: --output FOLDER."
+        )
     if output is not None and output.resolve() == Path(model).resolve():
-        raise ValueError(f"{output} is the pipeline itself. Leave --output out and give --force.")
+        raise ValueError(f"{output} is the pipeline itself. Use --force instead of --output.")
 
 
 def save(
@@ -202,9 +204,11 @@ def save(
     *,
     force: bool,
 ) -> None:
-    """Save a pipeline whose heads have other settings: as a whole in the output, which other
-    commands filled or users only with `force`; without an output, only these settings in the
-    pipeline's own folder."""
+    """Save a pipeline after settings of its heads have changed.
+
+    With an output, the whole pipeline is saved there; a folder that was not created by `command`
+    needs `force`. Without an output, only these settings are saved in the pipeline's own folder.
+    """
     if output is not None:
         with fill_folder(output, command, force=force) as made:
             nlp.to_disk(made)
@@ -214,10 +218,10 @@ def save(
 
 
 def replace_settings(head: BertHead, folder: Path) -> None:
-    """Save the `cfg` of a head in the folder that it is saved in.
+    """Save the `cfg` of a head in its folder.
 
-    After each step the folder can be loaded, as it was or as it is to be: first the digest of the
-    old file is taken out, then the file is replaced, then it has a digest again.
+    The folder can be loaded after each step, with the old or the new settings: first the digest of
+    the old file is removed, then the file is replaced, then the new digest is added.
     """
     digests: dict[str, Any] = {}
     with naming(folder / DIGESTS):

@@ -1,4 +1,4 @@
-"""A threshold for each label, chosen by what it gives on annotated data."""
+"""Choose a threshold for each label on annotated data."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from ..heads.claims import Claim
 from .collect import Collected
 
 GOALS = ("precision", "recall", "f")
-MIN_CLAIMS = 20  # below which a threshold says little of other data
+MIN_CLAIMS = 20  # with fewer claims, a threshold is unreliable on other data
 
 
 class Threshold(NamedTuple):
-    """A threshold of a label, and what it gives."""
+    """Hold the threshold of a label, and its scores."""
 
     label: str
     threshold: float
-    reached: bool  # whether it gives what was wanted
+    reached: bool  # whether the goal is reached
     claims: int  # of the label, with any probability
-    kept: int  # from the threshold on
-    precision: float | None  # of those that are kept
+    kept: int  # claims at or above the threshold
+    precision: float | None  # of the kept claims
     recall: float | None
     f: float | None
-    without: float | None  # the precision of all
+    without: float | None  # the precision without a threshold
 
 
 def tune(found: Collected, goal: str, value: float) -> list[Threshold]:
-    """Choose a threshold for each label of a head: for a `goal` of "precision" the one that keeps
-    most and gives the `value` at least; for "recall" the one that leaves out most and gives it; for
-    "f" the one with the best F score, whatever the value. The head stays as it is."""
+    """Choose a threshold for each label of a head; the head is not changed.
+
+    For the goal "precision" it is the lowest threshold that reaches `value`, for "recall" the
+    highest, for "f" the one with the best F score, regardless of `value`.
+    """
     head = found.head
     with head.without_thresholds():
         claims, truths = found.claims(), found.truths()
     by_label: dict[str, list[Claim]] = {}
     for claim in claims:
         by_label.setdefault(claim.label, []).append(claim)
-    # Claims such as that a category does not hold are of no label.
+    # Claims such as "the category doesn't apply" belong to no label.
     labels = [label for label in sorted(by_label) if label in truths or label in head.labels]
     return [choose(label, by_label[label], truths[label], goal, value) for label in labels]
 
@@ -46,7 +48,7 @@ def tune(found: Collected, goal: str, value: float) -> list[Threshold]:
 def choose(
     label: str, claims: Sequence[Claim], num_true: float, goal: str, value: float
 ) -> Threshold:
-    """Choose the threshold of a label. `num_true` is how often it is annotated."""
+    """Choose the threshold of a label. `num_true` is the number of its gold annotations."""
     order = sorted(claims, key=lambda claim: -claim.probability)
     p = np.asarray([claim.probability for claim in order])
     right = np.cumsum([claim.is_right for claim in order])

@@ -105,7 +105,8 @@ def inspect_map_command(
         typer.echo(f"Skipped, without a category: {labelled.left_out:,}")
     for view in views:
         typer.echo(
-            f"{view.source}: nearest neighbour right {view.accuracy:.1%} (chance {view.chance:.1%})"
+            f"{view.source}: nearest neighbour correct {view.accuracy:.1%} "
+            f"(chance {view.chance:.1%})"
         )
     typer.echo("\n".join(map(str, files)))
 

@@ -1,1 +1,1 @@
-"""Pipelines on the same data: how they differ, and how certain that is."""
+"""Compare pipelines on the same data, with confidence intervals and significance tests."""

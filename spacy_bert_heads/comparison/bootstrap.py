@@ -1,4 +1,4 @@
-"""How certain a difference between two pipelines is: the paired bootstrap, and McNemar's test."""
+"""Test differences between pipelines: the paired bootstrap and McNemar's test."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LEVEL = 0.95
 N_RESAMPLES = 2000
 # From weights of Docs (n_resamples, n_docs) to scores (..., n_resamples), by name.
 Scorer = Callable[[Ints2d], dict[Any, Any]]
-CHUNK = 2**22  # weights of documents that are in memory at once, 32 MB
+CHUNK = 2**22  # document weights in memory at once, 32 MB
 
 
 class Difference(NamedTuple):
-    """The scores of two contestants, and their difference (second minus first) with its interval
-    of 95 %."""
+    """Hold the scores of two contestants, and their difference (second minus first) with its 95 %
+    interval."""
 
     first: float
     second: float
@@ -38,14 +38,14 @@ def paired_bootstrap(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Give the difference between two contestants on the same documents, with its percentile
+    """Return the difference between two contestants on the same documents, with its percentile
     interval (Efron & Tibshirani 1993, section 13.3).
 
-    Counts are those of each document (n_docs, n_counts), such as its true positives, false
-    positives and false negatives; of several seeds (n_seeds, n_docs, n_counts). `metric` takes
-    sums of them (..., n_counts) and gives a score for each (...), NaN where it is undefined. Both
-    contestants get the same documents in each resample, and seeds of their own, see
-    `mean_over_seeds`. Raises ValueError if the documents are not as many on both sides.
+    The counts are per document (num_docs, num_counts), such as true positives, false positives and
+    false negatives, or with several seeds (num_seeds, num_docs, num_counts). `metric` maps sums of
+    counts (..., num_counts) to scores (...), NaN if undefined. Each resample uses the same
+    documents for both contestants, and separate seeds; see `mean_over_seeds`. Raises ValueError if
+    the numbers of documents differ.
     """
     sides = [np.asarray(counts, dtype=np.float64) for counts in (counts_a, counts_b)]
     sides = [side[None] if side.ndim == 2 else side for side in sides]
@@ -53,7 +53,7 @@ def paired_bootstrap(
     if sides[1].shape[1] != n_docs:
         raise ValueError(
             f"The first contestant has counts of {n_docs} documents, the second of "
-            f"{sides[1].shape[1]}. Give both the same documents, in the same order."
+            f"{sides[1].shape[1]}. Pass the same documents for both, in the same order."
         )
     drawn = resample(
         lambda weights: {i: metric(weights @ side) for i, side in enumerate(sides)},
@@ -67,14 +67,14 @@ def paired_bootstrap(
 
 
 def resample(scorer: Scorer, n_docs: int, *, n_resamples: int, seed: int) -> dict[Any, Any]:
-    """Give the scores of all resamples, by name."""
+    """Return the scores of all resamples by name."""
     parts = [scorer(weights) for weights in draw_weights(n_docs, n_resamples, seed)]
     return {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
 
 
 def draw_weights(n_docs: int, n_resamples: int, seed: int) -> Iterator[Ints2d]:
-    """Draw documents with replacement: yield how often each is in some of the resamples
-    (n_some, n_docs). The same for all who ask with the same seed."""
+    """Yield the number of times that each document is drawn in resamples with replacement, in
+    chunks (num_resamples, num_docs). The result depends only on the arguments."""
     rng = np.random.default_rng(seed)
     step = max(CHUNK // n_docs, 1)
     shares = np.full(n_docs, 1 / n_docs)
@@ -83,12 +83,12 @@ def draw_weights(n_docs: int, n_resamples: int, seed: int) -> Iterator[Ints2d]:
 
 
 def mean_over_seeds(values: Floats2d, seed: int, contestant: int) -> Floats1d:
-    """Resample the seeds of a contestant too: from scores (n_seeds, n_resamples) to their mean over
-    the seeds drawn for each resample (n_resamples,).
+    """Resample the seeds of a contestant: return the mean of scores (num_seeds, num_resamples) over
+    the seeds that are drawn for each resample (num_resamples,).
 
-    Of n seeds, n - 1 are drawn, because the spread of n would be too small by the factor
-    (n - 1) / n, half of it for two seeds (Rao & Wu 1988, section 2). One seed alone says nothing of
-    the spread between seeds, so the interval is over documents only.
+    Of n seeds, n - 1 are drawn, because the variance with n draws would be too small by the factor
+    (n - 1) / n, one half for two seeds (Rao & Wu 1988, section 2). One seed contains no information
+    about the variance between seeds, so the interval then covers documents only.
     """
     n_seeds, n_resamples = values.shape
     if n_seeds == 1:
@@ -99,8 +99,8 @@ def mean_over_seeds(values: Floats2d, seed: int, contestant: int) -> Floats1d:
 
 
 def interval(values: Floats1d) -> tuple[float, float]:
-    """Give the bounds between which 95 % of the resampled values are. Resamples in which a score is
-    undefined (NaN) are left out; NaN if it is in all of them."""
+    """Return the bounds of the central 95 % of resampled values. Resamples with an undefined score
+    (NaN) are skipped; the bounds are NaN if all are undefined."""
     known = values[~np.isnan(values)]
     if not len(known):
         return np.nan, np.nan
@@ -109,8 +109,8 @@ def interval(values: Floats1d) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Give the two-sided p-value of McNemar's exact test: how probable so uneven a split of the
-    decisions of which only one contestant's is right would be by chance (a binomial test)."""
+    """Return the two-sided p-value of McNemar's exact test: a binomial test of the decisions for
+    which only one contestant is right."""
     n, term, total = only_first + only_second, 1, 0
     for i in range(min(only_first, only_second) + 1):
         total += term

@@ -1,4 +1,4 @@
-"""Scores of several pipelines on the same data, with intervals and tests."""
+"""Score several pipelines on the same data, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FEW = 30  # Docs, below which percentile intervals are too narrow
 
 
 class Comparison(NamedTuple):
-    """A report that can be written as JSON, the runs of each contestant, and the tasks in which
-    their first runs differ, for each Doc."""
+    """Hold a report that can be written as JSON, the runs of each contestant, and for each Doc the
+    tasks in which the first runs differ."""
 
     report: dict[str, Any]
     runs: dict[str, list[Run]]
     differing: list[list[str]]
 
     def documents(self) -> list[dict[str, Any]]:
-        """List the Docs, with the errors of each pipeline and what its scores count of them."""
+        """Return the Docs with the errors and the counts of each pipeline."""
         texts = [result.text for result in next(iter(self.runs.values()))[0].results]
         return [
             {
@@ -56,16 +56,16 @@ def compare(
     """Compare pipelines, or groups of them that differ in their seeds (see `find_pipelines`), on a
     `.spacy` file or a folder of them.
 
-    Intervals are of 95 %, by a bootstrap over Docs, which is paired: in each resample all have the
-    same Docs; and over the seeds of a contestant that has several. Differences are to the first.
-    Single pipelines that classify are also compared by McNemar's exact test, which takes all
-    decisions for independent. Raises ValueError if there is nothing to compare, and whatever
-    `evaluate` raises.
+    The 95 % intervals come from a paired bootstrap over Docs (in each resample all contestants have
+    the same Docs), and over the seeds of a contestant with several. Differences are to the first
+    contestant. Classifiers with one seed are also compared by McNemar's exact test, which assumes
+    independent decisions. Raises ValueError if there is nothing to compare, and the errors of
+    `evaluate`.
     """
     if len(models) < 2 or len(set(models)) < len(models):
         raise ValueError(
-            "Name two different pipelines or more, and the data last; these are "
-            f"{', '.join(models)}. `python -m spacy bert evaluate` scores a single one."
+            f"The pipelines are {', '.join(models)}. Pass at least two different ones, and the "
+            "data last. To score a single pipeline, use `python -m spacy bert evaluate`."
         )
     paths = {name: find_pipelines(name) for name in models}
     draw = partial(resample, n_resamples=n_resamples, seed=seed)
@@ -83,7 +83,7 @@ def compare(
             scores[key] = contrast(contestants, seed)
             tests.setdefault(figures[0].counted.name, mcnemar_tests(contestants))
     if not scores:
-        raise ValueError(f"The pipelines have no score in common on '{data}'. {' '.join(notes)}")
+        raise ValueError(f"The pipelines have no common score on '{data}'. {' '.join(notes)}")
     n_docs = len(every[0].results)
     if n_docs < FEW:
         notes.append(f"Intervals from so few documents ({n_docs}) are too narrow.")
@@ -111,14 +111,14 @@ def compare(
 
 
 def share(key: str, found: Sequence[Figure | None], draw: Draw) -> tuple[list[Figure], str]:
-    """Make a score of several pipelines comparable. Gives their figures, in which only the labels
-    count that all have, or none if they can't be compared; and what there is to say about it."""
+    """Make a score of several pipelines comparable. Returns their scores, restricted to common
+    labels, or [] if they can't be compared, and a note for the user."""
     figures = [figure for figure in found if figure is not None]
     title = f"{figures[0].shown.title} ({key})"
     if len(figures) < len(found):
         return [], f"Not compared: {title}, which not all pipelines have."
     if np.isnan([figure.resampled for figure in figures]).any(axis=0).all():
-        return [], f"Not compared: {title}, which resamples of so few annotations don't have."
+        return [], f"Not compared: {title}, which is undefined in resamples of so few annotations."
     sets = [set(figure.counted.labels) for figure in figures]
     common = [label for label in figures[0].counted.labels if all(label in one for one in sets)]
     others = ", ".join(sorted(set.union(*sets).difference(common)))
@@ -131,7 +131,7 @@ def share(key: str, found: Sequence[Figure | None], draw: Draw) -> tuple[list[Fi
         scorer = figure.counted.scorer(common)
         value = float(scorer(np.ones((1, n_docs), dtype=int))[key][0])
         figures[i] = figure._replace(value=value, resampled=draw(scorer, n_docs)[key])
-    return figures, f"{title}: without {others}, which not all pipelines have as labels."
+    return figures, f"{title}: without the labels {others}, which not all pipelines have."
 
 
 def contrast(contestants: dict[str, list[Figure]], seed: int) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def contrast(contestants: dict[str, list[Figure]], seed: int) -> dict[str, Any]:
 
 
 def mcnemar_tests(contestants: dict[str, list[Figure]]) -> dict[str, Any]:
-    """Test the decisions of the first contestant against those of each other one. Left out are
-    contestants of several seeds, and decisions on what only one of the two has a label for."""
+    """Test the decisions of the first contestant against those of each other one. Contestants with
+    several seeds are skipped, and so are decisions for which only one of the two has the label."""
     (_, first), *others = contestants.items()
     rows = []
     for name, group in others:

@@ -1,4 +1,4 @@
-"""What is kept of a pipeline that was run on the data: scores, counts of Docs, predictions."""
+"""Run a pipeline on the data, and keep its scores, the counts of Docs and its predictions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..pages.results import Result, make_result, tasks_of
 from ..text.arrays import Ints2d
 from .bootstrap import Floats1d, Scorer, draw_weights
 
-# Resamples so many Docs and scores them by a scorer.
+# Resamples Docs (the second argument is their number), and scores the resamples.
 Draw = Callable[[Scorer, int], dict[str, Floats1d]]
 
 
 class Counted(NamedTuple):
-    """What a component's scores are computed from."""
+    """Hold the counts from which a component's scores are computed."""
 
     name: str
     labels: Collection[str]
@@ -34,8 +34,7 @@ class Counted(NamedTuple):
     scores_of: Callable[[Counts], dict[str, Any]]
 
     def scorer(self, labels: Collection[str] = ()) -> Scorer:
-        """Make the function that scores samples of the Docs by their counts: of all labels, or of
-        some."""
+        """Return a function that scores resamples by their counts, for all labels or only some."""
         own = [*self.labels, *(label for tally in self.tallies for label in tally)]
         columns = list(dict.fromkeys(labels or own))
         kinds = {kind for tally in self.tallies for row in tally.values() for kind in row}
@@ -49,17 +48,17 @@ class Counted(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A score of a pipeline."""
+    """Hold a score of a pipeline."""
 
     shown: Score
-    value: float  # as `bert evaluate` gives it
+    value: float  # as in `bert evaluate`
     resampled: Floats1d
     counted: Counted
-    is_counted: bool  # else its component scored each resample
+    is_counted: bool  # whether resamples were scored by counts, not by the component
 
 
 class Run(NamedTuple):
-    """What a pipeline predicted, and how that is scored. Its weights are gone."""
+    """Hold the predictions and scores of a pipeline, without its weights."""
 
     lang: str
     figures: dict[str, Figure]
@@ -68,9 +67,9 @@ class Run(NamedTuple):
 
 
 def find_pipelines(name: str) -> list[str]:
-    """Find what an argument of `bert compare` names: a pipeline, or several trained with different
-    seeds, which are in a folder or match a pattern. Of an output of `spacy train`, model-best
-    counts. Raises ValueError if there is none."""
+    """Return the pipelines that an argument of `bert compare` names: one pipeline, or several with
+    different seeds, in a folder or matching a pattern. In an output of `spacy train`, it is
+    model-best. Raises ValueError if there is none."""
 
     def resolve(path: str) -> list[str]:
         return [one for one in (path, str(Path(path, "model-best"))) if is_pipeline(one)][:1]
@@ -80,15 +79,15 @@ def find_pipelines(name: str) -> list[str]:
     found = resolve(name) or [one for path in sorted(paths) for one in resolve(path)]
     if not found:
         raise ValueError(
-            f"There is no pipeline '{name}': no folder with a config.cfg, no output of `spacy "
-            "train`, no folder and no quoted pattern ('runs/base-*') of several of these, and no "
+            f"There is no pipeline '{name}'. Pass a folder with a config.cfg, an output of `spacy "
+            "train`, a folder or a quoted pattern ('runs/base-*') with several of these, or an "
             "installed package."
         )
     return found
 
 
 def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
-    """Let a pipeline predict a data set, and score it and its resamples."""
+    """Run a pipeline on a data set, and score the data set and its resamples."""
     nlp, examples, scores, _ = predict(path, data, gpu_id=gpu_id)
     shown, n_docs = shown_scores(scores), len(examples)
     probe = np.vstack([np.ones((1, n_docs), dtype=int), *draw_weights(n_docs, 2, seed=0)])
@@ -100,7 +99,7 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
             continue
         counted = count(component, examples)
         by_counts, by_score = counted.scorer(), partial(rescore, component, examples)
-        # Counts are believed where they give what the scorer gives, which may be the user's own.
+        # Counts are used only if they reproduce the scorer, which may be the user's own.
         found, true = by_counts(probe), by_score(probe)
         same = {
             key: key in found and np.allclose(found[key], true[key], 0, 1e-9, equal_nan=True)
@@ -117,12 +116,12 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
 
 
 def count(component: Any, examples: Sequence[Example]) -> Counted:
-    """Count what is in the examples that are annotated for a component, if it is a head."""
+    """Return the counts and decisions in the examples that are annotated for a head."""
     tallies: list[Tally] = [{} for _ in examples]
     decisions: list[list[tuple[str, str]]] = [[] for _ in examples]
     scores_of: Callable[[Counts], dict[str, Any]] = BertHead.scores_of
     if isinstance(component, BertHead):
-        scores_of = component.scores_of  # of the class: it keeps no weights
+        scores_of = component.scores_of  # a function of the class, so no weights are kept
         for i, example in enumerate(examples):
             if component.has_gold(example):
                 tallies[i], decisions[i] = component.tally(example), component.decisions(example)
@@ -131,8 +130,8 @@ def count(component: Any, examples: Sequence[Example]) -> Counted:
 
 
 def rescore(component: Any, examples: Sequence[Example], weights: Ints2d) -> dict[str, Floats1d]:
-    """Score resamples by the component itself: right for every score, and as slow as scoring the
-    data set so often."""
+    """Score resamples with the component's own scorer: correct for every score, but as slow as
+    scoring the data set once per resample."""
     rows = [
         component.score([eg for eg, n in zip(examples, row, strict=True) for _ in range(n)])
         for row in tqdm(weights.tolist(), f"{component.name}, resamples", leave=False, disable=None)

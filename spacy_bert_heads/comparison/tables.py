@@ -1,4 +1,4 @@
-"""A report as tables, for the terminal and in Markdown."""
+"""Format a report as tables, for the terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIGNS: Any = ("l", "l", "r", "r", "r", "r")
 
 
 def format_comparison(report: dict[str, Any], *, markdown: bool = False) -> str:
-    """Make tables of a report, fractions in percent, and its notes."""
+    """Format a report as tables (fractions in percent) with its notes."""
     make = markdown_table if markdown else partial(table, divider=True)
     scores = [row for score in report["scores"].values() for row in score_rows(score)]
     tests = [row for test in report["mcnemar"] for row in test_rows(test)]
@@ -24,14 +24,14 @@ def format_comparison(report: dict[str, Any], *, markdown: bool = False) -> str:
     differing = ", ".join(f"{n:,} in {task}" for task, n in report["differing"].items())
     parts.append(
         f"{report['documents']:,} documents, {report['resamples']:,} resamples. Documents with "
-        f"different predictions: {differing or 'not looked for'}."
+        f"different predictions: {differing or 'not determined'}."
     )
     return "\n\n".join(part.strip("\n") for part in (*parts, *report["notes"]))
 
 
 def score_rows(score: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Write a score of each pipeline with its standard deviation over seeds, its interval, and the
-    difference to the first pipeline with its interval."""
+    """Return rows with the score of each pipeline, its standard deviation over seeds, its interval,
+    and the difference to the first pipeline with its interval."""
     factor, digits = (100, 2) if score["is_fraction"] else (1, 4)
 
     def show(*values: float, sign: str = "") -> str:
@@ -51,7 +51,7 @@ def score_rows(score: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def test_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Write McNemar's test of each pipeline beside the first."""
+    """Return rows with McNemar's test of each pipeline against the first."""
     return [
         (
             "" if i else test["component"],
@@ -66,7 +66,7 @@ def test_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
 def markdown_table(
     rows: Sequence[Sequence[str]], *, header: Sequence[str], aligns: Sequence[str]
 ) -> str:
-    """Make a table in Markdown."""
+    """Return a Markdown table."""
     marks = ["---" if align == "l" else "---:" for align in aligns]
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, marks, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,1 +1,1 @@
-"""The tasks of GLUE from their own files, with the official measures and submission files."""
+"""Train and score GLUE's tasks from their original files, with the official measures."""

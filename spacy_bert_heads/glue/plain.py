@@ -1,4 +1,4 @@
-"""The same tasks by Hugging Face's classes and a plain loop, to compare with."""
+"""Train Hugging Face's classes on the same tasks in a plain loop, for comparison."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ def run_plain(
     precision: str,
     device: torch.device = CPU,
 ) -> list[list[str]]:
-    """Train by `fit`. Gives the predictions for each test set. Raises ValueError for a NER task."""
+    """Train by `fit`. Returns the predictions for each test set. Raises ValueError for a NER task."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if task.head == "ner":
-        raise ValueError(f"The plain loop is for texts and pairs; {task.name} has entities.")
+        raise ValueError(
+            f"The plain loop supports texts and pairs, but {task.name} has entities. Leave it out."
+        )
     torch.manual_seed(seed)
     labels = [] if task.is_regression else sorted({str(item.label) for item in train})
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -1,4 +1,4 @@
-"""Train and score the tasks, and write what GLUE's server takes."""
+"""Train and score the tasks, and write submission files for GLUE's server."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .plain import run_plain
 from .tasks import TASKS, Item, Task, find_tasks
 
 OURS, PLAIN = "spacy_bert_heads", "plain loop"
-BATCH_SIZE = 32  # of `init-config`, too
+BATCH_SIZE = 32  # as in `init-config`
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How all tasks are trained. `limit` cuts training and development sets, for a first look."""
+    """Hold the training settings of all tasks. `limit` shortens training and development sets."""
 
     model: str
     epochs: int = 3
@@ -57,14 +57,14 @@ def run_glue(
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and score tasks (all that the folder has, by default) with each seed, and with `beside`
-    also by Hugging Face's classes and a plain loop. Returns the scores by task, program and seed,
-    which `output` has as `results.json`.
+    """Train and score tasks (by default all in the folder) with each seed, and return the scores by
+    task, program and seed.
 
-    What is there already is not run again, so an interrupted call goes on where it was. For the
-    first seed the predictions of the test sets are written as GLUE's server takes them. Raises
-    ValueError if a task is not known or not in the folder, or the output has results with another
-    setup.
+    With `beside`, Hugging Face's classes are trained too, in a plain loop. The scores are saved in
+    `output` as `results.json`; existing results are not computed again, so an interrupted call
+    continues where it stopped. For the first seed, the predictions of the test sets are written in
+    the format of GLUE's server. Raises ValueError if a task is unknown or not in the folder, or the
+    output has results with other settings.
     """
     there = find_tasks(folder)
     for name in tasks:
@@ -72,7 +72,7 @@ def run_glue(
             known = name in TASKS
             raise ValueError(
                 f"There is no task '{name}'{f' in {folder}' if known else ''}. "
-                f"Choose of: {', '.join(there)}."
+                f"Choose from: {', '.join(there)}."
             )
     check_folder(output, "glue", force=force)
     results = _load(output, setup, force=force)
@@ -103,20 +103,20 @@ def _load(output: Path, setup: Setup, *, force: bool) -> dict[str, Any]:
     results = json.loads(path.read_bytes())
     if results["setup"] != wanted:
         raise ValueError(
-            f"{output} has results with {results['setup']}. Name another folder, or give --force "
+            f"{output} has results with {results['setup']}. Choose another folder, or add --force "
             "to begin again."
         )
     return results
 
 
 def read(task: Task, data: Path, names: Iterable[str], limit: int | None) -> list[list[Item]]:
-    """Read some of a task's files, those that are there."""
+    """Read the existing ones of a task's files."""
     paths = [data / name for name in names]
     return [list(task.read(path))[:limit] for path in paths if path.is_file()]
 
 
 def count_steps(num_items: int, setup: Setup) -> int:
-    """Count the steps of both programs."""
+    """Return the number of steps, the same for both programs."""
     return setup.epochs * -(-num_items // BATCH_SIZE)
 
 
@@ -124,8 +124,8 @@ def count_steps(num_items: int, setup: Setup) -> int:
 
 
 def run_ours(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> dict[str, float]:
-    """Train a pipeline, score it on the development sets, and write predictions of the test sets
-    with the first seed. Gives the measures."""
+    """Train a pipeline, write its predictions of the test sets with the first seed, and return its
+    measures on the development sets."""
     (train,), devs = (read(task, data, names, setup.limit) for names in ((task.train,), task.dev))
     files = output / "data" / task.name
     paths = {"train": train, "dev": [item for items in devs for item in items]}
@@ -152,12 +152,12 @@ def run_ours(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> d
         path = output / "submissions" / f"{name}.tsv"
         if not path.exists():
             write_submission(path, predict(trained, task, items))
-    shutil.rmtree(folder)  # of what is measured, the scores are kept
+    shutil.rmtree(folder)  # only the scores are kept
     return {key: float(np.mean(values)) for key, values in scores.items()}
 
 
 def make_doc(task: Task, item: Item, nlp: Language) -> Doc:
-    """Make a Doc of an item, annotated if it has a label."""
+    """Create a Doc from an item, annotated if the item has a label."""
     register_extensions()
     doc = nlp.make_doc(item.text)
     if item.second is not None:
@@ -180,7 +180,7 @@ def make_doc(task: Task, item: Item, nlp: Language) -> Doc:
 
 
 def make_config(task: Task, files: Path, setup: Setup, seed: int, steps: int) -> Config:
-    """Make the config of `init-config`, for so many steps."""
+    """Return the config of `init-config` for the given number of steps."""
     config = init_config(
         [task.head],
         name=setup.model,
@@ -192,7 +192,7 @@ def make_config(task: Task, files: Path, setup: Setup, seed: int, steps: int) ->
     config["system"]["seed"] = seed
     config["components"]["bert_encoder"]["model"]["precision"] = setup.precision
     training = config["training"]
-    training["max_steps"] = max(steps - 1, 1)  # spaCy takes one more, and 0 is without end
+    training["max_steps"] = max(steps - 1, 1)  # spaCy takes one step more, and 0 means no limit
     training["eval_frequency"] = steps  # at the first and the last step
     rate = training["optimizer"]["learn_rate"]
     rate["initial_rate"], rate["warmup_steps"] = setup.learn_rate, steps // 10
@@ -201,7 +201,7 @@ def make_config(task: Task, files: Path, setup: Setup, seed: int, steps: int) ->
 
 
 def predict(nlp: Language, task: Task, items: Sequence[Item]) -> list[str]:
-    """Give the label, or the number, of each item."""
+    """Return the predicted label or number of each item."""
     bare = (make_doc(task, item._replace(label=None), nlp) for item in items)
     docs = nlp.pipe(bare)
     if task.head == "similarity":
@@ -212,7 +212,7 @@ def predict(nlp: Language, task: Task, items: Sequence[Item]) -> list[str]:
 
 
 def score_entities(nlp: Language, task: Task, items: Sequence[Item]) -> float:
-    """Give spaCy's F1 of entities."""
+    """Return spaCy's entity F1."""
     gold = [make_doc(task, item, nlp) for item in items]
     docs = nlp.pipe(nlp.make_doc(item.text) for item in items)
     examples = [Example(doc, one) for doc, one in zip(docs, gold, strict=True)]
@@ -223,7 +223,7 @@ def score_entities(nlp: Language, task: Task, items: Sequence[Item]) -> float:
 
 
 def run_beside(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> dict[str, float]:
-    """Train and score by Hugging Face's classes. Gives the measures."""
+    """Train and score Hugging Face's class, and return its measures."""
     (train,), devs = (read(task, data, names, setup.limit) for names in ((task.train,), task.dev))
     device = Processes(setup.gpu_id).device
     predicted = run_plain(
@@ -246,13 +246,13 @@ def run_beside(task: Task, data: Path, output: Path, setup: Setup, seed: int) ->
 
 
 def measure(task: Task, items: Sequence[Item], predicted: Sequence[str]) -> dict[str, float]:
-    """Give a task's measures."""
+    """Return a task's measures."""
     gold = [str(item.label) for item in items]
     return {name: function(gold, predicted) for name, function in task.measures.items()}
 
 
 def write_submission(path: Path, predicted: Sequence[str]) -> None:
-    """Write predictions as GLUE's server takes them."""
+    """Write predictions in the format of GLUE's server."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n")
@@ -263,7 +263,7 @@ def write_submission(path: Path, predicted: Sequence[str]) -> None:
 
 def format_results(scores: dict[str, Any]) -> str:
     """Format the scores as a Markdown table: mean and standard deviation over the seeds, and the
-    mean of the tasks' means, as GLUE has it."""
+    mean over tasks, as in GLUE."""
     programs = [one for one in (OURS, PLAIN) if any(one in own for own in scores.values())]
     lines = [f"| task | measure | seeds | {' | '.join(programs)} |"]
     lines.append("|---" * (3 + len(programs)) + "|")

@@ -1,4 +1,4 @@
-"""What the tasks are: files, columns, heads, measures (Wang et al. 2019, table 1)."""
+"""Define the tasks: files, columns, heads, measures (Wang et al. 2019, table 1)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..heads.regression import compare
 
 
 class Item(NamedTuple):
-    """A text, or a pair of texts, with its label, None in a test set; of a NER task the label is
-    that of all entities as JSON."""
+    """Hold a text or a pair of texts with its label; None in a test set. For NER tasks, the label
+    is a JSON string with all entities."""
 
     text: str
     second: str | None
@@ -27,29 +27,29 @@ Measure = Callable[[Sequence[str], Sequence[str]], float]
 
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """The share of right labels."""
+    """Return the share of correct labels."""
     return float(np.mean([a == b for a, b in zip(gold, predicted, strict=True)]))
 
 
 def f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """F1 of the label "1"."""
+    """Return the F1 of the label "1"."""
     right = sum(a == b == "1" for a, b in zip(gold, predicted, strict=True))
     return 2 * right / max(list(gold).count("1") + list(predicted).count("1"), 1)
 
 
 def matthews(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Matthews' correlation of two labels (1975); 0 where one side has a single label."""
+    """Return the Matthews correlation (1975) of two labels; 0 if one side has a single label."""
     a, b = (np.asarray([label == "1" for label in side], dtype=float) for side in (gold, predicted))
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.0
 
 
 def pearson(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Pearson's correlation; 0 where one side is constant."""
+    """Return Pearson's correlation; 0 if one side is constant."""
     return compare(*_numbers(gold, predicted))["pearson"] or 0.0
 
 
 def spearman(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Spearman's rank correlation; 0 where one side is constant."""
+    """Return Spearman's rank correlation; 0 if one side is constant."""
     return compare(*_numbers(gold, predicted))["spearman"] or 0.0
 
 
@@ -76,7 +76,7 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the labels are numbers."""
+        """Return whether the labels are numbers."""
         return self.head == "similarity"
 
     def read(self, path: Path) -> Iterator[Item]:
@@ -85,9 +85,9 @@ class Task:
             if path.suffix == ".json":
                 yield from map(read_cluener, file_)
                 return
-            # GLUE's files are not quoted: a quotation mark is a character.
+            # GLUE's files are not quoted: quotation marks are text.
             rows = csv.reader(file_, delimiter="\t", quoting=csv.QUOTE_NONE)
-            # The test set of a task without header has one.
+            # In a task without header, the test set has one.
             names = next(rows) if self.has_header or path.name.startswith("test") else []
             for number, row in enumerate(rows, 1 + bool(names)):
                 if row:
@@ -118,8 +118,8 @@ def _cell(row: list[str], names: list[str], column: str | int) -> str | None:
 
 
 def read_cluener(line: str) -> Item:
-    """Read a line of CLUENER (Xu et al. 2020): places of entities by label and text, of which the
-    last character is in."""
+    """Read a line of CLUENER (Xu et al. 2020): places of entities by label and text, with inclusive
+    ends."""
     record = json.loads(line)
     spans = [
         [start, last + 1, label]
@@ -167,7 +167,7 @@ FOLDERS = {"chnsenticorp": "zh_chnsenticorp", "cluener": "zh_cluener"}
 
 
 def find_tasks(folder: Path) -> dict[str, Path]:
-    """Find the folders of tasks in a folder. Raises ValueError if there is none."""
+    """Return the task folders in a folder. Raises ValueError if there is none."""
     there = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     found = {}
     for name, task in TASKS.items():
@@ -177,7 +177,7 @@ def find_tasks(folder: Path) -> dict[str, Path]:
                 found[name] = path
     if not found:
         raise ValueError(
-            f"There is no task in {folder}. Name the folder that has GLUE's own, each with its "
-            f"train.tsv: {', '.join(TASKS)}."
+            f"There is no task in {folder}. Pass the folder with GLUE's task folders, each with "
+            f"its train.tsv: {', '.join(TASKS)}."
         )
     return found

@@ -1,1 +1,1 @@
-"""What an encoder has learned: the views (`word`, `weights`, `map`), and files of them."""
+"""Inspect encoders and heads, and write the results as PNG and HTML."""

@@ -1,11 +1,11 @@
-"""Which words a prediction rests on: integrated gradients over the word embeddings (Sundararajan,
+"""Attribute predictions to words by integrated gradients over the word embeddings (Sundararajan,
 Taly & Yan 2017).
 
-What is explained is a log-odds in nats. The baseline is the same text with [MASK] for each of its
-wordpieces; special tokens, positions and token types stay. Along the straight line between both,
-the gradient by each embedding is integrated (Gauss-Legendre), and its product with the difference
-of the embeddings is what that wordpiece adds. All of it adds up to the difference of the log-odds
-of text and baseline ("completeness"); what is missing is the error of the integration.
+The explained quantity is a log-odds in nats. The baseline is the same text with [MASK] for each of
+its wordpieces; special tokens, positions and token types are unchanged. The gradient by each
+embedding is integrated along the straight line between both (Gauss-Legendre); its product with the
+difference of the embeddings is the attribution of the wordpiece. All attributions add up to the
+difference between the log-odds of text and baseline ("completeness"), up to the integration error.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ Floats = NDArray[np.float64]
 
 
 class Explanation(NamedTuple):
-    """What the words of a text, and of what was asked, add to a log-odds."""
+    """Hold the attributions of a log-odds to the words of a text and of its second text."""
 
     component: str
     title: str
     score: float  # the log-odds, in nats
-    baseline: float  # that of a text of [MASK]
-    words: list[str]  # with the white space behind them
+    baseline: float  # the log-odds of the text of [MASK] tokens
+    words: list[str]  # with trailing white space
     values: Floats  # (num_words,) in nats
     asked: list[str]  # the words of the second text
     asked_values: Floats
 
     @property
     def error(self) -> float:
-        """What is missing to completeness, in nats."""
+        """Return the integration error, the difference to completeness, in nats."""
         total = float(self.values.sum() + self.asked_values.sum())
         return total - (self.score - self.baseline)
 
@@ -59,11 +59,10 @@ class Explanation(NamedTuple):
 def explain(
     nlp: Language, doc: Doc, *, names: Sequence[str] = (), steps: int = STEPS
 ) -> list[Explanation]:
-    """Explain what the heads of a pipeline (those with `names`, if some are given) say of a Doc
-    that they have annotated.
+    """Explain the predictions of a pipeline's heads (or those with `names`) on a Doc that they have
+    annotated.
 
-    Raises ValueError if they say nothing that can be explained: entities, categories, verdicts and
-    answers can.
+    Raises ValueError if there is no entity, category, verdict or answer to explain.
     """
     found = []
     for name, head in nlp.pipeline:
@@ -73,8 +72,8 @@ def explain(
     if not found:
         raise ValueError(
             "There is no entity, category, verdict or answer of "
-            f"{', '.join(names) or 'a head of the pipeline'} to explain. Ask a question or "
-            "hypothesis, or take another text."
+            f"{', '.join(names) or 'a head of the pipeline'} to explain. Pass a question or "
+            "hypothesis, or another text."
         )
     return found
 
@@ -83,7 +82,9 @@ def _explain(nlp: Language, head: BertHead, doc: Doc, target: Target, steps: int
     tok2vec = head.model.layers[0]
     encoder_model = encoder_model_behind(tok2vec, [doc])
     if encoder_model is None:
-        raise ValueError(f"{head.name} reads '{tok2vec.name}', which is no encoder of ours.")
+        raise ValueError(
+            f"{head.name} reads '{tok2vec.name}', which is not supported. Leave it out."
+        )
     if isinstance(head, BertPairHead):
         batch = head.pack(Pairs([doc], [[target.asked]], head.doc_first)).batch
     elif PATTERN in head.model.attrs:
@@ -114,7 +115,7 @@ def _add_up(values: Floats, word_of: NDArray[np.int64], num_words: int) -> Float
 
 
 class Run:
-    """A text, run window by window, whose word embeddings are put in the place of others."""
+    """Run a text window by window with other word embeddings."""
 
     def __init__(self, head: BertHead, encoder_model: Model, batch: PackedBatch) -> None:
         self.head, self.batch = head, batch
@@ -130,7 +131,8 @@ class Run:
             self.is_special = np.isin(batch.input_ids, np.concatenate(ids))
 
     def integrate(self, target: Target, steps: int) -> tuple[Floats, float, float]:
-        """Give what each position adds (num_positions,), and the log-odds of text and baseline."""
+        """Return the attribution of each position (num_positions,), and the log-odds of text and
+        baseline."""
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         embedded, masked = self.embed()
         total = torch.zeros_like(embedded)
@@ -145,7 +147,7 @@ class Run:
         return values.double().cpu().numpy(), ends[0], ends[1]
 
     def embed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the word embeddings of text and baseline (num_positions, width)."""
+        """Return the word embeddings of text and baseline (num_positions, embedding_size)."""
         table = self.encoder.model.get_input_embeddings()
         device = self.encoder.device
         ids = self.batch.input_ids
@@ -155,29 +157,29 @@ class Run:
         return embedded.float(), masked.float()
 
     def logits(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Compute the head's logits from word embeddings."""
+        """Return the head's logits for word embeddings."""
         bounds = self.batch.cu_seqlens
         one = np.ones(1, dtype=np.int64)
-        states = []
+        hidden_states = []
         for window in range(len(bounds) - 1):
             own = embedded[int(bounds[window]) : int(bounds[window + 1])]
             part, _ = self.batch.take_windows(np.asarray([window]), one)
-            states.append(self._encode(part, own))
+            hidden_states.append(self._encode(part, own))
         module = shim_of(self.head.model).module
         attrs = self.head.model.attrs
         how = {AGGREGATION: attrs[AGGREGATION]} if AGGREGATION in attrs else {}
-        return module(torch.cat(states), self.batch, **how)
+        return module(torch.cat(hidden_states), self.batch, **how)
 
     def _encode(self, part: PackedBatch, embedded: torch.Tensor) -> torch.Tensor:
-        """Give the hidden states that the head reads of one window."""
+        """Return the hidden states of one window that the head reads."""
 
         def put(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            # Behind the window are rows of padding at most.
+            # After the window there is at most padding.
             return torch.cat([embedded, output[0, len(embedded) :]])[None].to(output.dtype)
 
         hook = self.encoder.model.get_input_embeddings().register_forward_hook(put)
         try:
-            # A budget above any window: nothing is recomputed.
+            # The budget exceeds the window, so nothing is recomputed.
             budget = 2 * len(embedded) + 64
             return self._read(
                 lambda layers: (
@@ -191,11 +193,11 @@ class Run:
     def _read(
         self, encode: Callable[[tuple[int, ...]], torch.Tensor], tok2vec: Model
     ) -> torch.Tensor:
-        """Give what a layer makes of the encoder's hidden states."""
+        """Return the output of the head's input layer for the encoder's hidden states."""
         if tok2vec.name == "layer_features":
             layers = self._layers(tok2vec.layers[0])
-            states = encode(layers).unflatten(1, (len(layers), -1))
-            return mix_of(tok2vec)(states) if tok2vec.shims else states.sum(1)
+            hidden_states = encode(layers).unflatten(1, (len(layers), -1))
+            return mix_of(tok2vec)(hidden_states) if tok2vec.shims else hidden_states.sum(1)
         return encode(self._layers(tok2vec))
 
     def _layers(self, tok2vec: Model) -> tuple[int, ...]:
@@ -206,7 +208,7 @@ class Run:
     def locate(
         self, words: Sequence[Any], asked: Sequence[Any], asked_text: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Find the word of each position, and the word of the second text, -1 where there is none
+        """Return the word of each position, and the word of the second text, -1 if there is none
         (num_positions,)."""
         assert self.batch.offsets is not None
         starts = self.batch.offsets.starts
@@ -221,8 +223,8 @@ class Run:
 
 
 def _covering(starts: NDArray[np.int64], words: Sequence[Any]) -> NDArray[np.int64]:
-    """Find the word that each character is in, of white space between two the word behind it, which
-    byte-level tokenizers count it as part of; for -1 that is -1."""
+    """Return the word of each character. White space belongs to the word after it, as in byte-level
+    tokenizers; -1 stays -1."""
     begins = np.asarray([word.idx for word in words], dtype=np.int64)
     ends = begins + np.asarray([len(word) for word in words], dtype=np.int64)
     word_of = np.searchsorted(begins, starts, side="right") - 1
@@ -231,7 +233,7 @@ def _covering(starts: NDArray[np.int64], words: Sequence[Any]) -> NDArray[np.int
 
 
 def mask_id(checkpoint: Checkpoint) -> int:
-    """Give the id of what stands for a word that is not known: [MASK], else the unknown token, else
+    """Return the id of the baseline token: [MASK], otherwise the unknown token, otherwise
     padding."""
     settings, tokenizer = checkpoint.tokenizer_settings, checkpoint.tokenizer.tokenizer
     for name in ("mask_token", "unk_token"):

@@ -1,4 +1,4 @@
-"""Explanations as a picture and a page: words in the colours of what they add."""
+"""Write explanations as a PNG and an HTML page with coloured words."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .png import BLUE, FONTS, GREY, ORANGE, draw, new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_WORDS = 25  # bars of a panel: those that add most, in the order of the text
+MAX_WORDS = 25  # bars per panel: the largest attributions, in text order
 MAX_PANELS = 6
 COLOURS = {True: (0, 114, 178), False: (213, 94, 0)}  # of png's BLUE and ORANGE
-# A word's width is at most what a bar's label has room for.
+# The longest word that fits into a bar's label.
 MAX_CHARS = 24
 
 
 def save_explanations(model: str, found: Sequence[Explanation], output: Path) -> list[Path]:
-    """Write a panel of bars for each explanation, the first of them, and a page with all. Returns
+    """Write a PNG with bars for the first explanations and a page with all. Returns the paths of
     the PNG and the HTML file."""
-    title = f"What {Path(model).name} rests on"
+    title = f"Attributions of {Path(model).name}"
     picture = draw(draw_explanations(found[:MAX_PANELS], title))
     parts = [
-        f"<p>What each word adds to the log-odds of what {escape(model)} says, in nats: integrated "
-        "gradients over the word embeddings, from a text of [MASK] to this one. Blue speaks for "
-        "it, orange against it. The numbers of a text add up to its log-odds less that of the "
-        "masked text.</p>"
+        f"<p>The attribution of each word to the log-odds of a prediction of {escape(model)}, in "
+        "nats: integrated gradients over the word embeddings, with a text of [MASK] tokens as the "
+        "baseline. Blue words support the prediction, orange words oppose it. The attributions add "
+        "up to the difference between the log-odds of the text and of the masked text.</p>"
     ]
     for one in found:
         top = max(float(np.abs(np.append(one.values, one.asked_values)).max(initial=0)), 1e-9)
@@ -42,7 +42,7 @@ def save_explanations(model: str, found: Sequence[Explanation], output: Path) ->
         body = "\n".join(f'<p class="words">{text}</p>' for text in texts)
         parts.append(
             f"<h2>{escape(one.component)}: {escape(one.title)}</h2>\n{body}\n"
-            f"<p>Log-odds {one.score:+.2f}, masked {one.baseline:+.2f}; error of the integration "
+            f"<p>Log-odds {one.score:+.2f}, masked {one.baseline:+.2f}; integration error "
             f"{abs(one.error):.3f}.</p>"
         )
     parts.append(embed(picture, title))
@@ -51,7 +51,7 @@ def save_explanations(model: str, found: Sequence[Explanation], output: Path) ->
 
 
 def mark(words: Sequence[str], values: Floats, top: float) -> str:
-    """Return words as HTML, in colours that are full at `top`; pointing at one shows its number."""
+    """Return words as HTML with colours that saturate at `top`; hovering shows the number."""
     parts = []
     for word, value in zip(words, values.tolist(), strict=True):
         red, green, blue = COLOURS[value >= 0]
@@ -65,8 +65,8 @@ def mark(words: Sequence[str], values: Floats, top: float) -> str:
 
 
 def draw_explanations(found: Sequence[Explanation], title: str) -> Figure:
-    """Draw a panel for each explanation: bars of the words that add most, of what was asked
-    first."""
+    """Draw a panel for each explanation, with bars for the largest attributions; words of the
+    second text come first."""
     panels = [_strongest(one) for one in found]
     height = max(len(labels) for labels, _ in panels) * 0.22 + 1.3
     columns = min(len(found), 3)

@@ -1,7 +1,7 @@
-"""The views of an encoder as files: a picture, and a page that says the same in text.
+"""Write views of an encoder as a PNG, and as an HTML page with the same content as text.
 
-A page has one title, no picture whose figures it has as text, and works at 400 pixels, by keyboard
-and by touch. Colours keep the contrast of WCAG 2.2, level AA (4.5 for text, 3 for points).
+Pages work at a width of 400 pixels, with keyboard and touch. Colours have the contrast of WCAG 2.2,
+level AA (4.5 for text, 3 for points).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ th.text { text-align: left; } td.bar { width: 12rem; text-align: left; }
 
 
 def save_word(view: WordView, output: Path) -> list[Path]:
-    """Write a word's similarities: a picture with a heatmap for each layer, all on one colour
-    scale, and a page with the same as tables. Returns the PNG and the HTML file."""
+    """Write a word's similarities: a PNG with a heatmap per layer on a common colour scale, and a
+    page with tables. Returns the paths of the PNG and the HTML file."""
     n = len(view.occurrences)
     title = f"“{view.word}” in {n} places: cosine similarity by layer"
     # The start of the colour scale.
@@ -88,7 +88,7 @@ def save_word(view: WordView, output: Path) -> list[Path]:
 
 
 def to_cells(row: Sequence[float], lowest: float) -> str:
-    """Return the cells of a table's row as HTML, in the colours of the picture."""
+    """Return the cells of a table row as HTML, in the colours of the PNG."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -102,12 +102,12 @@ def to_cells(row: Sequence[float], lowest: float) -> str:
 
 
 def save_weights(name: str, views: Sequence[LayerWeights], output: Path) -> list[Path]:
-    """Write the layer weights of each head: a picture of bar charts, and a page with the same as
-    tables. Returns the PNG and the HTML file."""
+    """Write the layer weights of each head: a PNG with bar charts, and a page with tables. Returns
+    the paths of the PNG and the HTML file."""
     title = "Layers that the heads read"
     parts = [
-        f"<p>How much of each layer the heads of {escape(name)} take: the weights sum to 1, what "
-        'they make of the layers is multiplied by the scale.</p>\n<div class="panels">'
+        f"<p>The layer weights of the heads of {escape(name)}. The weights sum to 1; the weighted "
+        'mean of the layers is multiplied by the scale.</p>\n<div class="panels">'
     ]
     for view in views:
         most = max(view.weights)
@@ -126,9 +126,9 @@ def save_weights(name: str, views: Sequence[LayerWeights], output: Path) -> list
 
 
 def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list[Path]:
-    """Write one or two maps of the same documents: a picture with all of them, and a page on which
-    a pointer, a finger or the arrow keys choose a document, which is marked in each map and shown
-    as text. Returns the PNG and the HTML file."""
+    """Write one or two maps of the same documents: a PNG, and a page on which pointer, touch or
+    arrow keys select a document, which is marked in each map and shown as text. Returns the paths
+    of the PNG and the HTML file."""
     title = f"{len(labelled.docs):,} documents by category"
     plots, points = [], []
     for view in views:
@@ -149,10 +149,11 @@ def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list
     data = json.dumps({"points": points, "docs": docs}, ensure_ascii=False).replace("<", "\\u003c")
     script = Path(__file__).with_name("map.js").read_text(encoding="utf8")
     body = (
-        "<p>Each document is a point: the mean of its hidden states, in two dimensions. Point at "
-        "one or touch it to read it; with the keyboard, go to a map by Tab and from document to "
-        "document by the arrow keys or Page Up and Page Down. The number above a map is the share "
-        "of documents whose nearest neighbour, in all dimensions, has the same category.</p>\n"
+        "<p>Each point is a document: the mean of its hidden states, projected to two dimensions. "
+        "Hover over a point or touch it to read the document. With the keyboard, select a map with "
+        "Tab, and documents with the arrow keys or Page Up and Page Down. The number above a map "
+        "is the share of documents whose nearest neighbour, in all dimensions, has the same "
+        "category.</p>\n"
         f'<div class="panels maps">\n{"".join(plots)}\n</div>\n'
         '<p id="shown" role="status" aria-live="polite"></p>\n'
         f'<script type="application/json" id="data">{data}</script>\n<script>\n{script}</script>'
@@ -162,7 +163,7 @@ def save_map(views: Sequence[MapView], labelled: Labelled, output: Path) -> list
 
 
 def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
-    """Write a PNG, and a page that needs no other file.
+    """Write a PNG and a self-contained page.
 
     `output` is the name of both files, with or without a suffix; `body` is HTML. Returns the PNG
     and the HTML file.
@@ -175,6 +176,6 @@ def write(output: Path, picture: bytes, title: str, body: str) -> list[Path]:
 
 
 def embed(picture: bytes, alt: str) -> str:
-    """Return HTML with a PNG in it. `alt` describes the picture for people who can't see it."""
+    """Return HTML with an embedded PNG and its alternative text."""
     data = b64encode(picture).decode("ascii")
     return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'

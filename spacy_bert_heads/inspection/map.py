@@ -1,4 +1,4 @@
-"""Documents in two dimensions, and how far their categories are apart."""
+"""Project documents to two dimensions, and measure how well their categories are separated."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..data.reader import BertCorpus
 from ..heads.modules import mean_by_group
 from .source import Floats2d, Floats3d, Source, encode_layers
 
-BATCH_DOCS = 256  # Docs whose hidden states are in memory at once
-NEAREST_ROWS = 1024  # rows of the matrix of all distances that are in memory at once
+BATCH_DOCS = 256  # Docs with hidden states in memory at the same time
+NEAREST_ROWS = 1024  # rows of the distance matrix in memory at the same time
 METHODS = ("pca", "tsne")
 
 
 class MapView(NamedTuple):
-    """Documents as an encoder sees them."""
+    """Hold documents projected from an encoder's hidden states."""
 
     source: str
     layer: int
@@ -33,7 +33,7 @@ class MapView(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Documents with one category each."""
+    """Hold documents with one category each."""
 
     docs: list[Doc]
     categories: list[str]
@@ -43,18 +43,20 @@ class Labelled(NamedTuple):
 def read_labelled(data: Path, *, by: str | None = None, limit: int = 1000) -> Labelled:
     """Read documents with their categories from a `.spacy` file, or a folder of them.
 
-    The category is the one positive label, or with `by` whether that label is positive. Of more
-    than `limit` documents a random sample is returned, the same at every call and in the order of
-    the file; 0 returns all. Raises ValueError if there is no such file, fewer than two categories,
-    or a document with several positive labels.
+    The category is the only positive label, or with `by` whether that label is positive. If there
+    are more than `limit` documents, a random sample is returned, the same at every call and in the
+    order of the file; 0 returns all. Raises ValueError if the file doesn't exist, there are fewer
+    than two categories, or a document has several positive labels.
     """
     if limit == 1:
-        raise ValueError("limit is 1, but a map needs two documents. Raise it; 0 is for all.")
+        raise ValueError(
+            "limit is 1, but a map needs two documents. Set it to 2 or more, or to 0 for all."
+        )
     references = [example.reference for example in BertCorpus(data)(spacy.blank("xx"))]
     labels = Counter(label for doc in references for label in doc.cats)
     known = ", ".join(labels) or "none at all"
     if by is not None and by not in labels:
-        raise ValueError(f"No document of '{data}' has the label '{by}'. They have {known}.")
+        raise ValueError(f"No document of '{data}' has the label '{by}'. Choose from: {known}.")
     docs, categories = [], []
     for doc in references:
         held = [label for label, value in doc.cats.items() if value >= 0.5]
@@ -62,16 +64,16 @@ def read_labelled(data: Path, *, by: str | None = None, limit: int = 1000) -> La
             held = [by if by in held else f"not {by}"] if by in doc.cats else []
         if len(held) > 1:
             raise ValueError(
-                f"Several labels hold of a document ({', '.join(held)}): '{doc.text[:80]}'. Name "
-                "one to tell documents apart by: --by LABEL."
+                f"A document has several labels ({', '.join(held)}): '{doc.text[:80]}'. Choose one "
+                "with --by LABEL."
             )
         if held:
             docs.append(doc)
             categories += held
     if len(set(categories)) < 2:
         raise ValueError(
-            f"The documents of '{data}' have to be of two categories at least, in doc.cats. "
-            f"Labels: {known}; documents with one: {len(docs)} of {len(references)}."
+            f"The documents of '{data}' have fewer than two categories in doc.cats. Use other "
+            f"data. Labels: {known}; documents with one: {len(docs)} of {len(references)}."
         )
     left_out = len(references) - len(docs)
     if 0 < limit < len(docs):
@@ -89,16 +91,16 @@ def map_documents(
 ) -> MapView:
     """Project documents to two dimensions.
 
-    Layer 0 is that of the embeddings, -1 the last one. `method` is "pca", or "tsne" (van der Maaten
-    & Hinton 2008), which preserves neighbourhoods but not distances. Raises ValueError if there is
-    no such layer or method, and ImportError for "tsne" without scikit-learn.
+    Layer 0 is the embeddings, -1 the last layer. `method` is "pca", or "tsne" (van der Maaten
+    & Hinton 2008), which preserves neighbourhoods but not distances. Raises ValueError for an
+    unknown layer or method, and ImportError for "tsne" without scikit-learn.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'. Choose one of: {', '.join(METHODS)}.")
     if not -source.depth - 1 <= layer <= source.depth:
         raise ValueError(
-            f"There is no layer {layer}: '{source.name}' has 0, the embeddings, to {source.depth}, "
-            f"and -1, the last, to {-source.depth - 1}."
+            f"There is no layer {layer}. '{source.name}' has the layers 0 (embeddings) to "
+            f"{source.depth}, or -1 (the last) to {-source.depth - 1}."
         )
     (layer,) = source.encoder.checkpoint.layer_numbers([layer])
     reduce = pca if method == "pca" else tsne
@@ -109,13 +111,13 @@ def map_documents(
 
 
 def encode_documents(source: Source, docs: Sequence[Doc], layers: Sequence[int]) -> Floats3d:
-    """Return the mean hidden states of each Doc (n_docs, n_layers, width), as a category head with
-    `pooling = "mean"` has them: special tokens included, windows averaged."""
+    """Return the mean hidden states of each Doc (num_docs, num_layers, hidden_size), as in a
+    category head with `pooling = "mean"`: special tokens included, windows averaged."""
     parts = []
     for start in range(0, len(docs), BATCH_DOCS):
         batch = source.pack(docs[start : start + BATCH_DOCS])
-        states = encode_layers(source.encoder, batch, layers).flatten(1)
-        means = mean_by_group(mean_by_group(states, batch.seqlens), batch.num_windows)
+        hidden_states = encode_layers(source.encoder, batch, layers).flatten(1)
+        means = mean_by_group(mean_by_group(hidden_states, batch.seqlens), batch.num_windows)
         parts.append(means.unflatten(1, (len(layers), -1)).double().cpu().numpy())
     return np.concatenate(parts)
 
@@ -134,12 +136,13 @@ def pca(vectors: Floats2d) -> tuple[Floats2d, tuple[str, str]]:
 
 
 def tsne(vectors: Floats2d) -> tuple[Floats2d, tuple[str, str]]:
-    """Do what `pca` does by t-SNE. Raises ImportError if scikit-learn is not installed."""
+    """Project vectors (n, width) with t-SNE; see `pca`. Raises ImportError if scikit-learn is not
+    installed."""
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError(
-            "t-SNE needs scikit-learn: pip install scikit-learn. PCA needs nothing."
+            "t-SNE needs scikit-learn. Install it (pip install scikit-learn), or use pca."
         ) from error
     perplexity = min(30.0, (len(vectors) - 1) / 3)  # 30 is scikit-learn's default
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
@@ -153,7 +156,7 @@ def nearest_neighbour_accuracy(vectors: Floats2d, categories: Sequence[str]) -> 
     `vectors` is (n, width). Returns that share, and its expectation for a random other document.
     """
     numbers = np.unique(list(categories), return_inverse=True)[1]
-    # Centred, so that the squares which are subtracted below are small.
+    # Centred for numerical accuracy of the distances below.
     vectors = vectors - vectors.mean(0)
     squares = (vectors**2).sum(1)
     n, right = len(vectors), 0

@@ -1,7 +1,7 @@
-"""The views of an encoder as pictures.
+"""Draw views of an encoder.
 
-Colours can be told apart with every kind of colour vision: amounts have one hue from light to dark,
-categories the palette of Okabe & Ito (2008), each with a shape of its own.
+Colours are distinguishable with every kind of colour vision: amounts have one hue from light to
+dark, categories have the palette of Okabe & Ito (2008) and different shapes.
 """
 
 from __future__ import annotations
@@ -195,16 +195,16 @@ def draw_map(views: Sequence[MapView], labelled: Labelled, title: str = "") -> F
 
 
 def name_map(view: MapView) -> tuple[str, str]:
-    """Say what a map shows, and how well it tells categories apart."""
+    """Return the title of a map, and its nearest-neighbour accuracy."""
     return (
         f"{short_name(view.source)}, {layer_name(view.layer, view.depth)}",
-        f"nearest neighbour right: {view.accuracy:.1%} (chance {view.chance:.1%})",
+        f"nearest neighbour correct: {view.accuracy:.1%} (chance {view.chance:.1%})",
     )
 
 
 def place_points(figure: Figure, points: np.ndarray) -> list[list[float]]:
-    """Give where points (n, 2) of a drawn map are in its picture, as shares of its width and height
-    from the upper left corner."""
+    """Return the places of points (n, 2) in a drawn map, as shares of its width and height from the
+    upper left corner."""
     places = figure.axes[0].transData.transform(points) / (figure.bbox.width, figure.bbox.height)
     places[:, 1] = 1 - places[:, 1]
     return np.round(places, 4).tolist()
@@ -214,9 +214,9 @@ def new_figure(width: float, height: float) -> Figure:
     """Create an empty figure; sizes are in inches. Raises ImportError if matplotlib is not
     installed."""
     try:
-        from matplotlib.figure import Figure  # no pyplot: no window, no global state
+        from matplotlib.figure import Figure  # not pyplot, which has windows and global state
     except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install matplotlib") from error
+        raise ImportError("Plots need matplotlib. Install it: pip install matplotlib") from error
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
@@ -228,7 +228,7 @@ def draw(figure: Figure) -> bytes:
 
 
 def plain(text: str) -> str:
-    """Escape a text for matplotlib, in which dollars begin formulas."""
+    """Escape a text for matplotlib, in which dollar signs start formulas."""
     return text.replace("$", r"\$")
 
 
@@ -238,7 +238,7 @@ def short_name(name: str) -> str:
 
 
 def layer_name(layer: int, depth: int) -> str:
-    """Return the display name of a layer: 0 is that of the embeddings, `depth` the last one."""
+    """Return the display name of a layer: 0 is the embeddings, `depth` the last layer."""
     if layer == 0:
         return "embeddings"
     return f"layer {layer} (last)" if layer == depth else f"layer {layer}"

@@ -1,4 +1,4 @@
-"""The encoder to look into, from a pipeline or a checkpoint."""
+"""Load the encoder to inspect from a pipeline or a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Floats1d = NDArray[np.float64]
 Floats2d = NDArray[np.float64]
 Floats3d = NDArray[np.float64]
 
-MAX_BATCH_TOKENS = 4096  # wordpieces that are run at once, including padding
+MAX_BATCH_TOKENS = 4096  # wordpieces per forward pass, including padding
 
 
 class Source(NamedTuple):
-    """An encoder, and how it reads Docs."""
+    """Hold an encoder with its tokenizer and windows."""
 
-    name: str  # as the user gave it
+    name: str  # the user's argument
     nlp: Language  # the tokenizer
     encoder: Encoder
     window: int
@@ -38,21 +38,21 @@ class Source(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """The number of layers, without that of the embeddings, which is layer 0."""
+        """Return the number of layers without the embeddings, which are layer 0."""
         return self.encoder.checkpoint.num_layers
 
     def pack(self, docs: Sequence[Doc]) -> PackedBatch:
-        """Pack Docs of any length."""
+        """Pack Docs of any length into windows."""
         tokenizer = self.encoder.checkpoint.tokenizer
         return pack_docs(docs, tokenizer, window=self.window, stride=self.stride)
 
 
 def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> Source:
-    """Load an encoder to look into.
+    """Load an encoder to inspect.
 
     `name` is a pipeline's folder or package, or a checkpoint's folder or hub name. `encoder` is a
     component's name, for a pipeline with several encoders. `lang` is the language of the tokenizer
-    for a checkpoint. Raises ValueError if it can't be loaded, or the encoder is not clear.
+    for a checkpoint. Raises ValueError if it can't be loaded, or the encoder is ambiguous.
     """
     if is_pipeline(name):
         nlp = load_pipeline(name)
@@ -61,18 +61,18 @@ def open_source(name: str, *, encoder: str | None = None, lang: str = "en") -> S
             (encoder,) = found
         if encoder is None or encoder not in found:
             has = f"has these encoders: {', '.join(found)}" if found else "has no bert_encoder"
-            raise ValueError(f"'{name}' {has}. Name one of its own: --encoder NAME.")
+            raise ValueError(f"'{name}' {has}. Choose one with --encoder NAME.")
         model = found[encoder].model
         return Source(name, nlp, encoder_of(model), model.attrs["window"], model.attrs["stride"])
     if encoder is not None:
-        raise ValueError(f"'{name}' is no pipeline but a checkpoint: leave --encoder out.")
+        raise ValueError(f"'{name}' is a checkpoint, not a pipeline. Leave --encoder out.")
     checkpoint = load_checkpoint(name)
     window = min(256, checkpoint.max_window)
     return Source(name, spacy.blank(lang), Encoder(checkpoint), window, max(window * 3 // 4, 1))
 
 
 def encode_layers(encoder: Encoder, batch: PackedBatch, layers: Sequence[int]) -> torch.Tensor:
-    """Compute the hidden states of some layers (num_positions, num_layers, hidden_size), float32.
-    Layer 0 is that of the embeddings, `checkpoint.num_layers` the last one."""
+    """Return the hidden states of the given layers (num_positions, num_layers, hidden_size),
+    float32. Layer 0 is the embeddings, `checkpoint.num_layers` the last layer."""
     states = encoder.encode(batch, tuple(layers), max_batch_tokens=MAX_BATCH_TOKENS).states
     return states.unflatten(1, (len(layers), -1))

@@ -1,5 +1,5 @@
-"""What can be explained of an annotated Doc: what each head says, as a log-odds in nats that is
-computed of its logits."""
+"""Define what can be explained of an annotated Doc: the predictions of each head, as log-odds in
+nats computed from its logits."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from ..text.user_data import copy_of_list
 
 
 class Target(NamedTuple):
-    """Something that a head says."""
+    """Hold a prediction of a head that can be explained."""
 
     title: str
-    asked: str  # the second text, "" for a head without
-    score: Callable[[torch.Tensor, PackedBatch], torch.Tensor]  # of the logits of its module
+    asked: str  # the second text, "" for heads without one
+    score: Callable[
+        [torch.Tensor, PackedBatch], torch.Tensor
+    ]  # maps the module's logits to the log-odds
 
 
 def targets_of(head: BertHead, doc: Doc) -> Iterator[Target]:
-    """Yield what a head says of a Doc that can be explained."""
+    """Yield the predictions of a head on a Doc that can be explained."""
     if isinstance(head, BertTextCat):
         yield from _categories(head, doc)
     elif isinstance(head, BertNER) and head.cfg["aggregation"] != "simple":
@@ -42,13 +44,13 @@ def targets_of(head: BertHead, doc: Doc) -> Iterator[Target]:
 
 
 def log_odds(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Give the logarithm of the odds of some classes against the others, from logits (n,
-    n_classes) and a mask (n_classes,)."""
+    """Return the log-odds of the classes of a mask (num_classes,) against the others, from logits
+    (n, num_classes)."""
     return logits[:, chosen].logsumexp(1) - logits[:, ~chosen].logsumexp(1)
 
 
 def _one_of(number: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """The log-odds of a class of the only text; a single class has a sigmoid."""
+    """Return the log-odds of a class for the only text; a single class has a sigmoid."""
     if logits.shape[1] == 1:
         return logits[0, 0]
     return log_odds(logits, torch.arange(logits.shape[1]) == number)[0]
@@ -70,8 +72,8 @@ def _categories(head: BertTextCat, doc: Doc) -> Iterator[Target]:
 
 
 def _entities(head: BertNER, doc: Doc) -> Iterator[Target]:
-    """An entity rests on its tokens being of its label, whatever their tags; of a conditional
-    random field the transitions are left out."""
+    """Yield the entities. The log-odds is that the tokens have the entity's label, in any tag; the
+    transitions of a conditional random field are ignored."""
     for ent in doc.ents:
         score = get_ent_score(ent)
         if score is not None and ent.label_ in head.labels:
@@ -83,7 +85,7 @@ def _entities(head: BertNER, doc: Doc) -> Iterator[Target]:
 def _entity(
     start: int, end: int, tags: torch.Tensor, logits: torch.Tensor, batch: PackedBatch
 ) -> torch.Tensor:
-    """The mean log-odds of an entity's tokens that have wordpieces."""
+    """Return the mean log-odds of an entity's tokens that have wordpieces."""
     assert batch.tokens is not None
     rows = start + np.flatnonzero(batch.tokens.num_wordpieces[start:end] > 0)
     return log_odds(logits[rows.tolist()], tags).mean()
@@ -102,7 +104,7 @@ def _verdicts(head: BertNLI, doc: Doc) -> Iterator[Target]:
 def _answers(head: BertQA, doc: Doc) -> Iterator[Target]:
     for question, answer in zip(copy_of_list("questions", doc), get_answers(doc), strict=False):
         if answer and not answer["text"] and answer["alternatives"]:
-            continue  # it rests on all that is not there
+            continue  # "no answer" can't be attributed to words
         if answer and answer["text"]:
             title = f"“{question}” {answer['text']}, {answer['score']:.2f}"
             place = answer["start_char"], answer["end_char"]
@@ -110,8 +112,8 @@ def _answers(head: BertQA, doc: Doc) -> Iterator[Target]:
 
 
 def _answer(start: int, end: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """The mean log-odds that the answer starts where it does, and ends where it does, against all
-    other positions of the window where it has the most context."""
+    """Return the mean log-odds of the answer's start and end against all other positions of the
+    window in which it has the most context."""
     assert batch.offsets is not None
     offsets = batch.offsets
     inside = np.flatnonzero(offsets.is_best & (offsets.starts < end) & (offsets.ends > start))

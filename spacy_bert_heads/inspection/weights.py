@@ -1,4 +1,4 @@
-"""How the heads weight the encoder's layers."""
+"""Read the layer weights of heads."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .source import Floats1d
 
 
 class LayerWeights(NamedTuple):
-    """The learned weights of the layers that a head reads."""
+    """Hold the learned weights of the layers that a head reads."""
 
     head: str
-    layers: tuple[int, ...]  # that it reads
-    weights: Floats1d  # (n_layers,), they sum to 1
+    layers: tuple[int, ...]  # the layers that it reads
+    weights: Floats1d  # (n_layers,), which sum to 1
     scale: float
     depth: int  # the encoder's last layer
 
     @property
     def centre(self) -> float:
-        """The mean layer, by weight: the centre of gravity of Tenney et al. (2019), section 3."""
+        """Return the weighted mean layer: the centre of gravity of Tenney et al. (2019), section
+        3."""
         return float(self.weights @ np.asarray(self.layers))
 
 
 def read_weights(name: str) -> list[LayerWeights]:
-    """Load a pipeline, and return the layer weights of each head that learned some (Peters et al.
-    2018, equation 1). Raises ValueError if there is no such folder or package, or none of its heads
-    has layer weights."""
+    """Load a pipeline, and return the layer weights of its heads (Peters et al. 2018, equation 1).
+    Raises ValueError if there is no such pipeline, or none of its heads has layer weights."""
     if not is_pipeline(name):
         raise ValueError(
             f"There is no pipeline '{name}', neither a folder with a config.cfg nor an installed "
-            "package. Layer weights belong to heads, which a checkpoint doesn't have."
+            "package. A checkpoint has no heads, so it has no layer weights."
         )
     nlp = load_pipeline(name)
     found = []

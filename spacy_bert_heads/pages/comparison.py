@@ -1,4 +1,4 @@
-"""The page of a comparison: scores, a filter, and the Docs in which the pipelines differ."""
+"""Write the page of a comparison: scores, a filter, and the Docs in which the pipelines differ."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ h4 { font-size: .9rem; margin: 1rem 0 .3rem; }
 
 
 def write_comparison(found: Comparison, file: Path, *, limit: int = 100) -> None:
-    """Write a page of the first `limit` Docs in which the pipelines differ, of each contestant the
-    first pipeline; it asks for no other file."""
+    """Write a self-contained page of the first `limit` Docs in which the pipelines differ, with the
+    first pipeline of each contestant."""
     page = render_comparison(found, limit=limit)
     replace_file(file, page.encode("utf8", "replace"))
 
 
 def render_comparison(found: Comparison, *, limit: int) -> str:
-    """Make the page."""
+    """Return the page of a comparison."""
     firsts = {name: runs[0] for name, runs in found.runs.items()}
     numbers = [i for i, tasks in enumerate(found.differing) if tasks]
     tasks = list(found.report["differing"])
@@ -57,15 +57,15 @@ def render_comparison(found: Comparison, *, limit: int) -> str:
         title: [(value, name, sum(value in some for some in kinds)) for value, name in boxes]
         for title, boxes in (
             ("Docs that differ in", names),
-            ("and in which the fewest errors are made by", best),
+            ("and with the fewest errors from", best),
         )
     }
     links = "".join(f'<a href="#doc-{i + 1}">{i + 1}</a>' for i in shown)
     body = [
         f'<p class="made">Data: {escape(found.report["data"])}</p>',
         f"<p>The predictions differ in {len(numbers):,} of {len(found.differing):,} Docs; "
-        f"{'the first' if len(shown) < len(numbers) else 'all'} {len(shown):,} are shown. Of "
-        "several seeds these are predictions of the first. Intervals are of 95 %.</p>",
+        f"{'the first' if len(shown) < len(numbers) else 'all'} {len(shown):,} are shown. "
+        "For several seeds, predictions are those of the first. Intervals are 95 % intervals.</p>",
         render_scores(found),
         render_filter(groups, len(shown)),
         f'<nav aria-label="Docs">{links}</nav>',
@@ -77,14 +77,14 @@ def render_comparison(found: Comparison, *, limit: int) -> str:
 
 
 def fewest_errors(results: Sequence[Result], tasks: Sequence[str]) -> list[str]:
-    """Name the contestants that make the fewest errors in a Doc, unless all make as many."""
+    """Return the contestants with the fewest errors in a Doc, [] if all have the same number."""
     errors = [sum(result.count_errors(task) or 0 for task in tasks) for result in results]
     least = min(errors)
     return [f"best-{i}" for i, n in enumerate(errors) if n == least < max(errors)]
 
 
 def render_scores(found: Comparison) -> str:
-    """Make the table of scores, with intervals below them."""
+    """Return the table of scores with their intervals."""
     rows = []
     for score in found.report["scores"].values():
         rows.append(f'<tr><th colspan="3" scope="colgroup">{escape(score["title"])}</th></tr>')

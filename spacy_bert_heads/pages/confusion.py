@@ -1,4 +1,4 @@
-"""Which labels are taken for which others: a matrix for categories, and one for verdicts."""
+"""Create confusion matrices for categories and verdicts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from html import escape
 from .results import Judged, Result
 from .style import SHADES
 
-MAX_LABELS = 8  # more have no room on a phone
+MAX_LABELS = 8  # more don't fit on a phone
 TITLES = {"categories": "Categories", "verdicts": "Verdicts on hypotheses"}
 
 
 def render_confusions(results: Sequence[Result], tasks: Sequence[str]) -> str:
-    """Make a matrix for each task in which one of a few labels is right; "" if there is none."""
+    """Return a matrix for each task with a few exclusive labels; "" if there is none."""
     matrices = []
     for task, title in TITLES.items():
         if task in tasks:
@@ -23,14 +23,14 @@ def render_confusions(results: Sequence[Result], tasks: Sequence[str]) -> str:
     if not any(matrices):
         return ""
     return (
-        "<h2>What is taken for what</h2><p>Rows are gold labels, columns predicted ones: on the "
-        "diagonal is what is right. The darker, the larger its share of the row.</p>"
+        "<h2>Confusion matrices</h2><p>Rows are gold labels, columns are predicted labels; correct "
+        "predictions are on the diagonal. Darker cells have a larger share of their row.</p>"
         f'<div class="matrices">{"".join(matrices)}</div>'
     )
 
 
 def count_confusions(judged: Sequence[Judged]) -> Counter[tuple[str, str]]:
-    """Count gold and predicted labels, where there is one of each."""
+    """Count pairs of gold and predicted labels, where there is exactly one of each."""
     counts: Counter[tuple[str, str]] = Counter()
     for one in judged:
         gold = [category.label for category in one.categories if category.is_gold]
@@ -41,7 +41,7 @@ def count_confusions(judged: Sequence[Judged]) -> Counter[tuple[str, str]]:
 
 
 def render_confusion(title: str, counts: Counter[tuple[str, str]]) -> str:
-    """Make a matrix, if it has few labels."""
+    """Return a matrix, "" if it has too many labels."""
     labels = sorted({label for pair in counts for label in pair})
     if not 1 < len(labels) <= MAX_LABELS:
         return ""
@@ -58,7 +58,7 @@ def render_confusion(title: str, counts: Counter[tuple[str, str]]) -> str:
 
 
 def render_cell(count: int, total: int, is_right: bool) -> str:
-    """Make a cell. Its shade is the share of the row."""
+    """Return a cell; its shade is the share of the row."""
     shade = SHADES[round((len(SHADES) - 1) * count / total)] if total else SHADES[0]
     kind = ' class="diagonal"' if is_right else ""
     return f'<td{kind} style="background:{shade}">{count:,}</td>'

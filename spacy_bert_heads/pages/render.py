@@ -1,4 +1,5 @@
-"""Results as HTML. All text of users is escaped here, in the one place where it becomes HTML."""
+"""Render results as HTML. All user text is escaped here, in the only place where it becomes
+HTML."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ from html import escape
 from .results import MEASURED, Answer, Category, Entity, Judged, Measured, Result, Tag
 from .style import COLOURS
 
-LONG_TEXT = 3000  # characters above which a text gets a box of its own to scroll in
+LONG_TEXT = 3000  # characters above which a text gets its own scroll box
 CONTEXT = 90  # characters of the text on each side of an answer
 MANY_CARDS = 4
-MAX_CATEGORIES = 8  # that are shown; and those that are given or right
+MAX_CATEGORIES = 8  # shown in addition to predicted and gold ones
 
 
 def colour_labels(results: Sequence[Result]) -> dict[str, str]:
-    """Give each label of entities a colour."""
+    """Return a colour for each entity label."""
     sides = [side for one in results for side in (one.gold_entities, one.entities) if side]
     labels = sorted({entity.label for side in sides for entity in side})
     return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
@@ -24,7 +25,7 @@ def colour_labels(results: Sequence[Result]) -> dict[str, str]:
 def render_doc(
     number: int, result: Result, tasks: Sequence[str], colours: dict[str, str], lang: str
 ) -> str:
-    """Make the section of a Doc."""
+    """Return the section of a Doc."""
     counts = {task: result.count_errors(task) for task in tasks}
     errors = " ".join(task for task, count in counts.items() if count)
     badges = "".join(badge(task, count) for task, count in counts.items())
@@ -36,7 +37,7 @@ def render_doc(
 
 
 def render_result(result: Result, colours: dict[str, str], lang: str, heading: str = "h3") -> str:
-    """Show what is gold and what is predicted; the text, where entities are not marked in it."""
+    """Return gold and predicted annotations; the plain text if there are no entities to mark."""
     if result.entities is None:
         parts = [text_block(escape(result.text), len(result.text), lang, "Text")]
     else:
@@ -65,7 +66,7 @@ def render_result(result: Result, colours: dict[str, str], lang: str, heading: s
 
 
 def render_name(number: int, result: Result) -> str:
-    """Make the link of a Doc to itself, by which it can be passed on."""
+    """Return a Doc's title with a permanent link."""
     name = f"{number} · {escape(result.name)}" if result.name else f"Doc {number}"
     return f'<a class="anchor" href="#doc-{number}">{name}</a>'
 
@@ -79,11 +80,11 @@ def fold(
     *,
     is_open: bool = True,
 ) -> str:
-    """Put cards behind a line that opens, if there are many, or if not `is_open`; the filter opens
-    those of a task."""
+    """Return cards in a collapsible block; it is closed if there are many cards, or if not
+    `is_open`. The filter opens the blocks of a task."""
     shown = [*contents]
     judged = [one.is_right for one in getattr(result, task) if one.is_right is not None]
-    note = f"{judged.count(True)} of {len(judged)} right" if judged else f"{len(shown)}"
+    note = f"{judged.count(True)} of {len(judged)} correct" if judged else f"{len(shown)}"
     opened = " open" if is_open and len(shown) <= MANY_CARDS else ""
     return (
         f'<details data-task="{task}"{opened}><summary><{heading}>{title}</{heading}> '
@@ -92,8 +93,8 @@ def fold(
 
 
 def badge(task: str, errors: int | None) -> str:
-    """Make a Doc's badge for a task; `errors` is None where nothing is annotated. Of numbers there
-    is none."""
+    """Return a Doc's badge for a task, "" for tasks with numbers; `errors` is None if the task is
+    not annotated."""
     if task in MEASURED:
         return ""
     if errors is None:
@@ -105,19 +106,19 @@ def badge(task: str, errors: int | None) -> str:
 
 
 def cards(contents: Iterable[str]) -> str:
-    """Put cards beside each other where there is room."""
+    """Arrange cards side by side if there is room."""
     return f'<div class="cards">{"".join(contents)}</div>'
 
 
 def text_block(html: str, length: int, lang: str, title: str) -> str:
-    """Make a block of text; a long one scrolls, also by keyboard."""
+    """Return a block of text; a long one scrolls, also with the keyboard."""
     box = f' tabindex="0" role="group" aria-label="{title}"' if length > LONG_TEXT else ""
     kind = "text long" if box else "text"
     return f'<div class="{kind}" dir="auto"{lang_of(lang)}{box}>{html}</div>'
 
 
 def lang_of(lang: str) -> str:
-    """Make the attribute for a pipeline's language; "xx" is spaCy's name for several."""
+    """Return the `lang` attribute for a pipeline's language; "xx" means multilingual in spaCy."""
     return "" if lang == "xx" else f' lang="{escape(lang, quote=True)}"'
 
 
@@ -131,7 +132,7 @@ def render_entities(
     lang: str,
     heading: str = "h3",
 ) -> str:
-    """Put the text with gold entities beside that with predicted ones."""
+    """Return the text with gold and with predicted entities side by side."""
     sides = {"Predicted entities": mark_entities(result.text, entities, colours, "wrong")}
     if result.gold_entities is not None:
         gold = mark_entities(result.text, result.gold_entities, colours, "missed")
@@ -147,7 +148,7 @@ def render_entities(
 def mark_entities(
     text: str, entities: Sequence[Entity], colours: dict[str, str], fault: str
 ) -> str:
-    """Mark entities in a text. `fault` is said of those that the other side doesn't have."""
+    """Mark entities in a text. `fault` labels those that the other side doesn't have."""
     parts, end = [], 0
     for entity in sorted(entities):
         parts.append(escape(text[end : entity.start]))
@@ -168,12 +169,10 @@ def mark_entities(
 
 
 def render_judged(judged: Judged) -> str:
-    """Make a card of bars: the categories of a component, or the verdict on a hypothesis."""
+    """Return a card of bars: the categories of a component, or the verdict on a hypothesis."""
     title = f"<p>{escape(judged.title)} {judgement(judged.is_right)}</p>"
     if not judged.categories:
-        return (
-            f'<div class="card">{title}<p class="muted">too long for a window, left out</p></div>'
-        )
+        return f'<div class="card">{title}<p class="muted">too long for a window, skipped</p></div>'
     shown = [
         one
         for i, one in enumerate(judged.categories)
@@ -186,7 +185,7 @@ def render_judged(judged: Judged) -> str:
 
 
 def render_bar(category: Category) -> str:
-    """Make a bar of a probability: in bold what is given, and with a word what is right."""
+    """Return the bar of a probability; the predicted label is bold, the gold label is marked."""
     kind = ' class="given"' if category.is_given else ""
     gold = ' <span class="right">gold</span>' if category.is_gold else ""
     width = 100 * min(max(category.score, 0.0), 1.0)
@@ -198,10 +197,10 @@ def render_bar(category: Category) -> str:
 
 
 def judgement(is_right: bool | None) -> str:
-    """Say whether something is right, with a sign and a word."""
+    """Return a badge with a symbol and a word for correct or wrong."""
     if is_right is None:
         return '<span class="badge">no gold annotation</span>'
-    word = "✓ right" if is_right else "✗ wrong"
+    word = "✓ correct" if is_right else "✗ wrong"
     return f'<span class="badge {"right" if is_right else "wrong"}">{word}</span>'
 
 
@@ -209,12 +208,10 @@ def judgement(is_right: bool | None) -> str:
 
 
 def render_numbers(measured: Measured) -> str:
-    """Make a card of numbers, beside gold ones where there are some."""
+    """Return a card of numbers, with gold numbers if there are any."""
     title = f"<p>{escape(measured.title)}</p>" if measured.title else ""
     if measured.found is None:
-        return (
-            f'<div class="card">{title}<p class="muted">too long for a window, left out</p></div>'
-        )
+        return f'<div class="card">{title}<p class="muted">too long for a window, skipped</p></div>'
     rows = "".join(
         f"<dt>{escape(label)}</dt><dd>{value:.3g}"
         + (f" <small>gold {measured.gold[label]:.3g}</small>" if label in measured.gold else "")
@@ -225,7 +222,7 @@ def render_numbers(measured: Measured) -> str:
 
 
 def render_tags(tags: Sequence[Tag], lang: str) -> str:
-    """Show tokens with their tags, and the gold tag where it is another one."""
+    """Return the tokens with their tags, and the gold tag if it differs."""
     parts = []
     for tag in tags:
         gold = f" <em>✗ gold {escape(tag.gold)}</em>" if tag.is_right is False else ""
@@ -241,13 +238,13 @@ def render_tags(tags: Sequence[Tag], lang: str) -> str:
 
 
 def render_answer(answer: Answer, text: str, lang: str) -> str:
-    """Make a card of a question: gold and predicted answer, and both in the text."""
+    """Return the card of a question: gold and predicted answer, and both in their context."""
     rows = []
     if answer.gold is not None:
         gold = " <span class='muted'>or</span> ".join(map(show_answer, answer.gold))
         rows.append(f"<dt>Gold</dt><dd>{gold}</dd>")
     if answer.text is None:
-        found = '<span class="muted">question too long for a window, left out</span>'
+        found = '<span class="muted">question too long for a window, skipped</span>'
     else:
         found = f"{show_answer(answer.text)} <small>{answer.score:.2f}</small>"
         if answer.is_right is False and answer.f1:
@@ -263,12 +260,12 @@ def render_answer(answer: Answer, text: str, lang: str) -> str:
 
 
 def show_answer(text: str) -> str:
-    """Write an answer, or that there is none."""
+    """Return an answer, or "no answer"."""
     return escape(text) if text else '<span class="muted">no answer</span>'
 
 
 def mark_answer(text: str, found: tuple[int, int], gold: Sequence[tuple[int, int]]) -> str:
-    """Cut out of a text what is around the answers, and mark them: gold ones are underlined, the
+    """Return the context of the answers with the answers marked: gold ones are underlined, the
     predicted one is coloured."""
     places = [place for place in (found, *gold) if place[1] > place[0]]
     parts, end = [], 0
@@ -288,7 +285,7 @@ def mark_answer(text: str, found: tuple[int, int], gold: Sequence[tuple[int, int
 
 
 def merge_ranges(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Give the parts of a text within some characters of the places, from word to word."""
+    """Return the parts of a text around the places, extended to whole words."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(places):
         begin = max(text.rfind(" ", 0, max(start - CONTEXT, 0)) + 1, 0)

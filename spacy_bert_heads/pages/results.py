@@ -1,4 +1,4 @@
-"""What was predicted for a Doc and what is right, task by task, as plain data."""
+"""Compare the predictions and the gold annotations of a Doc, task by task, as plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..heads.pair_head import key_of_asked
 from ..text.doc_data import get_ent_score
 from ..text.user_data import copy_of_dict, get_list
 
-# Each task, and what a component that has it assigns.
+# Each task with the attribute that its components assign.
 TASKS = {
     "entities": "doc.ents",
     "categories": "doc.cats",
@@ -26,81 +26,81 @@ TASKS = {
     "numbers": "doc._.regression",
     "tags": "token.tag",
 }
-MEASURED = ("similarities", "numbers")  # are near or far, not right or wrong
+MEASURED = ("similarities", "numbers")  # have an error, but are not correct or wrong
 
 
 class Entity(NamedTuple):
-    """An entity of one side; `is_right` says whether the other side has it too."""
+    """Hold an entity of one side; `is_right` says whether the other side has it too."""
 
     start: int  # characters
     end: int
     label: str
     score: float | None
-    is_right: bool | None  # None where there is no gold annotation
+    is_right: bool | None  # None without gold annotation
 
 
 class Category(NamedTuple):
-    """A category, a label of a verdict, or an option."""
+    """Hold a category, a label of a verdict, or an option."""
 
     label: str
     score: float
     is_given: bool
-    is_gold: bool | None  # None where it is not annotated
+    is_gold: bool | None  # None if it is not annotated
 
 
 class Judged(NamedTuple):
-    """Categories that one component gives, the verdict on one hypothesis, or a choice."""
+    """Hold the categories of one component, the verdict on one hypothesis, or a choice."""
 
     title: str
-    categories: list[Category]  # most probable first; none for a text that was too long
+    categories: list[Category]  # most probable first; empty if the text was too long
     is_right: bool | None
 
 
 class Answer(NamedTuple):
-    """An answer to a question."""
+    """Hold an answer to a question."""
 
     question: str
-    text: str | None  # "" for no answer, None where the question was too long
+    text: str | None  # "" for no answer, None if the question was too long
     score: float
     place: tuple[int, int]  # characters
-    gold: list[str] | None  # all that are right, "" for no answer
+    gold: list[str] | None  # all correct answers, "" for no answer
     gold_places: list[tuple[int, int]]
     is_right: bool | None
     f1: float
 
 
 class Measured(NamedTuple):
-    """Numbers by label: those of a text, or of a text that it is compared with."""
+    """Hold numbers by label, of a text or of a comparison with another text."""
 
     title: str
-    found: dict[str, float] | None  # None where the text was too long
-    gold: dict[str, float]  # those that are annotated
+    found: dict[str, float] | None  # None if the text was too long
+    gold: dict[str, float]  # only annotated labels
 
     is_right: None = None
 
     @property
     def errors(self) -> list[float]:
-        """By how much each number that is annotated is missed."""
+        """Return the absolute error of each annotated number."""
         found = self.found or {}
         return [abs(found[label] - value) for label, value in self.gold.items() if label in found]
 
 
 class Tag(NamedTuple):
-    """A token with its tag, or its part of speech."""
+    """Hold a token with its tag or part of speech."""
 
     text: str
     found: str
-    gold: str  # "" where it is not annotated
+    gold: str  # "" if it is not annotated
     is_right: bool | None
 
 
 @dataclass
 class Result:
-    """All of one Doc. A task that the pipeline doesn't have is not in it."""
+    """Hold the results of one Doc, for the tasks of the pipeline."""
 
     text: str
-    name: str = ""  # by which readers know the Doc; its number stands beside it
-    gold_entities: list[Entity] | None = None  # None where they are not annotated
+    name: str = ""  # the user's name for the Doc, shown with its number
+    gold_entities: list[Entity] | None = None  # None if they are not annotated
     entities: list[Entity] | None = None
     categories: list[Judged] = field(default_factory=list)
     verdicts: list[Judged] = field(default_factory=list)
@@ -111,8 +111,8 @@ class Result:
     tags: list[Tag] = field(default_factory=list)
 
     def given(self, task: str) -> list[Any]:
-        """List what is predicted in a task, by which results are told apart: no probabilities, and
-        no numbers, which are never quite the same."""
+        """Return the predictions of a task in a form that can be compared between pipelines:
+        without probabilities and numbers, which are never exactly equal."""
         if task == "entities":
             return [(entity.start, entity.end, entity.label) for entity in self.entities or ()]
         if task == "answers":
@@ -123,13 +123,13 @@ class Result:
             return []
         judged = getattr(self, task)
         labels = [[one.label for one in group.categories if one.is_given] for group in judged]
-        if task == "categories":  # whichever component gives them
+        if task == "categories":  # regardless of the component
             return sorted(label for group in labels for label in group)
         return [(group.title, given) for group, given in zip(judged, labels, strict=True)]
 
     def count_errors(self, task: str) -> int | None:
-        """Count the errors of a task: entities that are wrong or missed, or whatever else is not
-        right. None where nothing of it is annotated."""
+        """Return the number of errors in a task: wrong and missed entities, or other wrong
+        predictions. None if the task is not annotated."""
         judged: list[bool | None]
         if task == "entities":
             both = [*(self.gold_entities or ()), *(self.entities or ())]
@@ -139,13 +139,13 @@ class Result:
 
 
 def tasks_of(nlp: Language) -> list[str]:
-    """List the tasks of a pipeline."""
+    """Return the tasks of a pipeline."""
     assigned = {name for pipe in nlp.pipe_names for name in nlp.get_pipe_meta(pipe).assigns}
     return [task for task, name in TASKS.items() if name in assigned]
 
 
 def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Result:
-    """Compare a predicted Doc with its reference, in these of the pipeline's tasks."""
+    """Compare a predicted Doc with its reference in the given tasks."""
     gold, predicted = example.reference, example.predicted
     result = Result(predicted.text)
     if "entities" in tasks:
@@ -181,8 +181,8 @@ def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Resu
 
 
 def compare_tags(gold: Doc, predicted: Doc) -> list[Tag]:
-    """Give the tags, or where there are none the parts of speech, of all tokens but white space. A
-    token that gold doesn't have is not annotated."""
+    """Return the tags (or without tags, the parts of speech) of all tokens except white space. A
+    token that the reference doesn't have is not annotated."""
     attribute = "tag_" if predicted.has_annotation("TAG") else "pos_"
     true = {(token.idx, len(token)): getattr(token, attribute) for token in gold}
     tags = []
@@ -195,7 +195,7 @@ def compare_tags(gold: Doc, predicted: Doc) -> list[Tag]:
 
 
 def compare_entities(gold: Doc, predicted: Doc) -> tuple[list[Entity] | None, list[Entity]]:
-    """Give the entities of both sides; none of gold where there is no annotation."""
+    """Return the gold and the predicted entities; None for gold without annotation."""
     sides = [{(e.start_char, e.end_char, e.label_) for e in doc.ents} for doc in (gold, predicted)]
     is_annotated = gold.has_annotation("ENT_IOB")
     found = [
@@ -213,14 +213,14 @@ def compare_entities(gold: Doc, predicted: Doc) -> tuple[list[Entity] | None, li
 
 
 def compare_categories(nlp: Language, gold: Doc, predicted: Doc) -> list[Judged]:
-    """Give the categories by the component that gives them, as it is scored: by its threshold, or
-    if it chooses one, the most probable."""
+    """Return the categories by component, judged as in scoring: by its threshold, or the most
+    probable one for exclusive categories."""
     groups, seen = [], set()
     for name, component in nlp.components:
         meta = nlp.get_pipe_meta(name)
         if "doc.cats" not in meta.assigns:
             continue
-        # `categories` are those of bert_nli, whose labels are others.
+        # bert_nli has `categories`; its labels are those of verdicts.
         labels = getattr(component, "categories", getattr(component, "labels", ()))
         labels = [label for label in labels if label in predicted.cats and label not in seen]
         seen.update(labels)
@@ -239,7 +239,7 @@ def compare_categories(nlp: Language, gold: Doc, predicted: Doc) -> list[Judged]
 def compare_group(
     title: str, scores: dict[str, float], gold: dict[str, float], threshold: float | None
 ) -> Judged:
-    """Judge categories. `threshold` is None where exactly one holds."""
+    """Judge categories. `threshold` is None for exclusive categories."""
     true = {label: gold[label] > 0 for label in scores if label in gold}
     if threshold is None:
         given = {max(scores, key=scores.__getitem__)}
@@ -255,8 +255,8 @@ def compare_group(
 
 
 def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[Any, Any, Any]]:
-    """Give what was asked with the gold entry, None without one, and with the predicted one, None
-    where the text was too long."""
+    """Return each second text with its gold entry (None without one) and its predicted entry (None
+    if the text was too long)."""
     keys = map(key_of_asked, get_list(inputs, gold))
     true = dict(zip(keys, get_list(outputs, gold), strict=False))
     asked = zip(get_list(inputs, predicted), get_list(outputs, predicted), strict=False)
@@ -276,7 +276,7 @@ def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
 
 
 def compare_choice(choice: dict[str, Any], gold: Any, found: Any) -> Judged:
-    """Judge what is chosen; the options stand in the place of labels."""
+    """Judge the chosen option; the options are used as labels."""
     title = choice.get("question") or "Which one?"
     scores = [] if found is None else found["scores"]
     categories = [
@@ -289,7 +289,7 @@ def compare_choice(choice: dict[str, Any], gold: Any, found: Any) -> Judged:
 
 
 def compare_answer(question: str, gold: Any, found: Any, lang: str) -> Answer:
-    """Judge the answer to a question as it is scored."""
+    """Judge the answer to a question as in scoring."""
     text = None if found is None else found["text"]
     true, places, is_right, f1 = None, [], None, 0.0
     if gold is not None:

@@ -1,4 +1,4 @@
-"""How pages of predictions look, and their filter."""
+"""Define the style and the filter script of pages of predictions."""
 
 from ..html import LINE
 

@@ -1,4 +1,4 @@
-"""The page of an evaluation: scores, a filter for errors, and a section for each Doc."""
+"""Write the page of an evaluation: scores, a filter for errors, and a section for each Doc."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def write_pages(
     data: Path,
     limit: int = 100,
 ) -> Path:
-    """Write a page that shows the first `limit` evaluated Docs, gold beside predicted, and asks for
-    no other file: index.html in a folder that `files.check_folder` has checked. Returns it.
+    """Write a self-contained page with the gold and predicted annotations of the first `limit`
+    Docs, and return its path: index.html in a folder that `files.check_folder` has checked.
 
-    `model` and `data` are named on the page."""
+    `model` and `data` are shown on the page.
+    """
     tasks = tasks_of(nlp)
     results = [make_result(nlp, example, tasks) for example in islice(examples, limit)]
     made = f"Pipeline: {model} · Data: {data}"
@@ -51,7 +52,7 @@ def render_page(
     title: str = "Gold and predicted",
     overview: str = "",
 ) -> str:
-    """Make the page of `results`, the first of `total` Docs. `made` says where they are from.
+    """Return the page of `results`, the first of `total` Docs. `made` names their origin;
     `overview` is HTML that comes first."""
     colours = colour_labels(results)
     docs = [render_doc(i + 1, one, tasks, colours, lang) for i, one in enumerate(results)]
@@ -63,9 +64,10 @@ def render_page(
     body = [
         f'<p class="made">{escape(made)}</p>',
         overview,
-        f"<p>{shown} evaluated Docs. Beside an entity, a category or an answer is its probability. "
-        "An entity is wrong if its borders or its label are not those of a gold one. In texts of "
-        'answers, the <mark class="gold">gold answer</mark> is underlined, the <mark '
+        f"<p>{shown} evaluated Docs. Entities, categories and answers are shown with their "
+        "probabilities. An entity is correct if a gold entity has the same boundaries and label. "
+        "In "
+        'texts of answers, the <mark class="gold">gold answer</mark> is underlined, the <mark '
         'class="found">predicted one</mark> is coloured.</p>',
         render_scores(results, tasks),
         render_confusions(results, tasks),
@@ -79,32 +81,32 @@ def render_page(
 
 
 def render_scores(results: Sequence[Result], tasks: Sequence[str]) -> str:
-    """Make a table of what is right, task by task."""
+    """Return a table of correct predictions by task."""
     rows = "".join(
         f'<tr><th scope="row">{task.capitalize()}</th><td>{escape(sum_up(results, task))}</td>'
         f"<td>{count_docs(results, task):,}</td></tr>"
         for task in tasks
     )
     return (
-        '<table class="scores"><thead><tr><th scope="col">Task</th><th scope="col">Right</th>'
+        '<table class="scores"><thead><tr><th scope="col">Task</th><th scope="col">Correct</th>'
         f'<th scope="col">Docs with errors</th></tr></thead><tbody>{rows}</tbody></table>'
     )
 
 
 def sum_up(results: Sequence[Result], task: str) -> str:
-    """Say how much of a task is right."""
+    """Return a summary of the correct predictions of a task."""
     if task == "entities":
         gold = [one.is_right for result in results for one in result.gold_entities or ()]
         found = [one.is_right for result in results for one in result.entities or ()]
         if all(result.gold_entities is None for result in results):
             return "no gold annotation"
         wrong = found.count(False)
-        return f"{gold.count(True):,} of {len(gold):,} found, {wrong:,} more are wrong"
+        return f"{gold.count(True):,} of {len(gold):,} found, {wrong:,} predictions are wrong"
     if task in MEASURED:
         missed = [x for result in results for one in getattr(result, task) for x in one.errors]
         if not missed:
             return "no gold annotation"
-        return f"{sum(missed) / len(missed):.3g} off on average, {len(missed):,} annotated"
+        return f"mean absolute error {sum(missed) / len(missed):.3g}, {len(missed):,} annotated"
     judged = [one.is_right for result in results for one in getattr(result, task)]
     judged = [one for one in judged if one is not None]
     if not judged:
@@ -119,8 +121,8 @@ def count_docs(results: Sequence[Result], task: str) -> int:
 
 
 def render_filter(groups: dict[str, list[tuple[str, str, int]]], num_docs: int) -> str:
-    """Make the filter: for each group of boxes its title, and value, name and number of Docs of
-    each box."""
+    """Return the filter. `groups` maps the title of each group to its checkboxes: value, name and
+    number of Docs."""
     fieldsets = []
     for title, boxes in groups.items():
         labels = "".join(
@@ -136,12 +138,12 @@ def render_filter(groups: dict[str, list[tuple[str, str, int]]], num_docs: int) 
 
 
 def render_link(number: int, result: Result, tasks: Sequence[str]) -> str:
-    """Make the link to a Doc's section."""
+    """Return the link to a Doc's section."""
     counts = [count for task in tasks if (count := result.count_errors(task)) is not None]
     if any(counts):
         kind, sign, word = ' class="has-errors"', "✗", "errors"
     else:
-        kind, sign, word = ("", "✓", "right") if counts else ("", "–", "no gold annotation")
+        kind, sign, word = ("", "✓", "correct") if counts else ("", "–", "no gold annotation")
     name = f"{number} {escape(result.name, quote=True)}" if result.name else f"Doc {number}"
     shown = name if result.name else number
     return f'<a href="#doc-{number}"{kind} aria-label="{name}, {word}">{shown} {sign}</a>'

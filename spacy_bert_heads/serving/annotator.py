@@ -1,4 +1,4 @@
-"""A pipeline as a function from queries to plain records."""
+"""Run a pipeline on queries, and return plain records."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..text.user_data import set_value
 
 BYTES_PER_WORDPIECE = 4  # of UTF-8: 4.3 in English, 3 in Chinese
 Head = TypeVar("Head")
-FAILED = "This text could not be annotated. The server's log says where that failed."
+FAILED = "This text could not be annotated. The server's log has the location of the error."
 
 
 @dataclass(frozen=True)
 class Query:
-    """A text, and what is asked of it."""
+    """Hold a text with its questions, hypotheses and other second texts."""
 
     text: str
     questions: Sequence[str] = ()
@@ -39,15 +39,15 @@ class Query:
 
     @property
     def second_texts(self) -> list[str]:
-        """All that is read beside the text."""
+        """Return all texts that are read together with the text."""
         options = (text for choice in self.choices for text in BertChoice.texts_of(choice))
         texts = (self.questions, self.hypotheses, self.categories.values(), self.others, options)
         return list(chain.from_iterable(texts))
 
     @property
     def cost(self) -> int:
-        """The number of wordpieces that the encoder reads, estimated by bytes: exact enough to
-        bound the time of a batch, at no price."""
+        """Return an estimate of the wordpieces that the encoder reads, based on the number of
+        bytes: accurate enough to bound the time of a batch, and it costs nothing."""
         second = self.second_texts
         sizes = [len(text.encode()) for text in (self.text, *second)]
         return (sizes[0] * len(second) + sum(sizes)) // BYTES_PER_WORDPIECE + 2 * len(second) + 2
@@ -57,9 +57,9 @@ Record = dict[str, Any]
 
 
 class Annotator:
-    """A pipeline that answers queries, in batches, from one thread.
+    """Answer queries with a pipeline, in batches, from one thread.
 
-    Raises ValueError if the pipeline annotates nothing.
+    Raises ValueError if the pipeline sets no annotations.
     """
 
     def __init__(self, nlp: Language) -> None:
@@ -73,35 +73,36 @@ class Annotator:
 
     @property
     def answers_questions(self) -> bool:
-        """Whether questions can be asked."""
+        """Return whether the pipeline answers questions."""
         return self.qa is not None
 
     @property
     def judges_hypotheses(self) -> bool:
-        """Whether hypotheses can be asked."""
+        """Return whether the pipeline judges hypotheses."""
         return self.nli is not None
 
     @property
     def compares(self) -> bool:
-        """Whether other texts can be compared with a text."""
+        """Return whether the pipeline compares texts."""
         return self.similarity is not None
 
     @property
     def chooses(self) -> bool:
-        """Whether there can be options to choose from."""
+        """Return whether the pipeline chooses among options."""
         return self._find(BertChoice) is not None
 
     @property
     def classifies(self) -> bool:
-        """Whether categories can be asked: hypotheses, of which one verdict is "entailment"."""
+        """Return whether zero-shot categories are supported: `bert_nli` has a label
+        "entailment"."""
         try:
             return self.nli is not None and bool(self.nli.entailment)
         except ValueError:
             return False
 
     def labels(self, kind: str) -> list[str]:
-        """List the labels of a kind of annotation; of "entities" those of all components that say
-        which they have."""
+        """Return the labels of a kind of annotation; for "entities", those of all components that
+        list their labels."""
         if kind != "entities":
             return list(self.columns.labels.get(kind, ()))
         assigns = {name: self.nlp.get_pipe_meta(name).assigns for name in self.nlp.pipe_names}
@@ -110,20 +111,21 @@ class Annotator:
         return list(dict.fromkeys(found))
 
     def complete(self, query: Query) -> Query:
-        """Add to a query what the pipeline asks of texts that bring nothing, so that it counts."""
+        """Add the second texts of the pipeline's config to a query without its own, so that they
+        are counted."""
         questions = query.questions or (self.qa.texts if self.qa else ())
         hypotheses = query.hypotheses or (self.nli.texts if self.nli else ())
         others = query.others or (self.similarity.texts if self.similarity else ())
         return replace(query, questions=questions, hypotheses=hypotheses, others=others)
 
     def annotate(self, queries: Sequence[Query]) -> list[Record]:
-        """Answer queries: a record for each, or {"error": …} for one that fails. Where a batch
-        fails, its halves are tried apart, so that a bad text takes no other with it."""
+        """Return a record for each query, or {"error": …} if it fails. If a batch fails, its halves
+        are retried separately, so that a bad text doesn't affect others."""
         try:
             return self._annotate(queries)
         except Exception as error:
             if len(queries) == 1:
-                if isinstance(error, TextTooLong):  # which says what to do
+                if isinstance(error, TextTooLong):  # the message says what to do
                     return [{"error": str(error)}]
                 log_error(error)
                 return [{"error": FAILED}]
@@ -131,7 +133,7 @@ class Annotator:
         return self.annotate(queries[:half]) + self.annotate(queries[half:])
 
     def _annotate(self, queries: Sequence[Query]) -> list[Record]:
-        with self.nlp.memory_zone():  # what is learned of new words is forgotten afterwards
+        with self.nlp.memory_zone():  # frees the strings of new words afterwards
             docs = list(self.nlp.pipe(map(self._make_doc, queries), batch_size=len(queries)))
             records = [self.columns.read(doc) for doc in docs]
             self._add_categories(queries, docs, records)
@@ -147,7 +149,7 @@ class Annotator:
     def _add_categories(
         self, queries: Sequence[Query], docs: list[Doc], records: list[Record]
     ) -> None:
-        """Add what the categories of queries come to, under "zero_shot"."""
+        """Add the probabilities of the queries' categories under "zero_shot"."""
         asked = [bool(query.categories) for query in queries]
         if self.nli is None or not any(asked):
             return
@@ -160,7 +162,7 @@ class Annotator:
 
 
 def log_error(error: BaseException) -> None:
-    """Log where an error is from, but not its message, which may have a user's text in it."""
+    """Log the location of an error, but not its message, which may contain a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     places = " < ".join(f"{one.filename}:{one.lineno} {one.name}" for one in reversed(frames[-6:]))
     logger.error("%s at %s", type(error).__name__, places)

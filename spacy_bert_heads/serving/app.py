@@ -1,4 +1,4 @@
-"""The HTTP server: routes, limits, errors as JSON."""
+"""Define the HTTP server: routes, limits, errors as JSON."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": description}
     for status, description in {
         413: "The request is too large",
-        422: "The request doesn't say what is to be done",
+        422: "The request is invalid",
         429: "Too many requests are waiting",
-        503: "The server is about to stop",
-        504: "The answer took too long",
+        503: "The server is shutting down",
+        504: "The request timed out",
     }.items()
 }
 NOT_UNICODE = (
-    "A text holds half of a surrogate pair, which is no text. Decode the source again with the "
-    "right encoding."
+    "A text contains a lone surrogate, which is not valid Unicode. Decode the source again with "
+    "the right encoding."
 )
-# The page has scripts and styles of its own alone, and asks nobody but this server.
+# The page has only inline scripts and styles, and connects only to this server.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src "
     "'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -59,9 +59,9 @@ HEADERS = {
 
 
 def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastAPI:
-    """Make the server of a pipeline. `name` is shown on its page.
+    """Return the server of a pipeline. `name` is shown on the demo page.
 
-    Raises ValueError if the pipeline annotates nothing.
+    Raises ValueError if the pipeline sets no annotations.
     """
     limits = limits or Limits()
     annotator = Annotator(nlp)
@@ -80,7 +80,7 @@ def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastA
         version=version("spacy_bert_heads"),
         description=f"Annotations of {name} ({', '.join(nlp.pipe_names)}).",
         lifespan=lifespan,
-        docs_url=None,  # they need scripts of others
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
     )
     app.add_middleware(Guard, metrics=metrics, max_body=limits.max_body)
@@ -94,21 +94,22 @@ def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastA
 
     @app.get("/health", responses={503: {"model": Error}})
     async def health() -> JSONResponse:
-        """Say whether requests are taken."""
+        """Return status 200 if requests are accepted."""
         if not batcher.is_ready:
-            raise Rejected(503, "The server is about to stop.")
+            raise Rejected(503, "The server is shutting down. Use another one.")
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
     async def show_metrics() -> PlainTextResponse:
-        """Give counts and times in Prometheus's format."""
+        """Return metrics in Prometheus's format."""
         return PlainTextResponse(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     response = make_response(annotator)
 
     @app.post("/annotate", responses={200: {"model": response}, **ERRORS})
     async def annotate(request: AnnotateRequest) -> JSONResponse:
-        """Annotate one text or many. A text that can't be annotated has an "error" in its place."""
+        """Annotate one or several texts. The result of a text that can't be annotated is an
+        "error"."""
         return JSONResponse({"results": await desk.answer(request.queries())})
 
     add_tasks(app, desk)
@@ -116,7 +117,7 @@ def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastA
 
 
 class Desk:
-    """Where queries of every format are checked and answered."""
+    """Check and answer queries of all formats."""
 
     def __init__(
         self, annotator: Annotator, batcher: Batcher, limits: Limits, metrics: Metrics
@@ -125,8 +126,8 @@ class Desk:
         self._limits, self._metrics = limits, metrics
 
     async def answer(self, queries: Sequence[Query]) -> list[Record]:
-        """Answer queries, in their order. Raises Rejected if there are too many, or if they ask
-        what the pipeline doesn't know."""
+        """Return the answers to queries in order. Raises Rejected if there are too many, or if the
+        pipeline has no head for them."""
         self._check(queries)
         faults = [self._fault_of(query.text) for query in queries]
         pairs = zip(queries, faults, strict=True)
@@ -137,22 +138,25 @@ class Desk:
         return records
 
     def _fault_of(self, text: str) -> str:
-        """Say why a text can't be annotated; "" if it can."""
+        """Return the reason why a text can't be annotated, "" if it can."""
         longest = min(self._limits.max_chars, self.annotator.nlp.max_length)
         if len(text) > longest:
-            return f"This text has {len(text):,} characters, of at most {longest:,}. Split it."
+            return f"This text has {len(text):,} characters, more than {longest:,}. Split it."
         return "" if is_utf8(text) else NOT_UNICODE
 
     def _check(self, queries: Sequence[Query]) -> None:
         limits, annotator = self._limits, self.annotator
         num_pairs = sum(len(query.second_texts) for query in queries)
         if len(queries) > limits.max_texts:
-            raise Rejected(413, f"{len(queries)} texts, of at most {limits.max_texts}. Split them.")
+            raise Rejected(
+                413,
+                f"{len(queries)} texts; at most {limits.max_texts} are allowed. Split the request.",
+            )
         if num_pairs > limits.max_pairs:
             raise Rejected(
                 413,
-                f"{num_pairs} pairs of a text with a question, hypothesis or whatever else is "
-                f"asked, of at most {limits.max_pairs}. Split the request.",
+                f"{num_pairs} pairs of a text with a question, hypothesis or other second text; at "
+                f"most {limits.max_pairs} are allowed. Split the request.",
             )
         if not all(is_utf8(text) for query in queries for text in query.second_texts):
             raise Rejected(422, NOT_UNICODE)
@@ -164,11 +168,11 @@ class Desk:
             ("choices", annotator.chooses, "bert_choice"),
         ):
             if not is_known and any(getattr(query, name) for query in queries):
-                raise Rejected(422, f"The pipeline takes no {name}: it has no {head}.")
+                raise Rejected(422, f"The pipeline has no {head}. Leave out {name}.")
 
     async def run(self, asked: hf.Asked, write: Callable[[Record, Query], Any]) -> list[Any]:
-        """Answer the queries of one of Hugging Face's tasks, whose formats have no place for the
-        error of a single text."""
+        """Answer the queries of a Hugging Face task. Its format can't report the error of a single
+        text, so one error rejects the request."""
         records = await self.answer(asked[0])
         for record in records:
             if "error" in record:
@@ -177,7 +181,7 @@ class Desk:
 
 
 def add_tasks(app: FastAPI, desk: Desk) -> None:
-    """Add a route for each of Hugging Face's tasks that the pipeline has: the URL for
+    """Add a route for each Hugging Face task that the pipeline supports, for
     `InferenceClient(model=…)`."""
     annotator = desk.annotator
     route: dict[str, Any] = {"responses": ERRORS, "tags": ["Hugging Face's formats"]}
@@ -198,7 +202,9 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
             asked = hf.read_text_classification(request)
             has_categories = "categories" in annotator.columns.labels
             if not has_categories and not all(query.hypotheses for query in asked[0]):
-                raise Rejected(422, 'The pipeline classifies pairs: {"text": …, "text_pair": …}.')
+                raise Rejected(
+                    422, 'The pipeline classifies only pairs. Send {"text": …, "text_pair": …}.'
+                )
             return JSONResponse(
                 await desk.run(asked, lambda record, query: hf.write_classes(record, query, top_k))
             )
@@ -229,8 +235,8 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
 
 
 async def show_error(request: Request, error: Exception) -> JSONResponse:
-    """Say what is wrong, in a format that Hugging Face's clients show too. A user's text is not
-    repeated."""
+    """Return an error in a format that Hugging Face's clients also show, without the user's
+    text."""
     headers = {}
     if isinstance(error, RequestValidationError):
         status = 422
@@ -247,8 +253,8 @@ async def show_error(request: Request, error: Exception) -> JSONResponse:
 
 
 class Guard:
-    """What stands around all routes: the size of a body, counts, and errors that nobody expected,
-    of which a client learns no more than that."""
+    """Wrap all routes: limit the size of requests, count them, and hide unexpected errors from
+    clients."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body: int) -> None:
         self._app, self._metrics, self._max_body = app, metrics, max_body
@@ -280,7 +286,7 @@ class Guard:
         except Exception as error:
             log_error(error)
             if not status:
-                message = {"error": "The server failed; its log says where."}
+                message = {"error": "Internal server error. The server's log has its location."}
                 await JSONResponse(message, 500)(scope, receive, count)
         route = scope.get("route")
         path = getattr(route, "path", "other")

@@ -1,9 +1,9 @@
-"""Micro-batches: requests that come at the same time are read at once.
+"""Combine concurrent requests into micro-batches.
 
     requests ──▶ queue ──▶ one thread: a batch within a budget of wordpieces ──▶ answers
 
-A batch waits a few milliseconds for as many queries as the one before it had. So a client that is
-alone never waits, and of many that ask again as soon as they are answered, all are in each batch.
+A batch waits a few milliseconds until it has as many queries as the previous batch. So a single
+client never waits, and if many clients send a new request after each response, every batch has all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .limits import Limits, Rejected
 
 
 class Job(NamedTuple):
-    """A query that waits for its answer."""
+    """Hold a query that waits for its answer."""
 
     query: Query
     cost: int
@@ -29,9 +29,9 @@ class Job(NamedTuple):
 
 
 class Batcher:
-    """A thread that runs `annotate` on batches of queries.
+    """Run `annotate` on batches of queries in a thread.
 
-    `note` is told of each batch: its number of queries, its cost, and the seconds that it took.
+    `note` is called for each batch with its number of queries, its cost and its time in seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Batcher:
     ) -> None:
         self._annotate, self._limits, self._note = annotate, limits, note
         self._waiting: deque[Job] = deque()
-        self._cost = 0  # of those that wait
+        self._cost = 0  # of the queries in the queue
         self._last = 1  # the queries of the last batch
         self._is_closing = False
         self._changed = threading.Condition()
@@ -50,12 +50,12 @@ class Batcher:
 
     @property
     def queue_cost(self) -> int:
-        """The wordpieces that wait."""
+        """Return the wordpieces in the queue."""
         return self._cost
 
     @property
     def is_ready(self) -> bool:
-        """Whether queries are taken."""
+        """Return whether queries are accepted."""
         return self._thread.is_alive() and not self._is_closing
 
     def start(self) -> None:
@@ -63,26 +63,26 @@ class Batcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer what waits, then end the thread."""
+        """Answer the queries in the queue, then end the thread."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
         self._thread.join()
 
     async def submit(self, queries: Sequence[Query]) -> list[Record]:
-        """Answer queries. Raises Rejected if there are more than the queue has room for, if the
-        server is about to stop, or if the answer takes too long."""
+        """Return the answers to queries. Raises Rejected if the queue is full, if the server is
+        shutting down, or on a timeout."""
         loop = asyncio.get_running_loop()
         jobs = [Job(query, query.cost, loop.create_future()) for query in queries]
         self._put(jobs)
         answers = asyncio.gather(*(job.answer for job in jobs))
         try:
             return await asyncio.wait_for(answers, self._limits.timeout)
-        except TimeoutError:  # the jobs are cancelled, so that nobody works on them any more
+        except TimeoutError:  # the jobs are cancelled, so they are not processed
             raise Rejected(
                 504,
-                f"No answer within {self._limits.timeout:g} seconds. Ask for less at once, or try "
-                "again later.",
+                f"No answer within {self._limits.timeout:g} seconds. Send fewer texts per request, "
+                "or try again later.",
             ) from None
 
     def _put(self, jobs: list[Job]) -> None:
@@ -90,12 +90,12 @@ class Batcher:
         if cost > room:
             raise Rejected(
                 413,
-                f"The request has about {cost:,} wordpieces to read (a text counts again for each "
-                f"question, hypothesis and category), of at most {room:,}. Split it.",
+                f"The request has about {cost:,} wordpieces (a text counts again for each "
+                f"question, hypothesis and category); at most {room:,} are allowed. Split it.",
             )
         with self._changed:
             if not self.is_ready:
-                raise Rejected(503, "The server is about to stop. Ask another one.")
+                raise Rejected(503, "The server is shutting down. Use another one.")
             if self._cost + cost > room:
                 raise Rejected(429, "Too many requests are waiting. Try again in a few seconds.")
             self._waiting.extend(jobs)
@@ -117,7 +117,7 @@ class Batcher:
                 jobs[0].answer.get_loop().call_soon_threadsafe(deliver, jobs, records)
 
     def _next_batch(self) -> list[Job]:
-        """Wait for a batch; none is there if the server stops."""
+        """Wait for a batch and return it; [] if the server stops."""
         with self._changed:
             jobs: list[Job] = []
             while not jobs:
@@ -134,8 +134,7 @@ class Batcher:
         return is_enough or self._cost >= self._limits.batch_wordpieces
 
     def _take(self) -> list[Job]:
-        """Take the oldest jobs that the budget allows, one at least, without those that nobody
-        waits for any more."""
+        """Return the oldest jobs that fit into the budget, at least one, without cancelled jobs."""
         jobs: list[Job] = []
         room = self._limits.batch_wordpieces
         while self._waiting and (not jobs or self._waiting[0].cost <= room):
@@ -148,9 +147,10 @@ class Batcher:
 
 
 def deliver(jobs: list[Job], records: list[Record] | None) -> None:
-    """Give jobs their answers, in the thread of the event loop; None where the pipeline failed."""
+    """Set the answers of jobs, in the thread of the event loop; `records` is None if the pipeline
+    failed."""
     for i, job in enumerate(jobs):
-        if job.answer.done():  # nobody waits for it any more
+        if job.answer.done():  # cancelled
             continue
         if records is None:
             job.answer.set_exception(Rejected(500, FAILED))

@@ -1,5 +1,5 @@
-"""Hugging Face's wire formats, as its inference endpoints and `huggingface_hub.InferenceClient`
-have them: a task's requests to queries, our records to its responses."""
+"""Convert requests and responses in the formats of Hugging Face's inference endpoints and
+`huggingface_hub.InferenceClient`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Asked = tuple[list[Query], bool]  # the queries, and whether the inputs were a l
 
 def read_token_classification(request: InputsRequest) -> Asked:
     if (request.parameters or {}).get("aggregation_strategy") == "none":
-        raise Rejected(422, 'aggregation_strategy "none" is not served: entities are whole here.')
+        raise Rejected(
+            422, 'aggregation_strategy "none" is not supported. Use "simple": entities are merged.'
+        )
     return _queries(request.inputs)
 
 
@@ -48,11 +50,13 @@ def read_text_classification(request: ClassifyRequest) -> Asked:
 
 
 def write_classes(record: Record, query: Query, top_k: int | None) -> list[dict[str, Any]]:
-    """Give the categories, or the verdict where the input was a pair, most probable first."""
+    """Return the categories, or the labels of a pair, most probable first."""
     if query.hypotheses:
         scores = record["verdicts"][0]["scores"]
         if scores is None:
-            raise Rejected(422, "The text_pair is too long for a window of the encoder.")
+            raise Rejected(
+                422, "The text_pair is too long for a window of the encoder. Shorten it."
+            )
     else:
         scores = record["categories"]
     return _sorted(scores)[:top_k]
@@ -64,7 +68,7 @@ def read_zero_shot(request: ZeroShotRequest) -> Asked:
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",") if label.strip()]
     if not labels:
-        raise Rejected(422, "candidate_labels is empty. Name some.")
+        raise Rejected(422, "candidate_labels is empty. Pass at least one.")
     categories = make_hypotheses(labels, parameters.hypothesis_template)
     softmax = "contradiction" if parameters.multi_label else "categories"
     many, is_list = _queries(request.inputs)
@@ -72,8 +76,8 @@ def read_zero_shot(request: ZeroShotRequest) -> Asked:
 
 
 def write_zero_shot(record: Record, query: Query, is_new: bool) -> Any:
-    """Give what the pipeline of transformers does; or, as huggingface_hub has it from version 1
-    on, a list."""
+    """Return the format of the pipeline in transformers, or for huggingface_hub 1 and newer
+    (`is_new`) a list."""
     found = _sorted(record["zero_shot"])
     if is_new:
         return found
@@ -89,11 +93,11 @@ def read_question(request: QuestionRequest) -> Asked:
 
 
 def write_answers(record: Record, parameters: dict[str, Any]) -> Any:
-    """Give the best answer, or the `top_k` best: as Hugging Face's, a part of the text also where
-    none is more probable, unless `handle_impossible_answer` is set."""
+    """Return the best answer, or the `top_k` best. As in Hugging Face's pipeline, the best answer
+    is a span even if "no answer" is more probable, unless `handle_impossible_answer` is set."""
     answer = record["answers"][0]
     if answer["text"] is None:
-        raise Rejected(422, "The question is too long for a window of the encoder.")
+        raise Rejected(422, "The question is too long for a window of the encoder. Shorten it.")
     found = [answer, *answer["alternatives"]]
     if not answer["text"] and len(found) > 1 and not parameters.get("handle_impossible_answer"):
         found = found[1:]

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Collect the server's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDPIECES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class Metrics:
-    """The metrics of one server. `queue_cost` gives the wordpieces that wait."""
+    """Hold the metrics of one server. `queue_cost` returns the wordpieces in the queue."""
 
     def __init__(self, queue_cost: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
@@ -30,7 +30,7 @@ class Metrics:
         )
         self.seconds = Histogram(
             f"{name}_request_seconds",
-            "From a request to its answer",
+            "Time from request to response",
             ["path"],
             buckets=SECONDS,
             registry=self.registry,
@@ -39,19 +39,22 @@ class Metrics:
             f"{name}_failed_texts", "Texts that could not be annotated", registry=self.registry
         )
         self.batch_texts = Histogram(
-            f"{name}_batch_texts", "Texts of a batch", buckets=TEXTS, registry=self.registry
+            f"{name}_batch_texts", "Texts per batch", buckets=TEXTS, registry=self.registry
         )
         self.batch_wordpieces = Histogram(
             f"{name}_batch_wordpieces",
-            "Wordpieces of a batch, about",
+            "Estimated wordpieces per batch",
             buckets=WORDPIECES,
             registry=self.registry,
         )
         self.batch_seconds = Histogram(
-            f"{name}_batch_seconds", "Work on a batch", buckets=SECONDS, registry=self.registry
+            f"{name}_batch_seconds",
+            "Time to process a batch",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         waiting = Gauge(
-            f"{name}_queue_wordpieces", "Wordpieces that wait, about", registry=self.registry
+            f"{name}_queue_wordpieces", "Estimated wordpieces in the queue", registry=self.registry
         )
         waiting.set_function(queue_cost)
 
@@ -67,5 +70,5 @@ class Metrics:
         self.seconds.labels(path).observe(seconds)
 
     def render(self) -> bytes:
-        """Give all of them as text."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -8,7 +8,7 @@ const MAX_BARS = 12;
 const ASKS = {
   questions: ["Questions", "Who …?", "Ask a question"],
   hypotheses: ["Hypotheses", "The text says that …", "Write a hypothesis that the text may entail"],
-  categories: ["Categories of your own", "travel", "Name a category"],
+  categories: ["Your own categories", "travel", "Name a category"],
   others: ["Texts to compare with", "A sentence", "Write a text to compare with"],
   options: ["Options to choose from", "She left", "Write an option; it takes two"],
 };
@@ -241,7 +241,7 @@ function renderCards() {
   if (record.categories && Object.keys(record.categories).length)
     cards.push(card("Categories", ...bars(record.categories, highest(record.categories))));
   if (record.zero_shot)
-    cards.push(card("Categories of your own", ...bars(record.zero_shot, highest(record.zero_shot))));
+    cards.push(card("Your own categories", ...bars(record.zero_shot, highest(record.zero_shot))));
   if (record.verdicts?.length)
     cards.push(card("Hypotheses", ...record.verdicts.map(one => make("div", {},
       make("p", {}, one.hypothesis),

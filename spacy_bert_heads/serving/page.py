@@ -1,4 +1,4 @@
-"""The page to try a pipeline on: one file, which asks for no other."""
+"""Create the self-contained demo page of the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = ("page.html", "page.css", "page.js")
 
 
 def render_page(annotator: Annotator, *, name: str, lang: str, limits: Limits) -> str:
-    """Make the page of a pipeline, which shows what this one can do."""
+    """Return the demo page, with the inputs that the pipeline supports."""
     html, css, script = (files(__package__).joinpath(part).read_text("utf8") for part in PARTS)
     settings: dict[str, Any] = {
         "kinds": list(annotator.columns.labels),
@@ -35,7 +35,7 @@ def render_page(annotator: Annotator, *, name: str, lang: str, limits: Limits) -
         "lang": "" if lang == "xx" else f' lang="{escape(lang, quote=True)}"',
         "css": css,
         "script": script,
-        # "<" could end the element that this stands in.
+        # "<" could end the script element.
         "settings": json.dumps(settings).replace("<", "\\u003c"),
     }
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""A pipeline, loaded and served until somebody stops the process."""
+"""Load a pipeline and serve it until the process is stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def serve(
     num_threads: int | None = None,
     gpu_id: int = -1,
 ) -> None:
-    """Serve a pipeline. SIGTERM and Ctrl-C end it after the requests that are being worked on.
+    """Serve a pipeline over HTTP. On SIGTERM or Ctrl-C the server finishes the accepted requests.
 
     Raises ImportError without FastAPI, ValueError if the pipeline can't be loaded.
     """
@@ -30,7 +30,7 @@ def serve(
         from .app import make_app
     except ImportError as error:
         raise ImportError(
-            f"{error.name} is not installed, which the server needs: pip install "
+            f"{error.name} is not installed. Install the server's requirements: pip install "
             "'spacy_bert_heads[serve]'."
         ) from error
     import spacy
@@ -44,14 +44,15 @@ def serve(
         spacy.require_gpu(gpu_id)
     nlp = load_pipeline(model, precision=precision)
     app = make_app(nlp, name=name_of(model), limits=limits)
-    Annotator(nlp).annotate([Query("Ready.")])  # or the first request would wait for that
-    warnings.simplefilter("ignore")  # they may have a user's text in them
+    Annotator(nlp).annotate([Query("Ready.")])  # warm-up, so the first request is fast
+    warnings.simplefilter("ignore")  # they may contain a user's text
     settings: dict[str, Any] = {"access_log": False, "log_level": "info", "server_header": False}
     settings["timeout_graceful_shutdown"] = int(limits.timeout) + 1
     uvicorn.run(app, host=host, port=port, **settings)
 
 
 def name_of(model: str) -> str:
-    """Name a pipeline by its folder, of which training calls many "model-best"."""
+    """Return a pipeline's name: its folder, with the parent folder for "model-best" and the
+    like."""
     parts = Path(model).resolve().parts if Path(model).exists() else (model,)
     return " · ".join(parts[-2:] if parts[-1].startswith("model-") else parts[-1:])

@@ -1,4 +1,4 @@
-"""What requests and responses look like, with the pipeline's own labels."""
+"""Define the schemas of requests and responses, with the pipeline's labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Softmax = Literal["labels", "contradiction", "categories"]
 
 
 class Choice(BaseModel):
-    """Options, of which one is chosen, and perhaps a question that they answer."""
+    """Options, one of which is chosen, and an optional question."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -23,30 +23,30 @@ class Choice(BaseModel):
 
 
 class AnnotateRequest(BaseModel):
-    """Texts, and what is asked of each of them."""
+    """Texts, with questions and other inputs for each of them."""
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: list[str] | str = Field(description="One text or many")
-    questions: list[Asked] = Field([], description="Answered by parts of the text")
-    hypotheses: list[Asked] = Field([], description="Does the text entail them?")
+    texts: list[str] | str = Field(description="One text or a list")
+    questions: list[Asked] = Field([], description="Questions, answered by spans of the text")
+    hypotheses: list[Asked] = Field([], description="Hypotheses that the text may entail")
     categories: list[Asked] | dict[Asked, Asked] = Field(
-        [], description="Zero-shot: categories, or a hypothesis for each"
+        [], description="Zero-shot categories: names, or an object that maps names to hypotheses"
     )
     hypothesis_template: str = Field(
-        TEMPLATE, description="Makes a hypothesis of a category", pattern=r"\{\}"
+        TEMPLATE, description="Turns a category into a hypothesis", pattern=r"\{\}"
     )
     category_softmax: Softmax | None = Field(
         None,
-        description="What a category's probability is among: the verdicts (labels), entailment and "
-        "contradiction, or all categories, so that they add up to 1",
+        description="What the softmax is over: all verdicts (labels), entailment and contradiction "
+        "(contradiction), or all categories, so they sum to 1 (categories)",
     )
 
     others: list[Asked] = Field([], description="Texts to compare with the text")
-    choices: list[Choice] = Field([], description="Of each, one option is chosen")
+    choices: list[Choice] = Field([], description="Choices; one option of each is chosen")
 
     def queries(self) -> list[Query]:
-        """Make a query of each text."""
+        """Return a query for each text."""
         texts = [self.texts] if isinstance(self.texts, str) else self.texts
         categories = make_hypotheses(self.categories, self.hypothesis_template)
         asked = (self.questions, self.hypotheses, categories, self.category_softmax, self.others)
@@ -55,18 +55,18 @@ class AnnotateRequest(BaseModel):
 
 
 def make_hypotheses(categories: list[str] | dict[str, str], template: str) -> dict[str, str]:
-    """Give each category its hypothesis."""
+    """Return a hypothesis for each category."""
     if isinstance(categories, dict):
         return categories
     return {category: template.replace("{}", category) for category in categories}
 
 
-Place = Annotated[int | None, Field(description="A character of the text")]
+Place = Annotated[int | None, Field(description="A character offset in the text")]
 Probability = Annotated[float | None, Field(ge=0, le=1)]
 
 
 class Span(BaseModel):
-    text: str | None = Field(description="An answer, empty if there is none")
+    text: str | None = Field(description="The text of the span; empty for no answer")
     start: Place
     end: Place
     score: Probability
@@ -88,13 +88,13 @@ class Chosen(BaseModel):
 
 
 class Error(BaseModel):
-    """What went wrong, and what to do."""
+    """The reason of a failure, and what to do."""
 
     error: str
 
 
 def make_response(annotator: Annotator) -> type[BaseModel]:
-    """Make the model of a response of `POST /annotate`, for the documentation."""
+    """Return the schema of the response of `POST /annotate`, for the documentation."""
     label = one_of(annotator.labels("entities"))
     verdict_label = one_of(annotator.labels("verdicts"))
     # With thresholds a verdict may have no label.
@@ -121,15 +121,17 @@ def make_response(annotator: Annotator) -> type[BaseModel]:
     }
     fields = {name: kinds[name] for name in annotator.columns.labels}
     if annotator.classifies:
-        described = Field(description="Of the request's categories; left out if it has none")
+        described = Field(
+            description="Probabilities of the request's categories; only if it has any"
+        )
         fields["zero_shot"] = Annotated[dict[str, float], described]
     result: Any = make_model("Annotations", fields) | Error
-    described = Field(description="One for each text, in their order")
+    described = Field(description="One result per text, in order")
     return make_model("AnnotateResponse", {"results": Annotated[list_of(result), described]})
 
 
 def make_model(name: str, fields: dict[str, Any], base: type[BaseModel] = BaseModel) -> Any:
-    """Make a model of fields that are all required."""
+    """Create a model whose fields are all required."""
     required: dict[str, Any] = {key: (kind, ...) for key, kind in fields.items()}
     return create_model(name, __base__=base, **required)
 
@@ -139,12 +141,12 @@ def list_of(kind: Any) -> Any:
 
 
 def by_label(label: Any) -> Any:
-    """Give the type of numbers by label."""
+    """Return the type of a dict from labels to numbers."""
     return dict[label, float]
 
 
 def one_of(labels: list[str]) -> Any:
-    """Give the type of labels: these, or any string if they are not known."""
+    """Return the type of labels: these, or any string if they are unknown."""
     return Literal[tuple(labels)] if labels else str
 
 
