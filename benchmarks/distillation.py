@@ -30,14 +30,14 @@ def list_jobs() -> list[Job]:
     jobs = []
     for seed in SEEDS:
         teacher = f"teacher-{seed}"
-        jobs.append(Job(teacher, 6, partial(learn, teacher, seed)))
+        jobs.append(Job(teacher, 6, partial(learn, teacher, seed, None)))
         for kept in KEPT:
             name = f"{kept}-{EPOCHS}-{RATE:g}-{seed}"
             jobs.append(Job(name, 12, partial(learn, name, seed, kept), needs=teacher))
     return jobs
 
 
-def learn(name: str, seed: int, bench: Bench, kept: str = "") -> dict[str, Any]:
+def learn(name: str, seed: int, kept: str | None, bench: Bench) -> dict[str, Any]:
     files, folder = gather(bench, NAMES), bench.work(name)
     teacher = bench.work(f"teacher-{seed}") / "model-last"
     config = partial(make_config, bench, NAMES, files, seed)
