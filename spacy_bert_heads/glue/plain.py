@@ -28,7 +28,7 @@ def run_plain(
     precision: str,
     device: torch.device = CPU,
 ) -> list[list[str]]:
-    """Train by `fit`. Returns the predictions for each test set. Raises ValueError for a NER task."""
+    """Train by `fit`. Returns predictions for each test set. Raises ValueError for a NER task."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if task.head == "ner":
