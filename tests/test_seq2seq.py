@@ -3,10 +3,12 @@
 import pickle
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import spacy
 from conversion import jsonl
 from seq2seq_cases import DATA, build, learn, make_examples, write
+from served import serve
 from spacy.cli.train import train as spacy_train
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
@@ -18,6 +20,7 @@ from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.heads import seq2seq
 from spacy_bert_heads.heads.seq2seq import BertSeq2Seq, score_seq2seq
 from spacy_bert_heads.init_config import init_config
+from spacy_bert_heads.serving.app import make_app
 
 TEXTS = [text for text, _ in DATA]
 TARGETS = [targets[0] for _, targets in DATA]
@@ -133,6 +136,21 @@ def test_examples_without_targets_teach_nothing(checkpoint):
     assert nlp.get_pipe("bert_seq2seq").score([Example(doc, doc.copy())])["seq2seq_bleu"] is None
 
 
+def test_rows_and_responses(trained, tmp_path):
+    """`bert annotate` to Parquet, and `bert serve`."""
+    trained.to_disk(tmp_path / "nlp")
+    rows = jsonl(*({"text": text} for text in TEXTS))
+    (tmp_path / "in.jsonl").write_text(rows, encoding="utf8")
+    args = ["annotate", str(tmp_path / "nlp"), str(tmp_path / "in.jsonl"), str(tmp_path / "out")]
+    result = CliRunner().invoke(bert_app, [*args, "--format", "parquet"])
+    assert result.exit_code == 0, result.output
+    (part,) = (tmp_path / "out").glob("*.parquet")
+    assert pq.read_table(part)["generated"].to_pylist() == TARGETS
+    with serve(make_app(trained, name="written")) as (client, _):
+        found = client.annotate(TEXTS)
+        assert [one["generated"] for one in found] == TARGETS
+
+
 # --- scores
 
 
@@ -193,6 +211,7 @@ def test_convert_train_evaluate_annotate(checkpoint, tmp_path):
     assert [list(doc._.targets) for doc in docs] == [*(t for _, t in DATA), ["a ship"]]
 
     config = init_config(["seq2seq"], name=checkpoint)
+    config["components"]["bert_encoder"]["model"] |= {"window": 64, "stride": 48}
     config["training"].update(max_steps=2, eval_frequency=1)
     config.to_disk(tmp_path / "config.cfg")
     overrides = {f"paths.{part}": str(tmp_path / "train.spacy") for part in ("train", "dev")}

@@ -233,6 +233,7 @@ def annotation_schema(columns: Columns) -> Any:
             )
         ),
         "numbers": lambda: by_label("numbers", pa.float64()),
+        "generated": pa.string,
         "review": pa.bool_,
         "tags": lambda: pa.list_(
             pa.struct([("start", place), ("end", place), ("tag", text), ("pos", text)])

@@ -255,6 +255,7 @@ function renderCards() {
     cards.push(card("Similarities", ...record.similarities.map(one => make("div", {},
       make("p", {}, one.other), one.scores ? numbers(one.scores) : make("p", { className: "muted" }, "too long")))));
   if (record.numbers && Object.keys(record.numbers).length) cards.push(card("Numbers", numbers(record.numbers)));
+  if (record.generated) cards.push(card("Generated", make("p", {}, record.generated)));
   if (record.tags?.length) {
     const chars = [...shown.text];
     const rows = record.tags.map(one => make("tr", {},

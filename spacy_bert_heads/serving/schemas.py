@@ -116,6 +116,7 @@ def make_response(annotator: Annotator) -> type[BaseModel]:
         "similarities": list_of(make_model("Similarity", similarity)),
         "chosen": list[Chosen],
         "numbers": by_label(one_of(annotator.labels("numbers"))),
+        "generated": str,
         "tags": list_of(make_model("Tag", tag)),
         "review": bool,
     }
