@@ -1,1 +1,1 @@
-"""Training data: files of many formats to `.spacy`, and `.spacy` to examples and batches."""
+"""Convert training data to `.spacy`, and read `.spacy` files as examples and batches."""

@@ -104,7 +104,7 @@ def _load(output: Path, setup: Setup, *, force: bool) -> dict[str, Any]:
     if results["setup"] != wanted:
         raise ValueError(
             f"{output} has results with {results['setup']}. Choose another folder, or add --force "
-            "to begin again."
+            "to start over."
         )
     return results
 

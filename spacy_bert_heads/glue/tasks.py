@@ -59,9 +59,9 @@ def _numbers(*sides: Sequence[str]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `columns` are those of the text, of a second text if there is one, and of the label:
-    names of the header, or numbers where `has_header` is false. `submissions` are the names of the
-    files for GLUE's server, by test set. `group` is the share of texts or pairs of a batch."""
+    """Define a task. `columns` are the columns of the text, of a second text if there is one, and
+    of the label: names of the header, or numbers if `has_header` is false. `submissions` are the
+    file names for GLUE's server by test set. `group` is the share of texts or pairs of a batch."""
 
     name: str
     columns: tuple[str | int, ...]

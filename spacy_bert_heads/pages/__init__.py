@@ -1,1 +1,1 @@
-"""Pages of what a pipeline predicts, beside what is right."""
+"""Write predictions and gold annotations as HTML pages."""

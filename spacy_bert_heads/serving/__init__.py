@@ -1,1 +1,1 @@
-"""A pipeline behind HTTP: micro-batches, an API, and a page to try it."""
+"""Serve a pipeline over HTTP: micro-batches, an API, and a demo page."""
