@@ -130,7 +130,7 @@ def _add_decoder(
     shim_of(head.model).module = module
     _check_free(nlp, head, name)
     head.model.set_dim("nO", int(module.model.config.vocab_size), force=True)
-    head.note_encoder()
+    head.record_encoder()
 
 
 def _add_head(

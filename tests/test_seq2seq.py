@@ -127,6 +127,13 @@ def test_long_targets_are_cut(checkpoint):
     assert ids.tolist() == whole[:3]
 
 
+def test_texts_longer_than_the_decoder(checkpoint, folders):
+    for name, positions in ((checkpoint, 128), (folders("roberta"), 128)):
+        build(name, max_length=positions)
+        with pytest.raises(ValueError, match=f"the decoder has positions for {positions}"):
+            build(name, max_length=positions + 1)
+
+
 def test_examples_without_targets_teach_nothing(checkpoint):
     nlp = build(checkpoint)
     losses = {}

@@ -60,11 +60,9 @@ class TargetLogits(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Hugging Face's causal language model of a family, which attends to hidden states.
-
-    `start_id` begins a text, `end_id` ends it: the special tokens that the encoder's tokenizer
-    puts around one.
-    """
+    """Hugging Face's causal language model of a family, which attends to hidden states. A text
+    starts with `start_id` and ends with `end_id`, and has at most `max_length` wordpieces, the end
+    included."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -77,6 +75,13 @@ class Decoder(nn.Module):
     @property
     def end_id(self) -> int:
         return int(cast(int, self.model.config.eos_token_id))
+
+    @property
+    def max_length(self) -> int:
+        embeddings = getattr(self.model.base_model, "embeddings", None)
+        offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        first = 0 if offset is None else offset + 1  # RoBERTa counts from behind the padding id
+        return int(self.model.config.max_position_embeddings) - first
 
     def forward(self, hidden: HiddenStates, targets: list[Ints1d]) -> TargetLogits:
         """Compute the logits of each target wordpiece by those before it (teacher forcing)."""

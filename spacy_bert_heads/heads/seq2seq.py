@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from thinc.api import Model
 from ..data.records import check_text
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.listener import DEFAULT_LISTENER, checkpoint_behind
+from ..encoder.model import shim_of
 from ..text.arrays import Ints1d
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_list, get_list, get_value, set_value
 from .declared import Score, score_weights
-from .decoder import MAX_WINDOWS, Sources, TargetLogits
+from .decoder import MAX_WINDOWS, Decoder, Sources, TargetLogits
 from .losses import cross_entropy
 from .pair_head import start_of
 from .unlabelled import UnlabelledHead
@@ -214,6 +215,7 @@ class BertSeq2Seq(UnlabelledHead):
     # --- training
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
+        self.check_length()
         if self.scorer is score_seq2seq:
             require_scorers()  # not at the first evaluation
 
@@ -252,6 +254,22 @@ class BertSeq2Seq(UnlabelledHead):
 
     def unlabelled_inputs(self, docs: list[Doc]) -> None:
         return None
+
+    def _settle(self) -> "BertSeq2Seq":
+        super()._settle()
+        self.check_length()
+        return self
+
+    def check_length(self) -> None:
+        """Raise ValueError if the decoder has no positions for the longest text."""
+        if not shim_of(self.model).has_module:
+            return
+        longest = cast(Decoder, shim_of(self.model).module).max_length
+        if self.max_length > longest:
+            raise ValueError(
+                f"max_length of {self.name} is {self.max_length}, but the decoder has positions "
+                f"for {longest}. Set max_length = {longest} or less."
+            )
 
     @property
     def checkpoint(self) -> Checkpoint:
