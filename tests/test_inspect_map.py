@@ -114,7 +114,7 @@ def test_layers_and_methods_of_a_map(checkpoint, monkeypatch):
     assert by_tsne.accuracy == last.accuracy  # of all dimensions
     assert map_documents(source, labelled, layer=-3).layer == 0
     for wrong in (3, -4):
-        with pytest.raises(ValueError, match=f"There is no layer {wrong}: .* to 2, .* to -3"):
+        with pytest.raises(ValueError, match=f"There is no layer {wrong}. .* to 2, .* to -3"):
             map_documents(source, labelled, layer=wrong)
     with pytest.raises(ValueError, match="Unknown method 'umap'. Choose one of: pca, tsne"):
         map_documents(source, labelled, method="umap")
