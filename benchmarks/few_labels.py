@@ -193,8 +193,8 @@ def pretrain(bench: Bench) -> dict[str, Any]:
     output = bench.work("masked")
     command = [sys.executable, "-m", "spacy", "bert", "pretrain", CONFIG, output, "--force", *more]
     subprocess.run(command, check=True)
-    log = (output / "log.jsonl").read_text("utf8").splitlines()
-    return {"last_report": json.loads(log[-1])}
+    report = json.loads((output / "log.jsonl").read_text("utf8").splitlines()[-1])
+    return {key: report[key] for key in ("tokens", "held_out_mlm_loss", "held_out_mlm_accuracy")}
 
 
 def make_vectors(kind: str, bench: Bench) -> dict[str, Any]:
