@@ -213,7 +213,9 @@ def learn_inference(bench: Bench) -> dict[str, Any]:
     """`bert_nli` on all of SICK, whose pipeline is kept."""
 
     def keep(nlp: spacy.Language) -> dict[str, Any]:
-        nlp.to_disk(bench.work("sick") / "model-last")
+        folder = bench.work("sick") / "model-last"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        nlp.to_disk(folder)
         return {}
 
     return finetune(
