@@ -246,7 +246,7 @@ def test_code_is_imported_first(rules, gold, tmp_path):
         ("rules", "nowhere.spacy", "There is no 'nowhere.spacy'. Create it with: python -m spacy"),
         ("rules", "damaged.spacy", "damaged.spacy is damaged or not a .spacy file"),
         ("rules", "empty.spacy", "There is no Doc with tokens in 'empty.spacy'."),
-        ("rules", "bare.spacy", "Nothing to score: 'bare.spacy' has no annotation of what 'rules'"),
+        ("rules", "bare.spacy", "Nothing to score: 'bare.spacy' has no annotation for what"),
     ],
 )
 def test_errors(rules, gold, tmp_path, monkeypatch, model, data, message):

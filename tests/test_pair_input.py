@@ -50,7 +50,7 @@ BAD = [
     (["Who left?", ["When?"]], r"but \[1\] is \['When\?'\]"),
     (["Who left?", ""], r"\[1\] is empty. Remove it"),
     ([" \n\t"], r"\[0\] is empty. Remove it"),
-    (["Who \ud83d left?"], r"\[0\] holds half of a surrogate pair(.|\n)*Decode"),
+    (["Who \ud83d left?"], r"\[0\] contains half of a surrogate pair(.|\n)*Decode"),
 ]
 
 
