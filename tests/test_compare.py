@@ -301,7 +301,8 @@ def test_restricted(joint, noisy, gold, tmp_path):
     assert first["score"] == second["score"] == pytest.approx(expected)
     others = ", ".join(sorted({*labels[:2], "CRAFT", "DAY"}))
     assert (
-        f"entities F (ents_f): without {others}, which not all pipelines have" in report["notes"][2]
+        f"entities F (ents_f): without the labels {others}, which not all pipelines have"
+        in report["notes"][2]
     )
     assert second["difference_interval"] == (0, 0)
 

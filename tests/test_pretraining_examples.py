@@ -200,7 +200,9 @@ def test_what_cannot_be_planned():
         Epoch(corpus, "sop", 4)
     with pytest.raises(ValueError, match="is 2, which leaves no room beside 2 special"):
         Epoch(corpus, "doc-sentences", 2)
-    with pytest.raises(ValueError, match="no objective 'mlm'. Choose one of: nsp, sop, full-sentences"):
+    with pytest.raises(
+        ValueError, match="no objective 'mlm'. Choose one of: nsp, sop, full-sentences"
+    ):
         Epoch(corpus, "mlm", 16)
 
 
