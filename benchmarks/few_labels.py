@@ -130,7 +130,7 @@ def ask_for_words(config: Config, task: str, pattern: int = 0) -> None:
 def read_vectors(config: Config, task: str) -> None:
     head = f"bert_{HEADS[task]}"
     config["components"][head]["model"]["tok2vec"] = STATIC
-    config["components"][head]["model"]["rate_factor"] = 1.0
+    config["components"][head]["model"]["learning_rate_multiplier"] = 1.0
     del config["components"]["bert_encoder"]
     config["nlp"]["pipeline"] = [head]
     config["training"]["optimizer"]["learn_rate"]["initial_rate"] = 1e-3
