@@ -302,5 +302,7 @@ def test_init_config_gives_it_the_rate_of_a_new_head(checkpoint):
     assert (encoder["adapter"], encoder["learning_rate_multiplier"]) == ("lora", 10.0)
     plain = init_config(["ner"], name=checkpoint)["components"]["bert_encoder"]["model"]
     assert (plain["adapter"], plain["learning_rate_multiplier"]) == (None, 1.0)
-    with pytest.raises(ValueError, match="its adapter"):
+    with pytest.raises(
+        ValueError, match="A source has its own heads, checkpoint, language and adapter"
+    ):
         init_config(source="pipeline", adapter="lora")

@@ -55,8 +55,8 @@ def test_pickles_need_a_torch_without_known_holes(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "cure"),
     [
-        ("tf_model.h5", r"TensorFlow alone .*BertModel.from_pretrained\(.*, from_tf=True\)"),
-        ("flax_model.msgpack", r"Flax alone .*BertModel.from_pretrained\(.*, from_flax=True\)"),
+        ("tf_model.h5", r"TensorFlow only .*BertModel.from_pretrained\(.*, from_tf=True\)"),
+        ("flax_model.msgpack", r"Flax only .*BertModel.from_pretrained\(.*, from_flax=True\)"),
         ("model.onnx", "a compiled graph only .*the checkpoint that it was exported from"),
         ("readme.txt", "It needs model.safetensors"),
     ],

@@ -213,7 +213,7 @@ def test_explained(zero_shot):
         ({"pattern": "{text} {mask} {mask}"}, r"\{mask\} once"),
         ({"words": {"fire": ""}}, "must have a word for each label"),
         ({"words": '["used"]'}, "must have a word for each label"),
-        ({"words": "used"}, "words of the ClozeHead is the string 'used', which is no JSON"),
+        ({"words": "used"}, "words of the ClozeHead is the string 'used', which is not JSON"),
         ({"max_windows": 0}, "max_windows is 0"),
     ],
 )

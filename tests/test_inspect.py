@@ -220,8 +220,8 @@ def test_the_commands(checkpoint, make_nlp, tmp_path):
     [
         (("word", "nowhere/x/y", "bank", "a bank"), "Can't read a checkpoint"),
         (("weights", "nowhere"), "There is no pipeline 'nowhere'"),
-        (("map", "a.spacy"), "Pass one or two, then the data"),
-        (("map", "x", "a.spacy"), "There is no 'a.spacy'. Make it"),
+        (("map", "a.spacy"), "0 models are given. Pass one or two, then the data"),
+        (("map", "x", "a.spacy"), "There is no 'a.spacy'. Create it with"),
     ],
 )
 def test_errors_are_one_sentence_and_no_traceback(args, message):

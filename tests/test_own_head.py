@@ -147,7 +147,7 @@ def test_who_takes_a_checkpoint(installed, tmp_path, monkeypatch):
     assert from_hf(folder).pipe_names == ["bert_encoder", "bert_textcat"]
     monkeypatch.setattr(ToyHead, "fits_hf", classmethod(lambda cls, config, names: 2))
     monkeypatch.setattr(DoubtHead, "fits_hf", ToyHead.fits_hf)
-    with pytest.raises(ValueError, match="fits several heads. Name the task: doubt or toy_head"):
+    with pytest.raises(ValueError, match="fits several heads. Set the task: doubt or toy_head"):
         from_hf(folder)
     monkeypatch.setattr(ToyHead, "hf_task", "")
     with pytest.raises(ValueError, match="Unknown task 'toy_head'"):

@@ -89,7 +89,7 @@ def test_a_signal_ends_a_run_after_its_step(settings, whole, tmp_path, number, e
         pretrain(settings, out, on_step=send, say=said.append)
     assert signal.getsignal(number) is before
     # It arrived between two steps. The next one, which was under way, is the last, with its report.
-    assert said[-1] == "Stopped after step 8, which is saved. Go on by --resume."
+    assert said[-1] == "Stopped after step 8; the training state is saved. Continue with --resume."
     assert list_states(out / "states")[0].name == "step-8"
     assert [line["step"] for line in log(out)] == [0, 4, 8]
     pretrain(settings, out, resume=True)

@@ -52,7 +52,7 @@ def test_losses_and_gradients_are_hugging_faces(settings, tmp_path, family, obje
     )
     data = Data(corpus, pretrainer.vocabulary(), settings, tmp_path / "plans")
     batch = data.held_out_batches(0)[0]
-    scales = (1 / len(batch.masked), 1 / max((batch.labels >= 0).sum(), 1))
+    scales = (1 / len(batch.masked), 1 / max((batch.labels >= 0).sum(), 1), 0.0)
     sums = pretrainer.run(
         batch,
         max_batch_tokens=64,
@@ -104,7 +104,7 @@ def test_all_that_learns_takes_part_in_every_part(tmp_path, family, objective):
     ids, none = torch.full((14,), 5), torch.empty(0, dtype=torch.int64)
     positions = torch.arange(7).repeat(2)
     layout = BucketedBatch(ids, torch.zeros_like(ids), ids == 5, positions, [(2, 7)], [False])
-    mlm_loss, _, sentence_loss, _ = pretrainer(layout, none, none, none, none)
+    mlm_loss, _, sentence_loss, *_ = pretrainer(layout, none, none, none, none)
     (mlm_loss + sentence_loss).backward()
     assert (mlm_loss.item(), sentence_loss.item()) == (0.0, 0.0)
     for key, parameter in pretrainer.named_parameters():

@@ -98,7 +98,7 @@ def test_what_is_left_out_is_said(settings, tmp_path):
     pretrain(settings, tmp_path / "out", say=said.append)
     found = "\n".join(said)
     assert "Skipped: 2\n       1  no 'text'\n       1  not JSON\n" in found
-    assert f"read: 1 of the {len(lines) + 1} documents" in found
+    assert f"pair of segments: 1 of the {len(lines) + 1} documents" in found
 
 
 def test_the_best_checkpoint_is_of_the_last_phase(settings, tmp_path, monkeypatch):

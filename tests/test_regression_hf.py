@@ -70,7 +70,7 @@ def test_a_single_logit_is_never_a_category_by_softmax(tmp_path):
     # transformers 5 rejects it, with a reason of its own.
     with pytest.raises(
         ValueError,
-        match="fits no head. Name the task: nli or regression or similarity or|num_labels",
+        match="fits no head. Set the task: nli or regression or similarity or|num_labels",
     ):
         from_hf(folder)
 

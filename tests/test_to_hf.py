@@ -155,7 +155,7 @@ def test_what_was_loaded_is_trained_further_and_handed_back(tmp_path):
 def test_the_lines_of_the_documentation(tmp_path, monkeypatch):
     """Each road between the worlds, as it is written there."""
     page = Path(__file__).parent.parent / "docs" / "hugging-face.md"
-    table = page.read_text(encoding="utf8").split("| you have … | type … |")[1].split("\n\n")[0]
+    table = page.read_text(encoding="utf8").split("| you have … | use … |")[1].split("\n\n")[0]
     lines = [line.split("| `")[1].removesuffix("` |") for line in table.splitlines()[2:]]
     assert len(lines) == 9
     monkeypatch.chdir(tmp_path)

@@ -69,7 +69,10 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("init-config n.cfg --lang ja", "Japanese support requires SudachiPy"),
         ("init-config n.cfg --heads nre", "Unknown head 'nre'. Choose from: "),
         ("init-config n.cfg --train junk.spacy", "junk.spacy is damaged or not a .spacy file"),
-        ("init-config n.cfg --train a.csv", "Convert it: python -m spacy bert convert a.csv a.spa"),
+        (
+            "init-config n.cfg --train a.csv",
+            "Convert it with: python -m spacy bert convert a.csv a.",
+        ),
         ("init-config n.cfg --source nowhere", "There is no pipeline 'nowhere'"),
         ("init-config n.cfg --source bad_meta", "The pipeline 'bad_meta' can't be loaded: "),
         ("init-config full --force", "full is a folder. Pass the path of a file."),

@@ -24,8 +24,8 @@ class CalibratedHead(DeclaredHead):
 
     Logits are divided by the temperature where they become probabilities, never in training (Guo et
     al. 2017, section 4.2). `bert calibrate`, `bert evaluate --calibration` and `bert
-    tune-thresholds` use a head's `claims`; `set_annotations` leaves out what is not sure by
-    `is_sure`.
+    tune-thresholds` use a head's `claims`; `set_annotations` leaves out predictions for which
+    `reaches_threshold` is false.
     """
 
     name: str

@@ -212,7 +212,7 @@ class BertChoice(UnlabelledPairHead):
         """Give what is chosen; None if that is not sure, then add it to `left_out`."""
         answer = entry["answer"]
         p = entry["scores"][answer]
-        if self.is_sure(OPTION, p):
+        if self.reaches_threshold(OPTION, p):
             return entry
         left_out.append({"label": OPTION, "score": p, "answer": answer, "asked": choice})
         return None
