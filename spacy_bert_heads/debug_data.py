@@ -38,7 +38,7 @@ from .encoder.loading import load_wordpiece_tokenizer
 from .encoder.model import check_room, checkpoint_of, shim_of
 from .heads.head import BertHead
 from .heads.pair_head import BertPairHead
-from .heads.qa import BertQA
+from .heads.unlabelled import UnlabelledHead
 
 
 @dataclass
@@ -210,7 +210,7 @@ def look_at_head(
         if isinstance(head, BertPairHead):
             pairs = sum(1 for eg in split.examples for _ in entries_of(head, eg))
             facts[split.name]["pairs"] = pairs
-        if not isinstance(head, BertQA):
+        if not isinstance(head, UnlabelledHead):
             facts[split.name]["labels"] = dict(count_labels(head, split).most_common())
     section = Section(head.name, facts)
     if frozen:
@@ -219,7 +219,7 @@ def look_at_head(
         section.add((f for split in splits for f in check(head, split, reading)), passed)
     if isinstance(head, BertPairHead) and (head.texts or head.extra):
         section.add(check_config_texts(head, reading), "the config's texts fit into a window")
-    if not isinstance(head, BertQA):
+    if not isinstance(head, UnlabelledHead):
         passed = f"train and dev have the same labels, with {FEW} examples or more of each in train"
         section.add(check_labels(head, *splits), passed)
     return section

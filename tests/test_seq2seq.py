@@ -234,6 +234,25 @@ def test_convert_train_evaluate_annotate(checkpoint, tmp_path):
     assert Columns.of(loaded).read(doc) == {"generated": doc._.generated}
 
 
+def test_debug_data(checkpoint, tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl(*({"text": t, "targets": g} for t, g in DATA)))
+    convert(tmp_path / "a.jsonl", tmp_path / "a.spacy")
+    config = init_config(["seq2seq"], name=checkpoint)
+    config["components"]["bert_encoder"]["model"] |= {"window": 64, "stride": 48}
+    config["components"]["bert_seq2seq"]["max_length"] = 16
+    config["paths"] |= {"train": str(tmp_path / "a.spacy"), "dev": str(tmp_path / "a.spacy")}
+    config.to_disk(tmp_path / "config.cfg")
+    result = CliRunner().invoke(bert_app, ["debug-data", str(tmp_path / "config.cfg")])
+    nlp = build(checkpoint)
+    targets = [text for _, own in DATA for text in own]
+    lengths = nlp.get_pipe("bert_seq2seq").checkpoint.tokenizer(targets).lengths + 1
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert f"{(lengths > 16).sum()} targets with more than 15 wordpieces" in output
+    assert f"Set max_length = {lengths.max()} in [components.bert_seq2seq]" in output
+    assert "the same labels" not in output
+
+
 def test_columns_of_a_table(tmp_path):
     file = tmp_path / "a.csv"
     rows = 'name[Alimentum],Alimentum is near.\nname[Aroma],12\nname[Blue],"""Blue"""\n'

@@ -10,6 +10,7 @@ from spacy.training import Example
 from ..heads.head import BertHead
 from ..heads.ner import BertNER
 from ..heads.pair_head import BertPairHead
+from ..heads.seq2seq import BertSeq2Seq, targets_of
 from ..heads.textcat import BertTextCat
 from .findings import Finding, Reading, Split, count_of, faults
 from .pairs import entries_of
@@ -186,3 +187,22 @@ def check_exclusive(head: BertTextCat, split: Split, reading: Reading | None) ->
             "Set one to 1.0, add a category for all others, or use bert_textcat_multilabel",
         ),
     ]
+
+
+def check_targets(head: BertHead, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find targets of a `bert_seq2seq` that are longer than its `max_length`."""
+    assert isinstance(head, BertSeq2Seq)
+    texts = [text for eg in split.examples for text in targets_of(eg.reference)]
+    if reading is None or not texts:
+        return []
+    lengths = (reading.tokenizer(texts).lengths + 1).tolist()  # with the end of the text
+    cut = [text for text, n in zip(texts, lengths, strict=True) if n > head.max_length]
+    return faults(
+        "target_too_long",
+        "warning",
+        split.name,
+        cut,
+        f"{count_of(len(cut), 'target')} with more than {head.max_length - 1} wordpieces: the rest "
+        "is not learned, and can't be written",
+        f"Set max_length = {max(lengths)} in [components.{head.name}]",
+    )

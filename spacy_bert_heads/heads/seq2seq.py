@@ -212,6 +212,11 @@ class BertSeq2Seq(UnlabelledHead):
     def has_gold(self, example: Example) -> bool:
         return bool(targets_of(example.reference))
 
+    def data_checks(self) -> list:
+        from ..checks.heads import check_targets
+
+        return [*super().data_checks(), (check_targets, "all targets fit into max_length")]
+
     # --- training
 
     def start_from_data(self, examples: Iterable[Example]) -> None:

@@ -15,6 +15,9 @@ class UnlabelledHead(BertHead):
     does: str
     n_classes = 0
 
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return ()
+
     @property
     def label_data(self) -> None:  # type: ignore[override]
         return None
