@@ -239,7 +239,7 @@ def test_debug_data(checkpoint, tmp_path):
     convert(tmp_path / "a.jsonl", tmp_path / "a.spacy")
     config = init_config(["seq2seq"], name=checkpoint)
     config["components"]["bert_encoder"]["model"] |= {"window": 64, "stride": 48}
-    config["components"]["bert_seq2seq"]["max_length"] = 8
+    config["components"]["bert_seq2seq"]["max_length"] = 4
     config["paths"] |= {"train": str(tmp_path / "a.spacy"), "dev": str(tmp_path / "a.spacy")}
     config.to_disk(tmp_path / "config.cfg")
     result = CliRunner().invoke(bert_app, ["debug-data", str(tmp_path / "config.cfg")])
@@ -248,7 +248,7 @@ def test_debug_data(checkpoint, tmp_path):
     lengths = nlp.get_pipe("bert_seq2seq").checkpoint.tokenizer(targets).lengths + 1
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
-    assert f"{(lengths > 8).sum()} targets with more than 7 wordpieces" in output
+    assert f"{(lengths > 4).sum()} targets with more than 3 wordpieces" in output
     assert f"Set max_length = {lengths.max()} in [components.bert_seq2seq]" in output
     assert "the same labels" not in output
 
