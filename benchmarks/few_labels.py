@@ -66,7 +66,7 @@ HEADS = {"sst2": "textcat", "sick": "nli", "ncbi": "ner"}
 # trained, too.
 WORDS = {
     "sst2": {"1": "great", "0": "terrible"},
-    "sick": {"ENTAILMENT": "yes", "NEUTRAL": "maybe", "CONTRADICTION": "no"},
+    "sick": {"entailment": "yes", "neutral": "maybe", "contradiction": "no"},
 }
 PATTERNS = {
     "sst2": (
