@@ -74,7 +74,7 @@ def test_files_that_are_not_glues(folder, tmp_path):
         list(TASKS["RTE"].read(folder / "RTE/train.tsv"))
     with pytest.raises(ValueError, match="no task in .*CoLA, SST-2"):
         find_tasks(tmp_path)
-    with pytest.raises(ValueError, match="no task 'QQP' in .*Choose of: CoLA"):
+    with pytest.raises(ValueError, match="no task 'QQP' in .*Choose from: CoLA"):
         run_glue(folder, tmp_path / "out", Setup("none"), tasks=["QQP"])
 
 
