@@ -19,14 +19,14 @@ from ..text.batch import PackedBatch, cumulate
 if TYPE_CHECKING:
     from transformers import EncoderDecoderModel
 
-# Positions that a decoder attends to at once, over all beams. For a decoder of six layers and a
-# width of 768 the keys and values of these take 600 MB.
+# Positions that a decoder attends to at once, over all beams. In six layers with a width of 768
+# their keys and values take 1.2 GB in fp32.
 MAX_POSITIONS = 2**15
 
 
 def make_generator(module: nn.Module, precision: str) -> EncoderDecoderModel:
-    """Make the model that transformers' `generate` runs on: the decoder, and an encoder that is
-    never run, because its output is known."""
+    """Make the model for transformers' `generate`: the decoder, with an empty encoder that is never
+    run, because the hidden states are passed in."""
     from transformers import BertConfig, BertModel, EncoderDecoderModel
 
     dtype = DTYPES.get(precision, torch.float32)
@@ -43,19 +43,14 @@ def make_generator(module: nn.Module, precision: str) -> EncoderDecoderModel:
 def generate(
     generator: EncoderDecoderModel, hidden: HiddenStates, settings: Mapping[str, Any]
 ) -> list[Ints1d]:
-    """Write a text for each Doc: wordpiece ids, special tokens included. Docs of about the same
-    length are run together, so that little of what is attended to is padding."""
+    """Generate the wordpiece ids of a text for each Doc, special tokens included. Docs of similar
+    length are run together, to attend to little padding."""
     from transformers import GenerationConfig
     from transformers.modeling_outputs import BaseModelOutput
 
     own = generator.config.decoder
-    config = GenerationConfig(
-        decoder_start_token_id=own.bos_token_id,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
-        **settings,
-    )
+    ids = {key: getattr(own, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = GenerationConfig(**{"decoder_start_token_id": own.bos_token_id, **ids, **settings})
     batch, dtype = hidden.batch, next(generator.decoder.parameters()).dtype
     found: list[Ints1d] = [np.empty(0, dtype=np.int64)] * len(batch.num_windows)
     lengths = sums(batch.seqlens, batch.num_windows)
@@ -91,8 +86,8 @@ def windows_of(docs: Ints1d, num_windows: Ints1d) -> tuple[Ints1d, Ints1d]:
 
 
 def padded_index(lengths: Ints1d) -> np.ndarray:
-    """Number the items of groups that stand behind each other, row by row
-    (num_groups, max(lengths)), -1 behind the end of a group."""
+    """Return the indices of concatenated items by group (num_groups, max(lengths)), padded with
+    -1."""
     begins = cumulate(lengths)[:-1]
     within = np.arange(lengths.max(initial=0))
     index = begins[:, None] + within
@@ -101,7 +96,7 @@ def padded_index(lengths: Ints1d) -> np.ndarray:
 
 def pad_states(states: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Arrange packed hidden states (num_positions, width) by Doc: (num_docs, max_length, width),
-    with the mask (num_docs, max_length). All windows of a Doc stand behind each other."""
+    with the mask (num_docs, max_length). The windows of a Doc are concatenated."""
     lengths = sums(batch.seqlens, batch.num_windows)
     index = torch.from_numpy(padded_index(lengths)).to(states.device)
     rows = torch.cat([states, states.new_zeros(1, states.shape[1])])
