@@ -22,9 +22,9 @@ from spacy_bert_heads.encoder import inference
 
 torch.set_num_threads(1)  # for models this small a second thread costs more than it does
 
-# The same examples in each run, so that a change fails by what it changed. To search for new ones:
-# pytest --hypothesis-profile default
-settings.register_profile("reproducible", derandomize=True)
+# The same examples in each run, so that a change fails by what it changed, and no deadline, so that
+# time never fails a test. To search for new examples: pytest --hypothesis-profile default
+settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
 
 # Two Docs that carry every kind of annotation.
