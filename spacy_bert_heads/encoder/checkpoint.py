@@ -74,9 +74,14 @@ class Checkpoint:
     @property
     def mask_id(self) -> int | None:
         """The id of the mask token; None if the tokenizer has none."""
-        mask = self.tokenizer_settings.get("mask_token")
-        name = mask["content"] if isinstance(mask, dict) else mask or ""
-        return self.tokenizer.tokenizer.token_to_id(name)
+        return self.special_id("mask_token")
+
+    def special_id(self, key: str) -> int | None:
+        """Return the id of the special token that the tokenizer's settings have under a key, such
+        as "unk_token"; None if there is none."""
+        token = self.tokenizer_settings.get(key)
+        content = token["content"] if isinstance(token, dict) else token or ""
+        return self.tokenizer.tokenizer.token_to_id(content)
 
     @property
     def max_window(self) -> int:

@@ -25,7 +25,6 @@ from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, encoder_model_behind, reads_last_layer
 from ..encoder.loading import load_model
 from ..encoder.model import PackedPairs, checkpoint_of, shim_of
-from ..encoder.settings import Settings
 from ..encoder.shim import TorchShim
 from ..text.packing import pack_docs
 from ..text.unknown import id_of_unknown
@@ -36,6 +35,7 @@ from .layers import (
     MAX_WINDOWS,
     check_max_windows,
     head_from_files,
+    head_model,
     head_to_files,
     sequence_output,
 )
@@ -91,16 +91,7 @@ def build_cloze_head(
         learning_rate_multiplier=learning_rate_multiplier,
     )
     given = {PATTERN: pattern, WORDS: words, "max_windows": check_max_windows(max_windows)}
-    return Model(
-        "cloze_head",
-        forward,
-        init=init,
-        dims={"nO": nO},
-        layers=[tok2vec],
-        refs={"tok2vec": tok2vec},
-        shims=[shim],
-        attrs={**given, "settings": Settings(given)},
-    )
+    return head_model("cloze_head", forward, init, tok2vec, shim, given, nO)
 
 
 def labels_with_words(head: BertHead, labels: Sequence[str] | None) -> Sequence[str] | None:

@@ -18,17 +18,16 @@ from torch import nn
 from ..encoder.checkpoint import Checkpoint, Files
 from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, encoder_model_behind, reads_last_layer
-from ..encoder.loading import quiet
+from ..encoder.loading import pad_id_of, quiet
 from ..encoder.model import DocSample, shim_of
 from ..encoder.saved import save_model
-from ..encoder.settings import Settings
 from ..encoder.shim import TorchShim, resolve_precision, without_graph
 from ..encoder.source import Source, open_files, open_source
 from ..encoder.untrusted import build_model, read_config, read_weights
 from ..text.arrays import Ints1d
 from ..text.wordpieces import WordpieceTokenizer
 from .generation import generate, make_generator, pad_states, padded_index
-from .layers import MAX_WINDOWS, check_max_windows
+from .layers import MAX_WINDOWS, check_max_windows, head_model
 from .outputs import tensors_of
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Decoder(nn.Module):
         lengths = np.asarray([len(ids) for ids in wanted], dtype=np.int64)
         states = hidden.states
         index = torch.from_numpy(padded_index(lengths)).to(states.device)
-        ids = torch.from_numpy(np.append(np.concatenate(given), pad_id_of(self.model)))
+        ids = torch.from_numpy(np.append(np.concatenate(given), pad_id_of(self.model.config)))
         memory, memory_mask = pad_states(states, hidden.batch)
         logits = self.model(
             input_ids=ids.to(states.device)[index],
@@ -102,10 +101,6 @@ class Decoder(nn.Module):
             use_cache=False,
         ).logits
         return TargetLogits(logits[index >= 0].float(), np.concatenate(wanted))
-
-
-def pad_id_of(model: PreTrainedModel) -> int:
-    return int(model.config.pad_token_id or 0)
 
 
 # --- weights
@@ -279,16 +274,7 @@ def build_seq2seq_head(
         from_files=decoder_from_files,
         learning_rate_multiplier=learning_rate_multiplier,
     )
-    return Model(
-        "seq2seq_head",
-        forward,
-        init=init,
-        dims={"nO": nO},
-        layers=[tok2vec],
-        refs={"tok2vec": tok2vec},
-        shims=[shim],
-        attrs={**settings, "settings": Settings(settings)},
-    )
+    return head_model("seq2seq_head", forward, init, tok2vec, shim, settings, nO)
 
 
 def init(model: Model, X: Any = None, Y: Any = None) -> Model:

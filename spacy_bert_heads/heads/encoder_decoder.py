@@ -12,13 +12,13 @@ from ..encoder.parameters import copy_sharing
 from ..encoder.source import CONFIG, TOKENIZER, Source, open_files
 from ..encoder.untrusted import read_weights
 from .decoder import Decoder
+from .generation import text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TYPE = "encoder-decoder"
-# Of the model's generation settings, what our component has too.
-SETTINGS = {"max_length": "max_length", "num_beams": "num_beams"}
+SETTINGS = ("max_length", "num_beams")  # of generation, which our component has too
 
 
 class Parts(NamedTuple):
@@ -45,7 +45,9 @@ def split(source: Source) -> Parts | None:
     for part in ("encoder", "decoder"):
         if not isinstance(config.get(part), dict):
             raise ValueError(f"config.json of '{source.name}' has no {part}.")
-        own = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(part)}
+        own = {
+            k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")
+        }
         found[part] = {
             CONFIG: json.dumps(config[part]).encode("utf8"),
             "model.safetensors": save(own),
@@ -55,9 +57,7 @@ def split(source: Source) -> Parts | None:
             found["encoder"][name] = content
     generation = {**config, **(source.read_json("generation_config.json") or {})}
     settings = {
-        own: value
-        for key, own in SETTINGS.items()
-        if type(value := generation.get(key)) is int and value > 1
+        key: value for key in SETTINGS if type(value := generation.get(key)) is int and value > 1
     }
     if type(new := generation.get("max_new_tokens")) is int:
         settings["max_length"] = new
@@ -85,12 +85,7 @@ def join(checkpoint: Checkpoint, decoder: Decoder, settings: dict[str, Any]) -> 
         model: Any = EncoderDecoderModel(
             encoder=encoder, decoder=cast(Any, copy_sharing(decoder.model))
         )
-    ids = {
-        "decoder_start_token_id": decoder.start_id,
-        "bos_token_id": decoder.start_id,
-        "eos_token_id": decoder.end_id,
-        "pad_token_id": int(decoder.model.config.pad_token_id or 0),
-    }
+    ids: dict[str, Any] = text_ids(decoder.model.config)
     for key, value in {**ids, "vocab_size": decoder.model.config.vocab_size}.items():
         setattr(model.config, key, value)
     model.generation_config = GenerationConfig(**ids, **settings)

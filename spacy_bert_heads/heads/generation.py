@@ -17,7 +17,7 @@ from ..text.arrays import Ints1d, sums
 from ..text.batch import PackedBatch, cumulate
 
 if TYPE_CHECKING:
-    from transformers import EncoderDecoderModel
+    from transformers import EncoderDecoderModel, PretrainedConfig
 
 # Positions that a decoder attends to at once, over all beams. In six layers with a width of 768
 # their keys and values take 1.2 GB in fp32.
@@ -48,9 +48,7 @@ def generate(
     from transformers import GenerationConfig
     from transformers.modeling_outputs import BaseModelOutput
 
-    own = generator.config.decoder
-    ids = {key: getattr(own, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = GenerationConfig(**{"decoder_start_token_id": own.bos_token_id, **ids, **settings})
+    config = GenerationConfig(**{**text_ids(generator.config.decoder), **settings})
     batch, dtype = hidden.batch, next(generator.decoder.parameters()).dtype
     found: list[Ints1d] = [np.empty(0, dtype=np.int64)] * len(batch.num_windows)
     lengths = sums(batch.seqlens, batch.num_windows)
@@ -66,6 +64,16 @@ def generate(
         for doc, ids in zip(docs.tolist(), output.cpu().numpy(), strict=True):
             found[doc] = ids
     return found
+
+
+def text_ids(decoder: PretrainedConfig) -> dict[str, int | None]:
+    """Return the ids around a text as generation settings, by a decoder's configuration."""
+    return {
+        "decoder_start_token_id": decoder.bos_token_id,
+        "bos_token_id": decoder.bos_token_id,
+        "eos_token_id": decoder.eos_token_id,
+        "pad_token_id": decoder.pad_token_id,
+    }
 
 
 def group_by_length(lengths: Ints1d, budget: int) -> Iterator[Ints1d]:

@@ -206,10 +206,32 @@ def _build(
         from_files=partial(head_from_files, module_class),
         learning_rate_multiplier=learning_rate_multiplier,
     )
-    return Model(
+    return head_model(
         name,
         partial(forward, make_output),
-        init=partial(init_head, module_class),
+        partial(init_head, module_class),
+        tok2vec,
+        shim,
+        settings,
+        nO,
+    )
+
+
+def head_model(
+    name: str,
+    forward: Callable,
+    init: Callable,
+    tok2vec: Model,
+    shim: TorchShim,
+    settings: dict[str, Any],
+    nO: int | None,
+) -> Model:
+    """Make the thinc model of a head: a torch module in a shim, behind the layer `tok2vec`.
+    `settings` are those of the config, which win over saved ones when the model is loaded."""
+    return Model(
+        name,
+        forward,
+        init=init,
         dims={"nO": nO},
         layers=[tok2vec],
         refs={"tok2vec": tok2vec},

@@ -252,7 +252,7 @@ class ClozeClassifier(SequenceClassifier):
     def add_classes(self, number: int, *, std: float) -> None:
         raise ValueError(
             "A label of a ClozeHead needs a word. Add it to words of the head's model, and "
-            "initialize the pipeline anew."
+            "initialize the pipeline again."
         )
 
     def forward(self, states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

@@ -235,10 +235,7 @@ def _covering(starts: NDArray[np.int64], words: Sequence[Any]) -> NDArray[np.int
 def mask_id(checkpoint: Checkpoint) -> int:
     """Return the id of the baseline token: [MASK], otherwise the unknown token, otherwise
     padding."""
-    settings, tokenizer = checkpoint.tokenizer_settings, checkpoint.tokenizer.tokenizer
-    for name in ("mask_token", "unk_token"):
-        token = settings.get(name)
-        found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token or "")
-        if found is not None:
-            return int(found)
+    for key in ("mask_token", "unk_token"):
+        if (found := checkpoint.special_id(key)) is not None:
+            return found
     return checkpoint.tokenizer.pad_id

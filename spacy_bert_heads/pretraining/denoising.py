@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DECODER = "decoder"  # the folder of the decoder in that of the encoder
 
 
-class Damaged(NamedTuple):
+class DamagedPart(NamedTuple):
     """The damaged texts of a part of a batch."""
 
     places: torch.Tensor  # (num_positions,) theirs in the part, padding counted
@@ -28,7 +28,7 @@ class Damaged(NamedTuple):
     restored: list[Ints1d]  # of each, without special tokens
 
 
-def find_damaged(batch: Batch, part: Part, device: torch.device) -> Damaged | None:
+def find_damaged(batch: Batch, part: Part, device: torch.device) -> DamagedPart | None:
     """Find the damaged texts in a part of a batch; None if there are none."""
     members = [i for i, number in enumerate(part.members.tolist()) if number in batch.restored]
     if not members:
@@ -38,7 +38,7 @@ def find_damaged(batch: Batch, part: Part, device: torch.device) -> Damaged | No
     numbers = part.members[members]
     own, _ = batch.packed.take_windows(numbers, np.ones(len(numbers), dtype=np.int64))
     places = torch.from_numpy(part.places[taken]).to(device, non_blocking=True)
-    return Damaged(places, own, [batch.restored[number] for number in numbers.tolist()])
+    return DamagedPart(places, own, [batch.restored[number] for number in numbers.tolist()])
 
 
 def add_decoder(pretrainer: Pretrainer, name: str, origin: str, num_layers: int | None) -> None:

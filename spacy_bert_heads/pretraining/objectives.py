@@ -22,7 +22,7 @@ from ..encoder.loading import load_model
 from ..encoder.saved import save_model, write_files
 from ..heads.decoder import Decoder
 from ..text.arrays import Ints1d
-from .denoising import DECODER, Damaged, find_damaged
+from .denoising import DECODER, DamagedPart, find_damaged
 from .examples import PAIRS, Batch
 from .masking import Vocabulary
 
@@ -198,7 +198,7 @@ class Pretrainer(nn.Module):
         targets: torch.Tensor,
         paired: torch.Tensor,
         labels: torch.Tensor,
-        damaged: Damaged | None = None,
+        damaged: DamagedPart | None = None,
     ) -> list[torch.Tensor]:
         """Return the summed loss and the number of correct predictions for masked positions, and
         the same for pairs and for restored wordpieces: six scalar tensors.
