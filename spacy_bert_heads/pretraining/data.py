@@ -176,20 +176,24 @@ class Data:
         return max(t.batch_tokens // length // per_pair, 1) * per_pair
 
     @property
+    def is_masked(self) -> bool:
+        """Whether examples are read masked: also beside a decoder, if masked words have a
+        weight."""
+        return self.settings.objective.mlm_weight > 0 or not self.settings.denoising.kinds
+
+    @property
     def num_reads(self) -> int:
         """How often a batch has an example: masked, damaged for a decoder, or both."""
-        s = self.settings
-        return int(s.objective.mlm_weight > 0 or not s.denoising.kinds) + bool(s.denoising.kinds)
+        return self.is_masked + bool(self.settings.denoising.kinds)
 
     def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:
         masking, noise = self.settings.masking, self.settings.denoising
         rate = masking.rate_at(step, self.num_steps)
-        is_masked = self.num_reads > bool(noise.kinds)
         return make_batch(
             corpus,
             plan,
             numbers,
             vocabulary=self.vocabulary,
-            masking=dataclasses.replace(masking, rate=rate) if is_masked else None,
+            masking=dataclasses.replace(masking, rate=rate) if self.is_masked else None,
             noise=noise if noise.kinds else None,
         )

@@ -111,10 +111,12 @@ def plan_epoch(
 
     Raises ValueError if `max_length` leaves no room for text, or "nsp" finds no other document.
 
-    Notes ----- A sentence that is too long is split. Both packings contain every wordpiece of a
-    document exactly once. Pairs contain every sentence twice; if the two segments are too long
-    together, wordpieces at either end are dropped, as in BERT's code. Only the examples of one
-    document, or of a part of it, are in memory.
+    Notes
+    -----
+    A sentence that is too long is split. Both packings contain every wordpiece of a document
+    exactly once. Pairs contain every sentence twice; if the two segments are too long together,
+    wordpieces at either end are dropped, as in BERT's code. Only the examples of one document, or
+    of a part of it, are in memory.
     """
     tokenizer = vocabulary.tokenizer
     if objective not in PAIRS + PACKINGS:
