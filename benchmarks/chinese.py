@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from jobs import make_random
+from jobs import CONFIG, make_random
 
 from spacy_bert_heads.glue.run import format_results
 from spacy_bert_heads.glue.tasks import TASKS, find_tasks
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pretrain.cfg"
 NAMES = ("ChnSentiCorp", "CLUENER")
 # Most texts are shorter than 128 characters; every character that occurs is in the vocabulary.
 SETTINGS = {

@@ -32,13 +32,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import spacy
-from chinese import CONFIG
 from few_packages import SETFIT, VECTORS
 from jobs import (
     RATE,
     Bench,
     Job,
     finetune,
+    pretrain,
     print_head,
     print_row,
     read_results,
@@ -151,7 +151,7 @@ WAYS = {
 def list_jobs() -> list[Job]:
     """All jobs, the smallest sizes first, draw after draw."""
     jobs = [
-        Job("masked", 5, pretrain),
+        Job("masked", 5, learn_words),
         Job("cbow", 2, partial(make_vectors, "cbow")),
         Job("skip-gram", 5, partial(make_vectors, "skip-gram")),
         Job("sick", 5, learn_inference),
@@ -176,24 +176,16 @@ def list_jobs() -> list[Job]:
 # --- what other jobs need
 
 
-def pretrain(bench: Bench) -> dict[str, Any]:
+def learn_words(bench: Bench) -> dict[str, Any]:
     """An epoch of masked words in WikiText-2's texts, half a million wordpieces."""
     settings = {
         "paths.raw": bench.data / "raw_wikitext2",
         "paths.encoder": bench.encoder,
-        "paths.cache": bench.work("masked-cache"),
-        "text.held_out": 0.1,
-        "text.workers": 1,
         "objective.sentences": "full-sentences",
         "training.max_steps": bench.scaled(122, least=4),
-        "training.precision": bench.precision,
-        "training.phases": '[{"max_length": 128, "share": 1.0}]',
+        "training.phases": [{"max_length": 128, "share": 1.0}],
     }
-    more = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-    output = bench.work("masked")
-    command = [sys.executable, "-m", "spacy", "bert", "pretrain", CONFIG, output, "--force", *more]
-    subprocess.run(command, check=True)
-    report = json.loads((output / "log.jsonl").read_text("utf8").splitlines()[-1])
+    report = pretrain(bench, "masked", settings)
     return {key: report[key] for key in ("tokens", "held_out_mlm_loss", "held_out_mlm_accuracy")}
 
 

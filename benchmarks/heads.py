@@ -7,8 +7,8 @@ choice-TASK-SEED, similarity-stsb-SEED
 added-SEED
     WNUT17 without one type of entities, then with it: a label is added to the trained head, which
     learns on from the whole data; or from sentences with the new type alone, in which nothing else
-    is annotated, with rehearsal on the other sentences between, or without. The score is the F1 of
-    the old types on the test set.
+    is annotated, with rehearsal on the other sentences between, or without; or in which the head
+    has annotated the old types before. The score is the F1 of the old types on the test set.
 
 Every setting is that of `init-config`, but for what a job is about. Nothing is chosen by a score on
 a test set.
@@ -36,7 +36,7 @@ TASKS = ("wnut17", "ncbi")
 LOSSES = ("softmax", "crf")
 CHOICES = ("codah", "copa")
 NEW = "location"
-WAYS = ("mixed", "new alone", "new and rehearsal")
+WAYS = ("mixed", "new alone", "new and rehearsal", "new and predicted")
 
 
 def list_jobs() -> list[Job]:
@@ -104,12 +104,14 @@ def learn_more(nlp: spacy.Language, data: Path, way: str, seed: int, bench: Benc
     fix_random_seed(seed)
     nlp.resume_training()
     nlp.get_pipe("bert_ner").remember()
-    nlp.get_pipe("bert_ner").add_label(NEW)
     examples = list(BertCorpus(data)(nlp))
     examples = random.sample(examples, bench.scaled(len(examples), BATCH_SIZE))
     others = [eg for eg in examples if not has_new(eg)]
-    if way != "mixed":
+    if way == "new and predicted":
+        examples = [with_predicted(eg, nlp) for eg in examples if has_new(eg)] * 3
+    elif way != "mixed":
         examples = [only_new(eg) for eg in examples if has_new(eg)] * 3
+    nlp.get_pipe("bert_ner").add_label(NEW)
     batches = [list(batch) for batch in minibatch(examples, BATCH_SIZE)]
     optimizer = Adam(RATE, use_averages=False, L2=0.01, L2_is_weight_decay=True, grad_clip=1.0)
     for step, batch in enumerate(batches):
@@ -129,6 +131,16 @@ def only_new(example: Example) -> Example:
     """The same where nothing but the new entities is known."""
     gold = example.reference.copy()
     gold.set_ents([ent for ent in gold.ents if ent.label_ == NEW], default="missing")
+    return Example(example.predicted, gold)
+
+
+def with_predicted(example: Example, nlp: spacy.Language) -> Example:
+    """The new entities beside those that the head finds of the old types."""
+    new = only_new(example).reference.ents
+    gold, found = example.reference.copy(), nlp(nlp.make_doc(example.reference.text))
+    old = [gold.char_span(ent.start_char, ent.end_char, ent.label_) for ent in found.ents]
+    taken = {token.i for ent in new for token in ent}
+    gold.set_ents([*new, *(e for e in old if e and not taken & set(range(e.start, e.end)))])
     return Example(example.predicted, gold)
 
 

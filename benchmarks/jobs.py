@@ -33,6 +33,7 @@ from thinc.api import Config
 from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.init_config import init_config
 
+CONFIG = Path(__file__).parents[1] / "configs" / "pretrain.cfg"
 RATE = 1e-4  # of fine-tuning: that of init-config
 SEEDS = (0, 1, 2)
 ALL = 10_000  # examples, more than any task has
@@ -209,6 +210,21 @@ def finetune(
     }
     shutil.rmtree(folder)
     return result
+
+
+def pretrain(bench: Bench, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`bert pretrain` into the folder of a job, resumed if it was interrupted; the last report of
+    its log. A setting of None is written as null."""
+    output = bench.work(name)
+    given = {"paths.cache": bench.work("cache"), "text.workers": 1} | dict(settings)
+    given["training.precision"] = bench.precision
+    words = []
+    for key, value in given.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value, default=str)]
+    command = [sys.executable, "-m", "spacy", "bert", "pretrain", str(CONFIG), str(output)]
+    resume = ["--resume"] if output.exists() else []
+    subprocess.run([*command, *resume, *words], check=True)
+    return json.loads((output / "log.jsonl").read_text("utf8").splitlines()[-1])
 
 
 def make_random(encoder: str, folder: Path, *, seed: int = 0) -> None:

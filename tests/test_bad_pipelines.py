@@ -94,7 +94,7 @@ def test_encoder_of_another_name(make_nlp):
     nlp = make_nlp("ner", initialize=False)
     listener = {"@architectures": "spacy_bert_heads.BertListener.v1", "upstream": "second"}
     nlp.add_pipe("bert_textcat", config={"model": {"tok2vec": listener}})
-    with pytest.raises(ValueError, match=r"no 'second' stands before it.*name='second'"):
+    with pytest.raises(ValueError, match=r"no 'second' comes before it.*name='second'"):
         nlp.initialize(lambda: make_examples(nlp))
 
 

@@ -304,7 +304,7 @@ def test_examples_are_those_of_training(checkpoint, tmp_path):
 
 def test_an_encoder_of_another_name_is_an_error(checkpoint, tmp_path):
     settings = {"components.bert_ner.model.tok2vec.upstream": "nobody"}
-    with pytest.raises(ValueError, match="no 'nobody' stands before it"):
+    with pytest.raises(ValueError, match="no 'nobody' comes before it"):
         check(tmp_path, checkpoint, "ner", *make_splits(), settings)
     settings = {"components.bert_encoder.model.stride": 63}
     with pytest.raises(ValueError, match="Set stride to 62 or less"):

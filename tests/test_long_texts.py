@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spacy_bert_heads.encoder.attention import attend_and_drop
 from spacy_bert_heads.encoder.buckets import BucketedBatch
+from spacy_bert_heads.encoder.dropout import attend_and_drop
 from spacy_bert_heads.encoder.encoder import PACKED_LONG, attention_interface
 from spacy_bert_heads.encoder.inference import for_inference
 from spacy_bert_heads.encoder.local import Blocks, pays

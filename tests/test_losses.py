@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as hnp
 from losses import assert_same_loss, cross_entropy, in_torch
 from torch.nn import functional as F
 
+from spacy_bert_heads.heads.losses import CHUNK, IGNORED, summed_cross_entropy
+
 
 @settings(max_examples=60, deadline=None)
 @given(
@@ -60,3 +62,27 @@ def test_rows_whose_classes_weigh_nothing_teach_nothing():
     loss, gradient = cross_entropy(floats([1, 2], [3, 4]), ints(0, 0), weights=floats(0, 1))
     assert loss == 0.0
     assert gradient.tolist() == [[0, 0], [0, 0]]
+
+
+@given(data=st.data())
+def test_many_classes_at_once(data):
+    """The summed cross-entropy, its gradient and the number of right classes are torch's."""
+    n, width = data.draw(st.integers(0, 20)), data.draw(st.integers(1, 50))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    logits = (4 * torch.randn(n, width, generator=generator)).to(dtype).requires_grad_()
+    classes = torch.randint(0, width, (n,), generator=generator)
+    classes[torch.rand(n, generator=generator) < 0.3] = IGNORED
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, classes, reduction="sum", ignore_index=IGNORED)
+    sizes = [1, 100, CHUNK]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spacy_bert_heads.heads.losses.CHUNK", data.draw(st.sampled_from(sizes)))
+        made, right = summed_cross_entropy(logits, classes)
+    assert float(made) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+    assert right == (logits.argmax(1) == classes).sum()
+    (2 * made).backward()
+    (2 * expected).backward()
+    error = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    assert logits.grad.dtype == dtype
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=error, rtol=error)

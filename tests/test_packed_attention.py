@@ -12,9 +12,14 @@ from checkpoints import FAMILIES, load_encoder, make_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_bert_heads.encoder import attention
-from spacy_bert_heads.encoder.attention import Dropout, attend_and_drop, fast_dropout
+from spacy_bert_heads.encoder import attention, dropout
 from spacy_bert_heads.encoder.buckets import BucketedBatch, common_size, group_buckets
+from spacy_bert_heads.encoder.dropout import (
+    Dropout,
+    attend_and_drop,
+    fast_dropout,
+    keep_at_random,
+)
 from spacy_bert_heads.encoder.encoder import (
     PACKED,
     PACKED_LONG,
@@ -167,16 +172,26 @@ def test_dropout_of_nothing_and_of_everything():
 
 
 def test_every_dropout_of_the_encoder_is_the_fast_one(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(attention, "fast_dropout", lambda states, p: seen.append(p) or states)
+    seen = {"fast_dropout": [], "attend_and_drop": []}
+    monkeypatch.setattr(
+        dropout, "fast_dropout", lambda states, p: seen["fast_dropout"].append(p) or states
+    )
+    monkeypatch.setattr(
+        attention,
+        "attend_and_drop",
+        lambda q, k, v, mask, p, scale: seen["attend_and_drop"].append(p) or v,
+    )
     bert = load_encoder(make_checkpoint(tmp_path, dropout=0.25)).train()
     bert.run(make_layout(bert))
-    # Of the embeddings; in each of two layers after attention and feed-forward; of the weights.
-    assert seen == [0.25] * (1 + 2 * 2 + 2 * len(SHAPES))
+    # Of the embeddings; in each of two layers after attention and feed-forward.
+    assert seen["fast_dropout"] == [0.25] * (1 + 2 * 2)
+    assert seen["attend_and_drop"] == [0.25] * (2 * len(SHAPES))
 
 
-def test_attention_with_dropout_is_torchs():
+@pytest.mark.parametrize("chunk", [1, 60, dropout.CHUNK])
+def test_attention_with_dropout_is_torchs(chunk, monkeypatch):
     """With a share of 0 it is attention; with dropout its mean is."""
+    monkeypatch.setattr(dropout, "CHUNK", chunk)  # one head at a time, some, all
     torch.manual_seed(0)
     query, key, value = (torch.randn(3, 2, 5, 4, requires_grad=True) for _ in range(3))
     mask = torch.rand(3, 1, 1, 5) > 0.3
@@ -195,6 +210,50 @@ def test_attention_with_dropout_is_torchs():
         often = [attend_and_drop(query, key, value, mask, 0.2, scale=0.3) for _ in range(4000)]
         exact = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
     torch.testing.assert_close(torch.stack(often).mean(0), exact, atol=0.05, rtol=0)
+
+
+@given(data=st.data())
+def test_dropped_attention_weights(data):
+    """Values and gradients are those of attention that is written out, with the same weights
+    dropped."""
+    n, heads, length, width, p = (
+        data.draw(st.integers(*ends)) for ends in ((1, 3), (1, 3), (1, 9), (1, 9), (0, 10))
+    )
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    shapes = (length, width, width)
+    q, k, v = (
+        torch.randn(n, one, heads, 4, generator=generator).transpose(1, 2).requires_grad_()
+        for one in shapes
+    )
+    wide = data.draw(st.sampled_from([1, length]))
+    mask = torch.rand(n, 1, wide, width, generator=generator) > 0.4
+    mask[..., 0] = True
+    mask = data.draw(st.sampled_from([mask, None]))
+    torch.manual_seed(0)
+    made = attend_and_drop(q, k, v, mask, p / 10, 0.7)
+    torch.manual_seed(0)
+    dropped = round(p / 10 * 2**16)
+    kept = keep_at_random(torch.Size([n * heads, length, width]), dropped)
+    weights = q @ k.mT * 0.7
+    weights = weights if mask is None else weights.masked_fill(~mask, -torch.inf)
+    weights = weights.softmax(-1) * kept.view(n, heads, length, width)
+    expected = weights @ v * (1 / (1 - dropped / 2**16) if p < 10 else 0.0)
+    torch.testing.assert_close(made, expected)
+    found, wanted = (torch.autograd.grad(out.cos().sum(), (q, k, v)) for out in (made, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_input_of_attention_is_cast_once(tmp_path):
+    """Under autocast hidden states are the same as if each linear layer cast its input."""
+    bert = load_encoder(make_checkpoint(tmp_path))
+    layout = make_layout(bert)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = bert.run(layout)
+        attentions = [one for one in bert.modules() if one._forward_pre_hooks]
+        assert len(attentions) == bert.checkpoint.num_layers
+        for one in attentions:
+            one._forward_pre_hooks.clear()
+        torch.testing.assert_close(bert.run(layout), made, atol=0, rtol=0)
 
 
 def test_other_attention_reads_buckets_one_by_one(tmp_path):

@@ -16,9 +16,7 @@ from thinc.api import Adam, Config
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.model import shim_of
 
-NO_ENCODER = (
-    "bert_ner reads the hidden states of an encoder, but no 'bert_encoder' stands before it"
-)
+NO_ENCODER = "bert_ner reads the hidden states of an encoder, but no 'bert_encoder' comes before it"
 
 
 @pytest.fixture(scope="module")

@@ -230,7 +230,7 @@ def test_our_token_heads_on_hash_embeddings(shared, tmp_path):
 def test_without_an_encoder_it_says_what_to_add():
     nlp = spacy.blank("en")
     nlp.add_pipe("tagger", config={"model": make_config(nlp, "tagger")})
-    with pytest.raises(ValueError, match="no 'bert_encoder' stands before it"):
+    with pytest.raises(ValueError, match="no 'bert_encoder' comes before it"):
         nlp.initialize(lambda: make_examples(nlp))
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .buckets import BucketedBatch, round_up
+from .dropout import attend_and_drop
 from .local import KEYS, Blocks, pays
 
 NAME = "spacy_bert_heads"  # in the configuration of a model
@@ -233,50 +234,3 @@ def widen(states: torch.Tensor, shape: tuple[int, int], width: int, room: int) -
         return states.as_strided((n, width, *states.shape[1:]), strides)
     bucket = states.unflatten(0, shape)
     return F.pad(bucket, (0, 0, 0, 0, 0, width - length)) if width > length else bucket
-
-
-def attend_and_drop(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout_p: float,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """Attend with dropout on a CPU, where torch has no fused kernel for it. It computes in fp32,
-    because oneDNN would compile programs for every shape of a bucket for products in bf16.
-
-    `query`, `key` and `value` are (num_sequences, num_heads, length, head_size). `mask` is True for
-    keys that are attended to, and broadcast to the attention weights. `scale` is
-    1 / sqrt(head_size) by default.
-    """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast("cpu", enabled=False):
-        weights = query.float() * scale @ key.float().mT
-        if mask is not None:
-            weights = weights.masked_fill(~mask, -torch.inf)
-        states = fast_dropout(weights.softmax(-1), dropout_p) @ value.float()
-    return states.to(value.dtype)
-
-
-def fast_dropout(states: torch.Tensor, p: float) -> torch.Tensor:
-    """Apply dropout faster than torch does on a CPU: one random number of 64 bits is used for four
-    values, where torch draws one for each. p is rounded to a multiple of 2^-16; the scale is that
-    of the rounded p."""
-    dropped = round(p * 2**16)
-    if not dropped or dropped == 2**16:
-        return F.dropout(states, p)
-    numbers = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = numbers.view(torch.int16)[: states.numel()].view(states.shape)
-    kept = (bits >= dropped - 2**15).to(states.dtype)
-    return states * kept.mul_(2**16 / (2**16 - dropped))
-
-
-class Dropout(nn.Dropout):
-    """torch's dropout, with `fast_dropout` on a CPU: torch's takes a tenth of a training step."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply dropout to hidden states of any shape."""
-        if not self.training or states.device.type != "cpu":
-            return super().forward(states)
-        return fast_dropout(states, self.p)

@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ..text.arrays import Ints1d
 from ..text.batch import PackedBatch
-from .adapters import replace_module
-from .attention import NAME, Dropout, PackedAttention, register
+from .attention import NAME, PackedAttention, register
 from .buckets import (
     BucketedBatch,
     Part,
@@ -27,6 +26,7 @@ from .buckets import (
     make_buckets,
 )
 from .checkpoint import Checkpoint
+from .dropout import use_fast_dropout
 from .function_mode import AttentionMode, drop_ended_modes
 from .fused import run_layers
 from .hidden_states import HiddenStates
@@ -56,9 +56,12 @@ class Encoder(nn.Module):
         if self.interface == "registered":
             register()
             self.model.config._attn_implementation = NAME
-        for name, module in list(self.model.named_modules()):
-            if type(module) is nn.Dropout:
-                replace_module(self.model, name, Dropout(module.p).train(module.training))
+        use_fast_dropout(self.model)
+        for module in self.model.modules():
+            if all(hasattr(module, part) for part in ("query", "key", "value")):
+                hooks = module._forward_pre_hooks.values()
+                if cast_once not in hooks:
+                    module.register_forward_pre_hook(cast_once)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -247,6 +250,15 @@ class Encoder(nn.Module):
         # head must read the same last layer, whatever other layers are read.
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         return torch.cat([states[n] for n in layers], dim=-1)
+
+
+def cast_once(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Cast the input of attention before its three linear layers: autocast would cast it in each of
+    them, and each of their gradients back. Returns the arguments, None for the same."""
+    if not args or not torch.is_autocast_enabled(args[0].device.type):
+        return None
+    states, *rest = args
+    return (states.to(torch.get_autocast_dtype(states.device.type)), *rest)
 
 
 def only_present(states: torch.Tensor, places: Ints1d) -> torch.Tensor:

@@ -106,7 +106,7 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             wanted = "bert_encoder" if self.upstream_name == "*" else self.upstream_name
             raise ValueError(
                 f"{self.component_name} reads the hidden states of an encoder, but no '{wanted}' "
-                f"stands before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', "
+                f"comes before it. Add one: nlp.add_pipe('bert_encoder', name='{wanted}', "
                 "first=True), or load the pipeline without excluding it, and keep the pipeline as "
                 "long as its heads are used. To read an encoder with another name, set upstream "
                 'to "*" or to that name in the head\'s model.'

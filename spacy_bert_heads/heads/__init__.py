@@ -1,1 +1,1 @@
-"""What a pipeline learns from the encoder's states."""
+"""Heads: the components that read the encoder's hidden states."""

@@ -1,5 +1,5 @@
-"""What the rest of the package needs to know of a head: scores, inputs, data formats, counts, and
-how it reads a Hugging Face checkpoint's classes."""
+"""The declarations of a head that the rest of the package reads: scores, inputs, data formats,
+counts, and how it reads a Hugging Face checkpoint's classes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_softmax(names: Sequence[str], checkpoint: str) -> None:
 
 
 class HFClasses(NamedTuple):
-    """How the classes of a Hugging Face checkpoint become those of a head."""
+    """Map the classes of a Hugging Face checkpoint to those of a head."""
 
     settings: dict[str, Any]  # of the component
     labels: list[str]

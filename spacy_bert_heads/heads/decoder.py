@@ -15,7 +15,9 @@ from spacy.tokens import Doc
 from thinc.api import Model
 from torch import nn
 
+from ..encoder.buckets import common_size
 from ..encoder.checkpoint import Checkpoint, Files
+from ..encoder.dropout import use_fast_dropout
 from ..encoder.hidden_states import HiddenStates
 from ..encoder.listener import checkpoint_behind, encoder_model_behind, reads_last_layer
 from ..encoder.loading import pad_id_of, quiet
@@ -56,7 +58,7 @@ class Sources(NamedTuple):
 class TargetLogits(NamedTuple):
     """The output of a decoder in training, Doc after Doc."""
 
-    logits: torch.Tensor  # (num_target_wordpieces, vocab_size), float32
+    logits: torch.Tensor  # (num_target_wordpieces, vocab_size), in the encoder's precision
     targets: Ints1d  # (num_target_wordpieces,) the ids, the end of the text included
 
 
@@ -67,7 +69,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = use_fast_dropout(model)
 
     @property
     def start_id(self) -> int:
@@ -90,17 +92,27 @@ class Decoder(nn.Module):
         given = [np.append(self.start_id, ids) for ids in targets]
         lengths = np.asarray([len(ids) for ids in wanted], dtype=np.int64)
         states = hidden.states
-        index = torch.from_numpy(padded_index(lengths)).to(states.device)
+        places = padded_index(lengths)
+        index = torch.from_numpy(places).to(states.device)
         ids = torch.from_numpy(np.append(np.concatenate(given), pad_id_of(self.model.config)))
         memory, memory_mask = pad_states(states, hidden.batch)
-        logits = self.model(
-            input_ids=ids.to(states.device)[index],
-            attention_mask=(index >= 0).long(),
-            encoder_hidden_states=memory,
-            encoder_attention_mask=memory_mask,
-            use_cache=False,
-        ).logits
-        return TargetLogits(logits[index >= 0].float(), np.concatenate(wanted))
+        present = np.flatnonzero(places >= 0)
+        # oneDNN compiles a program for each number of rows.
+        beyond = common_size(len(present)) - len(present)
+        rows = torch.from_numpy(np.append(present, present[:1].repeat(beyond))).to(states.device)
+        # Logits over the vocabulary are half of the work: not for padding.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: (args[0].flatten(0, 1)[rows],)
+        )
+        with hook:
+            logits = self.model(
+                input_ids=ids.to(states.device)[index],
+                attention_mask=(index >= 0).long(),
+                encoder_hidden_states=memory,
+                encoder_attention_mask=memory_mask,
+                use_cache=False,
+            ).logits
+        return TargetLogits(logits[: len(present)], np.concatenate(wanted))
 
 
 # --- weights

@@ -1,11 +1,18 @@
 """Losses that several heads share. They are means that know their number of items."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..text.arrays import Ints1d
 from .outputs import SpanLogits
+
+IGNORED = -100  # a class for rows without one
+# Logits that are processed at once: 2 MiB in float32, which is the cache of a CPU core; on a GPU
+# enough for its launches not to count.
+CHUNK, CHUNK_ON_GPU = 2**19, 2**26
 
 
 def cross_entropy(
@@ -28,6 +35,57 @@ def cross_entropy(
         logits, gold, weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
     return mean_over(total, weight.sum())
+
+
+def summed_cross_entropy(
+    logits: torch.Tensor, classes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the sum of the softmax cross-entropy in nats, and how many classes are predicted
+    right, for many classes: float32 scalars.
+
+    `logits` are (n, num_classes) in any precision, `classes` (n,) the class of each row, IGNORED
+    for none. The loss and its gradient are computed at once, for as many rows as fit into the cache
+    together, and only the gradient is kept, in the precision of the logits. torch's cross_entropy
+    keeps several tensors of the size of the logits, in float32.
+    """
+    return _SummedCrossEntropy.apply(logits, classes)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, right = (logits.new_zeros((), dtype=torch.float32) for _ in range(2))
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            # float16 has no room for small probabilities before the loss is scaled.
+            dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            gradient = torch.empty_like(logits, dtype=dtype)
+        num_rows = (CHUNK_ON_GPU if logits.is_cuda else CHUNK) // logits.shape[1] + 1
+        known = (classes != IGNORED).float()
+        places = classes.clamp(min=0)[:, None]
+        for begin in range(0, len(logits), num_rows):
+            part = slice(begin, begin + num_rows)
+            rows = logits[part].float()
+            top, best = rows.max(1, keepdim=True)
+            right += (known[part] * (best == places[part])[:, 0]).sum()
+            rows = rows - top
+            gold = rows.gather(1, places[part])[:, 0]
+            sums = rows.exp_().sum(1)
+            loss += (known[part] * (sums.log() - gold)).sum()
+            if gradient is not None:
+                rows *= (known[part] / sums)[:, None]
+                rows.scatter_add_(1, places[part], -known[part][:, None])
+                gradient[part] = rows
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(right)
+        return loss, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return (ctx.saved_tensors[0] * gradients[0]).to(ctx.dtype), None
 
 
 def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Tensor:

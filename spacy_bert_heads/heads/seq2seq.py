@@ -24,7 +24,7 @@ from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_list, get_list, get_value, set_value
 from .declared import Score, score_weights
 from .decoder import MAX_WINDOWS, Decoder, Sources, TargetLogits
-from .losses import cross_entropy
+from .losses import cross_entropy, mean_over, summed_cross_entropy
 from .pair_head import start_of
 from .unlabelled import UnlabelledHead
 
@@ -247,8 +247,11 @@ class BertSeq2Seq(UnlabelledHead):
 
     def loss(self, examples: Sequence[Example], output: TargetLogits) -> torch.Tensor:
         """Cross-entropy in nats, a mean over the wordpieces of the targets."""
-        smoothing = self.cfg["label_smoothing"]
-        return cross_entropy(output.logits, output.targets, label_smoothing=smoothing)
+        logits, targets = output
+        if smoothing := self.cfg["label_smoothing"]:
+            return cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        total, _ = summed_cross_entropy(logits, torch.from_numpy(targets).to(logits.device))
+        return mean_over(total, len(targets))
 
     def follow(self, teacher: Any) -> None:
         """Raise ValueError: logits depend on the target, so there are none without annotation."""

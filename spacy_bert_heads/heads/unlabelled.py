@@ -1,4 +1,4 @@
-"""What heads without labels share."""
+"""The base class of heads without labels."""
 
 from collections.abc import Callable, Iterable
 

@@ -183,7 +183,7 @@ class Data:
 
     @property
     def num_reads(self) -> int:
-        """How often a batch has an example: masked, damaged for a decoder, or both."""
+        """The copies of an example in a batch: masked, damaged for a decoder, or both."""
         return self.is_masked + bool(self.settings.denoising.kinds)
 
     def _make(self, corpus: Corpus, plan: Plan, numbers: Ints1d, step: int) -> Batch:

@@ -14,7 +14,7 @@ KINDS = ("permutation", "rotation", "deletion", "infilling", "mass")
 
 @dataclass(frozen=True)
 class Noise:
-    """How texts are damaged.
+    """The settings of the noise.
 
     kinds: any of these, applied in this order whatever the order of the list:
     "permutation", the sentences in random order; "rotation", the text begins at a random wordpiece,
@@ -32,7 +32,8 @@ class Noise:
 
 
 class Damaged(NamedTuple):
-    """What the encoder reads, and what the decoder is to write. Both without special tokens."""
+    """The damaged text that the encoder reads, and the text that the decoder must write, without
+    special tokens."""
 
     ids: Ints1d
     restored: Ints1d

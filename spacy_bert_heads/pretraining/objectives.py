@@ -21,6 +21,7 @@ from ..encoder.hidden_states import HiddenStates
 from ..encoder.loading import load_model
 from ..encoder.saved import save_model, write_files
 from ..heads.decoder import Decoder
+from ..heads.losses import IGNORED, summed_cross_entropy
 from ..text.arrays import Ints1d
 from .denoising import DECODER, DamagedPart, find_damaged
 from .examples import PAIRS, Batch
@@ -29,7 +30,6 @@ from .masking import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IGNORED = -100  # no target
 # Families whose Hugging Face class has a head for pairs of segments, with its objective.
 SENTENCE_HEADS = {"bert": "nsp", "albert": "sop"}
 
@@ -220,7 +220,8 @@ class Pretrainer(nn.Module):
         assert self.decoder is not None
         states = hidden_states.index_select(0, damaged.places)
         logits, gold = self.decoder(HiddenStates(states, damaged.batch), damaged.restored)
-        return found + [*sum_loss(logits, torch.from_numpy(gold).to(logits.device))]
+        gold_ids = torch.from_numpy(gold).to(logits.device)
+        return found + [*summed_cross_entropy(logits, gold_ids)]
 
     def _predict(
         self,
@@ -233,7 +234,7 @@ class Pretrainer(nn.Module):
         positions."""
         beyond = self.encoder.num_padding(len(places))
         places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
-        return sum_loss(head(hidden_states.index_select(0, places)), gold)
+        return summed_cross_entropy(head(hidden_states.index_select(0, places)), gold)
 
     def run(
         self,
@@ -282,13 +283,6 @@ class Pretrainer(nn.Module):
                 ]
             )
         return totals
-
-
-def sum_loss(logits: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed cross-entropy of logits (n, n_classes), and how many of the best classes
-    are right; those of `gold` (n,) that are IGNORED don't count."""
-    loss = F.cross_entropy(logits.float(), gold, reduction="sum", ignore_index=IGNORED)
-    return loss, (logits.detach().argmax(-1) == gold).sum()
 
 
 def fill_mask(pretrainer: Pretrainer, text: str, *, top: int = 5) -> list[list[Guess]]:

@@ -4,7 +4,8 @@ const $ = id => document.getElementById(id);
 const has = kind => settings.kinds.includes(kind);
 const MAX_BARS = 12;
 
-// What is asked, by kind. Hugging Face's template makes hypotheses of categories.
+// Inputs by kind: title, placeholder, hint. The server turns categories into hypotheses, by Hugging Face's
+// template.
 const ASKS = {
   questions: ["Questions", "Who …?", "Ask a question"],
   hypotheses: ["Hypotheses", "The text says that …", "Write a hypothesis that the text may entail"],
@@ -14,9 +15,9 @@ const ASKS = {
 };
 const asked = Object.fromEntries(Object.keys(ASKS).map(kind => [kind, []]));
 const colours = {};
-const hidden = new Set(); // labels that are not shown
+const hidden = new Set(); // labels of entities that are hidden
 let shown = null; // { text, record } of the latest answer
-let chosen = null; // the number of the answer that is chosen
+let chosen = null; // number of the selected answer
 let running = null;
 
 function make(tag, properties = {}, ...children) {
@@ -28,7 +29,7 @@ function make(tag, properties = {}, ...children) {
   return node;
 }
 
-// --- what is asked
+// --- inputs
 
 function addAsk(kind) {
   const [title, example, name] = ASKS[kind];
@@ -104,7 +105,7 @@ async function annotate() {
   }
 }
 
-// --- what was found
+// --- results
 
 function colourOf(label) {
   return (colours[label] ??= settings.colours[Object.keys(colours).length % settings.colours.length]);
@@ -122,7 +123,7 @@ function entitiesShown() {
   return (shown.record.entities ?? []).filter(one => !hidden.has(one.label) && isShown(one));
 }
 
-// Answers keep the number of their question, from 1.
+// Answers are numbered like their questions, from 1.
 function answersShown() {
   return (shown.record.answers ?? [])
     .map((answer, i) => ({ ...answer, number: i + 1 }))
@@ -130,7 +131,7 @@ function answersShown() {
 }
 
 function renderText() {
-  // Places count characters, JavaScript's strings count units of UTF-16.
+  // The server's offsets count characters, JavaScript's strings count UTF-16 code units.
   const chars = [...shown.text];
   const entities = entitiesShown(), answers = answersShown();
   const cuts = new Set([0, chars.length]);
@@ -138,7 +139,7 @@ function renderText() {
   const bounds = [...cuts].sort((a, b) => a - b);
   const covers = (one, from, to) => one.start <= from && to <= one.end;
   const parts = [];
-  const open = new Map(); // the element of an entity, in which answers may begin and end
+  const open = new Map(); // elements of entities, in which answers may start and end
   for (let i = 0; i + 1 < bounds.length; i++) {
     const [from, to] = [bounds[i], bounds[i + 1]];
     let node = document.createTextNode(chars.slice(from, to).join(""));
@@ -280,7 +281,7 @@ async function copy() {
   try {
     await navigator.clipboard.writeText($("json").textContent);
   } catch {
-    getSelection().selectAllChildren($("json")); // for Ctrl + C, where pages may not copy
+    getSelection().selectAllChildren($("json")); // where pages may not copy, the user presses Ctrl + C
     $("copy").textContent = "Press Ctrl + C";
     return;
   }
@@ -289,7 +290,7 @@ async function copy() {
 }
 
 for (const kind of Object.keys(ASKS)) if (settings.asks[kind]) addAsk(kind);
-$("text").maxLength = 2 * settings.maxChars; // of UTF-16; the server counts characters
+$("text").maxLength = 2 * settings.maxChars; // UTF-16 code units; the server counts characters
 $("threshold-label").hidden = !has("entities") && !has("answers");
 document.body.classList.add("empty");
 $("form").addEventListener("submit", event => {

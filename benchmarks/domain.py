@@ -1,0 +1,242 @@
+"""What adaptation to a domain buys, by the amount of text (jobs.py has the command line; run it
+with --precision bf16). Papers and abstracts of biomedicine, 48 MB; then names of diseases in
+abstracts, NCBI disease.
+
+pretrain-RECIPE-MILLIONS-SEED
+    ENCODER after so many million wordpieces. A recipe is BASE with one setting changed: one factor
+    is screened at a time, at half a million wordpieces. The others are `wrong`, WikiText for the
+    domain's text; `task`, the training texts of NCBI disease alone (Gururangan et al. 2020), and
+    `domain-task`, those after the domain; and `warm`, which begins with a head for masked words
+    that was trained on the frozen encoder (`head`).
+ncbi-RECIPE-MILLIONS-SHARE-SEED, ncbi-none-0-SHARE-SEED
+    Entities learned with a share of the sentences, in percent, from the adapted and the unadapted
+    encoder; `ncbi-RECIPE-MILLIONS-decay-SEED` lets each layer learn at 0.9 of the rate of that
+    above it, with 5 %.
+
+Recipes are compared on the development set. The best is run at more sizes and scored on the test
+set. The sentences of a share are the same for all seeds.
+"""
+
+import json
+import statistics
+from functools import partial
+from typing import Any
+
+import spacy
+from jobs import (
+    Bench,
+    Job,
+    finetune,
+    pretrain,
+    print_head,
+    print_row,
+    read_results,
+    run_script,
+    spread,
+)
+from quality import TASKS, read_conll
+from thinc.api import Config
+
+from spacy_bert_heads.data.reader import BertCorpus
+
+BATCH_TOKENS = 2048
+BASE = {
+    "objective.sentences": "full-sentences",
+    "masking.rate": 0.15,
+    "masking.units": "words",
+    "masking.max_ngram": 1,
+    "text.held_out": 0.03,
+    "training.batch_tokens": BATCH_TOKENS,
+    "training.new_head_lr_multiplier": 10.0,
+    "training.optimizer.learn_rate.initial_rate": 3e-4,
+    "training.phases": [{"max_length": 128, "share": 1.0}],
+}
+RATE = "training.optimizer.learn_rate.initial_rate"
+# What each recipe changes, and the one that it starts from.
+RECIPES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "rate-1e-4": {RATE: 1e-4},
+    "rate-1e-3": {RATE: 1e-3},
+    "batch-512": {"training.batch_tokens": 512},
+    "mask-30": {"masking.rate": 0.3},
+    "mask-40": {"masking.rate": 0.4},
+    "wordpieces": {"masking.units": "wordpieces"},
+    "ngrams": {"masking.max_ngram": 3},
+    "nsp": {"objective.sentences": "nsp"},
+    "sop": {"objective.sentences": "sop"},
+    # The encoder's rate is nearly 0, so that it stays, and the head's is 1e-3.
+    "head": {RATE: 1e-9, "training.new_head_lr_multiplier": 1e6},
+    "warm": {},
+    "wrong": {"text.held_out": 0.1},
+    "task": {"text.held_out": 0.1},
+    "domain-task": {"text.held_out": 0.1},
+}
+STARTS = {"warm": ("head", 0.1), "domain-task": ("base", 0.5)}
+SCREEN = 0.5  # million wordpieces
+BEST = "base"
+SIZES = {0.5: 3, 2.0: 3, 8.0: 1}  # seeds of the best recipe by millions of wordpieces
+EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
+SENTENCES = 5432
+SEEDS = range(5)
+SCREEN_SEEDS = range(3)
+LAYER_DECAY = 0.9
+
+
+def list_jobs() -> list[Job]:
+    """All jobs: the screens, then the best recipe by size."""
+    jobs = [Job("pretrain-head-0.1-0", 2, partial(adapt, "head", 0.1, 0))]
+    for recipe in RECIPES:
+        if recipe != "head":
+            jobs.append(adaptation(recipe, SCREEN, 0))
+            jobs += [learning(recipe, SCREEN, 5, seed, 1) for seed in SCREEN_SEEDS]
+    for recipe, millions in (("none", 0), (BEST, SCREEN)):
+        jobs += [learning(recipe, millions, "decay", seed, 1) for seed in SCREEN_SEEDS]
+    for share in EPOCHS:
+        jobs += [learning("none", 0, share, seed, 1) for seed in SEEDS]
+    for millions, adapted in SIZES.items():
+        jobs += [adaptation(BEST, millions, seed) for seed in range(adapted)]
+        for share in EPOCHS:
+            jobs += [learning(BEST, millions, share, seed, adapted) for seed in SEEDS]
+    for share in EPOCHS:
+        jobs += [learning("wrong", SCREEN, share, seed, 1) for seed in SEEDS]
+    return list({job.name: job for job in jobs}.values())
+
+
+def adaptation(recipe: str, millions: float, seed: int) -> Job:
+    start = "pretrain-{}-{:g}-0".format(*STARTS[recipe]) if recipe in STARTS else None
+    run = partial(adapt, recipe, millions, seed)
+    return Job(f"pretrain-{recipe}-{millions:g}-{seed}", 10 * millions, run, start)
+
+
+def learning(recipe: str, millions: float, share: int | str, seed: int, adapted: int) -> Job:
+    """A fine-tuning. There are `adapted` encoders, which seeds take in turns."""
+    encoder = f"pretrain-{recipe}-{millions:g}-{seed % adapted}" if millions else None
+    run = partial(learn, encoder, share, seed)
+    return Job(f"ncbi-{recipe}-{millions:g}-{share}-{seed}", 1, run, encoder)
+
+
+def adapt(recipe: str, millions: float, seed: int, bench: Bench) -> dict[str, Any]:
+    settings = BASE | RECIPES[recipe]
+    name = f"pretrain-{recipe}-{millions:g}-{seed}"
+    start = "pretrain-{}-{:g}-0".format(*STARTS[recipe]) if recipe in STARTS else None
+    steps = bench.scaled(millions * 1e6 / settings["training.batch_tokens"], least=2)
+    raw = {"wrong": bench.data / "raw_wikitext2"}.get(recipe, bench.data / "raw_biomedical")
+    if recipe.endswith("task"):
+        raw = bench.work("task.jsonl")
+        texts = [" ".join(words) for words, _ in read_conll(TASKS["ncbi"].paths(bench.data)[0])]
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        if not raw.exists():
+            lines = (json.dumps({"text": text}) + "\n" for text in documents(texts))
+            raw.write_text("".join(lines), encoding="utf8")
+    report = pretrain(
+        bench, name, settings | {
+            "paths.raw": raw,
+            "paths.encoder": bench.work(start) / "model-last" if start else bench.encoder,
+            "training.max_steps": steps,
+            "training.seed": seed,
+            "training.eval_frequency": max(steps // 8, 1),
+        },
+    )  # fmt: skip
+    keys = ("tokens", "held_out_mlm_loss", "held_out_mlm_accuracy", "held_out_nsp_accuracy")
+    return {"settings": RECIPES[recipe], "steps": steps} | {key: report[key] for key in keys}
+
+
+def documents(sentences: list[str], size: int = 10) -> list[str]:
+    """As many sentences in a row as an abstract has."""
+    return [" ".join(sentences[at : at + size]) for at in range(0, len(sentences), size)]
+
+
+def learn(encoder: str | None, share: int | str, seed: int, bench: Bench) -> dict[str, Any]:
+    percent = 5 if share == "decay" else int(share)
+
+    def change(config: Config) -> None:
+        if share == "decay":
+            config["components"]["bert_encoder"]["model"]["layer_decay"] = LAYER_DECAY
+
+    folder = bench.work(f"ncbi-{encoder}-{share}-{seed}")
+
+    def look(nlp: spacy.Language) -> dict[str, Any]:
+        return {"dev": nlp.evaluate(list(BertCorpus(folder / "dev")(nlp)))["ents_f"]}
+
+    start = str(bench.work(encoder) / "model-last") if encoder else bench.encoder
+    return finetune(
+        bench, folder, "ncbi", start,
+        seed=seed, epochs=EPOCHS[percent], n_train=SENTENCES * percent // 100, n_dev=SENTENCES,
+        change=change, look=look,
+    )  # fmt: skip
+
+
+# --- tables and plot
+
+
+def print_tables(bench: Bench) -> None:
+    done = read_results(bench)
+    print_head("0.5 million", "held out: loss", "right", "dev F1, 5 %", "gain over none")
+    for recipe in ("none", *RECIPES):
+        millions = SCREEN if recipe != "none" else 0
+        report = done.get(f"pretrain-{recipe}-{millions:g}-0", {})
+        losses = [report.get(f"held_out_mlm_{key}", "–") for key in ("loss", "accuracy")]
+        for part, name in {"5": recipe, "decay": f"{recipe}, layer decay"}.items():
+            scores = [run["dev"] for run in find(done, recipe, millions, part)][: len(SCREEN_SEEDS)]
+            if scores:
+                gain = gains(done, recipe, millions, part, "dev")
+                print_row(name, *losses, spread(scores), spread(gain, "+.1f"))
+    print()
+    print_head("million wordpieces", *(f"test F1, {share} %; gain" for share in EPOCHS))
+    for recipe, millions in (("none", 0), *((BEST, size) for size in SIZES), ("wrong", SCREEN)):
+        cells = []
+        for share in EPOCHS:
+            values = [run["test"] for run in find(done, recipe, millions, share)]
+            gain = gains(done, recipe, millions, share, "test")
+            cells.append(f"{spread(values)}; {interval(gain)}")
+        print_row(f"{recipe}, {millions:g}", *cells)
+    draw(bench, done)
+
+
+def find(done: dict[str, dict], recipe: str, millions: float, share: int | str) -> list[dict]:
+    names = (f"ncbi-{recipe}-{millions:g}-{share}-{seed}" for seed in SEEDS)
+    return [done[name] for name in names if name in done]
+
+
+def gains(
+    done: dict[str, dict], recipe: str, millions: float, share: int | str, part: str
+) -> list[float]:
+    """Points more than the unadapted encoder has with the same seed."""
+    plain = 5 if share == "decay" else share
+    pairs = (
+        (done.get(f"ncbi-{recipe}-{millions:g}-{share}-{s}"), done.get(f"ncbi-none-0-{plain}-{s}"))
+        for s in SEEDS
+    )
+    return [100 * (own[part] - none[part]) for own, none in pairs if own and none]
+
+
+def interval(gain: list[float]) -> str:
+    """The mean and its 95 % interval by Student's t for five seeds."""
+    if len(gain) < len(SEEDS):
+        return "–"
+    half = 2.776 * statistics.stdev(gain) / len(gain) ** 0.5
+    mean = statistics.mean(gain)
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def draw(bench: Bench, done: dict[str, dict]) -> None:
+    """The gain over wordpieces."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for share in EPOCHS:
+        found = {size: gains(done, BEST, size, share, "test") for size in SIZES}
+        found = {size: values for size, values in found.items() if values}
+        means = [statistics.mean(values) for values in found.values()]
+        axes.plot(list(found), means, marker="o", label=f"{share} % of the sentences")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("million wordpieces of the domain")
+    axes.set_ylabel("points of entity F1 gained, test")
+    axes.legend()
+    figure.savefig(bench.out / "domain.png", dpi=120)
+
+
+if __name__ == "__main__":
+    run_script(list_jobs, print_tables, default_precision="bf16")
