@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs import SEEDS, Bench, Job, print_head, print_row, read_results, run_script
 from joint import gather, make_config, predict
-from quality import TASKS
+from tasks import TASKS
 
 from spacy_bert_heads.distill import distill
 from spacy_bert_heads.training.loop import train

@@ -8,10 +8,10 @@ pretrain-RECIPE-MILLIONS-SEED
     domain's text; `task`, the training texts of NCBI disease alone (Gururangan et al. 2020), and
     `domain-task`, those after the domain; and `warm`, which begins with a head for masked words
     that was trained on the frozen encoder (`head`).
-ncbi-RECIPE-MILLIONS-SHARE-SEED, ncbi-none-0-SHARE-SEED
-    Entities learned with a share of the sentences, in percent, from the adapted and the unadapted
-    encoder; `ncbi-RECIPE-MILLIONS-decay-SEED` lets each layer learn at 0.9 of the rate of that
-    above it, with 5 %.
+ncbi-RECIPE-MILLIONS-SEED-SHARE-SEED, ncbi-none-0-0-SHARE-SEED
+    Entities learned with a share of the sentences, in percent, from the adapted encoder (of that
+    seed) and the unadapted one; `decay` in place of the share lets each layer learn at 0.9 of the
+    rate of that above it, with 5 %.
 
 Recipes are compared on the development set. The best is run at more sizes and scored on the test
 set. The sentences of a share are the same for all seeds.
@@ -27,6 +27,7 @@ from jobs import (
     Bench,
     Job,
     finetune,
+    of,
     pretrain,
     print_head,
     print_row,
@@ -34,11 +35,12 @@ from jobs import (
     run_script,
     spread,
 )
-from quality import TASKS, read_conll
+from tasks import TASKS, read_conll
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus
 
+Share = int | str  # of the sentences, in percent; or "decay"
 BATCH_TOKENS = 2048
 BASE = {
     "objective.sentences": "full-sentences",
@@ -67,11 +69,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The encoder's rate is nearly 0, so that it stays, and the head's is 1e-3.
     "head": {RATE: 1e-9, "training.new_head_lr_multiplier": 1e6},
     "warm": {},
+    "warm-rate-1e-4": {RATE: 1e-4},
     "wrong": {"text.held_out": 0.1},
     "task": {"text.held_out": 0.1},
     "domain-task": {"text.held_out": 0.1},
 }
-STARTS = {"warm": ("head", 0.1), "domain-task": ("base", 0.5)}
+STARTS = {
+    "warm": ("head", 0.1),
+    "warm-rate-1e-4": ("head", 0.1),
+    "domain-task": ("rate-1e-4", 0.5),
+}
 SCREEN = 0.5  # million wordpieces
 BEST = "base"
 SIZES = {0.5: 3, 2.0: 3, 8.0: 1}  # seeds of the best recipe by millions of wordpieces
@@ -108,11 +115,11 @@ def adaptation(recipe: str, millions: float, seed: int) -> Job:
     return Job(f"pretrain-{recipe}-{millions:g}-{seed}", 10 * millions, run, start)
 
 
-def learning(recipe: str, millions: float, share: int | str, seed: int, adapted: int) -> Job:
+def learning(recipe: str, millions: float, share: Share, seed: int, adapted: int) -> Job:
     """A fine-tuning. There are `adapted` encoders, which seeds take in turns."""
-    encoder = f"pretrain-{recipe}-{millions:g}-{seed % adapted}" if millions else None
-    run = partial(learn, encoder, share, seed)
-    return Job(f"ncbi-{recipe}-{millions:g}-{share}-{seed}", 1, run, encoder)
+    encoder = f"{recipe}-{millions:g}-{seed % adapted}"
+    needs = f"pretrain-{encoder}" if millions else None
+    return Job(f"ncbi-{encoder}-{share}-{seed}", 1, partial(learn, needs, share, seed), needs)
 
 
 def adapt(recipe: str, millions: float, seed: int, bench: Bench) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def documents(sentences: list[str], size: int = 10) -> list[str]:
     return [" ".join(sentences[at : at + size]) for at in range(0, len(sentences), size)]
 
 
-def learn(encoder: str | None, share: int | str, seed: int, bench: Bench) -> dict[str, Any]:
+def learn(encoder: str | None, share: Share, seed: int, bench: Bench) -> dict[str, Any]:
     percent = 5 if share == "decay" else int(share)
 
     def change(config: Config) -> None:
@@ -173,41 +180,46 @@ def print_tables(bench: Bench) -> None:
     done = read_results(bench)
     print_head("0.5 million", "held out: loss", "right", "dev F1, 5 %", "gain over none")
     for recipe in ("none", *RECIPES):
-        millions = SCREEN if recipe != "none" else 0
-        report = done.get(f"pretrain-{recipe}-{millions:g}-0", {})
-        losses = [report.get(f"held_out_mlm_{key}", "–") for key in ("loss", "accuracy")]
+        millions = SCREEN if recipe != "none" else 0.0
+        reports = [done[name] for name in [f"pretrain-{recipe}-{millions:g}-0"] if name in done]
+        losses = [of(f"held_out_mlm_{key}")(reports) for key in ("loss", "accuracy")]
         for part, name in {"5": recipe, "decay": f"{recipe}, layer decay"}.items():
-            scores = [run["dev"] for run in find(done, recipe, millions, part)][: len(SCREEN_SEEDS)]
-            if scores:
-                gain = gains(done, recipe, millions, part, "dev")
-                print_row(name, *losses, spread(scores), spread(gain, "+.1f"))
+            if runs := find(done, recipe, millions, part, SCREEN_SEEDS, 1):
+                gain = gains(done, runs, "dev")
+                print_row(name, *losses, of("dev")(list(runs.values())), spread(gain, "+.1f"))
     print()
     print_head("million wordpieces", *(f"test F1, {share} %; gain" for share in EPOCHS))
-    for recipe, millions in (("none", 0), *((BEST, size) for size in SIZES), ("wrong", SCREEN)):
+    sizes = ((BEST, size, adapted) for size, adapted in SIZES.items())
+    for recipe, millions, adapted in (("none", 0.0, 1), *sizes, ("wrong", SCREEN, 1)):
         cells = []
         for share in EPOCHS:
-            values = [run["test"] for run in find(done, recipe, millions, share)]
-            gain = gains(done, recipe, millions, share, "test")
-            cells.append(f"{spread(values)}; {interval(gain)}")
+            runs = find(done, recipe, millions, share, SEEDS, adapted)
+            scores = of("test")(list(runs.values()))
+            cells.append(f"{scores}; {interval(gains(done, runs, 'test'))}")
         print_row(f"{recipe}, {millions:g}", *cells)
     draw(bench, done)
 
 
-def find(done: dict[str, dict], recipe: str, millions: float, share: int | str) -> list[dict]:
-    names = (f"ncbi-{recipe}-{millions:g}-{share}-{seed}" for seed in SEEDS)
-    return [done[name] for name in names if name in done]
+Runs = dict[tuple[Share, int], dict]  # by share and seed
 
 
-def gains(
-    done: dict[str, dict], recipe: str, millions: float, share: int | str, part: str
-) -> list[float]:
+def find(
+    done: dict[str, dict], recipe: str, millions: float, share: Share, seeds: range, adapted: int
+) -> Runs:
+    names = {
+        (share, seed): f"ncbi-{recipe}-{millions:g}-{seed % adapted}-{share}-{seed}"
+        for seed in seeds
+    }
+    return {key: done[name] for key, name in names.items() if name in done}
+
+
+def gains(done: dict[str, dict], runs: Runs, part: str) -> list[float]:
     """Points more than the unadapted encoder has with the same seed."""
-    plain = 5 if share == "decay" else share
-    pairs = (
-        (done.get(f"ncbi-{recipe}-{millions:g}-{share}-{s}"), done.get(f"ncbi-none-0-{plain}-{s}"))
-        for s in SEEDS
-    )
-    return [100 * (own[part] - none[part]) for own, none in pairs if own and none]
+    found = []
+    for (share, seed), run in runs.items():
+        if none := done.get(f"ncbi-none-0-0-{5 if share == 'decay' else share}-{seed}"):
+            found.append(100 * (run[part] - none[part]))
+    return found
 
 
 def interval(gain: list[float]) -> str:
@@ -226,7 +238,10 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for share in EPOCHS:
-        found = {size: gains(done, BEST, size, share, "test") for size in SIZES}
+        found = {
+            size: gains(done, find(done, BEST, size, share, SEEDS, adapted), "test")
+            for size, adapted in SIZES.items()
+        }
         found = {size: values for size, values in found.items() if values}
         means = [statistics.mean(values) for values in found.values()]
         axes.plot(list(found), means, marker="o", label=f"{share} % of the sentences")

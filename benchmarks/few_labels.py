@@ -46,9 +46,9 @@ from jobs import (
     spread,
     take,
 )
-from quality import convert_task
 from spacy.tokens import Doc, DocBin
 from spacy.vocab import Vocab
+from tasks import convert_task
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus

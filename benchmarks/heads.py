@@ -23,9 +23,9 @@ from typing import Any
 
 import spacy
 from jobs import RATE, SEEDS, Bench, Job, finetune, of, print_table, read_results, run_script
-from quality import BATCH_SIZE
 from spacy.training import Example
 from spacy.util import fix_random_seed, minibatch
+from tasks import BATCH_SIZE
 from thinc.api import Adam, Config
 
 from spacy_bert_heads.data.convert import convert

@@ -25,9 +25,9 @@ from typing import Annotated, Any
 import spacy
 import torch
 import typer
-from quality import BATCH_SIZE, TASKS, convert_task
 from spacy.tokens import DocBin
 from spacy.vocab import Vocab
+from tasks import BATCH_SIZE, TASKS, convert_task
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus

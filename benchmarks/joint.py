@@ -23,9 +23,9 @@ from jobs import (
     spread,
     take,
 )
-from quality import BATCH_SIZE, TASKS, convert_task
 from spacy.language import Language
 from spacy.training import Example
+from tasks import BATCH_SIZE, TASKS, convert_task
 from thinc.api import Config
 
 from spacy_bert_heads.comparison.bootstrap import paired_bootstrap

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import BATCH_SIZE, TASKS, read_conll, read_sick, read_sst2
+from tasks import BATCH_SIZE, TASKS, read_conll, read_sick, read_sst2
 
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.glue import tasks as glue

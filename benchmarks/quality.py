@@ -1,147 +1,81 @@
-"""The tasks: their files, the heads that learn them and the scores of these; and readers of the
-files that share no code with the package."""
+"""A plain Hugging Face loop and `spacy train`, with the same settings (jobs.py has the command
+line).
 
-import csv
-import json
-import random
-import re
+TASK-WAY-SEED
+    The usual settings, those of BERT (5e-5, heads at the same learning rate, 3 epochs), by a plain
+    loop (but for questions) and by `spacy train`; ours predicts the test set in every precision.
+
+Nothing is chosen by a score on a test set.
+"""
+
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from spacy_bert_heads.data.convert import convert
+import spacy
+from jobs import Bench, Job, finetune, of, print_table, read_results, run_script
+from plain_loops import run_plain
+from tasks import TASKS
+from thinc.api import Config
 
-BATCH_SIZE = 32
-METRICS = {
-    "ner": "ents_f",
-    "textcat": "cats_micro_f",
-    "nli": "nli_acc",
-    "similarity": "similarity_spearman",
-    "choice": "choice_acc",
-    "qa": "qa_f1",
-    "seq2seq": "seq2seq_rougeL",
-}
+from spacy_bert_heads.data.reader import BertCorpus
+from spacy_bert_heads.evaluate import set_precision
 
-
-class Task(NamedTuple):
-    head: str
-    folder: str
-    files: str  # for training, development and test
-    options: dict[str, Any] = {}  # of `convert`, where columns have no names
-
-    @property
-    def metric(self) -> str:
-        return METRICS[self.head]
-
-    def paths(self, data: Path) -> list[Path]:
-        return [data / self.folder / name for name in self.files.split()]
+NAMES = ("wnut17", "sst2", "sick", "xquad", "policyqa")
+WAYS = ("plain", "ours")
+PRECISIONS = ("fp32", "bf16", "int8")
+SEEDS = (0, 1)
+EPOCHS, RATE = 3, 5e-5
 
 
-FIFTHS = "policyqa-fifths"  # four of its articles to learn from, one for dev
-CODAH = {"text_column": "2", "option_columns": ("3", "4", "5", "6"), "label_column": "7"}
-TASKS = {
-    "wnut17": Task("ner", "ner_wnut17", "train.conll dev.conll test.conll"),
-    "ncbi": Task("ner", "ner_ncbi_disease", "train.tsv devel.tsv test.tsv"),
-    "sst2": Task("textcat", "textcat_sst2", "train.txt dev.txt test.txt"),
-    "sick": Task("nli", "nli_sick", "SICK_train.txt SICK_trial.txt SICK_test_annotated.txt"),
-    "stsb": Task("similarity", "glue_small/STS-B", "train.tsv dev.tsv dev.tsv"),
-    "codah": Task("choice", "choice_codah/cv_split/fold_0", "train.tsv dev.tsv test.tsv", CODAH),
-    "copa": Task("choice", "choice_copa", "dev.jsonl dev.jsonl test.jsonl"),
-    # In words, which sequences.py writes.
-    **{
-        name: Task("textcat", name, "train.tsv test.tsv test.tsv")
-        for name in ("splice", "promoters", "deeploc")
-    },
-    # Learned from what has more questions; dev is a piece of that, but for FIFTHS.
-    "xquad": Task("qa", "qa_xquad", "xquad.en.json xquad.en.json xquad.en.json"),
-    "policyqa": Task("qa", "qa_policyqa", "dev.json dev.json test.json"),
-    FIFTHS: Task("qa", "qa_policyqa", "dev.json dev.json test.json"),
-    # The training set of E2E is not there, see `split_records`.
-    "e2e": Task("seq2seq", "seq2seq_e2e", "devset.csv devset.csv testset_w_refs.csv"),
-    "scitldr": Task("seq2seq", "seq2seq_scitldr", "train.jsonl dev.jsonl test.jsonl"),
-}
-
-
-def convert_task(data: Path, task: str, output: Path) -> None:
-    """Make train.spacy, dev.spacy and test.spacy."""
-    output.mkdir(parents=True)
-    sources = dict(zip(("train", "dev", "test"), TASKS[task].paths(data), strict=True))
-    if TASKS[task].head == "qa":
-        for part, articles in read_squad(data, task).items():
-            sources[part] = output / f"{part}.json"
-            sources[part].write_text(json.dumps({"version": "1.1", "data": articles}), "utf8")
-    if TASKS[task].head == "seq2seq":
-        found = {part: read_targets(path) for part, path in sources.items()}
-        if task == "e2e":
-            found = split_records(found)
-        for part, targets in found.items():
-            rows = [{"text": text, "targets": own} for text, own in targets.items()]
-            sources[part] = output / f"{part}.jsonl"
-            sources[part].write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf8")
-    for part, source in sources.items():
-        report = convert(source, output / f"{part}.spacy", **TASKS[task].options)
-        print(f"{task}, {part}: {report.docs} Docs, {report.rejected} rejected {report.samples}")
-
-
-# --- readers
-
-
-def read_conll(path: Path) -> list[tuple[list[str], list[str]]]:
-    sentences = []
-    for block in re.split(r"\n\s*\n", path.read_text(encoding="utf8")):
-        rows = [line.split("\t") for line in block.splitlines() if line.strip()]
-        if rows:
-            sentences.append(([row[0] for row in rows], [row[-1] for row in rows]))
-    return sentences
-
-
-def read_sst2(path: Path) -> list[tuple[str, None, str]]:
-    lines = [line.split(" ", 1) for line in path.read_text(encoding="utf8").splitlines() if line]
-    return [(text, None, label) for label, text in lines]
-
-
-def read_sick(path: Path) -> list[tuple[str, str, str]]:
-    rows = [line.split("\t") for line in path.read_text(encoding="utf8").splitlines()[1:] if line]
-    return [(row[1], row[2], row[4]) for row in rows]
-
-
-def read_squad(data: Path, task: str) -> dict[str, list[dict]]:
-    """The articles of each part. XQuAD is one file."""
-    train, _, test = (json.loads(path.read_bytes())["data"] for path in TASKS[task].paths(data))
-    dev = train[:4]
-    if task == "xquad":
-        train, test = train[:36], test[36:]
-    if task == FIFTHS:
-        at = len(train) * 4 // 5
-        train, dev = train[:at], train[at:]
-    return {"train": train, "dev": dev, "test": test}
-
-
-def read_targets(path: Path) -> dict[str, list[str]]:
-    """The texts that may be written for each text."""
-    found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig") as file:
-        if path.suffix == ".csv":
-            for row in csv.DictReader(file):
-                found.setdefault(row["mr"], []).append(row["ref"])
-        else:
-            for row in map(json.loads, file):
-                found[" ".join(row["source"])] = row["target"]
-    return found
-
-
-def split_records(found: dict[str, dict]) -> dict[str, dict]:
-    """E2E's records: the dev set and four fifths of the test set are learned. The dev set alone
-    has one kind of place and two of food, where the test set has three and seven."""
-    records = list(found["test"].items())
-    random.Random(0).shuffle(records)
-    at = len(records) * 4 // 5
-    return {**found, "train": found["train"] | dict(records[:at]), "test": dict(records[at:])}
-
-
-def list_questions(articles: list[dict]) -> list[dict]:
+def list_jobs() -> list[Job]:
+    """All jobs, seed after seed, so that what is done first is of everything."""
     return [
-        {**question, "context": paragraph["context"]}
-        for article in articles
-        for paragraph in article["paragraphs"]
-        for question in paragraph["qas"]
+        Job(f"{task}-{way}-{seed}", 20, partial(train, task, way, seed))
+        for seed in SEEDS
+        for task in NAMES
+        for way in WAYS
+        if way == "ours" or TASKS[task].head != "qa"
     ]
+
+
+def train(task: str, way: str, seed: int, bench: Bench) -> dict[str, Any]:
+    settings: dict[str, Any] = {"seed": seed, "epochs": EPOCHS}
+    if way == "plain":
+        settings |= {"precision": bench.precision, "scale": bench.scale, "learn_rate": RATE}
+        return {"test": run_plain(task, bench.data, bench.encoder, **settings)}
+    folder = bench.work(f"{task}-{seed}")
+    look = partial(score_precisions, task, folder)
+    settings |= {"rate": RATE, "change": as_plain, "look": look}
+    return finetune(bench, folder, task, bench.encoder, **settings)
+
+
+def as_plain(config: Config) -> None:
+    """The head learns at the same rate, and all questions have answers."""
+    for name, component in config["components"].items():
+        if name != "bert_encoder":
+            component["model"]["learning_rate_multiplier"] = 1.0
+    if "bert_qa" in config["components"]:
+        config["components"]["bert_qa"]["no_answer_threshold"] = 1.0
+
+
+def score_precisions(task: str, folder: Path, nlp: spacy.Language) -> dict[str, Any]:
+    """The score on the test set in each precision, by the same weights."""
+    found = {}
+    for precision in PRECISIONS:
+        set_precision(nlp, precision)
+        scores = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
+        found[precision] = scores[TASKS[task].metric]
+    return {"precisions": found}
+
+
+def print_tables(bench: Bench) -> None:
+    done = read_results(bench)
+    rows = {f"{task}, {way}": f"{task}-{way}" for task in NAMES for way in WAYS}
+    columns = {"score, test": of("test", ".4f")}
+    columns |= {f"the same in {name}": of(f"precisions.{name}", ".4f") for name in PRECISIONS}
+    print_table(done, "", columns, rows)
+
+
+if __name__ == "__main__":
+    run_script(list_jobs, print_tables)

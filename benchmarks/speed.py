@@ -31,8 +31,8 @@ import spacy
 import torch
 import typer
 from contenders import BATCH_SIZE, HEADS, LABELS, MAX_ANSWER, START
-from quality import TASKS, list_questions, read_conll, read_sick, read_squad
 from spacy.language import Language
+from tasks import TASKS, list_questions, read_conll, read_sick, read_squad
 
 from spacy_bert_heads import to_hf
 from spacy_bert_heads.encoder.model import shim_of
