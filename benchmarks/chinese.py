@@ -23,7 +23,6 @@ from spacy_bert_heads.glue.run import format_results
 from spacy_bert_heads.glue.tasks import TASKS, find_tasks
 
 NAMES = ("ChnSentiCorp", "CLUENER")
-# Small steps: updates count for more than large batches as long as the model knows next to nothing.
 # Most texts are shorter than 128 characters; every character that occurs is in the vocabulary.
 SETTINGS = {
     "text.lang": "zh",
@@ -33,9 +32,9 @@ SETTINGS = {
     "encoder.lowercase": "true",
     "objective.sentences": "full-sentences",
     "training.phases": '[{"max_length": 128, "share": 1.0}]',
-    "training.batch_tokens": 1024,
-    "training.checkpoint_frequency": 1000,
-    "training.eval_frequency": 1000,
+    "training.batch_tokens": 4096,
+    "training.checkpoint_frequency": 100,
+    "training.eval_frequency": 100,
     "training.optimizer.learn_rate.initial_rate": 1e-3,
 }
 
@@ -44,7 +43,7 @@ def main(
     data: Annotated[Path, typer.Argument(help="The folder of the data sets")],
     out: Annotated[Path, typer.Argument(help="The folder of the results")],
     size: Annotated[str, typer.Option(help="tiny, mini, small …")] = "tiny",
-    steps: Annotated[int, typer.Option(help="Of pretraining, 1,024 wordpieces each")] = 10_000,
+    steps: Annotated[int, typer.Option(help="Of pretraining, 4,096 wordpieces each")] = 2000,
     seeds: str = "0",
     precision: str = "bf16",
     limit: Annotated[int, typer.Option(help="Examples of each set: a test of this script")] = 0,

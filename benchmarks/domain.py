@@ -80,7 +80,7 @@ STARTS = {
     "domain-task": ("rate-1e-4", 0.5),
 }
 SCREEN = 0.5  # million wordpieces
-BEST = "base"
+BEST = "warm-rate-1e-4"
 SIZES = {0.5: 3, 2.0: 3, 8.0: 1}  # seeds of the best recipe by millions of wordpieces
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
 SENTENCES = 5432
