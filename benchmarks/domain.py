@@ -41,19 +41,14 @@ from thinc.api import Config
 from spacy_bert_heads.data.reader import BertCorpus
 
 Share = int | str  # of the sentences, in percent; or "decay"
-BATCH_TOKENS = 2048
-BASE = {
+RATE = "training.optimizer.learn_rate.initial_rate"
+BASE = {  # beside configs/pretrain.cfg
     "objective.sentences": "full-sentences",
-    "masking.rate": 0.15,
-    "masking.units": "words",
-    "masking.max_ngram": 1,
     "text.held_out": 0.03,
-    "training.batch_tokens": BATCH_TOKENS,
-    "training.new_head_lr_multiplier": 10.0,
-    "training.optimizer.learn_rate.initial_rate": 3e-4,
+    "training.batch_tokens": 2048,
+    RATE: 3e-4,
     "training.phases": [{"max_length": 128, "share": 1.0}],
 }
-RATE = "training.optimizer.learn_rate.initial_rate"
 # What each recipe changes, and the one that it starts from.
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
@@ -91,7 +86,7 @@ LAYER_DECAY = 0.9
 
 def list_jobs() -> list[Job]:
     """All jobs: the screens, then the best recipe by size."""
-    jobs = [Job("pretrain-head-0.1-0", 2, partial(adapt, "head", 0.1, 0))]
+    jobs = [adaptation("head", 0.1, 0)]
     for recipe in RECIPES:
         if recipe != "head":
             jobs.append(adaptation(recipe, SCREEN, 0))
@@ -110,24 +105,29 @@ def list_jobs() -> list[Job]:
 
 
 def adaptation(recipe: str, millions: float, seed: int) -> Job:
-    start = "pretrain-{}-{:g}-0".format(*STARTS[recipe]) if recipe in STARTS else None
-    run = partial(adapt, recipe, millions, seed)
-    return Job(f"pretrain-{recipe}-{millions:g}-{seed}", 10 * millions, run, start)
+    name, start = name_of(recipe, millions, seed), None
+    if recipe in STARTS:
+        start = name_of(*STARTS[recipe], 0)
+    return Job(name, 10 * millions, partial(adapt, name, start, recipe, millions, seed), start)
+
+
+def name_of(recipe: str, millions: float, seed: int) -> str:
+    return f"pretrain-{recipe}-{millions:g}-{seed}"
 
 
 def learning(recipe: str, millions: float, share: Share, seed: int, adapted: int) -> Job:
     """A fine-tuning. There are `adapted` encoders, which seeds take in turns."""
-    encoder = f"{recipe}-{millions:g}-{seed % adapted}"
-    needs = f"pretrain-{encoder}" if millions else None
-    return Job(f"ncbi-{encoder}-{share}-{seed}", 1, partial(learn, needs, share, seed), needs)
+    needs = name_of(recipe, millions, seed % adapted) if millions else None
+    name = f"ncbi-{recipe}-{millions:g}-{seed % adapted}-{share}-{seed}"
+    return Job(name, 1, partial(learn, name, needs, share, seed), needs)
 
 
-def adapt(recipe: str, millions: float, seed: int, bench: Bench) -> dict[str, Any]:
+def adapt(
+    name: str, start: str | None, recipe: str, millions: float, seed: int, bench: Bench
+) -> dict[str, Any]:
     settings = BASE | RECIPES[recipe]
-    name = f"pretrain-{recipe}-{millions:g}-{seed}"
-    start = "pretrain-{}-{:g}-0".format(*STARTS[recipe]) if recipe in STARTS else None
     steps = bench.scaled(millions * 1e6 / settings["training.batch_tokens"], least=2)
-    raw = {"wrong": bench.data / "raw_wikitext2"}.get(recipe, bench.data / "raw_biomedical")
+    raw = bench.data / ("raw_wikitext2" if recipe == "wrong" else "raw_biomedical")
     if recipe.endswith("task"):
         raw = bench.work("task.jsonl")
         texts = [" ".join(words) for words, _ in read_conll(TASKS["ncbi"].paths(bench.data)[0])]
@@ -153,14 +153,14 @@ def documents(sentences: list[str], size: int = 10) -> list[str]:
     return [" ".join(sentences[at : at + size]) for at in range(0, len(sentences), size)]
 
 
-def learn(encoder: str | None, share: Share, seed: int, bench: Bench) -> dict[str, Any]:
+def learn(name: str, encoder: str | None, share: Share, seed: int, bench: Bench) -> dict[str, Any]:
     percent = 5 if share == "decay" else int(share)
 
     def change(config: Config) -> None:
         if share == "decay":
             config["components"]["bert_encoder"]["model"]["layer_decay"] = LAYER_DECAY
 
-    folder = bench.work(f"ncbi-{encoder}-{share}-{seed}")
+    folder = bench.work(name)
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
         return {"dev": nlp.evaluate(list(BertCorpus(folder / "dev")(nlp)))["ents_f"]}

@@ -7,15 +7,14 @@ attention with dropout: both together take a third of a training step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 STEPS = 2**16  # of a probability: one random number of 64 bits is used for four values
-ModelType = TypeVar("ModelType", bound=nn.Module)
-
 CHUNK = 2**19  # attention weights that are processed at once: 2 MiB, the cache of a core
 
 
@@ -29,13 +28,12 @@ class Dropout(nn.Dropout):
         return fast_dropout(states, self.p)
 
 
-def use_fast_dropout(model: ModelType) -> ModelType:
-    """Replace torch's dropout modules in a model, and return the model."""
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace torch's dropout modules in a model."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p).train(child.training))
-    return model
 
 
 def fast_dropout(states: torch.Tensor, p: float) -> torch.Tensor:
@@ -97,7 +95,7 @@ class _DroppedAttention(torch.autograd.Function):
         q, k, v = map(flat, (query, key, value))
         found, kept_flat = torch.empty_like(q), kept.flatten(0, -3)
         with torch.autocast("cpu", enabled=False):
-            for part, weights in all_weights(q, k, mask, kept, scale):
+            for part, weights in all_weights(q, k, mask, kept.shape, scale):
                 kept_flat[part] = keep_at_random(weights.shape, dropped)
                 torch.bmm(weights.mul_(kept_flat[part]), v[part], out=found[part])
         ctx.save_for_backward(query, key, value, mask, kept)
@@ -105,13 +103,14 @@ class _DroppedAttention(torch.autograd.Function):
         return found.mul_(ctx.factor).view(query.shape).to(value.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         query, key, value, mask, kept = ctx.saved_tensors
         q, k, v, out = map(flat, (query, key, value, gradients[0]))
         to_q, to_k, to_v = map(torch.empty_like, (q, k, v))
         kept_flat = kept.flatten(0, -3)
         with torch.autocast("cpu", enabled=False):
-            for part, weights in all_weights(q, k, mask, kept, ctx.scale):
+            for part, weights in all_weights(q, k, mask, kept.shape, ctx.scale):
                 own = out[part] * ctx.factor
                 torch.bmm((weights * kept_flat[part]).mT, own, out=to_v[part])
                 change = torch.bmm(own, v[part].mT).mul_(kept_flat[part])
@@ -133,14 +132,14 @@ def all_weights(
     query: torch.Tensor,
     key: torch.Tensor,
     mask: torch.Tensor | None,
-    kept: torch.Tensor,
+    shape: torch.Size,
     scale: float,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Compute attention weights, for as many heads at once as fit into the cache. `kept` has the
-    shape of all weights."""
+    """Compute attention weights, for as many heads at once as fit into the cache. `shape` is that
+    of all weights."""
     if mask is not None:
-        mask = ~mask.expand(*kept.shape[:-2], *mask.shape[-2:]).flatten(0, -3)
-    length, width = kept.shape[-2:]
+        mask = ~mask.expand(*shape[:-2], *mask.shape[-2:]).flatten(0, -3)
+    length, width = shape[-2:]
     num_heads = CHUNK // (length * width) + 1
     for begin in range(0, len(query), num_heads):
         part = slice(begin, begin + num_heads)

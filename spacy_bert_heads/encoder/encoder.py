@@ -58,10 +58,9 @@ class Encoder(nn.Module):
             self.model.config._attn_implementation = NAME
         use_fast_dropout(self.model)
         for module in self.model.modules():
-            if all(hasattr(module, part) for part in ("query", "key", "value")):
-                hooks = module._forward_pre_hooks.values()
-                if cast_once not in hooks:
-                    module.register_forward_pre_hook(cast_once)
+            is_attention = all(hasattr(module, part) for part in ("query", "key", "value"))
+            if is_attention and cast_once not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(cast_once)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

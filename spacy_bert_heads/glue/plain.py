@@ -47,7 +47,7 @@ def run_plain(
         if items[0].second is not None:
             texts.append([item.second or "" for item in items])
         options = {"truncation": True, "max_length": MAX_LENGTH, "padding": True}
-        # oneDNN compiles and keeps a program for each length: 5 GB in the tasks of GLUE.
+        # oneDNN compiles and keeps a program for each length.
         return tokenizer(*texts, **options, pad_to_multiple_of=8, return_tensors="pt").to(device)
 
     def target(items: Sequence[Item]) -> torch.Tensor:

@@ -69,7 +69,8 @@ class Decoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = use_fast_dropout(model)
+        self.model = model
+        use_fast_dropout(model)
 
     @property
     def start_id(self) -> int:
@@ -97,8 +98,9 @@ class Decoder(nn.Module):
         ids = torch.from_numpy(np.append(np.concatenate(given), pad_id_of(self.model.config)))
         memory, memory_mask = pad_states(states, hidden.batch)
         present = np.flatnonzero(places >= 0)
-        # oneDNN compiles a program for each number of rows.
-        beyond = common_size(len(present)) - len(present)
+        # oneDNN compiles a program for each number of rows; MKL and GPUs don't.
+        by_onednn = torch.is_autocast_enabled("cpu")
+        beyond = common_size(len(present)) - len(present) if by_onednn else 0
         rows = torch.from_numpy(np.append(present, present[:1].repeat(beyond))).to(states.device)
         # Logits over the vocabulary are half of the work: not for padding.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(

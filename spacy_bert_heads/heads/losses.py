@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from ..text.arrays import Ints1d
 from .outputs import SpanLogits
@@ -84,6 +85,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return loss, right
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         return (ctx.saved_tensors[0] * gradients[0]).to(ctx.dtype), None
 
