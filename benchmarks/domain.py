@@ -3,17 +3,17 @@ with --precision bf16). Papers and abstracts of biomedicine, 48 MB; then names o
 abstracts, NCBI disease.
 
 pretrain-RECIPE-MILLIONS-SEED
-    ENCODER after so many million wordpieces. A recipe is BASE with one setting changed: one factor
-    is screened at a time, at half a million wordpieces. The others are `wrong`, WikiText for the
-    domain's text; `task`, the training texts of NCBI disease alone (Gururangan et al. 2020), and
-    `domain-task`, those after the domain; and `warm`, which begins with a head for masked words
-    that was trained on the frozen encoder (`head`).
+    ENCODER after so many million wordpieces. A recipe is `base` with one setting changed: one
+    factor is screened at a time, at half a million wordpieces. All but `cold` start with a head for
+    masked words that was trained on the frozen encoder (`head`). `wrong` reads WikiText, `task` the
+    training texts of NCBI disease alone (Gururangan et al. 2020), `domain-task` those after the
+    domain.
 ncbi-RECIPE-MILLIONS-SEED-SHARE-SEED, ncbi-none-0-0-SHARE-SEED
     Entities learned with a share of the sentences, in percent, from the adapted encoder (of that
     seed) and the unadapted one; `decay` in place of the share lets each layer learn at 0.9 of the
     rate of that above it, with 5 %.
 
-Recipes are compared on the development set. The best is run at more sizes and scored on the test
+Recipes are compared on the development set. `base` is run at more sizes and scored on the test
 set. The sentences of a share are the same for all seeds.
 """
 
@@ -44,16 +44,18 @@ Share = int | str  # of the sentences, in percent; or "decay"
 RATE = "training.optimizer.learn_rate.initial_rate"
 BASE = {  # beside configs/pretrain.cfg
     "objective.sentences": "full-sentences",
-    "text.held_out": 0.03,
+    "text.held_out": 0.01,
     "training.batch_tokens": 2048,
-    RATE: 3e-4,
+    RATE: 1e-4,
     "training.phases": [{"max_length": 128, "share": 1.0}],
 }
-# What each recipe changes, and the one that it starts from.
+# What each recipe changes.
 RECIPES: dict[str, dict[str, Any]] = {
+    # The encoder's learning rate is nearly 0, so its weights stay; the head's is 1e-3.
+    "head": {RATE: 1e-9, "training.new_head_lr_multiplier": 1e6},
     "base": {},
-    "rate-1e-4": {RATE: 1e-4},
-    "rate-1e-3": {RATE: 1e-3},
+    "cold": {},
+    "rate-3e-4": {RATE: 3e-4},
     "batch-512": {"training.batch_tokens": 512},
     "mask-30": {"masking.rate": 0.3},
     "mask-40": {"masking.rate": 0.4},
@@ -61,21 +63,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ngrams": {"masking.max_ngram": 3},
     "nsp": {"objective.sentences": "nsp"},
     "sop": {"objective.sentences": "sop"},
-    # The encoder's rate is nearly 0, so that it stays, and the head's is 1e-3.
-    "head": {RATE: 1e-9, "training.new_head_lr_multiplier": 1e6},
-    "warm": {},
-    "warm-rate-1e-4": {RATE: 1e-4},
     "wrong": {"text.held_out": 0.1},
     "task": {"text.held_out": 0.1},
     "domain-task": {"text.held_out": 0.1},
 }
-STARTS = {
-    "warm": ("head", 0.1),
-    "warm-rate-1e-4": ("head", 0.1),
-    "domain-task": ("rate-1e-4", 0.5),
-}
+HEAD = ("head", 0.1)  # and its million wordpieces
 SCREEN = 0.5  # million wordpieces
-BEST = "warm-rate-1e-4"
+BEST = "base"
 SIZES = {0.5: 3, 2.0: 3, 8.0: 1}  # seeds of the best recipe by millions of wordpieces
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
 SENTENCES = 5432
@@ -86,7 +80,7 @@ LAYER_DECAY = 0.9
 
 def list_jobs() -> list[Job]:
     """All jobs: the screens, then the best recipe by size."""
-    jobs = [adaptation("head", 0.1, 0)]
+    jobs = [adaptation(*HEAD, 0)]
     for recipe in RECIPES:
         if recipe != "head":
             jobs.append(adaptation(recipe, SCREEN, 0))
@@ -105,9 +99,11 @@ def list_jobs() -> list[Job]:
 
 
 def adaptation(recipe: str, millions: float, seed: int) -> Job:
-    name, start = name_of(recipe, millions, seed), None
-    if recipe in STARTS:
-        start = name_of(*STARTS[recipe], 0)
+    name, start = name_of(recipe, millions, seed), name_of(*HEAD, 0)
+    if recipe == "domain-task":
+        start = name_of(BEST, SCREEN, 0)
+    elif recipe in ("head", "cold"):
+        start = None
     return Job(name, 10 * millions, partial(adapt, name, start, recipe, millions, seed), start)
 
 
@@ -141,7 +137,7 @@ def adapt(
             "paths.encoder": bench.work(start) / "model-last" if start else bench.encoder,
             "training.max_steps": steps,
             "training.seed": seed,
-            "training.eval_frequency": max(steps // 8, 1),
+            "training.eval_frequency": steps,
         },
     )  # fmt: skip
     keys = ("tokens", "held_out_mlm_loss", "held_out_mlm_accuracy", "held_out_nsp_accuracy")

@@ -1,10 +1,4 @@
-"""Few labels, by several ways of training: named jobs, a JSON file for each, and a table of those.
-
-    FEW_PYTHON=…/bin/python python benchmarks/few_labels.py DATA ENCODER OUT --precision bf16
-    python benchmarks/few_labels.py DATA ENCODER OUT --list
-    python benchmarks/few_labels.py DATA ENCODER OUT --table
-
-FEW_PYTHON is an environment with gensim and setfit, for which this one needn't have them.
+"""Few labels, by several ways of training (jobs.py has the command line).
 
 TASK-SIZE-WAY-DRAW
     SIZE examples of each class (of NCBI: sentences), drawn from the training set, the same ones for
@@ -19,20 +13,18 @@ masked, sick, cbow, skip-gram
 Nothing is chosen by a score on a test set, and no setting was tried out before.
 """
 
-import json
-import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import spacy
-from few_packages import SETFIT, VECTORS
 from jobs import (
     RATE,
     Bench,
@@ -46,6 +38,7 @@ from jobs import (
     spread,
     take,
 )
+from rivals import SETFIT, VECTORS, run_program
 from spacy.tokens import Doc, DocBin
 from spacy.vocab import Vocab
 from tasks import convert_task
@@ -162,14 +155,11 @@ def list_jobs() -> list[Job]:
             jobs.append(Job(f"{task}-0-cloze-{draw}", 0.5, run, "masked"))
         run = partial(ask_inference, draw)
         jobs.append(Job(f"sst2-0-nli-{draw}", 0.5, run, "sick"))
-    for step in range(2):
-        for task, sizes in SIZES.items():
-            for draw in DRAWS:
-                for name, way in WAYS.items():
-                    if task in way.tasks:
-                        run = partial(learn, task, sizes[step], name, draw)
-                        job = f"{task}-{sizes[step]}-{name}-{draw}"
-                        jobs.append(Job(job, 1, run, way.needs))
+    for step, task, draw, (name, way) in product(range(2), SIZES, DRAWS, WAYS.items()):
+        if task in way.tasks:
+            size = SIZES[task][step]
+            run = partial(learn, task, size, name, draw)
+            jobs.append(Job(f"{task}-{size}-{name}-{draw}", 1, run, way.needs))
     return jobs
 
 
@@ -195,7 +185,7 @@ def make_vectors(kind: str, bench: Bench) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     texts = [str(path) for path in sorted(bench.data.glob("raw_*/*"))]
     given = {"texts": texts, "is_skip_gram": kind == "skip-gram", "output": f"{output}/vectors.txt"}
-    run_package(VECTORS, given)
+    run_program("gensim", VECTORS, given)
     command = ["init", "vectors", "en", f"{output}/vectors.txt", f"{output}/model-last"]
     subprocess.run([sys.executable, "-m", "spacy", *command, "--attr", "LOWER"], check=True)
     return {"vectors": len(spacy.load(output / "model-last").vocab.vectors)}
@@ -211,27 +201,9 @@ def learn_inference(bench: Bench) -> dict[str, Any]:
         return {}
 
     return finetune(
-        bench,
-        bench.work("sick-run"),
-        "sick",
-        bench.encoder,
-        n_train=4500,
-        n_dev=50,
-        n_test=NUM_TEST,
-        seed=0,
-        epochs=1,
-        look=keep,
-    )
-
-
-def run_package(program: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run a program with gensim or setfit, and read what it prints."""
-    python = os.environ.get("FEW_PYTHON", sys.executable)
-    with TemporaryDirectory() as folder:
-        source = Path(folder) / "given.json"
-        source.write_text(json.dumps(given), encoding="utf8")
-        command = [python, "-c", program, str(source)]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        bench, bench.work("sick-run"), "sick", bench.encoder,
+        n_train=4500, n_test=NUM_TEST, seed=0, epochs=1, look=keep,
+    )  # fmt: skip
 
 
 # --- data
@@ -294,14 +266,13 @@ def learn(task: str, size: int, name: str, draw: int, bench: Bench) -> dict[str,
         for part, own in (("train", docs), ("test", test)):
             given |= {f"{part}_texts": [doc.text for doc in own]}
             given |= {f"{part}_labels": [label_of(doc) for doc in own]}
-        return {"precision": "fp32", **run_package(SETFIT, given)}
+        return {"precision": "fp32", **run_program("setfit", SETFIT, given)}
     head = HEADS[task]
     if task == "sick" and name == "cloze":
         head, docs, test = "textcat", as_texts(docs), as_texts(test)
     with TemporaryDirectory() as made:
         folder = Path(made)
         save(docs, folder / "train.spacy")
-        save(test, folder / "test.spacy")
         save(docs[:: max(len(docs) // 4, 1)], folder / "dev.spacy")  # chooses nothing
         config = make_config(bench, task, head, way)
         config["paths"] |= {"train": str(folder / "train.spacy"), "dev": str(folder / "dev.spacy")}
@@ -309,8 +280,7 @@ def learn(task: str, size: int, name: str, draw: int, bench: Bench) -> dict[str,
         config["training"] |= {"seed": draw, "max_steps": steps, "eval_frequency": steps}
         rates = config["training"]["optimizer"]["learn_rate"]
         rates |= {"warmup_steps": steps // 10, "total_steps": steps}
-        nlp = train(config, folder / "out")
-        return evaluate(nlp, folder / "test.spacy", head)
+        return evaluate(train(config, folder / "out"), test, head)
 
 
 def make_config(bench: Bench, task: str, head: str, way: Way) -> Config:
@@ -338,10 +308,7 @@ def ask_untrained(task: str, pattern: int, bench: Bench) -> dict[str, Any]:
     nlp = spacy.util.load_model_from_config(config, auto_fill=True)
     nlp.initialize()
     test = read_docs(bench, task, "test")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "test.spacy"
-        save(as_texts(test) if task == "sick" else test, path)
-        return evaluate(nlp, path, "textcat")
+    return evaluate(nlp, as_texts(test) if task == "sick" else test, "textcat")
 
 
 def ask_inference(number: int, bench: Bench) -> dict[str, Any]:
@@ -353,10 +320,11 @@ def ask_inference(number: int, bench: Bench) -> dict[str, Any]:
     return {"test": sum(right) / len(right)}
 
 
-def evaluate(nlp: spacy.Language, path: Path, head: str) -> dict[str, Any]:
-    scores = nlp.evaluate(list(BertCorpus(path)(nlp)))
-    macro = scores.get("cats_macro_f", scores.get("nli_macro_f"))
-    return {"test": scores[METRICS[head]], "macro_f": macro}
+def evaluate(nlp: spacy.Language, docs: list[Doc], head: str) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        save(docs, Path(folder) / "test.spacy")
+        examples = list(BertCorpus(Path(folder))(nlp))
+    return {"test": nlp.evaluate(examples)[METRICS[head]]}
 
 
 def print_tables(bench: Bench) -> None:

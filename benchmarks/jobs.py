@@ -1,6 +1,6 @@
-"""The runner of all benchmarks that train: named jobs, a JSON file for each, from which tables and
-plots are made. What is done is not run again, work can be done in pieces, and files of several
-machines can be put into one folder.
+"""The runner of all benchmarks that train: named jobs, each with a line of OUT/SCRIPT.jsonl, from
+which tables and plots are made. Jobs that have a line are not run again, and lines of several
+machines may be put together.
 
     python benchmarks/SCRIPT.py DATA ENCODER OUT [--jobs "loss-*"] [--list | --table]
 """
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import reduce
-from operator import getitem
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,18 +37,6 @@ CONFIG = Path(__file__).parents[1] / "configs" / "pretrain.cfg"
 RATE = 1e-4  # of fine-tuning: that of init-config
 SEEDS = (0, 1, 2)
 ALL = 10_000  # examples, more than any task has
-# spaCy's command line, with its peak of memory in a file: the system's figure begins at our peak.
-MEASURED = f"""
-import sys
-sys.path.append({str(Path(__file__).parent)!r})
-from contenders import peak_rss
-from spacy.cli import setup_cli
-file = sys.argv.pop(1)
-try:
-    setup_cli()
-finally:
-    open(file, "w").write(str(peak_rss()))
-"""
 
 
 @dataclass(frozen=True)
@@ -64,11 +52,16 @@ class Bench:
     def scaled(self, number: float, least: int) -> int:
         return max(round(number * self.scale), least)
 
-    def work(self, name: str) -> Path:
-        return self.out / "work" / name
+    @property
+    def script(self) -> str:
+        return Path(sys.argv[0]).stem
 
-    def file(self, name: str) -> Path:
-        return self.out / f"{name}.json"
+    @property
+    def results(self) -> Path:
+        return self.out / f"{self.script}.jsonl"
+
+    def work(self, name: str) -> Path:
+        return self.out / "work" / self.script / name
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,9 @@ def run_script(
         bench = Bench(data, encoder, out.absolute(), precision, scale)
         chosen = [job for job in list_jobs() if fnmatch(job.name, jobs)]
         if table:
+            scales = {result["scale"] for result in read_results(bench).values()}
+            if scales - {1.0}:
+                print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
             print_tables(bench)
         elif show:
             show_jobs(bench, chosen)
@@ -112,7 +108,8 @@ def run_script(
 
 
 def show_jobs(bench: Bench, jobs: list[Job]) -> None:
-    missing = [job for job in jobs if not bench.file(job.name).exists()]
+    done = read_results(bench)
+    missing = [job for job in jobs if job.name not in done]
     for job in jobs:
         state = f"missing, about {job.minutes:.0f} min" if job in missing else "done"
         print(f"{job.name:32} {state}{f', needs {job.needs}' if job.needs else ''}")
@@ -121,7 +118,7 @@ def show_jobs(bench: Bench, jobs: list[Job]) -> None:
 
 def run_jobs(bench: Bench, jobs: list[Job]) -> None:
     for job in jobs:
-        if bench.file(job.name).exists():
+        if job.name in read_results(bench):  # another process may work beside this one
             continue
         if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
             print(f"{job.name} is left out: run {job.needs} first.", flush=True)
@@ -138,9 +135,8 @@ def run_jobs(bench: Bench, jobs: list[Job]) -> None:
         }
         result["seconds"] = round(time.perf_counter() - start)
         result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
-        partly = bench.file(job.name).with_suffix(".partly")
-        partly.write_text(json.dumps(result, indent=1), encoding="utf8")
-        partly.replace(bench.file(job.name))
+        with bench.results.open("a", encoding="utf8") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 # --- what jobs do
@@ -162,8 +158,7 @@ def finetune(
     look: Callable[[spacy.Language], dict[str, Any]] = lambda nlp: {},
 ) -> dict[str, Any]:
     """`spacy train` with the config of `init-config`, changed, if need be, by `change`; the last
-    model's score, and what `look` finds in that model. Seconds are those of the command, with its
-    start and evaluations."""
+    model's score, and what `look` finds in that model."""
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     convert_task(bench.data, task, folder / "data")
     for part, size in {"train": n_train, "dev": n_dev, "test": n_test}.items():
@@ -189,13 +184,8 @@ def finetune(
     training["optimizer"]["learn_rate"] |= schedule
     change(config)
     config.to_disk(folder / "config.cfg")
-    command = [sys.executable, "-c", MEASURED, folder / "peak", "train", folder / "config.cfg"]
-    start = time.perf_counter()
-    process = subprocess.Popen([*map(str, command), "--output", str(folder / "out")])
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(status, "spacy train")
-    seconds = time.perf_counter() - start
+    command = ["train", folder / "config.cfg", "--output", folder / "out"]
+    subprocess.run([sys.executable, "-m", "spacy", *command], check=True)
     nlp = spacy.load(folder / "out" / "model-last")
     found = nlp.evaluate(list(BertCorpus(folder / "test")(nlp)))
     result = {
@@ -203,9 +193,6 @@ def finetune(
         "metric": TASKS[task].metric,
         "steps": steps,
         "rate": rate,
-        "train_seconds": round(seconds),
-        "train_cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "train_peak_mib": round(float((folder / "peak").read_text())),
         **look(nlp),
     }
     shutil.rmtree(folder)
@@ -227,15 +214,6 @@ def pretrain(bench: Bench, name: str, settings: Mapping[str, Any]) -> dict[str, 
     return json.loads((output / "log.jsonl").read_text("utf8").splitlines()[-1])
 
 
-def make_random(encoder: str, folder: Path, *, seed: int = 0) -> None:
-    """An encoder of the same shape, with the same tokenizer, that has learned nothing."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    torch.manual_seed(seed)
-    AutoModel.from_config(AutoConfig.from_pretrained(encoder)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
-
-
 def take(source: Path, size: int, target: Path) -> None:
     """The first Docs of an order that is always the same."""
     docs = list(DocBin().from_disk(source).get_docs(Vocab()))
@@ -247,12 +225,10 @@ def take(source: Path, size: int, target: Path) -> None:
 
 
 def read_results(bench: Bench) -> dict[str, dict]:
-    """What is done, by the names of the jobs; it says so if some of it is a test of a script."""
-    done = {path.stem: json.loads(path.read_bytes()) for path in sorted(bench.out.glob("*.json"))}
-    scales = {result.get("scale", 1.0) for result in done.values()}
-    if scales - {1.0}:
-        print(f"**A test of the script, scale {', '.join(map(str, sorted(scales)))}.**\n")
-    return done
+    """The results by the names of their jobs."""
+    lines = bench.results.read_text("utf8").splitlines() if bench.results.exists() else []
+    results = sorted(map(json.loads, lines), key=itemgetter("job"))
+    return {result["job"]: result for result in results}
 
 
 def runs_of(done: dict[str, dict], prefix: str) -> list[dict]:

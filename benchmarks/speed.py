@@ -6,8 +6,7 @@ texts and threads. Heads are not trained: only time is measured.
 
 Tasks that are in OUT.json are not measured again. Contenders have names that begin with their
 system: `ours-bf16`, `hf-pipeline-b8` (batches of 8), `by-hand-fp32`; `--contenders ours,by-hand`
-takes some of them. Another package beside ours, in an environment of its own, which is made once in
-`.rivals/NAME` beside this package:
+runs some of them. `--rival` compares another package, in an environment of its own (`rivals.py`):
 
     python benchmarks/speed.py DATA ENCODER OUT.json --rival gliner
 """
@@ -21,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +29,7 @@ import spacy
 import torch
 import typer
 from contenders import BATCH_SIZE, HEADS, LABELS, MAX_ANSWER, START
+from rivals import RIVALS, make_environment
 from spacy.language import Language
 from tasks import TASKS, list_questions, read_conll, read_sick, read_squad
 
@@ -52,13 +51,6 @@ INPUTS = {"nli": "pairs", "qa": "questions", "train": "sentences"}
 UNITS = {"nli": "pairs/s", "qa": "questions/s", "train": "steps/s"}
 SIZES = {"texts": 1000, "pairs": 1000, "questions": 80, "steps": 20}
 TAGGED = 0.1  # of the words
-RIVALS = {  # what pip installs
-    "spacy-transformers": ["spacy-transformers==1.4.0"],
-    "spacy-curated-transformers": ["spacy-curated-transformers==0.3.1", "transformers<5"],
-    "edsnlp": ["edsnlp[ml]==0.23.0"],
-    "gliner": ["gliner==0.2.29"],
-    "setfit": ["setfit==1.2.0", "transformers<5"],
-}
 
 
 def main(
@@ -81,7 +73,9 @@ def main(
     measured = {"threads": threads, "cpu_time": cpu_time, "device": device}
     report["machine"] = describe_machine() | measured | {"rounds": rounds}
     python = make_environment(rival) if rival else sys.executable
-    begins = [f"{x}-" for x in (f"ours,{rival}" if rival else contenders).split(",") if x]
+    if rival:
+        contenders = f"{contenders or 'ours'},{rival}"
+    begins = [f"{name}-" for name in contenders.split(",") if name]
     chosen = {
         task: [name for name in names if not begins or f"{name}-".startswith(tuple(begins))]
         for task, names in CONTENDERS.items()
@@ -111,21 +105,6 @@ def main(
             report["rows"] += measure(task, processes, amounts[inputs], rounds)
             show(task, report["rows"])
             out.write_text(json.dumps(report, indent=1))
-
-
-def make_environment(rival: str) -> str:
-    """The interpreter of another package's environment, which is made if there is none."""
-    if rival not in RIVALS:
-        raise SystemExit(f"There is no rival '{rival}'. Choose one of: {', '.join(RIVALS)}.")
-    folder = Path(__file__).parents[1] / ".rivals" / rival
-    python = str(folder / "bin" / "python")
-    if not (folder / "installed").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        # The same torch as ours, or its products would be compared too.
-        for step in ([f"torch=={torch.__version__}"], RIVALS[rival]):
-            subprocess.run([python, "-m", "pip", "install", "-q", *step], check=True)
-        (folder / "installed").touch()
-    return python
 
 
 # --- what is measured

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
@@ -66,7 +65,6 @@ def main(
         ),
         ("buckets", lambda: weigh_buckets(encoder, device)),
         ("speed and memory", lambda: keep_docs(encoder, device, docs)),
-        ("training of entities in bf16", lambda: train_beside(encoder, device)),
         *(
             (f"pretraining, length {n}", lambda n=n: profile_pretraining(encoder, device, n))
             for n in (128, 512)
@@ -268,35 +266,6 @@ def keep_docs(encoder: str, device: str, n_docs: int) -> str:
     if memory:
         parts.append(f"on the GPU after 1,000 Docs and after all: {' and '.join(memory)}")
     return "; ".join(parts)
-
-
-def train_beside(encoder: str, device: str) -> str:
-    """Sentences a second of `nlp.update` and of Hugging Face's Trainer, both in bf16, batches of
-    32 padded to the longest there; the second of two epochs."""
-    from contenders import start_trainer, train_spacy
-
-    chance, words = random.Random(0), f"{TEXT} {OTHER}".split()
-    sentences = []
-    for _ in range(3200 if device == "cuda" else 64):
-        chosen = chance.choices(words, k=chance.randint(5, 60))
-        sentences.append((chosen, chance.choices(["O", "O", "O", "B-X"], k=len(chosen))))
-    nlp = spacy.blank("en")
-    nlp.add_pipe("bert_encoder", config={"model": {"name": encoder, "precision": "bf16"}})
-    nlp.add_pipe("bert_ner").add_label("X")
-    nlp.initialize()
-    with TemporaryDirectory() as work:
-        spec = {"inputs": sentences, "encoder": encoder, "device": device, "work": work}
-        runs = {"ours": train_spacy(nlp)}
-        try:
-            runs["Hugging Face's Trainer"] = start_trainer(SimpleNamespace(variant="bf16", **spec))
-        except ImportError as error:  # accelerate
-            print(f"The Trainer is left out: {error}")
-        found = []
-        for name, run in runs.items():
-            list(run(sentences))
-            seconds = clock(device, lambda run=run: list(run(sentences)))
-            found.append(f"{name} {len(sentences) / seconds:,.0f}")
-    return "sentences/s: " + ", ".join(found)
 
 
 def profile_pretraining(encoder: str, device: str, length: int) -> str:

@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 from ..text.arrays import Ints1d
 from .outputs import SpanLogits
 
-IGNORED = -100  # a class for rows without one
 # Logits that are processed at once: 2 MiB in float32, which is the cache of a CPU core; on a GPU
 # enough for its launches not to count.
 CHUNK, CHUNK_ON_GPU = 2**19, 2**26
@@ -41,10 +40,10 @@ def cross_entropy(
 def summed_cross_entropy(
     logits: torch.Tensor, classes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the sum of the softmax cross-entropy in nats, and how many classes are predicted
-    right, for many classes: float32 scalars.
+    """Compute the sum of the softmax cross-entropy in nats, and the number of correct predictions,
+    for many classes: float32 scalars.
 
-    `logits` are (n, num_classes) in any precision, `classes` (n,) the class of each row, IGNORED
+    `logits` are (n, num_classes) in any precision, `classes` (n,) the class of each row, -1
     for none. The loss and its gradient are computed at once, for as many rows as fit into the cache
     together, and only the gradient is kept, in the precision of the logits. torch's cross_entropy
     keeps several tensors of the size of the logits, in float32.
@@ -64,7 +63,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
             gradient = torch.empty_like(logits, dtype=dtype)
         num_rows = (CHUNK_ON_GPU if logits.is_cuda else CHUNK) // logits.shape[1] + 1
-        known = (classes != IGNORED).float()
+        known = (classes >= 0).float()
         places = classes.clamp(min=0)[:, None]
         for begin in range(0, len(logits), num_rows):
             part = slice(begin, begin + num_rows)

@@ -21,7 +21,7 @@ from ..encoder.hidden_states import HiddenStates
 from ..encoder.loading import load_model
 from ..encoder.saved import save_model, write_files
 from ..heads.decoder import Decoder
-from ..heads.losses import IGNORED, summed_cross_entropy
+from ..heads.losses import summed_cross_entropy
 from ..text.arrays import Ints1d
 from .denoising import DECODER, DamagedPart, find_damaged
 from .examples import PAIRS, Batch
@@ -233,7 +233,7 @@ class Pretrainer(nn.Module):
         """Return the summed loss and the number of correct predictions of a head at some
         positions."""
         beyond = self.encoder.num_padding(len(places))
-        places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=IGNORED)
+        places, gold = F.pad(places, (0, beyond)), F.pad(gold, (0, beyond), value=-1)
         return summed_cross_entropy(head(hidden_states.index_select(0, places)), gold)
 
     def run(
