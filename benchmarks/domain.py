@@ -4,17 +4,17 @@ abstracts, NCBI disease.
 
 pretrain-RECIPE-MILLIONS-SEED
     ENCODER after so many million wordpieces. A recipe is `base` with one setting changed: one
-    factor is screened at a time, at half a million wordpieces. All but `cold` start with a head for
-    masked words that was trained on the frozen encoder (`head`). `wrong` reads WikiText, `task` the
-    training texts of NCBI disease alone (Gururangan et al. 2020), `domain-task` those after the
-    domain.
+    factor is screened at a time, at half a million wordpieces. All but `cold` and `task-cold` start
+    with a head for masked words that was trained on the frozen encoder (`head`). `wrong` reads
+    WikiText, `task` the training texts of NCBI disease alone (Gururangan et al. 2020),
+    `domain-task` those after the domain.
 ncbi-RECIPE-MILLIONS-SEED-SHARE-SEED, ncbi-none-0-0-SHARE-SEED
     Entities learned with a share of the sentences, in percent, from the adapted encoder (of that
     seed) and the unadapted one; `decay` in place of the share lets each layer learn at 0.9 of the
     rate of that above it, with 5 %.
 
-Recipes are compared on the development set. `base` is run at more sizes and scored on the test
-set. The sentences of a share are the same for all seeds.
+Recipes are compared on the development set; those of TESTED are run with more seeds and scored on
+the test set. The sentences of a share are the same for all seeds.
 """
 
 import json
@@ -65,12 +65,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sop": {"objective.sentences": "sop"},
     "wrong": {"text.held_out": 0.1},
     "task": {"text.held_out": 0.1},
+    "task-cold": {"text.held_out": 0.1},
     "domain-task": {"text.held_out": 0.1},
 }
 HEAD = ("head", 0.1)  # and its million wordpieces
 SCREEN = 0.5  # million wordpieces
-BEST = "base"
-SIZES = {0.5: 3, 2.0: 3, 8.0: 1}  # seeds of the best recipe by millions of wordpieces
+# What is scored on the test set: recipe, millions of wordpieces, pretraining seeds.
+TESTED = (
+    ("base", 0.5, 3),
+    ("base", 2.0, 3),
+    ("base", 8.0, 1),
+    ("wrong", 0.5, 1),
+    ("task", 0.5, 1),
+    ("task", 2.0, 1),
+)
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
 SENTENCES = 5432
 SEEDS = range(5)
@@ -79,30 +87,27 @@ LAYER_DECAY = 0.9
 
 
 def list_jobs() -> list[Job]:
-    """All jobs: the screens, then the best recipe by size."""
+    """All jobs: the screens, then what is tested."""
     jobs = [adaptation(*HEAD, 0)]
     for recipe in RECIPES:
         if recipe != "head":
             jobs.append(adaptation(recipe, SCREEN, 0))
             jobs += [learning(recipe, SCREEN, 5, seed, 1) for seed in SCREEN_SEEDS]
-    for recipe, millions in (("none", 0), (BEST, SCREEN)):
+    for recipe, millions in (("none", 0), ("base", SCREEN)):
         jobs += [learning(recipe, millions, "decay", seed, 1) for seed in SCREEN_SEEDS]
-    for share in EPOCHS:
-        jobs += [learning("none", 0, share, seed, 1) for seed in SEEDS]
-    for millions, adapted in SIZES.items():
-        jobs += [adaptation(BEST, millions, seed) for seed in range(adapted)]
+    for recipe, millions, adapted in (("none", 0, 1), *TESTED):
+        if recipe != "none":
+            jobs += [adaptation(recipe, millions, seed) for seed in range(adapted)]
         for share in EPOCHS:
-            jobs += [learning(BEST, millions, share, seed, adapted) for seed in SEEDS]
-    for share in EPOCHS:
-        jobs += [learning("wrong", SCREEN, share, seed, 1) for seed in SEEDS]
+            jobs += [learning(recipe, millions, share, seed, adapted) for seed in SEEDS]
     return list({job.name: job for job in jobs}.values())
 
 
 def adaptation(recipe: str, millions: float, seed: int) -> Job:
     name, start = name_of(recipe, millions, seed), name_of(*HEAD, 0)
     if recipe == "domain-task":
-        start = name_of(BEST, SCREEN, 0)
-    elif recipe in ("head", "cold"):
+        start = name_of("base", SCREEN, 0)
+    elif recipe in ("head", "cold", "task-cold"):
         start = None
     return Job(name, 10 * millions, partial(adapt, name, start, recipe, millions, seed), start)
 
@@ -124,7 +129,7 @@ def adapt(
     settings = BASE | RECIPES[recipe]
     steps = bench.scaled(millions * 1e6 / settings["training.batch_tokens"], least=2)
     raw = bench.data / ("raw_wikitext2" if recipe == "wrong" else "raw_biomedical")
-    if recipe.endswith("task"):
+    if "task" in recipe:
         raw = bench.work("task.jsonl")
         texts = [" ".join(words) for words, _ in read_conll(TASKS["ncbi"].paths(bench.data)[0])]
         raw.parent.mkdir(parents=True, exist_ok=True)
@@ -185,8 +190,7 @@ def print_tables(bench: Bench) -> None:
                 print_row(name, *losses, of("dev")(list(runs.values())), spread(gain, "+.1f"))
     print()
     print_head("million wordpieces", *(f"test F1, {share} %; gain" for share in EPOCHS))
-    sizes = ((BEST, size, adapted) for size, adapted in SIZES.items())
-    for recipe, millions, adapted in (("none", 0.0, 1), *sizes, ("wrong", SCREEN, 1)):
+    for recipe, millions, adapted in (("none", 0.0, 1), *TESTED):
         cells = []
         for share in EPOCHS:
             runs = find(done, recipe, millions, share, SEEDS, adapted)
@@ -233,17 +237,20 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for share in EPOCHS:
-        found = {
-            size: gains(done, find(done, BEST, size, share, SEEDS, adapted), "test")
-            for size, adapted in SIZES.items()
-        }
-        found = {size: values for size, values in found.items() if values}
-        means = [statistics.mean(values) for values in found.values()]
-        axes.plot(list(found), means, marker="o", label=f"{share} % of the sentences")
+    for recipe, style in {"base": "-", "task": "--"}.items():
+        for color, share in enumerate(EPOCHS):
+            points = {
+                millions: gains(done, find(done, recipe, millions, share, SEEDS, adapted), "test")
+                for own, millions, adapted in TESTED
+                if own == recipe
+            }
+            means = {size: statistics.mean(gain) for size, gain in points.items() if gain}
+            name = f"{'the task' if recipe == 'task' else 'the domain'}, {share} % of the labels"
+            look = {"marker": "o", "linestyle": style, "color": f"C{color}"}
+            axes.plot(list(means), list(means.values()), label=name, **look)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("million wordpieces of the domain")
+    axes.set_xlabel("million wordpieces read")
     axes.set_ylabel("points of entity F1 gained, test")
     axes.legend()
     figure.savefig(bench.out / "domain.png", dpi=120)

@@ -243,10 +243,10 @@ def draw_docs(bench: Bench, task: str, size: int, seed: int) -> list[Doc]:
 
 def as_texts(docs: list[Doc]) -> list[Doc]:
     """Pairs as texts with a category."""
-    joined = []
+    joined, nlp = [], spacy.blank("en")
     for doc in docs:
         text = JOINED.format(doc.text, copy_of_list("hypotheses", doc)[0].rstrip(" ."))
-        joined.append(spacy.blank("en").make_doc(text))
+        joined.append(nlp.make_doc(text))
         joined[-1].cats = {label: float(label == label_of(doc)) for label in WORDS["sick"]}
     return joined
 

@@ -92,7 +92,8 @@ def run_script(
     ) -> None:
         """Run the jobs that were not run yet."""
         bench = Bench(data, encoder, out.absolute(), precision, scale)
-        chosen = [job for job in list_jobs() if fnmatch(job.name, jobs)]
+        named = {job.name: job for job in list_jobs()}
+        chosen = [job for name, job in named.items() if fnmatch(name, jobs)]
         if table:
             scales = {result["scale"] for result in read_results(bench).values()}
             if scales - {1.0}:
@@ -102,7 +103,9 @@ def run_script(
             show_jobs(bench, chosen)
         else:
             bench.out.mkdir(parents=True, exist_ok=True)
-            run_jobs(bench, chosen)
+            for job in chosen:
+                if job.name not in read_results(bench):  # another process may have added it
+                    run_job(bench, job, named)
 
     typer.run(main)
 
@@ -116,27 +119,26 @@ def show_jobs(bench: Bench, jobs: list[Job]) -> None:
     print(f"{sum(job.minutes for job in missing) / 60:.1f} hours are left, for one core.")
 
 
-def run_jobs(bench: Bench, jobs: list[Job]) -> None:
-    for job in jobs:
-        if job.name in read_results(bench):  # another process may work beside this one
-            continue
-        if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
-            print(f"{job.name} is left out: run {job.needs} first.", flush=True)
-            continue
-        print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
-        start, start_cpu = time.perf_counter(), sum(os.times()[:4])
-        result = {
-            "job": job.name,
-            "precision": bench.precision,
-            "scale": bench.scale,
-            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-            "torch": torch.__version__,
-            **job.run(bench),
-        }
-        result["seconds"] = round(time.perf_counter() - start)
-        result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
-        with bench.results.open("a", encoding="utf8") as file:
-            file.write(json.dumps(result) + "\n")
+def run_job(bench: Bench, job: Job, jobs: dict[str, Job]) -> None:
+    """Run a job, after the one that it needs if its pipeline is missing: results may come from
+    another machine."""
+    if job.needs and not (bench.work(job.needs) / "model-last").is_dir():
+        run_job(bench, jobs[job.needs], jobs)
+    print(f"{job.name}, about {job.minutes:.0f} min", flush=True)
+    start, start_cpu = time.perf_counter(), sum(os.times()[:4])
+    result = {
+        "job": job.name,
+        "precision": bench.precision,
+        "scale": bench.scale,
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **job.run(bench),
+    }
+    result["seconds"] = round(time.perf_counter() - start)
+    result["cpu_seconds"] = round(sum(os.times()[:4]) - start_cpu)
+    with bench.results.open("a", encoding="utf8") as file:
+        file.write(json.dumps(result) + "\n")
 
 
 # --- what jobs do
