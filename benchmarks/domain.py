@@ -4,10 +4,10 @@ abstracts, NCBI disease.
 
 pretrain-RECIPE-MILLIONS-SEED
     ENCODER after so many million wordpieces. A recipe is `base` with one setting changed: one
-    factor is screened at a time, at half a million wordpieces. All but `cold` and `task-cold` start
-    with a head for masked words that was trained on the frozen encoder (`head`). `wrong` reads
-    WikiText, `task` the training texts of NCBI disease alone (Gururangan et al. 2020),
-    `domain-task` those after the domain.
+    factor is screened at a time, at half a million wordpieces. `warm` and `task-warm` start with a
+    head for masked words that was trained on the frozen encoder (`head`), the others with a new
+    one. `wrong` reads WikiText, `task` the training texts of NCBI disease alone (Gururangan et al.
+    2020), `domain-task` those after the domain.
 ncbi-RECIPE-MILLIONS-SEED-SHARE-SEED, ncbi-none-0-0-SHARE-SEED
     Entities learned with a share of the sentences, in percent, from the adapted encoder (of that
     seed) and the unadapted one; `decay` in place of the share lets each layer learn at 0.9 of the
@@ -54,7 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The encoder's learning rate is nearly 0, so its weights stay; the head's is 1e-3.
     "head": {RATE: 1e-9, "training.new_head_lr_multiplier": 1e6},
     "base": {},
-    "cold": {},
+    "warm": {},
     "rate-3e-4": {RATE: 3e-4},
     "batch-512": {"training.batch_tokens": 512},
     "mask-30": {"masking.rate": 0.3},
@@ -65,7 +65,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sop": {"objective.sentences": "sop"},
     "wrong": {"text.held_out": 0.1},
     "task": {"text.held_out": 0.1},
-    "task-cold": {"text.held_out": 0.1},
+    "task-warm": {"text.held_out": 0.1},
     "domain-task": {"text.held_out": 0.1},
 }
 HEAD = ("head", 0.1)  # and its million wordpieces
@@ -78,6 +78,7 @@ TESTED = (
     ("wrong", 0.5, 1),
     ("task", 0.5, 1),
     ("task", 2.0, 1),
+    ("task-warm", 0.5, 1),
 )
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
 SENTENCES = 5432
@@ -104,11 +105,11 @@ def list_jobs() -> list[Job]:
 
 
 def adaptation(recipe: str, millions: float, seed: int) -> Job:
-    name, start = name_of(recipe, millions, seed), name_of(*HEAD, 0)
-    if recipe == "domain-task":
+    name, start = name_of(recipe, millions, seed), None
+    if recipe in ("warm", "task-warm"):
+        start = name_of(*HEAD, 0)
+    elif recipe == "domain-task":
         start = name_of("base", SCREEN, 0)
-    elif recipe in ("head", "cold", "task-cold"):
-        start = None
     return Job(name, 10 * millions, partial(adapt, name, start, recipe, millions, seed), start)
 
 
@@ -223,9 +224,10 @@ def gains(done: dict[str, dict], runs: Runs, part: str) -> list[float]:
 
 
 def interval(gain: list[float]) -> str:
-    """The mean and its 95 % interval by Student's t for five seeds."""
+    """The mean and its 95 % interval by Student's t for five seeds; from where to where for
+    fewer."""
     if len(gain) < len(SEEDS):
-        return "–"
+        return spread(gain, "+.1f")
     half = 2.776 * statistics.stdev(gain) / len(gain) ** 0.5
     mean = statistics.mean(gain)
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
