@@ -98,8 +98,8 @@ class PreparationReport:
             found.append(f"The text is a single document of {self.sentences:,} sentences.{advice}")
         elif self.single > self.documents / 2:
             found.append(
-                f"{self.single:,} of {self.documents:,} documents have only one sentence, which is "
-                f"too short for a pair of segments.{advice}"
+                f"{self.single:,} of {self.documents:,} documents have only one sentence; with "
+                f'objective.sentences = "full-sentences" they are not skipped.{advice}'
             )
         if self.pieces > LONG_SENTENCES * self.sentences:
             found.append(
