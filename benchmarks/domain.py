@@ -70,6 +70,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 HEAD = ("head", 0.1)  # and its million wordpieces
 SCREEN = 0.5  # million wordpieces
+# The recipes that start from another one's encoder, not from ENCODER.
+STARTS = {"warm": HEAD, "task-warm": HEAD, "domain-task": ("base", SCREEN)}
 # What is scored on the test set: recipe, millions of wordpieces, pretraining seeds.
 TESTED = (
     ("base", 0.5, 3),
@@ -105,11 +107,8 @@ def list_jobs() -> list[Job]:
 
 
 def adaptation(recipe: str, millions: float, seed: int) -> Job:
-    name, start = name_of(recipe, millions, seed), None
-    if recipe in ("warm", "task-warm"):
-        start = name_of(*HEAD, 0)
-    elif recipe == "domain-task":
-        start = name_of("base", SCREEN, 0)
+    name = name_of(recipe, millions, seed)
+    start = name_of(*STARTS[recipe], 0) if recipe in STARTS else None
     return Job(name, 10 * millions, partial(adapt, name, start, recipe, millions, seed), start)
 
 
@@ -117,10 +116,15 @@ def name_of(recipe: str, millions: float, seed: int) -> str:
     return f"pretrain-{recipe}-{millions:g}-{seed}"
 
 
+def name_of_learning(recipe: str, millions: float, share: Share, seed: int, adapted: int) -> str:
+    """There are `adapted` encoders, which seeds take in turns."""
+    return f"ncbi-{recipe}-{millions:g}-{seed % adapted}-{share}-{seed}"
+
+
 def learning(recipe: str, millions: float, share: Share, seed: int, adapted: int) -> Job:
-    """A fine-tuning. There are `adapted` encoders, which seeds take in turns."""
+    """A fine-tuning."""
     needs = name_of(recipe, millions, seed % adapted) if millions else None
-    name = f"ncbi-{recipe}-{millions:g}-{seed % adapted}-{share}-{seed}"
+    name = name_of_learning(recipe, millions, share, seed, adapted)
     return Job(name, 1, partial(learn, name, needs, share, seed), needs)
 
 
@@ -183,7 +187,7 @@ def print_tables(bench: Bench) -> None:
     print_head("0.5 million", "held out: loss", "right", "dev F1, 5 %", "gain over none")
     for recipe in ("none", *RECIPES):
         millions = SCREEN if recipe != "none" else 0.0
-        reports = [done[name] for name in [f"pretrain-{recipe}-{millions:g}-0"] if name in done]
+        reports = [done[name] for name in [name_of(recipe, millions, 0)] if name in done]
         losses = [of(f"held_out_mlm_{key}")(reports) for key in ("loss", "accuracy")]
         for part, name in {"5": recipe, "decay": f"{recipe}, layer decay"}.items():
             if runs := find(done, recipe, millions, part, SCREEN_SEEDS, 1):
@@ -208,8 +212,7 @@ def find(
     done: dict[str, dict], recipe: str, millions: float, share: Share, seeds: range, adapted: int
 ) -> Runs:
     names = {
-        (share, seed): f"ncbi-{recipe}-{millions:g}-{seed % adapted}-{share}-{seed}"
-        for seed in seeds
+        (share, seed): name_of_learning(recipe, millions, share, seed, adapted) for seed in seeds
     }
     return {key: done[name] for key, name in names.items() if name in done}
 
@@ -218,7 +221,8 @@ def gains(done: dict[str, dict], runs: Runs, part: str) -> list[float]:
     """Points more than the unadapted encoder has with the same seed."""
     found = []
     for (share, seed), run in runs.items():
-        if none := done.get(f"ncbi-none-0-0-{5 if share == 'decay' else share}-{seed}"):
+        compared = 5 if share == "decay" else share
+        if none := done.get(name_of_learning("none", 0, compared, seed, 1)):
             found.append(100 * (run[part] - none[part]))
     return found
 

@@ -24,7 +24,7 @@ def served(joint):
 def ask(served, monkeypatch):
     """Hugging Face's client of a task."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # or it doesn't ask local servers
-    # Before version 1 that was looked at when a session was made, later at each request.
+    # huggingface_hub reads it at each request; before version 1 only with a new HTTP client.
     reset_sessions = getattr(utils._http, "reset_sessions", lambda: None)
     reset_sessions()
 
