@@ -32,7 +32,8 @@ def encoder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def settings(encoder, tmp_path_factory) -> Settings:
-    return make_settings(tmp_path_factory.mktemp("settings"), encoder)
+    settings = make_settings(tmp_path_factory.mktemp("settings"), encoder)
+    return replace(settings, training=replace(settings.training, new_head_steps=4))
 
 
 @pytest.fixture(scope="module")

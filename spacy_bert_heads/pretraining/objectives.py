@@ -109,6 +109,10 @@ class Pretrainer(nn.Module):
         own = {"model": self.model}
         return nn.ModuleDict(own if self.decoder is None else own | {"decoder": self.decoder})
 
+    def is_new(self, name: str) -> bool:
+        """Return whether the checkpoint lacks the parameter of `parts` with this name."""
+        return name.removeprefix("model.") in self.new_parameters
+
     def vocabulary(self) -> Vocabulary:
         """Return what the examples need from the tokenizer. Raises ValueError if it has no mask
         token."""
@@ -269,9 +273,11 @@ class Pretrainer(nn.Module):
                 sums = self(part.layout, *rest, damaged)
             if scales:
                 losses = zip(sums[::2], scales, strict=True)
-                sum(
+                loss = sum(
                     (loss * scale for loss, scale in losses), torch.zeros((), device=device)
-                ).backward()
+                )
+                if loss.requires_grad:  # not if only a head learns that this part doesn't need
+                    loss.backward()
             restored = damaged.restored if damaged else []
             counts = [*map(len, gold), sum(len(ids) + 1 for ids in restored)]
             rows = zip(sums[::2], sums[1::2], counts, strict=True)
