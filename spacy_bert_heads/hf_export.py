@@ -20,7 +20,7 @@ from .heads import encoder_decoder
 from .heads.decoder import Decoder
 from .heads.families import CROSS_ENCODER_SETTINGS, auto_class, layer_names
 from .heads.head import BertHead
-from .heads.layers import DROPOUT_RATES, family_settings
+from .heads.model import DROPOUT_RATES, family_settings
 from .heads.modules import Classifier
 from .model_card import make_card
 from .onnx import OUTPUTS, replace_weights, require_onnx

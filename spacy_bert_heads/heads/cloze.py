@@ -31,15 +31,9 @@ from ..text.unknown import id_of_unknown
 from ..text.wordpieces import WordpieceTokenizer
 from .families import layer_names, masked_word_activation
 from .free_text import parse
-from .layers import (
-    MAX_WINDOWS,
-    check_max_windows,
-    head_from_files,
-    head_model,
-    head_to_files,
-    sequence_output,
-)
-from .layers import forward as forward_states
+from .layers import MAX_WINDOWS, check_max_windows, sequence_output
+from .model import forward as forward_states
+from .model import head_from_files, head_model, head_to_files
 from .modules import ClozeClassifier
 
 if TYPE_CHECKING:

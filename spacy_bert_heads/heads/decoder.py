@@ -29,7 +29,8 @@ from ..encoder.untrusted import build_model, read_config, read_weights
 from ..text.arrays import Ints1d
 from ..text.wordpieces import WordpieceTokenizer
 from .generation import generate, make_generator, pad_states, padded_index
-from .layers import MAX_WINDOWS, check_max_windows, head_model
+from .layers import MAX_WINDOWS, check_max_windows
+from .model import head_model
 from .outputs import tensors_of
 
 if TYPE_CHECKING:

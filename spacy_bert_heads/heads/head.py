@@ -24,7 +24,7 @@ from ..text.doc_data import register_abstained
 from .calibrated import CalibratedHead, check_temperature, check_thresholds
 from .free_text import parse_labels
 from .imitation import Imitating, StartedUpdate
-from .layers import add_classes
+from .model import add_classes
 from .outputs import differentiate, map_tensors
 from .stream import group_docs
 

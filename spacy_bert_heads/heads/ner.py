@@ -29,7 +29,7 @@ from .find import register_extensions
 from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
-from .layers import CRF, set_aggregation
+from .model import CRF, set_aggregation
 from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
 from .outputs import TokenLogits, map_tensors

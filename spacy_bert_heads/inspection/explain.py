@@ -27,7 +27,7 @@ from ..encoder.listener import BertListener, encoder_model_behind
 from ..encoder.model import checkpoint_of, encoder_of, layers_of, pack, shim_of
 from ..heads.cloze import PATTERN, pack_cloze
 from ..heads.head import BertHead
-from ..heads.layers import AGGREGATION
+from ..heads.model import AGGREGATION
 from ..heads.pair_head import BertPairHead
 from ..text.batch import PackedBatch
 from ..text.pairs import Pairs

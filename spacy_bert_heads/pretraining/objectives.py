@@ -273,9 +273,7 @@ class Pretrainer(nn.Module):
                 sums = self(part.layout, *rest, damaged)
             if scales:
                 losses = zip(sums[::2], scales, strict=True)
-                loss = sum(
-                    (loss * scale for loss, scale in losses), torch.zeros((), device=device)
-                )
+                loss = sum((loss * scale for loss, scale in losses), torch.zeros((), device=device))
                 if loss.requires_grad:  # not if only a head learns that this part doesn't need
                     loss.backward()
             restored = damaged.restored if damaged else []

@@ -211,8 +211,9 @@ class Training:
     has fewer of them. max_batch_tokens: the most wordpieces, padding included, that a process
     computes at once; gradients of the parts of a batch are accumulated. new_head_lr_multiplier: the
     learning-rate multiplier of heads that the checkpoint lacks. new_head_steps: in the first of the
-    steps only these heads learn. keep: the number of training states to keep. optimizer, logger: blocks with @optimizers and @loggers. In the block of a schedule, a
-    null total_steps is the number of steps of the run, a null warmup_steps a tenth of it.
+    steps only these heads learn. keep: the number of training states to keep. optimizer, logger:
+    blocks with @optimizers and @loggers. In the block of a schedule, a null total_steps is the
+    number of steps of the run, a null warmup_steps a tenth of it.
     """
 
     max_steps: Count | None = None
