@@ -81,8 +81,8 @@ def train(
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
         test = list(BertCorpus(bench.work(name) / "test")(nlp))
-        docs = list(nlp.pipe([example.reference.text for example in test]))
         scores = nlp.evaluate(test)
+        docs = [example.predicted for example in test]
         found = {key: scores[key] for key in scores if key.startswith("seq2seq")}
         found["samples"] = [[doc.text, doc._.generated] for doc in docs[:5]]
         if task == "e2e":
