@@ -42,7 +42,7 @@ from spacy_bert_heads.data.reader import BertCorpus
 
 Share = int | str  # of the sentences, in percent; or "decay"
 RATE = "training.optimizer.learn_rate.initial_rate"
-HEAD_STEPS = "training.new_head_steps"  # a fifth of half a million wordpieces
+HEAD_STEPS = "training.new_head_steps"  # 0.1 million wordpieces
 BASE = {  # beside configs/pretrain.cfg
     "objective.sentences": "full-sentences",
     "text.held_out": 0.01,
@@ -85,6 +85,7 @@ TESTED = (
     ("task", 2.0, 1),
     ("task-warm", 0.5, 1),
     ("task-head-first", 0.5, 1),
+    ("task-head-first", 2.0, 1),
     ("head-first", 0.5, 1),
 )
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences

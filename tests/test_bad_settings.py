@@ -117,6 +117,22 @@ def test_class_weights_of_an_unknown_label(checkpoint, head):
         build(checkpoint, head, settings={"class_weights": {"fire": 2.0, "flood": 2.0}})
 
 
+def test_thresholds_of_an_unknown_label(checkpoint, tmp_path):
+    settings = {"thresholds": {"fires": 0.5}}
+    match = "thresholds of bert_textcat names 'fires', which is .*labels: fire, voyage"
+    with pytest.raises(ValueError, match=match):
+        build(checkpoint, "textcat", settings=settings)
+    build(checkpoint, "textcat").to_disk(tmp_path)
+    config = (tmp_path / "config.cfg").read_text()
+    assert config.count("thresholds = null") == 1
+    changed = config.replace("thresholds = null", 'thresholds = {"fires": 0.5}')
+    (tmp_path / "config.cfg").write_text(changed)
+    with pytest.raises(ValueError, match=match):
+        spacy.load(tmp_path)
+    with pytest.raises(ValueError, match="names 'answers', .*labels: answer, no answer"):
+        build(checkpoint, "qa", settings={"thresholds": {"answers": 0.5}})
+
+
 def test_two_categories_at_once_need_multilabel(make_nlp):
     nlp = make_nlp("textcat")
     both = make_examples(nlp, [("It burned", {"cats": {"fire": 1.0, "voyage": 1.0}})])

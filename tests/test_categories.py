@@ -19,6 +19,8 @@ from spacy.training import Example
 from thinc.api import Adam
 from torch.nn import functional as F
 
+from spacy_bert_heads.heads.categories import score_choices
+
 KINDS = ["textcat", "textcat_multilabel"]
 TEXT = "Anna left Hull"
 TEXTS = [TEXT, "The boat burned", "Skagen on Tuesday", "Grete", "in Hull Hull Hull"]
@@ -285,3 +287,61 @@ def test_a_positive_label_is_one_of_two(checkpoint, factory, labels, positive):
     nlp.config["initialize"]["components"] = {"kind": settings}
     with pytest.raises(ValueError, match=f"positive_label of kind is '{positive}'"):
         nlp.initialize(lambda: examples(nlp, list(KIND)))
+
+
+CATS = st.sampled_from([{}, {"A": 1.0, "B": 0.0, "C": 0.0}, {"B": 1.0}, {"A": 0.0, "C": 1.0}])
+
+
+@given(
+    st.lists(
+        st.tuples(CATS.filter(bool), st.dictionaries(st.sampled_from("ABC"), st.floats(0, 1))),
+        min_size=1,
+        max_size=8,
+    ),
+    st.booleans(),
+)
+def test_f_scores_of_choices_are_those_of_spacy(rows, binary):
+    """As far as spaCy's scorer can compute them: not with a prediction that was left out."""
+    labels, positive = ("AB", "B") if binary else ("ABC", None)
+    examples, choices = [], []
+    for gold, guess in rows:
+        gold, guess = ({k: v for k, v in cats.items() if k in labels} for cats in (gold, guess))
+        if any(gold.values()) and guess:
+            example = Example(set_cats(doc_of("a"), guess), set_cats(doc_of("a"), gold))
+            examples.append(example)
+            choices += make_head("textcat", labels).decisions(example)
+    expected = Scorer.score_cats(
+        examples, "cats", labels=labels, multi_label=False, positive_label=positive
+    )
+    found = score_choices(choices, labels, positive)
+    assert found.keys() == {key for key in expected if "auc" not in key}
+    by_label = expected["cats_f_per_type"]
+    assert found.pop("cats_f_per_type") == {k: pytest.approx(v) for k, v in by_label.items()}
+    assert found.pop("cats_score_desc") == expected["cats_score_desc"]
+    assert found == pytest.approx({key: expected[key] for key in found})
+
+
+def test_a_choice_that_was_left_out_is_a_miss():
+    head = make_head("textcat", ("good", "bad", "so"), thresholds={"good": 0.9, "bad": 0.0})
+    examples = [with_cats({label: 1.0}) for label in ("good", "good", "bad", "so")]
+    examples.append(with_cats({"good": 0.0, "bad": 0.0, "so": 0.0}))  # not annotated
+    docs = [set_cats(example.predicted, {}) for example in examples]
+    p = [[0.95, 0.05, 0], [0.8, 0.2, 0], [0.6, 0.4, 0], [0, 1, 0], [0, 1, 0]]
+    head.set_annotations(docs, torch.tensor(p).clamp(min=1e-9).log())
+    assert [bool(doc.cats) for doc in docs] == [True, False, False, True, True]
+    scores = head.score(examples)
+    # good: one right, one missed; bad: one missed, one wrong; so: one missed.
+    assert scores["cats_f_per_type"]["good"] == {"p": 1.0, "r": 0.5, "f": pytest.approx(2 / 3)}
+    assert scores["cats_f_per_type"]["bad"] == {"p": 0.0, "r": 0.0, "f": 0.0}
+    assert scores["cats_score"] == pytest.approx(2 / 9)
+    assert scores["cats_micro_r"] == scores["cats_acc"] == 0.25
+    assert scores["cats_micro_p"] == 0.5
+
+
+def test_exclusive_categories_of_which_none_holds_are_not_annotated():
+    head = make_head("textcat")
+    example = with_cats({"A": 0.0, "B": 0.0})
+    set_cats(example.predicted, {"A": 0.9, "B": 0.1})
+    assert not head.has_gold(example) and head.decisions(example) == []
+    assert head.score([example])["cats_acc"] is None
+    assert make_head("textcat_multilabel").has_gold(example)

@@ -200,6 +200,17 @@ def test_wrong_answers(nlp, answer):
         nlp.get_pipe("bert_choice").update([example])
 
 
+@pytest.mark.parametrize("more", [{}, {"question": None}, {"question": "", "id": 7}])
+def test_a_choice_without_a_question_is_scored(nlp, more):
+    reference = nlp.make_doc("A text")
+    reference._.choices = [{"options": ["yes", "no"], **more}]
+    reference._.chosen = [make_choice(np.argmax([0.2, 0.8]))]
+    examples = [Example(nlp.make_doc("A text"), reference)]
+    nlp.get_pipe("bert_choice").check_gold(examples[0])
+    examples[0].predicted._.choices = [{"options": ["yes", "no"], **more}]
+    assert nlp.evaluate(examples)["choice_acc"] in (0.0, 1.0)
+
+
 # --- data and commands
 
 

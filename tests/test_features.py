@@ -277,6 +277,9 @@ def test_the_lstm_reads_each_doc_by_itself():
     torch.testing.assert_close(logits, torch.cat(expected))
     assert logits.shape == (n, 3)
 
+    empty = batch_of_tokens(np.asarray([0, 0]))
+    assert module(states[:0], empty).shape == (0, 3)
+
     # A long Doc makes the others no longer.
     sizes = []
     module.lstm.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0].data)))

@@ -1,10 +1,15 @@
 """Updates of heads that read pairs, and gold data by hand."""
 
+import numpy as np
 import pytest
 import torch
 from pair_stream import DATA, assert_slices, build, make_examples, train, weights_of
 from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
 from thinc.api import Adam
+
+from spacy_bert_heads.pairs import make_answer
 
 
 @pytest.mark.parametrize("frozen", ["bert_encoder", "bert_nli", "bert_qa"])
@@ -104,3 +109,31 @@ def test_gold_answers_of_another_text(checkpoint):
     examples[0].reference._.answers[0] |= {"start_char": 2, "end_char": 12}
     with pytest.raises(ValueError, match="Anna Grete"):
         nlp.update(examples, sgd=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["The  coaster   lost control off Skagen.", "THE COASTER lost control off SKAGEN ."]
+)
+def test_gold_answers_of_a_text_with_other_white_space_and_case(checkpoint, text):
+    nlp = build(checkpoint, "qa")
+    words = ["The", "coaster", "lost", "control", "off", "Skagen", "."]
+    reference = Doc(nlp.vocab, words=words)
+    reference._.questions = ["Where?", "Which?", "Why?"]
+    gold = [("Skagen", 29, 35), ("The coaster", 0, 11), ("", 0, 0)]
+    reference._.answers = [make_answer(reference, *np.asarray(place)) for _, *place in gold]
+    example = Example(nlp.make_doc(text), reference)
+    output, _ = nlp.get_pipe("bert_qa").begin_update([example])
+    offsets, starts = output.batch.offsets, output.batch.cu_seqlens
+    for number, (answer, *_) in enumerate(gold):
+        first, last = output.targets[number] + starts[number]
+        found = (
+            text[offsets.starts[first] : offsets.ends[last]] if output.targets[number].any() else ""
+        )
+        assert "".join(found.lower().split()) == "".join(answer.lower().split())
+
+
+def test_gold_answers_of_a_text_with_other_words(checkpoint):
+    nlp = build(checkpoint, "qa")
+    (first, _) = make_examples(nlp)
+    with pytest.raises(ValueError, match="E949"):
+        nlp.get_pipe("bert_qa").update([Example(nlp.make_doc("Some other text"), first.reference)])

@@ -227,6 +227,30 @@ def test_our_token_heads_on_hash_embeddings(shared, tmp_path):
     assert annotations(spacy.load(tmp_path)(text)) == annotations(nlp(text))
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+def test_a_text_head_on_hash_embeddings_reads_no_neighbour_of_an_empty_text(pooling):
+    nlp = spacy.blank("xx")
+    tok2vec = nlp.get_factory_meta("tok2vec").default_config["model"]
+    config = {"pooling": pooling, "dropout": 0.0, "tok2vec": tok2vec}
+    nlp.add_pipe("bert_textcat", config={"model": config})
+    examples = []
+    for text, cat in (("Anna left", "A"), ("", "B"), ("Bob met Carl", "B")):
+        reference = nlp.make_doc(text)
+        reference.cats = {"A": float(cat == "A"), "B": float(cat == "B")}
+        examples.append(Example(nlp.make_doc(text), reference))
+    optimizer = nlp.initialize(lambda: examples)
+    texts = [example.reference.text for example in examples]
+    for order in (texts, texts[::-1], ["", *texts, ""]):
+        for text, doc in zip(order, nlp.pipe(order), strict=True):
+            assert doc.cats == pytest.approx(nlp(text).cats, abs=1e-6)
+    optimizer.learn_rate = 0.01
+    for _ in range(30):
+        nlp.update(examples, sgd=optimizer)
+    for example in examples:
+        cats, gold = nlp(example.reference.text).cats, example.reference.cats
+        assert max(cats, key=cats.get) == max(gold, key=gold.get)
+
+
 def test_without_an_encoder_it_says_what_to_add():
     nlp = spacy.blank("en")
     nlp.add_pipe("tagger", config={"model": make_config(nlp, "tagger")})

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from .tallies import Tally
 Floats1d = NDArray[np.float64]
 # The maximum number of spans in one array: 8 MB in float64.
 MAX_SPANS = 2**20
+KINDS = ("answer", "no answer")  # of answers, in scores and thresholds
 
 
 # --- spans
@@ -199,13 +201,13 @@ def score_qa(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
     for questions with and without an answer; None without any question. Raises ValueError if a
     predicted Doc lacks questions of its reference.
     """
-    kinds: dict[str, list[dict[str, float]]] = {"answer": [], "no answer": []}
+    kinds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for example in examples:
         for kind, row in tally_answers(example).items():
             kinds[kind].append(row)
     if not any(kinds.values()):
         return {"qa_exact": None, "qa_f1": None, "qa_per_type": None}
-    total = _sum_up([*kinds["answer"], *kinds["no answer"]])
+    total = _sum_up(list(chain(*kinds.values())))
     return {
         "qa_exact": total["exact"],
         "qa_f1": total["f1"],
@@ -237,9 +239,22 @@ def tally_answers(example: Example) -> Tally:
     return tally
 
 
+def check_answer(answer: Any, question: str, doc_text: str) -> None:
+    """Raise ValueError if a gold answer is not a part of the text."""
+    match answer:
+        case {"text": str(text), "start_char": int(start), "end_char": int(end)} if (
+            0 <= start <= end and doc_text[start:end] == text
+        ):
+            return
+    raise ValueError(
+        f"The gold answer to '{question}' needs a text that is doc.text[start_char:end_char], but "
+        f"it is {answer!r}. Make it with spacy_bert_heads.pairs.make_answer(doc, start, end)."
+    )
+
+
 def kind_of(answer: dict[str, Any]) -> str:
     """Return the name of an answer's kind in scores and thresholds."""
-    return "answer" if answer["text"] else "no answer"
+    return KINDS[0] if answer["text"] else KINDS[1]
 
 
 def accepted(gold: dict[str, Any]) -> list[str]:

@@ -78,6 +78,20 @@ class CalibratedHead(DeclaredHead):
 
     # --- thresholds
 
+    @property
+    def threshold_labels(self) -> tuple[str, ...]:
+        """The labels that `thresholds` may have."""
+        return self.labels  # type: ignore[attr-defined]
+
+    def check_threshold_labels(self) -> None:
+        """Raise ValueError if `thresholds` has a label that is never predicted."""
+        unknown = sorted(set(self.cfg.get("thresholds") or ()) - set(self.threshold_labels))
+        if unknown:
+            raise ValueError(
+                f"thresholds of {self.name} names '{unknown[0]}', which is not among its labels: "
+                f"{', '.join(self.threshold_labels)}."
+            )
+
     @contextmanager
     def without_thresholds(self) -> Iterator[None]:
         """Write every prediction in the block, whatever its probability."""

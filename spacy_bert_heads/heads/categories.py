@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spacy.language import Language
+from spacy.scorer import PRFScore
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.vocab import Vocab
@@ -84,6 +85,46 @@ def check_positive(
             f"positive_label of {name} is '{label}', but must be one of two exclusive categories. "
             f"Its labels are {', '.join(labels)}{'' if exclusive else ' (not exclusive)'}."
         )
+
+
+def score_exclusive(
+    head: BertTextCat,
+    score: Callable[[list[Example]], dict[str, Any]],
+    examples: list[Example],
+) -> dict[str, Any]:
+    """Score exclusive categories by `score`, and add `cats_acc`, their accuracy."""
+    # spaCy's scorer fails for a Doc whose prediction was left out, because it is unsure.
+    decided = [eg for eg in examples if not eg.predicted.cats.keys().isdisjoint(head.labels)]
+    scores = score(decided)
+    if scores and len(decided) < len(examples):
+        choices = [choice for eg in examples for choice in head.decisions(eg)]
+        scores |= score_choices(choices, head.labels, head.cfg.get("positive_label"))
+    return scores and {**scores, "cats_acc": accuracy(examples, head.labels)}
+
+
+def score_choices(
+    choices: Iterable[tuple[str, str]], labels: Collection[str], positive_label: str | None
+) -> dict[str, Any]:
+    """Compute the precision, recall and F scores of spaCy's `Scorer.score_cats` for exclusive
+    categories from gold and predicted labels. A prediction of "" was left out: the gold label is
+    missed, and no other is wrong."""
+    counts = {label: PRFScore() for label in labels}
+    for gold, guess in choices:
+        for label in {gold, guess} - {""}:
+            counts[label].score_set({guess} & {label}, {gold} & {label})
+    total = sum(counts.values(), PRFScore())
+    by_label = {label: count.to_dict() for label, count in counts.items()}
+    macro = {k: sum(one[k] for one in by_label.values()) / len(by_label) for k in "prf"}
+    score, name = macro["f"], "macro F"
+    if positive_label and len(by_label) == 2:
+        score, name = by_label[positive_label]["f"], f"F ({positive_label})"
+    return {
+        "cats_score": score,
+        "cats_score_desc": name,
+        **{f"cats_micro_{key}": value for key, value in total.to_dict().items()},
+        **{f"cats_macro_{key}": value for key, value in macro.items()},
+        "cats_f_per_type": by_label,
+    }
 
 
 def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | None:

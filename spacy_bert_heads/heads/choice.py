@@ -109,6 +109,7 @@ class BertChoice(UnlabelledPairHead):
     made_by = "made with spacy_bert_heads.pairs.make_choice"
     hf_task = "multiple-choice"
     n_classes = 1  # one logit for each option
+    threshold_labels = (OPTION,)
 
     def __init__(
         self,

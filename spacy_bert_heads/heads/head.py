@@ -171,6 +171,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         for label in labels:
             self.add_label(label)
         self.check_labels()
+        self.check_threshold_labels()
         self.model.set_dim("nO", self.n_classes, force=True)
         docs = [eg.x for eg in islice(get_examples(), 10)]
         for listener in self._listeners():
@@ -344,6 +345,7 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
             if value != saved.get(key):
                 self.cfg[key] = value
         self.cfg["config"] = self._config
+        self.check_threshold_labels()
         for label in self.labels:
             self.vocab.strings.add(label)
         for listener in self._listeners():

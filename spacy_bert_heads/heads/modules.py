@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -172,13 +173,15 @@ class TokenClassifier(Classifier):
         tokens = states.index_select(0, _to(np.maximum(first, 0), states))
         if (first < 0).any():
             tokens = tokens * _to(first >= 0, states).unsqueeze(1)
-        if self.lstm is not None and len(tokens):
+        if self.lstm is not None:
             tokens = self._run_lstm(tokens, batch.tokens.num_tokens)
         return self.classify(tokens)
 
     def _run_lstm(self, tokens: torch.Tensor, lengths: Ints1d) -> torch.Tensor:
         """Run the LSTM over each Doc: (num_tokens, width) to (num_tokens, 2 * lstm_width)."""
         assert self.lstm is not None
+        if not len(tokens):  # torch's LSTM needs a row
+            return tokens[:, :1].expand(-1, 2 * self.lstm.hidden_size)
         # torch's own functions would first pad every Doc to the longest. A PackedSequence has the
         # first tokens of all Docs, longest Doc first, then the second tokens, and so on.
         place = np.argsort(np.argsort(-lengths, kind="stable"))  # of each Doc
@@ -230,8 +233,11 @@ class SequenceClassifier(Classifier):
         """Map hidden states (num_positions, width) to logits (num_texts, num_classes)."""
         if self.pooling == "mean":
             vectors = mean_by_group(states, batch.seqlens)
-        else:
+        elif batch.seqlens.all():
             vectors = states.index_select(0, _to(batch.cu_seqlens[:-1], states))
+        else:  # zeros for a Doc without tokens, of which another tok2vec has no vectors
+            first = np.where(batch.seqlens > 0, batch.cu_seqlens[:-1], len(states))
+            vectors = F.pad(states, (0, 0, 0, 1)).index_select(0, _to(first, states))
         return mean_by_group(self.classify(vectors), batch.num_windows)
 
 
@@ -266,12 +272,12 @@ class ClozeClassifier(SequenceClassifier):
 
 def mean_by_group(rows: torch.Tensor, sizes: Ints1d) -> torch.Tensor:
     """Average consecutive rows (sum(sizes), width) by group. `sizes` are the numbers of rows of
-    each group, at least 1 (num_groups,). Returns (num_groups, width)."""
+    each group (num_groups,). Returns (num_groups, width), zeros for a group without rows."""
     if (sizes == 1).all():
         return rows
     groups = _to(np.repeat(np.arange(len(sizes)), sizes), rows)
     sums = torch.zeros(len(sizes), rows.shape[1], device=rows.device, dtype=rows.dtype)
-    return sums.index_add(0, groups, rows) / _to(sizes, rows).unsqueeze(1)
+    return sums.index_add(0, groups, rows) / _to(np.maximum(sizes, 1), rows).unsqueeze(1)
 
 
 def _to(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:

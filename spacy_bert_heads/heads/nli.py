@@ -366,6 +366,10 @@ class BertNLI(BertPairHead):
             f"{', '.join(self.labels)}. Train it with that label, or leave categories out."
         )
 
+    @property
+    def threshold_labels(self) -> tuple[str, ...]:
+        return (*self.labels, NONE) if len(self.labels) == 1 else self.labels
+
     def check_labels(self) -> None:
         super().check_labels()
         if len(self.labels) == 1 and self.cfg["class_weights"]:

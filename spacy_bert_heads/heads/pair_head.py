@@ -288,8 +288,11 @@ def match_predictions(
 
 
 def key_of_asked(asked: Any) -> str:
-    """Return a string that identifies an input: a text itself, JSON of anything else."""
-    return asked if isinstance(asked, str) else srsly.json_dumps(asked, sort_keys=True)
+    """Return a string that identifies an input: a text itself; of a choice the JSON of its
+    question, which may be missing, and its options."""
+    if isinstance(asked, str):
+        return asked
+    return srsly.json_dumps([asked.get("question") or "", asked["options"]])
 
 
 def start_of(doc: Doc) -> str:

@@ -21,7 +21,7 @@ from ..encoder.model import EncoderModel, PackedPairs, checkpoint_of, shim_of
 from ..text.doc_data import drop_results, get_answers, make_answer, register_extension
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
-from .answers import best_spans, best_threshold, score_qa, tally_answers
+from .answers import KINDS, best_spans, best_threshold, check_answer, score_qa, tally_answers
 from .calibrated import rescale
 from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
@@ -30,7 +30,13 @@ from .given_answers import apply_thresholds, warn_unset, write_group
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
-from .qa_windows import check_room, choose_windows, longest_everywhere, widen_to_tokens
+from .qa_windows import (
+    check_room,
+    choose_windows,
+    gold_characters,
+    longest_everywhere,
+    widen_to_tokens,
+)
 from .tallies import Counts, Floats, Tally, ratio
 
 DEFAULT_MODEL = {
@@ -137,6 +143,7 @@ class BertQA(UnlabelledPairHead):
     encoder_settings = {"window": 384, "stride": 256}
     hf_task = "question-answering"
     n_classes = 2  # start and end
+    threshold_labels = KINDS
 
     def __init__(
         self,
@@ -244,26 +251,15 @@ class BertQA(UnlabelledPairHead):
         doc_text = ""
         for question, entry in self.gold_pairs(example):
             doc_text = doc_text or example.reference.text
-            match entry:
-                case {"text": str(text), "start_char": int(start), "end_char": int(end)} if (
-                    0 <= start <= end and doc_text[start:end] == text
-                ):
-                    pass
-                case _:
-                    raise ValueError(
-                        f"The gold answer to '{question}' needs a text that is "
-                        f"doc.text[start_char:end_char], but it is {entry!r}. Make it with "
-                        "spacy_bert_heads.pairs.make_answer(doc, start, end)."
-                    )
+            check_answer(entry, question, doc_text)
 
     def begin_update(self, examples: list[Example]) -> tuple[SpanLogits, Callable] | None:
         """Run the model with a graph on windows of the annotated pairs, see `choose_windows`."""
         pairs = self.pack_annotated(examples)
         if pairs is None:
             return None
-        entries = [entry for eg in examples for _, entry in self.training_pairs(eg)]
-        places = [(entry["start_char"], entry["end_char"]) for entry in entries]
-        batch, targets = choose_windows(pairs.batch, np.asarray(places, dtype=np.int64))
+        own = [gold_characters(eg, [one for _, one in self.training_pairs(eg)]) for eg in examples]
+        batch, targets = choose_windows(pairs.batch, np.concatenate(own))
         output, backprop = self.model.begin_update(pairs._replace(batch=batch))
         return output._replace(targets=targets), backprop
 

@@ -3,17 +3,31 @@ that an answer may have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from spacy.tokens import Doc
+from spacy.training import Example
 
 from ..text.arrays import Ints1d, Ints2d, ranges, sums
 from ..text.batch import PackedBatch
+from ..text.blanks import map_spans
 from ..text.packing import longest_span, max_second_text
 from ..text.wordpieces import WordpieceTokenizer, token_offsets, trim_offsets
+
+
+def gold_characters(example: Example, answers: Iterable[Mapping[str, Any]]) -> Ints2d:
+    """Return the start and the end of each gold answer in the predicted text (num_answers, 2).
+    Raises ValueError if the texts differ in more than white space and case."""
+    places = [(answer["start_char"], answer["end_char"]) for answer in answers]
+    spans = np.asarray(places, dtype=np.int64).reshape(-1, 2)
+    gold, predicted = example.reference.text, example.predicted.text
+    if gold == predicted:
+        return spans
+    _ = example.alignment  # raises
+    return map_spans(spans, gold, predicted)
 
 
 def choose_windows(batch: PackedBatch, answers: Ints2d) -> tuple[PackedBatch, Ints2d]:

@@ -21,13 +21,13 @@ from .categories import (
     EXCLUSIVE_SCORES,
     SCORES,
     PipelineRef,
-    accuracy,
     check_apart,
     check_positive,
     check_values,
     classifiers,
     nowhere,
     score_beside,
+    score_exclusive,
 )
 from .claims import Claim, claim_categories, claim_category
 from .cloze import labels_with_words
@@ -187,15 +187,16 @@ class BertTextCat(BertHead):
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
 
     def has_gold(self, example: Example) -> bool:
-        """Return whether one of this head's categories is annotated; any category, before the head
-        has labels. Warns about categories that no text classifier of the pipeline has."""
+        """Return whether one of this head's categories is annotated, if they are exclusive whether
+        one holds; any category, before the head has labels. Warns about categories that no text
+        classifier of the pipeline has."""
         cats = example.reference.cats
         if not self.labels:
             return bool(cats)
-        known = not cats.keys().isdisjoint(self.labels)
-        for label in () if known else cats:
+        values = [cats[label] for label in self.labels if label in cats]
+        for label in () if values else cats:
             self.warn_unknown(label)
-        return known
+        return any(values) or (self.multi_label and bool(values))
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
@@ -277,7 +278,7 @@ class BertTextCat(BertHead):
     def decisions(self, example: Example) -> list[tuple[str, str]]:
         docs = (example.reference, example.predicted)
         gold, guess = ({k: v for k, v in doc.cats.items() if k in self.labels} for doc in docs)
-        if self.multi_label or not gold:
+        if self.multi_label or not any(gold.values()):
             return []
         return [(max(gold, key=gold.__getitem__), max(guess, key=guess.__getitem__, default=""))]
 
@@ -353,10 +354,10 @@ class BertTextCat(BertHead):
 
     def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
         """Score this head without the pipeline's other text classifiers."""
-        scores = super().score(examples, **kwargs)
-        if scores and not self.multi_label:
-            scores["cats_acc"] = accuracy(examples, self.labels)
-        return scores
+        score = super().score
+        if self.multi_label:
+            return score(examples, **kwargs)
+        return score_exclusive(self, lambda decided: score(decided, **kwargs), examples)
 
 
 class BertTextCatMultilabel(BertTextCat):

@@ -10,7 +10,7 @@ import numpy as np
 from spacy.attrs import IS_ALPHA, IS_DIGIT, IS_PUNCT, ORTH
 from spacy.tokens import Doc
 
-from .arrays import Bools1d, Ints1d
+from .arrays import Bools1d, Ints1d, Ints2d
 
 CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
 
@@ -46,3 +46,13 @@ def count_visible(text: str, *, lower: bool = False) -> Ints1d:
     else:
         widths = np.asarray([not is_blank(c) for c in text], dtype=np.int64)
     return np.append(0, np.cumsum(widths))
+
+
+def map_spans(spans: Ints2d, text: str, other: str) -> Ints2d:
+    """Map spans of characters from a text to another one that differs in white space and case only.
+    `spans` are starts and ends (n, 2); an empty one becomes (0, 0)."""
+    before, after = (count_visible(one, lower=True) for one in (text, other))
+    starts = np.searchsorted(after, before[spans[:, 0]], side="right") - 1
+    ends = np.searchsorted(after, before[spans[:, 1]], side="left")
+    is_empty = spans[:, 0] == spans[:, 1]
+    return np.where(is_empty[:, None], 0, np.stack([starts, ends], axis=1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import index
 from typing import Any
 
 from spacy.tokens import Doc, Span
@@ -209,7 +210,7 @@ def check_choices(choices: Any, where: str) -> list[dict[str, Any]]:
 def make_choice(answer: int, scores: Iterable[float] = ()) -> dict[str, Any]:
     """Make an entry of `doc._.chosen` from the index of the right option and the probability of
     each option, which gold entries don't need."""
-    return {"answer": answer, "scores": list(scores)}
+    return {"answer": index(answer), "scores": list(scores)}
 
 
 def make_answer(
@@ -233,6 +234,7 @@ def make_answer(
     characters are not in the text.
     """
     start, end, text = 0, 0, ""
+    start_char, end_char = index(start_char), index(end_char)  # of numpy, too
     if start_char or end_char:
         doc_text = doc.text if doc_text is None else doc_text
         span = None
