@@ -211,6 +211,7 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         losses = {} if losses is None else losses
         examples = list(examples)
         validate_examples(examples, "BertEncoder.update")
+        self.note_pipeline()
         self.open_step([eg.predicted for eg in examples], losses, self._expected())
         if sgd not in (None, False):
             self.finish_update(sgd)

@@ -1,5 +1,6 @@
 """spaCy's protocol for a layer that several components share, for the encoder component."""
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -19,7 +20,7 @@ class ListenedTo:
     vocab: Vocab
     name: str
     model: EncoderModel
-    nlp: Callable[[], Language | None]  # a weak reference to the pipeline
+    nlp: Callable[[], Language | None]  # a weak reference to the pipeline, see `note_pipeline`
     listener_map: dict[str, list[BertListener]]
     # spaCy clears the map whenever it links a pipeline, and does not add disabled heads to it.
     _linked: "weakref.WeakSet[BertListener]"
@@ -34,14 +35,26 @@ class ListenedTo:
         """The names of the heads."""
         return list(self.listener_map)
 
+    def note_pipeline(self) -> None:
+        """Note the pipeline whose method has called the caller of this.
+
+        spaCy passes it to factories alone, not to a component that was sourced, copied or
+        unpickled, and pipelines may share a component.
+        """
+        caller = sys._getframe(2).f_locals.get("self")
+        if isinstance(caller, Language):
+            self.nlp = weakref.ref(caller)
+
     def add_listener(self, listener: BertListener, component_name: str) -> None:
         """Link the listener of a head.
 
         A head that was sourced into this pipeline still reads its own encoder for the Docs of its
         own pipeline. A listener of this pipeline is unlinked from the pipeline's other encoders.
         """
+        nlp = self.nlp()
+        beside = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
         for other in listener.upstreams:
-            if other is not self and other.vocab is self.vocab:
+            if other is not self and (other.vocab is self.vocab or id(other) in beside):
                 other.remove_listener(listener, component_name)
         group = self.listener_map.setdefault(component_name, [])
         if not any(one is listener for one in group):
@@ -64,6 +77,7 @@ class ListenedTo:
 
     def find_listeners(self, component: Any) -> None:
         """Link the listeners of a component that name this encoder, or "*"."""
+        self.note_pipeline()
         if isinstance(getattr(component, "model", None), Model):
             for node in component.model.walk():
                 if isinstance(node, BertListener) and (
@@ -79,7 +93,7 @@ class ListenedTo:
         nlp = self.nlp()
         pipes = [] if nlp is None else [id(pipe) for _, pipe in nlp.components]
         if nlp is None or id(self) not in pipes or id(component) not in pipes:
-            # The order is unknown in a copied or unpickled pipeline, which was linked before.
+            # No pipeline with both has called, so the order is unknown.
             linked = [one for one in listener.upstreams if one.vocab is self.vocab]
             return not linked or self in linked
         between = nlp.components[pipes.index(id(self)) + 1 : pipes.index(id(component))]
