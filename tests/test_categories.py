@@ -345,3 +345,16 @@ def test_exclusive_categories_of_which_none_holds_are_not_annotated():
     assert not head.has_gold(example) and head.decisions(example) == []
     assert head.score([example])["cats_acc"] is None
     assert make_head("textcat_multilabel").has_gold(example)
+
+
+def test_a_category_that_the_head_does_not_have_is_wrong():
+    head = make_head("textcat")
+    examples = [with_cats({"B": 1.0}), with_cats({"weather": 1.0}), with_cats({})]
+    with pytest.warns(
+        UserWarning, match=r"1 Docs have categories .* wrong: weather \(1\). Its lab"
+    ):
+        scores = head.score(examples)
+    assert scores["cats_acc"] == 0.5
+    assert scores["cats_f_per_type"]["B"] == {"p": 0.5, "r": 1.0, "f": pytest.approx(2 / 3)}
+    assert scores["cats_score"] == pytest.approx(1 / 3)
+    assert head.tally(examples[1]) == {"B": {"tp": 0, "fp": 1, "fn": 0}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -87,30 +89,60 @@ def check_positive(
         )
 
 
+def may_have(head: BertTextCat, label: str) -> bool:
+    """Return whether a category is a head's, or of no text classifier of its pipeline."""
+    if label in head.labels:
+        return True
+    return not any(label in pipe.labels for pipe in classifiers(head, active=False).values())
+
+
+def decide(head: BertTextCat, example: Example) -> list[tuple[str, str]]:
+    """Return the gold and the predicted one of exclusive categories, [] without a gold one. A gold
+    category that no text classifier of the pipeline has is one that the head can't predict."""
+    gold = {k: v for k, v in example.reference.cats.items() if v and may_have(head, k)}
+    guess = {k: v for k, v in example.predicted.cats.items() if k in head.labels}
+    if not gold:
+        return []
+    return [(max(gold, key=gold.__getitem__), max(guess, key=guess.__getitem__, default=""))]
+
+
 def score_exclusive(
     head: BertTextCat,
     score: Callable[[list[Example]], dict[str, Any]],
     examples: list[Example],
 ) -> dict[str, Any]:
-    """Score exclusive categories by `score`, and add `cats_acc`, their accuracy."""
+    """Score exclusive categories by `score`, and add `cats_acc`, the accuracy over Docs with a gold
+    category. Wrong are also Docs whose prediction was left out, and those with a category that the
+    head doesn't have."""
     # spaCy's scorer fails for a Doc whose prediction was left out, because it is unsure.
     decided = [eg for eg in examples if not eg.predicted.cats.keys().isdisjoint(head.labels)]
-    scores = score(decided)
-    if scores and len(decided) < len(examples):
-        choices = [choice for eg in examples for choice in head.decisions(eg)]
-        scores |= score_choices(choices, head.labels, head.cfg.get("positive_label"))
-    return scores and {**scores, "cats_acc": accuracy(examples, head.labels)}
+    found = score(decided)
+    if not found:
+        return {}
+    choices = [choice for eg in examples for choice in head.decisions(eg)]
+    unknown = Counter(gold for gold, _ in choices if gold not in head.labels)
+    if unknown:
+        names = ", ".join(f"{label} ({count:,})" for label, count in unknown.most_common(9))
+        warnings.warn(
+            f"{unknown.total():,} Docs have categories that {head.name} does not have, and count "
+            f"as wrong: {names}. Its labels are {', '.join(head.labels)}.",
+            stacklevel=2,
+        )
+    if unknown or len(decided) < len(examples):
+        found |= score_choices(choices, head.labels, head.cfg.get("positive_label"))
+    right = [gold == guess for gold, guess in choices]
+    return {**found, "cats_acc": float(np.mean(right)) if right else None}
 
 
 def score_choices(
     choices: Iterable[tuple[str, str]], labels: Collection[str], positive_label: str | None
 ) -> dict[str, Any]:
     """Compute the precision, recall and F scores of spaCy's `Scorer.score_cats` for exclusive
-    categories from gold and predicted labels. A prediction of "" was left out: the gold label is
-    missed, and no other is wrong."""
+    categories from gold and predicted labels. Others than `labels` don't count: gold ones that are
+    unknown, and "" for a prediction that was left out."""
     counts = {label: PRFScore() for label in labels}
     for gold, guess in choices:
-        for label in {gold, guess} - {""}:
+        for label in {gold, guess} & counts.keys():
             counts[label].score_set({guess} & {label}, {gold} & {label})
     total = sum(counts.values(), PRFScore())
     by_label = {label: count.to_dict() for label, count in counts.items()}
@@ -125,18 +157,6 @@ def score_choices(
         **{f"cats_macro_{key}": value for key, value in macro.items()},
         "cats_f_per_type": by_label,
     }
-
-
-def accuracy(examples: Iterable[Example], labels: Collection[str]) -> float | None:
-    """Compute the accuracy over Docs with a gold category; None if there are none. A Doc whose
-    prediction is below its threshold has no categories and counts as wrong."""
-    right = []
-    for example in examples:
-        both = (example.reference.cats, example.predicted.cats)
-        gold, found = ([cats.get(label, 0.0) for label in labels] for cats in both)
-        if any(gold):
-            right.append(any(found) and np.argmax(gold) == np.argmax(found))
-    return float(np.mean(right)) if right else None
 
 
 def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:

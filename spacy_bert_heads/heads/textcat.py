@@ -25,6 +25,8 @@ from .categories import (
     check_positive,
     check_values,
     classifiers,
+    decide,
+    may_have,
     nowhere,
     score_beside,
     score_exclusive,
@@ -37,7 +39,7 @@ from .head import BertHead
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
 from .negations import check_label_smoothing
-from .tallies import Counts, Floats, precision_recall_f
+from .tallies import Counts, Floats, Tally, precision_recall_f
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -234,8 +236,7 @@ class BertTextCat(BertHead):
         check_values(example.reference, labels, self.name, exclusive=not self.multi_label)
 
     def warn_unknown(self, label: str) -> None:
-        others = classifiers(self, active=False).values()
-        if not any(label in pipe.labels for pipe in others):
+        if may_have(self, label):
             super().warn_unknown(label)
 
     def initialize(
@@ -276,11 +277,10 @@ class BertTextCat(BertHead):
         }
 
     def decisions(self, example: Example) -> list[tuple[str, str]]:
-        docs = (example.reference, example.predicted)
-        gold, guess = ({k: v for k, v in doc.cats.items() if k in self.labels} for doc in docs)
-        if self.multi_label or not any(gold.values()):
-            return []
-        return [(max(gold, key=gold.__getitem__), max(guess, key=guess.__getitem__, default=""))]
+        return [] if self.multi_label else decide(self, example)
+
+    def tally(self, example: Example) -> Tally:
+        return {k: row for k, row in super().tally(example).items() if k in self.labels}
 
     @classmethod
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
