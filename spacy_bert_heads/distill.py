@@ -109,7 +109,7 @@ class Texts:
     def __call__(self, nlp: Language) -> Iterator[Example]:
         """Yield an example for each text, with its inputs for heads that read pairs."""
         skipped: Counter[str] = Counter()
-        for file in list_source(self.path, Path("")):
+        for file in list_source(self.path):
             for document in read_documents(file, "text"):
                 try:
                     doc = _make_doc(nlp, document)

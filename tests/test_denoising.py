@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from checkpoints import make_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from seq2seq_cases import build
@@ -123,6 +124,25 @@ def test_a_decoder_is_pretrained_and_used(kinds, mlm_weight, checkpoint, tmp_pat
     own = shim_of(nlp.get_pipe("bert_seq2seq").model).module.model.state_dict()
     for name, weights in decoder.state_dict().items():
         assert torch.equal(own[name], weights)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("origin", ["encoder", "random"])
+def test_what_a_decoder_does_not_take_from_the_encoder_is_new(family, origin, tmp_path):
+    name = make_checkpoint(tmp_path / family, family=family)
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        pretrainer = load_pretrainer(name, sentence_objective="doc-sentences")
+        add_decoder(pretrainer, name, origin, 1)
+        made.append(pretrainer)
+    one, other = (dict(pretrainer.parts.named_parameters()) for pretrainer in made)
+    for key, parameter in one.items():
+        if key.startswith("decoder.") and not torch.equal(parameter, other[key]):
+            assert made[0].is_new(key), key
+    copied = [key for key in one if key.startswith("decoder.") and not made[0].is_new(key)]
+    assert bool(copied) == (origin == "encoder")
+    assert not any("crossattention" in key for key in copied)
 
 
 def test_a_decoder_learns(checkpoint, tmp_path):

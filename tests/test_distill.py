@@ -13,10 +13,9 @@ from spacy.training import Example
 from thinc.api import Config
 from transformers import AutoModel
 
-from spacy_bert_heads.distill import distill
-from spacy_bert_heads.encoder.imitation import distillation_gradient
+from spacy_bert_heads.distill import Texts, distill
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import checkpoint_of
+from spacy_bert_heads.encoder.model import DocSample, checkpoint_of
 
 TEXTS = [
     {
@@ -100,8 +99,10 @@ def test_the_loss_is_the_distance_to_the_teacher(joint, checkpoint):
     difference = head.predict(docs) - known.predict(docs)
     states = encoder.predict(docs).states.clone().requires_grad_()
     ((states - above.predict(docs).states).square().mean() / 2).backward()
-    found = distillation_gradient(encoder.predict(docs), above.predict(docs))
+    encoder.follow(above)
+    found = encoder.imitation_gradient(docs, encoder.predict(docs))
     torch.testing.assert_close(found, states.grad)
+    encoder._teacher = None
     losses: dict[str, float] = {}
     norms = []
     for follows in (False, True):
@@ -113,6 +114,32 @@ def test_the_loss_is_the_distance_to_the_teacher(joint, checkpoint):
         norms.append(losses["bert_encoder"])
         losses = {}
     assert norms[0] != pytest.approx(norms[1])
+
+
+def test_long_texts_are_read_in_the_same_windows(checkpoint):
+    """An update reads at most 16 windows of a Doc, drawn at random."""
+    pipelines = []
+    for seed in (0, 1):
+        nlp = spacy.blank("xx")
+        settings = {"name": checkpoint, "window": 16, "stride": 12}
+        nlp.add_pipe("bert_encoder", config={"model": settings})
+        head = nlp.add_pipe("bert_textcat")
+        head.add_label("A"), head.add_label("B")
+        torch.manual_seed(seed)
+        nlp.initialize()
+        pipelines.append(nlp)
+    teacher, nlp = pipelines
+    for name in nlp.pipe_names:
+        nlp.get_pipe(name).follow(teacher.get_pipe(name))
+    docs = [nlp.make_doc(f"{SAILED} " * 60), nlp.make_doc(BURNED)]
+    losses = nlp.update([Example(doc, doc.copy()) for doc in docs], sgd=False)
+    assert losses["bert_textcat"] > 0
+    # The encoder is the teacher's, so its hidden states are no reason to change.
+    sample = DocSample(docs, 16)
+    encoder = nlp.get_pipe("bert_encoder")
+    hidden = encoder.predict(sample)
+    assert not encoder.imitation_gradient(sample, hidden).any()
+    assert (hidden.batch.num_windows <= 16).all()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +167,15 @@ def test_a_student_of_all_heads(joint, student):
         assert own["cats"] == pytest.approx(known["cats"], abs=0.01)
         assert [one["label"] for one in own["nli"]] == [one["label"] for one in known["nli"]]
         assert [one["text"] for one in own["answers"]] == [one["text"] for one in known["answers"]]
+
+
+def test_texts_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    write_texts(tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    for path in ("texts", "texts/texts.jsonl", "texts/*.jsonl"):
+        with pytest.warns(UserWarning, match="Left out"):
+            assert len(list(Texts(path)(spacy.blank("xx")))) == 3
 
 
 def test_a_resumed_student_keeps_its_layers(joint, dev, student):

@@ -78,6 +78,19 @@ def test_files_that_are_not_glues(folder, tmp_path):
         run_glue(folder, tmp_path / "out", Setup("none"), tasks=["QQP"])
 
 
+def test_rows_that_are_cut_off_are_skipped(tmp_path):
+    """QQP has some in its training set; transformers' reader skips them too."""
+    text = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    text += "1\t2\t3\tHow?\tWhy?\t0\n2\t3\t4\tHow is\n3\t4\t5\tHow\tWhat\n4\t5\t6\tWho\tWhat\t1\n"
+    (tmp_path / "train.tsv").write_text(text)
+    with pytest.warns(UserWarning, match="Skipped 2 rows of .*train.tsv .* column 'is_duplicate'"):
+        items = list(TASKS["QQP"].read(tmp_path / "train.tsv"))
+    assert items == [Item("How?", "Why?", "0"), Item("Who", "What", "1")]
+    (tmp_path / "test.tsv").write_text("id\tquestion1\tquestion2\n0\tHow?\n")
+    with pytest.raises(ValueError, match="test.tsv:2: QQP has its texts in"):  # rows are numbered
+        list(TASKS["QQP"].read(tmp_path / "test.tsv"))
+
+
 def test_measures_are_those_of_scikit_learn():
     draw = random.Random(0)
     for _ in range(20):

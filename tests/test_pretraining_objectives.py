@@ -7,7 +7,12 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from pretraining_runs import make_settings
-from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
+from transformers import (
+    AlbertForPreTraining,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    BertForPreTraining,
+)
 
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.pretraining.data import Data
@@ -117,6 +122,21 @@ def test_an_objective_that_the_family_has_no_head_for(tmp_path):
     name = make_checkpoint(tmp_path / "roberta", family="roberta")
     with pytest.raises(ValueError, match="full-sentences"):
         load_pretrainer(name, sentence_objective="nsp")
+
+
+@pytest.mark.parametrize("has_masks", [True, False])
+@pytest.mark.parametrize("objective", ["nsp", "full-sentences"])
+def test_a_new_head_that_is_not_trained_is_not_saved(tmp_path, objective, has_masks):
+    name = make_checkpoint(tmp_path / "bert", auto_class=AutoModelForTokenClassification)
+    first = load_pretrainer(name, sentence_objective=objective, has_masks=has_masks)
+    expected = {"pooler", "sentence head"} if objective == "full-sentences" else set()
+    expected |= set() if has_masks else {"masked-LM head"}
+    named = first.model.named_parameters(remove_duplicate=False)
+    learning = {key for key, one in named if one.requires_grad}
+    assert first.untrained == first.new_parameters - learning
+    save_pretrainer(first, tmp_path / "saved")
+    again = load_pretrainer(str(tmp_path / "saved"), sentence_objective=objective)
+    assert set(again.new_heads) == expected
 
 
 @pytest.mark.parametrize(("family", "objective"), [("bert", "nsp"), ("albert", "sop")])

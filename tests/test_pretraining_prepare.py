@@ -156,13 +156,16 @@ def test_whatever_changes_the_result_makes_a_new_one(tmp_path):
     nlp.add_pipe("sentencizer", config={"punct_chars": ["a"]})
     assert read(run(tmp_path, file, pipeline=nlp)) == [["anna"]]
     assert count(tmp_path) == 5
-    run(tmp_path, file, file)
+    nlp.tokenizer.add_special_case("anna", [{"ORTH": "an"}, {"ORTH": "na"}])
+    run(tmp_path, file, pipeline=nlp)
     assert count(tmp_path) == 6
+    run(tmp_path, file, file)
+    assert count(tmp_path) == 7
     # The same bytes are a document as text, and no object as JSON Lines.
     with pytest.raises(ValueError, match="All text in the sources"):
         run(tmp_path, write(tmp_path / "a.jsonl", b"anna"))
     run(tmp_path, file, format=Format("lines"))
-    assert count(tmp_path) == 7
+    assert count(tmp_path) == 8
 
 
 def test_the_weights_of_a_pipeline_count_and_its_use_does_not(tmp_path):

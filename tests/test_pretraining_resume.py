@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from pretraining_runs import log, make_settings, run_until, weights
+from pretraining_runs import log, make_settings, run_until, weights, write_raw
 
 from spacy_bert_heads.pretraining.loop import FREE, pretrain
 from spacy_bert_heads.pretraining.settings import Settings, adam
@@ -94,6 +94,34 @@ def test_another_config_is_refused(settings, tmp_path):
     logger = {"@loggers": "spacy.ConsoleLogger.v3", "console_output": False}
     other = replace(settings, training=replace(settings.training, logger=logger))
     check_same(asdict(settings), asdict(other), FREE)
+
+
+def test_a_run_of_an_earlier_version_does_not_know_new_settings(settings, whole, tmp_path):
+    settings = replace(settings, training=replace(settings.training, new_head_steps=0))
+    run_until(settings, tmp_path / "out", 4)
+    states = tmp_path / "out" / "states"
+    path, _ = find_newest(states)
+    state = torch.load(path / "state.pt", weights_only=True)
+    del state["settings"]["training"]["new_head_steps"], state["settings"]["denoising"]
+    save_state(states, 4, state, keep=1)
+    other = replace(settings, training=replace(settings.training, new_head_steps=4))
+    with pytest.raises(ValueError, match="new_head_steps = 0; now it is 4"):
+        pretrain(other, tmp_path / "out", resume=True)
+    pretrain(settings, tmp_path / "out", resume=True)
+    assert log(tmp_path / "out")[-1]["step"] == 12
+
+
+def test_held_out_text_may_be_moved(settings, tmp_path):
+    here, there = (tmp_path / name / "held_out.jsonl" for name in ("here", "there"))
+    here.parent.mkdir()
+    settings = replace(settings, paths=replace(settings.paths, held_out=[str(write_raw(here))]))
+    run_until(settings, tmp_path / "out", 4)
+    here.parent.rename(there.parent)
+    moved = replace(settings, paths=replace(settings.paths, held_out=[str(there)]))
+    pretrain(moved, tmp_path / "out", resume=True)
+    there.write_text(there.read_text().splitlines()[0])
+    with pytest.raises(ValueError, match="raw text or its tokenizer has changed"):
+        pretrain(moved, tmp_path / "out", resume=True)
 
 
 def test_a_full_disk(settings, tmp_path, monkeypatch):

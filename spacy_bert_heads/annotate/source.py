@@ -10,8 +10,10 @@ import codecs
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from spacy.tokens import Doc, DocBin
@@ -59,16 +61,16 @@ class SourceFile(NamedTuple):
         return self.kind in ("jsonl", "text") and self.path.suffix.lower() not in COMPRESSED
 
 
-def list_source(source: str | Path, output: Path) -> list[SourceFile]:
+def list_source(source: str | Path, output: Path | None = None) -> list[SourceFile]:
     """Return the files of a corpus in order: one file, those of a folder, or those that match a
-    pattern. Files in the output folder are excluded.
+    pattern. Files in the output folder, if there is one, are excluded.
 
-    Raises FileNotFoundError if there are none, ValueError if a file has an unknown extension, and
-    ImportError if it needs a package that is not installed.
+    Raises FileNotFoundError if there are none, ValueError if a file has an unknown extension, is
+    UTF-16 or a JSON array, and ImportError if it needs a package that is not installed.
     """
-    output = output.absolute()
+    excluded = None if output is None else output.absolute()
     paths = [path.absolute() for path in list_files(source)]
-    paths = [path for path in paths if output not in path.parents]
+    paths = [path for path in paths if excluded not in path.parents]
     if not paths:
         raise FileNotFoundError(f"{source} has only files of the output folder. Pass other files.")
     base = os.path.commonpath([path.parent for path in paths])
@@ -84,6 +86,7 @@ def list_source(source: str | Path, output: Path) -> list[SourceFile]:
         if path.suffix.lower() == ".zst":
             check_package(str(path), "zst")
         files.append(SourceFile(path.relative_to(base).as_posix(), path, kind))
+        check_start(files[-1])
     return files
 
 
@@ -150,12 +153,26 @@ def read_line(file: SourceFile, number: int, line: bytes | None, text_column: st
     return Document(where, row, row.get(text_column))
 
 
-def check_first_line(file: SourceFile, line: bytes | None) -> None:
-    """Raise ValueError if the first line of a file is UTF-16."""
-    try:
-        check_not_utf16(line or b"")
-    except ValueError as error:
-        raise ValueError(f"{file.path} can't be read: {error}") from None
+def check_start(file: SourceFile) -> None:
+    """Raise ValueError if a file of lines is UTF-16, or if a JSON array is given as JSON Lines."""
+    if file.kind not in ("jsonl", "text"):
+        return
+    with file.path.open("rb") as opened, decompress(opened) as stream:
+        blocks = checked(file, iter(partial(stream.read, 4096), b""))
+        start = next(blocks, b"")
+        try:
+            check_not_utf16(start)
+        except ValueError as error:
+            raise ValueError(f"{file.path} can't be read: {error}") from None
+        start = start.removeprefix(codecs.BOM_UTF8).lstrip()
+        while not start and (block := next(blocks, b"")):
+            start = block.lstrip()
+    if file.kind == "jsonl" and start.startswith(b"["):
+        show = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(file.path.suffix.lower(), "cat")
+        raise ValueError(
+            f"{file.path} is a JSON array, but each line must be one object. Convert it: {show} "
+            f"{quote(str(file.path))} | jq -c '.[]' > lines.jsonl"
+        )
 
 
 # --- files

@@ -25,7 +25,7 @@ from .cache import StatesCache
 from .encoder import Encoder
 from .hidden_states import HiddenStates
 from .identity import count_update
-from .imitation import Imitating, distillation_gradient
+from .imitation import Imitating
 from .latest import LatestBatch
 from .listened import ListenedTo
 from .listener import BertListener
@@ -172,9 +172,7 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
         def backprop(gradient: torch.Tensor) -> None:
             step.check_open(listener.component_name)
             if self._teacher is not None:
-                gradient = gradient + distillation_gradient(
-                    hidden, self._teacher.read(inputs, None)[0]
-                )
+                gradient = gradient + self.imitation_gradient(inputs, hidden)
             answer(gradient)
             step.items[listener.id] = listener.num_items
             if step.answer(listener.id):

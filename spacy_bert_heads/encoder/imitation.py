@@ -6,9 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from spacy.tokens import Doc
 
 from .hidden_states import HiddenStates, Layers
-from .model import EncoderModel, checkpoint_of, reading_layers, shim_of
+from .model import (
+    EncoderModel,
+    PackedPairs,
+    checkpoint_of,
+    encode,
+    may_lack_windows,
+    reading_layers,
+    shim_of,
+)
 
 if TYPE_CHECKING:
     from .component import BertEncoder
@@ -44,9 +53,16 @@ class Imitating:
         Both encoders need the same tokenizer, windows and hidden size."""
         self._teacher = teacher
 
-
-def distillation_gradient(hidden: HiddenStates, wanted: HiddenStates) -> torch.Tensor:
-    """Return the gradient of half the mean squared difference between hidden states, with respect
-    to those of the student (num_positions, num_layers * hidden_size)."""
-    difference = hidden.states - wanted.states.to(hidden.states)
-    return difference / max(difference.numel(), 1)
+    def imitation_gradient(
+        self, inputs: Sequence[Doc] | PackedPairs, hidden: HiddenStates
+    ) -> torch.Tensor:
+        """Return the gradient of the distance to the teacher, see `follow`, with respect to the
+        hidden states of inputs (num_positions, num_layers * hidden_size)."""
+        teacher, batch = self._teacher, hidden.batch
+        assert teacher is not None
+        if not isinstance(inputs, PackedPairs) and may_lack_windows(inputs, batch).any():
+            wanted = encode(teacher.model, batch)  # the same windows of long Docs
+        else:
+            wanted, _ = teacher.read(inputs, None)  # as the teacher's head has read them
+        difference = hidden.states - wanted.states.to(hidden.states)
+        return difference / max(difference.numel(), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ class Task:
         return self.head == "similarity"
 
     def read(self, path: Path) -> Iterator[Item]:
-        """Read a file. Raises ValueError with the line if a column is missing."""
+        """Read a file. Rows of training and dev sets that are cut off, as some of QQP are, are
+        skipped with a warning. Raises ValueError with the line if a column is missing."""
         with path.open(encoding="utf-8-sig", newline="") as file_:
             if path.suffix == ".json":
                 yield from map(read_cluener, file_)
@@ -88,10 +90,20 @@ class Task:
             # GLUE's files are not quoted: quotation marks are text.
             rows = csv.reader(file_, delimiter="\t", quoting=csv.QUOTE_NONE)
             # In a task without header, the test set has one.
-            names = next(rows) if self.has_header or path.name.startswith("test") else []
+            is_test = path.name.startswith("test")
+            names = next(rows) if self.has_header or is_test else []
+            last = max((names.index(str(one)) for one in self.columns if one in names), default=-1)
+            num_short = 0
             for number, row in enumerate(rows, 1 + bool(names)):
-                if row:
+                if 0 < len(row) <= last and not is_test:
+                    num_short += 1
+                elif row:
                     yield self._item(row, names, f"{path}:{number}")
+            if num_short:
+                warnings.warn(
+                    f"Skipped {num_short:,} rows of {path} that end before column '{names[last]}'.",
+                    stacklevel=2,
+                )
 
     def _item(self, row: list[str], names: list[str], where: str) -> Item:
         *texts, label = self.columns

@@ -51,6 +51,9 @@ def add_decoder(pretrainer: Pretrainer, name: str, origin: str, num_layers: int 
     )
     pretrainer.decoder = decoder
     if is_new:
-        learned = "crossattention" if origin == ENCODER else ""
-        own = (f"decoder.{name}" for name, _ in decoder.named_parameters())
-        pretrainer.new_parameters |= {name for name in own if learned in name}
+        copied = set(decoder.model.base_model.parameters()) if origin == ENCODER else set()
+        pretrainer.new_parameters |= {
+            f"decoder.{name}"
+            for name, parameter in decoder.named_parameters()
+            if parameter not in copied or "crossattention" in name
+        }

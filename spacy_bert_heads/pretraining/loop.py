@@ -21,12 +21,13 @@ from .denoising import add_decoder
 from .objectives import load_pretrainer
 from .reports import Report, open_logger, repair_log
 from .run import FORMAT, Run
-from .settings import Settings
+from .settings import Paths, Settings
 from .start import make_start, prepare_texts
 
 # Settings that may change when a run is resumed. The text may have moved: its content is compared.
 FREE = (
     "paths.raw",
+    "paths.held_out",
     "paths.cache",
     "corpora",
     "text.workers",
@@ -139,7 +140,10 @@ def begin(
             log.unlink(missing_ok=True)
     encoder = processes.in_turn(lambda: make_start(settings, start, say=say))
     torch.manual_seed(settings.training.seed)
-    pretrainer = load_pretrainer(encoder, sentence_objective=settings.objective.sentences)
+    o = settings.objective
+    pretrainer = load_pretrainer(
+        encoder, sentence_objective=o.sentences, has_masks=o.mlm_weight > 0
+    )
     d = settings.denoising
     if d.kinds:
         add_decoder(pretrainer, encoder, d.decoder, d.num_layers)
@@ -207,7 +211,8 @@ def find_start(
     settings."""
     if resume:
         now = dataclasses.asdict(settings)
-        found = find_state(output, now, format=FORMAT, free=FREE, say=say)
+        defaults = dataclasses.asdict(Settings(Paths(["-"], None)))
+        found = find_state(output, now, format=FORMAT, free=FREE, say=say, defaults=defaults)
         return None if found is None else found[1]
     if not force and (list_states(output / "states") or (output / "log.jsonl").exists()):
         raise ValueError(

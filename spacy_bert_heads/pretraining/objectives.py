@@ -72,9 +72,10 @@ class Pretrainer(nn.Module):
     """Combine a checkpoint with the heads that pretraining needs.
 
     `model` is an instance of Hugging Face's pretraining class, `encoder` the encoder in it with its
-    tokenizer. If `has_pairs` is false, the head for pairs of segments, if there is one, is frozen:
-    it gets no gradient, and must not get weight decay either. `decoder` restores damaged texts.
-    `new_parameters` are the names of the parameters that the checkpoint lacks.
+    tokenizer. If `has_pairs` is false, the head for pairs of segments, if there is one, is frozen,
+    without `has_masks` the masked-LM head: it gets no gradient, and must not get weight decay
+    either. `decoder` restores damaged texts. `new_parameters` are the names of the parameters that
+    the checkpoint lacks, `untrained` those of them in a frozen head.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pretrainer(nn.Module):
         encoder: Encoder,
         *,
         has_pairs: bool,
+        has_masks: bool = True,
         decoder: Decoder | None = None,
         new_parameters: Iterable[str] = (),
     ) -> None:
@@ -92,6 +94,12 @@ class Pretrainer(nn.Module):
         self.new_parameters = frozenset(new_parameters)
         for module in self.sentence_head():
             module.requires_grad_(has_pairs)
+        if not has_masks:
+            for name, parameter in model.named_parameters():
+                if any(part in name for part in HEAD_PARTS["masked-LM head"]):
+                    parameter.requires_grad_(False)
+        named = model.named_parameters(remove_duplicate=False)  # all names of tied ones
+        self.untrained = self.new_parameters & {k for k, one in named if not one.requires_grad}
 
     @property
     def new_heads(self) -> list[str]:
@@ -329,12 +337,14 @@ def guess_masked(
     ]
 
 
-def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
+def load_pretrainer(
+    name: str, *, sentence_objective: str | None, has_masks: bool = True
+) -> Pretrainer:
     """Load a checkpoint for pretraining, with new heads if the checkpoint lacks them.
 
     `name` is a hub name or a folder. `sentence_objective` is "nsp", "sop", or None if no head for
-    pairs is needed. Raises ValueError if the checkpoint can't be loaded, or its family has no head
-    for the objective.
+    pairs is needed; without `has_masks` none for masked words is trained. Raises ValueError if the
+    checkpoint can't be loaded, or its family has no head for the objective.
     """
     from transformers import AlbertForPreTraining, AutoModelForMaskedLM, BertForPreTraining
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -353,7 +363,9 @@ def load_pretrainer(name: str, *, sentence_objective: str | None) -> Pretrainer:
     model, checkpoint, missing = load_model(name, choose_class)
     encoder = Encoder(checkpoint)
     has_pairs = sentence_objective in PAIRS
-    pretrainer = Pretrainer(model, encoder, has_pairs=has_pairs, new_parameters=missing)
+    pretrainer = Pretrainer(
+        model, encoder, has_pairs=has_pairs, has_masks=has_masks, new_parameters=missing
+    )
     if has_pairs and "sentence head" in pretrainer.new_heads:
         pretrainer.renew_pooler()
     # Report an unknown head now, not after all text has been tokenized.
@@ -375,7 +387,10 @@ def save_pretrainer(pretrainer: Pretrainer, folder: Path) -> None:
     """Save a Hugging Face folder that `bert_encoder`, `AutoModelForMaskedLM` and
     `BertForPreTraining` can load. The folder is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(pretrainer.model, folder)
+    # A new head that was not trained must not be saved, or it would look like a trained one.
+    state = pretrainer.model.state_dict()
+    trained = {name: one for name, one in state.items() if name not in pretrainer.untrained}
+    save_model(pretrainer.model, folder, trained)
     if pretrainer.decoder is not None:
         (folder / DECODER).mkdir(exist_ok=True)
         save_model(pretrainer.decoder.model, folder / DECODER)

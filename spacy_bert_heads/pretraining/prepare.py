@@ -21,7 +21,7 @@ from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import spacy
@@ -166,6 +166,11 @@ def make_fingerprint(
     ]
     digest.update(json.dumps(settings).encode("utf8"))
     digest.update(wordpieces.tokenizer.to_str().encode("utf8"))
+    tokenizers: list[Any] = [nlp.tokenizer, type(nlp)().tokenizer]
+    if hasattr(nlp.tokenizer, "to_bytes"):
+        rules, default = (one.to_bytes(exclude=["vocab"]) for one in tokenizers)
+        if rules != default:  # the language's own are in the config
+            digest.update(rules)
     # Not `nlp.to_bytes()`: some components serialize sets, whose order changes from run to run.
     for _, component in nlp.pipeline:
         if hasattr(component, "model") and hasattr(component.model, "to_bytes"):

@@ -83,13 +83,14 @@ def find_state(
     format: int,
     free: tuple[str, ...],
     say: Callable[[str], None],
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Return the path and the content of the newest undamaged training state in a run's folder;
     None if there is no state.
 
-    `say` reports damaged ones. `settings` and `free` are those of `check_same`; `format` is the
-    present version of the format. Raises ValueError if no state can be read, another version wrote
-    it, or the settings differ.
+    `say` reports damaged ones. `settings` and `free` are those of `check_same`; `defaults` has the
+    settings that the run may not know yet; `format` is the present version of the format. Raises
+    ValueError if no state can be read, another version wrote it, or the settings differ.
     """
     states = output / "states"
     path, faults = find_newest(states)
@@ -109,7 +110,8 @@ def find_state(
             f"The run in {output} was started by another version of this package. Finish it with "
             "that version, or start a new run in another folder from its model-best."
         )
-    check_same(state["settings"], settings, free)
+    known = {k: v for k, v in flatten(defaults or {}).items() if k in flatten(settings)}
+    check_same(known | flatten(state["settings"]), settings, free)
     return path, state
 
 
