@@ -42,7 +42,6 @@ from spacy_bert_heads.data.reader import BertCorpus
 
 Share = int | str  # of the sentences, in percent; or "decay"
 RATE = "training.optimizer.learn_rate.initial_rate"
-HEAD_STEPS = "training.new_head_steps"  # 0.1 million wordpieces
 BASE = {  # beside configs/pretrain.cfg
     "objective.sentences": "full-sentences",
     "text.held_out": 0.01,
@@ -67,8 +66,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "wrong": {"text.held_out": 0.1},
     "task": {"text.held_out": 0.1},
     "task-warm": {"text.held_out": 0.1},
-    "head-first": {HEAD_STEPS: 49},
-    "task-head-first": {"text.held_out": 0.1, HEAD_STEPS: 49},
     "domain-task": {"text.held_out": 0.1},
 }
 HEAD = ("head", 0.1)  # and its million wordpieces
@@ -84,9 +81,6 @@ TESTED = (
     ("task", 0.5, 1),
     ("task", 2.0, 1),
     ("task-warm", 0.5, 1),
-    ("task-head-first", 0.5, 1),
-    ("task-head-first", 2.0, 1),
-    ("head-first", 0.5, 1),
 )
 EPOCHS = {5: 10, 25: 3, 100: 1}  # by the share of the sentences
 SENTENCES = 5432

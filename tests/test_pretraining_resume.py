@@ -32,8 +32,7 @@ def encoder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def settings(encoder, tmp_path_factory) -> Settings:
-    settings = make_settings(tmp_path_factory.mktemp("settings"), encoder)
-    return replace(settings, training=replace(settings.training, new_head_steps=4))
+    return make_settings(tmp_path_factory.mktemp("settings"), encoder)
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +96,14 @@ def test_another_config_is_refused(settings, tmp_path):
 
 
 def test_a_run_of_an_earlier_version_does_not_know_new_settings(settings, whole, tmp_path):
-    settings = replace(settings, training=replace(settings.training, new_head_steps=0))
     run_until(settings, tmp_path / "out", 4)
     states = tmp_path / "out" / "states"
     path, _ = find_newest(states)
     state = torch.load(path / "state.pt", weights_only=True)
-    del state["settings"]["training"]["new_head_steps"], state["settings"]["denoising"]
+    del state["settings"]["masking"]["max_ngram"], state["settings"]["denoising"]
     save_state(states, 4, state, keep=1)
-    other = replace(settings, training=replace(settings.training, new_head_steps=4))
-    with pytest.raises(ValueError, match="new_head_steps = 0; now it is 4"):
+    other = replace(settings, masking=replace(settings.masking, max_ngram=3))
+    with pytest.raises(ValueError, match="max_ngram = 1; now it is 3"):
         pretrain(other, tmp_path / "out", resume=True)
     pretrain(settings, tmp_path / "out", resume=True)
     assert log(tmp_path / "out")[-1]["step"] == 12

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from pretraining_runs import log, make_settings, run_until, weights, write_raw
+from pretraining_runs import log, make_settings, write_raw
 from transformers import AutoModelForMaskedLM, BertForPreTraining
 
 from spacy_bert_heads.encoder.loading import load_checkpoint
@@ -15,7 +15,6 @@ from spacy_bert_heads.pretraining.loop import pretrain
 from spacy_bert_heads.pretraining.objectives import load_pretrainer
 from spacy_bert_heads.pretraining.run import Run, make_optimizer
 from spacy_bert_heads.pretraining.settings import Phase, Settings, adam
-from spacy_bert_heads.runs.states import find_newest, load_state
 
 
 @pytest.fixture(scope="module")
@@ -79,40 +78,6 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
         rate = 7e-3 if name in pretrainer.new_parameters else 1e-3
         expected = before[name] - rate
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0)
-
-
-def test_new_heads_learn_alone_first(settings, tmp_path):
-    training = replace(settings.training, new_head_steps=4, eval_frequency=1)
-    settings = replace(settings, training=training)
-    run_until(settings, tmp_path / "out", 5)
-    # First the schedule of eight steps in four, then the whole of it.
-    rates = [line["lr"] for line in log(tmp_path / "out")]
-    assert rates == pytest.approx([0.0, 0.001, 0.002 / 3, 0.001 / 3, 0.0])
-    path, _ = find_newest(tmp_path / "out" / "states")
-    state = load_state(path)
-    assert state["step"] == 3
-    pretrainer = load_pretrainer(settings.paths.encoder, sentence_objective="nsp")
-    for name, weight in pretrainer.parts.state_dict().items():
-        is_same = torch.equal(weight, state["model"][name])
-        assert is_same is not pretrainer.is_new(name), name
-    pretrain(settings, tmp_path / "out", resume=True)
-    assert [line["lr"] for line in log(tmp_path / "out")][5:7] == [0.0005, 0.001]
-    words = "bert.embeddings.word_embeddings.weight"
-    assert not torch.equal(weights(tmp_path / "out")[words], state["model"][f"model.{words}"])
-
-
-def test_a_checkpoint_with_heads_has_no_steps_for_them(settings, whole, tmp_path):
-    paths = replace(settings.paths, encoder=str(whole / "model-last"))
-    training = replace(settings.training, new_head_steps=100)
-    pretrain(replace(settings, paths=paths), tmp_path / "expected")
-    pretrain(replace(settings, paths=paths, training=training), tmp_path / "out")
-    torch.testing.assert_close(weights(tmp_path / "out"), weights(tmp_path / "expected"))
-
-
-def test_more_steps_for_heads_than_the_run_has(settings, tmp_path):
-    settings = replace(settings, training=replace(settings.training, new_head_steps=12))
-    with pytest.raises(ValueError, match="new_head_steps is 12, but the run has 12 steps. Set it"):
-        pretrain(settings, tmp_path / "out")
 
 
 def test_a_run_without_warm_up(settings, tmp_path):

@@ -281,9 +281,9 @@ class Pretrainer(nn.Module):
                 sums = self(part.layout, *rest, damaged)
             if scales:
                 losses = zip(sums[::2], scales, strict=True)
-                loss = sum((loss * scale for loss, scale in losses), torch.zeros((), device=device))
-                if loss.requires_grad:  # not if only a head learns that this part doesn't need
-                    loss.backward()
+                sum(
+                    (loss * scale for loss, scale in losses), torch.zeros((), device=device)
+                ).backward()
             restored = damaged.restored if damaged else []
             counts = [*map(len, gold), sum(len(ids) + 1 for ids in restored)]
             rows = zip(sums[::2], sums[1::2], counts, strict=True)

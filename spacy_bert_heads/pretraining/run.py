@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..encoder.optimization import AdamSettings
 from ..encoder.parameters import group_parameters
 from ..encoder.shim import autocast_for
 from ..runs.processes import Processes
@@ -41,21 +40,8 @@ class Run:
         processes.begin_alike(pretrainer)
         side = data.held_out if data.held_out.chosen.any() else data.train
         self.samples = pick_samples(side, data.vocabulary, n=N_SAMPLES)
+        self.adam_values = AdamValues(t.optimizer, data.num_steps)
         self.optimizer = make_optimizer(pretrainer, t.new_head_lr_multiplier)
-        trained = [
-            (pretrainer.is_new(name), parameter)
-            for name, parameter in pretrainer.parts.named_parameters()
-            if parameter.requires_grad
-        ]
-        self._known = [parameter for is_new, parameter in trained if not is_new]
-        self.head_steps = t.new_head_steps if len(self._known) < len(trained) else 0
-        if self.head_steps >= data.num_steps:
-            raise ValueError(
-                f"training.new_head_steps is {self.head_steps}, but the run has {data.num_steps} "
-                "steps. Set it to about a fifth of the steps."
-            )
-        rest = data.num_steps - self.head_steps
-        self._head_values, self._values = (AdamValues(t.optimizer, rest) for _ in range(2))
         self.step = 0
         self.position = Position()
         self.sums = no_totals(processes.device)  # since the last report
@@ -72,14 +58,6 @@ class Run:
     def is_done(self) -> bool:
         """Return whether all steps have been taken."""
         return self.step >= self.data.num_steps
-
-    def optimizer_values(self) -> AdamSettings:
-        """Return the optimizer's settings at this step. Heads that learn alone run through the
-        schedule in their steps; then it starts again, so the encoder has a warm-up of its own."""
-        if self.step <= self.head_steps > 0:
-            rest = self.data.num_steps - self.head_steps
-            return self._head_values.at(math.ceil(self.step * rest / self.head_steps))
-        return self._values.at(self.step - self.head_steps)
 
     def advance(self, after: Position) -> None:
         """Count a step. `after` is the position after the batch of this step."""
@@ -111,7 +89,7 @@ class Run:
         # Each loss is a mean over all processes, whose gradients are summed.
         weights = zip(self.weights, predicted, strict=True)
         scales = tuple(weight / max(number, 1) for weight, number in weights)
-        values = self.optimizer_values()
+        values = self.adam_values.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = values.learn_rate * group["rate"]
             group["betas"], group["eps"] = values.betas, values.eps
@@ -120,8 +98,6 @@ class Run:
         seeds = np.random.SeedSequence([s.training.seed, self.step, self.processes.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         self.pretrainer.train()
-        for parameter in self._known:
-            parameter.requires_grad_(self.step > self.head_steps)
         sums = self._run(batch, scales)
         self.pretrainer.eval()
         self.processes.sum_gradients(self.pretrainer.parameters())
@@ -141,7 +117,7 @@ class Run:
         raise FloatingPointError(
             f"The {what} of step {self.step} is {value}: the run has diverged. The loss is "
             f"{self._loss(totals)}, the learning rate "
-            f"{self.optimizer_values().learn_rate:.3g}. This step was not saved; the last "
+            f"{self.adam_values.at(self.step).learn_rate:.3g}. This step was not saved; the last "
             f"good training state is {states[0] if states else 'none'}. Start a new run with a "
             "lower training.optimizer.learn_rate, a longer warm-up or a lower grad_clip."
         )
@@ -201,7 +177,7 @@ class Run:
             held_out_mlm_accuracy=_share(then.mlm_right, then.n_masked),
             held_out_nsp_loss=_share(then.sentence_loss, then.n_pairs),
             held_out_nsp_accuracy=_share(then.sentence_right, then.n_pairs),
-            lr=self.optimizer_values().learn_rate,
+            lr=self.adam_values.at(self.step).learn_rate,
             epoch=self.position.epoch,
             tokens=self.tokens,
             tokens_per_second=(self.tokens - self._timer[1]) / seconds if self.step else None,

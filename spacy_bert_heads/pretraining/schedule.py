@@ -59,10 +59,10 @@ def warmup_stable_decay(
 
 
 class AdamValues:
-    """Evaluate the optimizer's settings at each step, counted from 1, of `num_steps` steps.
+    """Evaluate the optimizer's settings at each step of a run with `num_steps` steps.
 
     Raises ValueError if the block is not thinc's Adam.v1 with decoupled weight decay, or if a
-    warm-up is longer than the steps.
+    warm-up is longer than the run.
     """
 
     def __init__(self, block: dict[str, Any], num_steps: int) -> None:
@@ -77,7 +77,7 @@ class AdamValues:
         self.step = 0
 
     def at(self, step: int) -> AdamSettings:
-        """Return the settings of a step. Steps must not decrease between calls."""
+        """Return the settings of a step, counted from 1. Steps must not decrease between calls."""
         # The first value of a schedule belongs to step 0, before the first step.
         for _ in range(step - self.step):
             self._optimizer.step_schedules()

@@ -210,10 +210,9 @@ class Training:
     batch_tokens: wordpieces per optimizer step, over all processes; with longer sequences a batch
     has fewer of them. max_batch_tokens: the most wordpieces, padding included, that a process
     computes at once; gradients of the parts of a batch are accumulated. new_head_lr_multiplier: the
-    learning-rate multiplier of heads that the checkpoint lacks. new_head_steps: in the first of the
-    steps only these heads learn. keep: the number of training states to keep. optimizer, logger:
-    blocks with @optimizers and @loggers. In the block of a schedule, a null total_steps is the
-    number of steps of the run, a null warmup_steps a tenth of it.
+    learning-rate multiplier of heads that the checkpoint lacks. keep: the number of training states
+    to keep. optimizer, logger: blocks with @optimizers and @loggers. In the block of a schedule, a
+    null total_steps is the number of steps of the run, a null warmup_steps a tenth of it.
     """
 
     max_steps: Count | None = None
@@ -223,7 +222,6 @@ class Training:
     max_batch_tokens: Count = 4096
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     new_head_lr_multiplier: Positive = 10.0
-    new_head_steps: Natural = 0
     eval_frequency: Count = 100
     eval_tokens: Count = 65_536
     checkpoint_frequency: Count = 100
