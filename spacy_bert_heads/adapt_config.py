@@ -9,10 +9,16 @@ from typing import Any
 
 from spacy.language import CONFIG_SECTION_ORDER
 from spacy.pipeline.tok2vec import Tok2VecListener
-from spacy.util import get_sourced_components, load_config, load_model_from_config
+from spacy.util import get_sourced_components, load_model_from_config
 from thinc.api import Config, Model
 
-from .init_config import DEFAULT_NAME, GPU_BATCH_TOKENS, make_learn_rate
+from .init_config import (
+    DEFAULT_NAME,
+    GPU_BATCH_TOKENS,
+    check_storable,
+    make_learn_rate,
+    read_config,
+)
 
 ENCODER = "bert_encoder"
 LISTENER = "spacy_bert_heads.Tok2VecListener.v1"
@@ -34,10 +40,11 @@ def adapt_config(path: Path, *, name: str | None = None) -> Config:
     for the encoder. `name` is the checkpoint; None takes that of the transformer, or
     "bert-base-uncased". All other settings stay, and every default is filled in.
 
-    Raises ValueError if there is nothing to replace, or if a setting or a sourced component depends
-    on what is replaced.
+    Raises ValueError if the config can't be read, if there is nothing to replace, or if a setting
+    or a sourced component depends on what is replaced.
     """
-    config = load_config(path)
+    check_storable(name)
+    config = read_config(path)
     components = config.get("components", {})
     if any(one.get("factory") == ENCODER for one in components.values()):
         raise ValueError(f"{path} has a {ENCODER} already: it is ready for `spacy train`.")

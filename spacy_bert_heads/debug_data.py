@@ -16,7 +16,7 @@ from spacy.schemas import ConfigSchemaTraining
 from spacy.tokens import DocBin
 from spacy.training import Corpus, Example
 from spacy.training.corpus import walk_corpus
-from spacy.util import load_config, load_model_from_config, registry, resolve_dot_names
+from spacy.util import load_model_from_config, registry, resolve_dot_names
 from thinc.api import Model
 
 from .checks.findings import Finding, Reading, Split
@@ -39,6 +39,7 @@ from .encoder.model import check_room, checkpoint_of, shim_of
 from .heads.head import BertHead
 from .heads.pair_head import BertPairHead
 from .heads.unlabelled import UnlabelledHead
+from .init_config import read_config
 
 
 @dataclass
@@ -79,7 +80,7 @@ def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Re
     `overrides` are those of `spacy train`, such as {"paths.train": "train.spacy"}. Raises
     ValueError or OSError if the config, a checkpoint or the data can't be read.
     """
-    config = load_config(config_path, overrides=overrides or {}, interpolate=False)
+    config = read_config(config_path, overrides)
     nlp = load_model_from_config(config, auto_fill=True)
     interpolated = nlp.config.interpolate()
     training = registry.resolve(interpolated["training"], schema=ConfigSchemaTraining)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import math
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ import spacy
 from spacy.language import CONFIG_SECTION_ORDER, Language
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy.util import load_model_from_config
+from spacy.util import load_config, load_model_from_config
 from thinc.api import Config
 
 from .checks.heads import is_annotated
@@ -69,9 +70,10 @@ def init_config(
     depends on the size of the training data, `train`; it and `dev` are checked for annotation.
 
     Every default is filled in. Only [training] max_steps has the number of steps; the learning rate
-    refers to it. Raises ValueError if there is no such head or no head at all, or if the data has
-    no annotation for a head, with a `source` for none of its heads.
+    refers to it. Raises ValueError if there is no such head or no head at all, if the data has no
+    annotation for a head, with a `source` for none of its heads, or if a path has a "$".
     """
+    check_storable(name, source, train, dev)
     if source is None:
         encoder = {"name": name or DEFAULT_NAME, **(ADAPTED if adapter else {})}
         encoder["adapter"] = adapter
@@ -228,6 +230,31 @@ def _name_heads(heads: Sequence[str], known: Mapping[str, type[BertHead]]) -> di
             f"No heads are given. Choose from: {', '.join(known)}; several with commas."
         )
     return named
+
+
+def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config with its variables. Raises ValueError with the path if it is not a config."""
+    try:
+        return load_config(path, overrides=dict(overrides or {}), interpolate=False)
+    except (ValueError, configparser.Error) as error:
+        if overrides:
+            read_config(path)
+            raise  # the fault is in the overrides
+        raise ValueError(
+            f"{path} can't be read as a config. Fix it, or create one with `bert init-config`. The "
+            f"fault: {' '.join(str(error).split())}"
+        ) from error
+
+
+def check_storable(*values: str | Path | None) -> None:
+    """Raise ValueError for a name or path with a "$". spaCy reads configs without variables
+    resolved, and then doubles each "$" whenever it copies or saves one."""
+    for value in values:
+        if "$" in str(value):
+            raise ValueError(
+                f"'{value}' has a '$', which spaCy changes in configs. Rename it, or pass a link "
+                "to it that has another name."
+            )
 
 
 def make_learn_rate(rate: float, *, warmup_steps: int) -> dict[str, Any]:

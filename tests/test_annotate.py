@@ -309,6 +309,10 @@ def test_the_command(joint, corpus, tmp_path):
         (["PIPELINE", "in.csv"], "is unknown. Rename it to one of"),
         (["PIPELINE", "empty.jsonl"], "has no documents. Pass other files"),
         (["PIPELINE", "wide.txt"], "it is UTF-16"),
+        (
+            ["PIPELINE", "array.json"],
+            "array.json is a JSON array, but each line must be one object",
+        ),
     ],
 )
 def test_errors_are_one_line(joint, tmp_path, monkeypatch, arguments, message):
@@ -317,6 +321,7 @@ def test_errors_are_one_line(joint, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "in.csv").write_text("text\na\n")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "wide.txt").write_text("wide", "utf16")
+    (tmp_path / "array.json").write_text(json.dumps(ROWS))
     arguments = [str(joint) if word == "PIPELINE" else word for word in arguments]
     result = run_command("annotate", *arguments[:2], "out", *arguments[2:])
     assert result.exit_code == 1

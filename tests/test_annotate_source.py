@@ -126,6 +126,32 @@ def test_docs_bring_what_is_asked(joint, tmp_path):
     assert row["answers"][0]["text"] == "Hull" and row["verdicts"][0]["label"] == "entailment"
 
 
+@pytest.mark.parametrize("content", ['[{"text": "a"}]', "\ufeff \n[\n  {}\n]", "\n" * 9999 + "[1]"])
+def test_an_array_is_not_json_lines(tmp_path, content):
+    path = tmp_path / "an array.json"
+    path.write_text(content, "utf8")
+    with pytest.raises(ValueError, match=rf"Convert it: cat '{path}' \| jq -c '\.\[\]' > lines"):
+        list_source(path, tmp_path / "out")
+    packed = tmp_path / "array.jsonl.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    with pytest.raises(ValueError, match=rf"Convert it: gzip -dc {packed} \|"):
+        list_source(packed, tmp_path / "out")
+    path.rename(tmp_path / "array.txt")
+    assert list_source(tmp_path / "array.txt", tmp_path / "out")
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "spacy"])
+def test_columns_named_as_annotations_keep_their_values(joint, tmp_path, format):
+    row = {"text": BURNED, "input_entities": "a", "entities": "b", "error": "c", "input_x": "d"}
+    write_jsonl(tmp_path / "in.jsonl", [row])
+    run(joint, tmp_path / "in.jsonl", tmp_path / "out", format=format)
+    run(joint, tmp_path / "out", tmp_path / "again")
+    (found,) = read(tmp_path / "again")
+    names = ("input_entities", "input_input_entities", "input_error", "input_x")
+    assert [found[name] for name in names] == ["a", "b", "c", "d"]
+    assert [entity["text"] for entity in found["entities"]] == ["Hull"] and found["error"] is None
+
+
 # --- Parquet
 
 

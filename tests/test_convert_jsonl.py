@@ -7,6 +7,7 @@ from conversion import Plain, jsonl, run, run_plain, samples
 
 pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
 TEXT = "Ada lives in Paris."
+NUMBER = "label is a number, name the labels in order with --labels, or write it as a text"
 ADA_DOC = ["Ada ", "lives ", "in ", "Paris", "."]
 
 
@@ -77,7 +78,9 @@ def test_jsonl_categories_of_all_records_but_cats_and_rejected_ones(tmp_path):
         ({"spans": [], "entities": []}, "more than one of spans, entities"),
         ({"label": "a", "cats": {"a": 1}}, "more than one of label, cats"),
         ({"label": ""}, "no label: ''"),
-        ({"label": True}, "no label: True"),
+        ({"label": True}, f"{NUMBER}: True"),
+        ({"label": 1.0}, f"{NUMBER}: 1.0"),
+        ({"labels": ["a", 0.5]}, f"{NUMBER}: 0.5"),
         ({"label": "\udfff"}, "label is not UTF-8: '\\udfff'"),
         ({"cats": {"a": 2}}, "cats are not between 0 and 1: {'a': 2}"),
         ({"cats": {"a": float("nan")}}, "cats are not between 0 and 1: {'a': nan}"),
@@ -94,6 +97,15 @@ def test_jsonl_rejects(tmp_path, record, reason):
     docs, report = run_plain(tmp_path, "a.jsonl", content)
     assert [doc.tokens for doc in docs] == [["before"], ["after"]]
     assert samples(report) == [f"a.jsonl:2: {reason}"]
+
+
+def test_jsonl_numbers_of_labels(tmp_path):
+    labels = [1, 1.0, True, "1", 0.0, None, {"a": 1}, 0.5]
+    content = jsonl(*({"text": "some", "label": label} for label in labels))
+    docs, report = run_plain(tmp_path, "a.jsonl", content, labels=("neg", "pos"))
+    pos, neg = {"neg": 0.0, "pos": 1.0}, {"neg": 1.0, "pos": 0.0}
+    assert [doc.cats for doc in docs] == [pos, pos, pos, pos, neg, {}, {"a": 1}]
+    assert report.reasons == {"label is not among --labels, neither by number nor by name": 1}
 
 
 def test_jsonl_broken_lines(tmp_path):

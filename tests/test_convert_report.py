@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("share_blank_pipelines")
         (
             jsonl({"text": "a", "label": 3}),
             {"labels": ("x",)},
-            "number of a label is not among --labels: 3",
+            "label is not among --labels, neither by number nor by name: 3",
         ),
         (jsonl({"text": "a"}), {"label_columns": ("x",)}, "no column named by --label-columns: x"),
         (

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 
 import pytest
-from conversion import Plain, check_report, load_plain, read, run_plain, samples
+from conversion import Plain, check_report, load_plain, read, run, run_plain, samples
 from spacy.tokens import Doc
 
 from spacy_bert_heads.data.convert import convert
@@ -183,6 +183,59 @@ def test_tsv_quotes(tmp_path):
         "fine",
     ]
     assert samples(report) == ["a.tsv:11: wrong number of columns: 3 instead of 2"]
+
+
+# Labels with other names and numbers
+
+
+KAGGLE = "id,text,target\n1,Forest fire,1\n2,I love fruits,0\n"
+LIKE_LABELS = (
+    "2 texts to write that look like labels; for categories, add --label-column target: '1'"
+)
+
+
+@pytest.mark.parametrize(
+    "name, columns", [("label_column", "target"), ("label_columns", ["target"])]
+)
+def test_a_column_named_for_the_label_is_no_target(tmp_path, name, columns):
+    docs, report = run(tmp_path, "a.csv", KAGGLE, **{name: columns})
+    assert [[label for label, value in doc.cats.items() if value] for doc in docs] in (
+        [["1"], ["0"]],
+        [["target"], []],
+    )
+    assert report.kinds == {"categories": 2} and not report.notes.counts
+
+
+def test_a_column_named_for_the_target_is_no_label(tmp_path):
+    docs, report = run(tmp_path, "a.csv", "text,label\nsome,other\n", target_column="label")
+    assert docs[0]._.targets == ["other"] and report.kinds == {"targets": 1}
+
+
+@pytest.mark.parametrize(
+    "targets, warns",
+    [(["1", "0"], True), (["1", "so so"], False), ([f"w{i}" for i in range(21)], False)],
+)
+def test_targets_that_look_like_labels(tmp_path, targets, warns):
+    content = "text,target\n" + "".join(f"some,{target}\n" for target in targets)
+    _, report = run(tmp_path, "a.csv", content)
+    assert report.kinds == {"targets": len(targets)}
+    assert (LIKE_LABELS in report.lines()) == warns and bool(report.notes.counts) == warns
+
+
+def test_numbers_of_labels_as_pandas_writes_them(tmp_path):
+    values = ["1.0", "0.0", "1", "-1.0", "neg", " pos", "2", "0.5", "other", ""]
+    content = "text,label\n" + "".join(f"w{i},{value}\n" for i, value in enumerate(values))
+    docs, report = run_plain(tmp_path, "a.csv", content, labels=("neg", "pos"))
+    found = [[label for label, value in doc.cats.items() if value] for doc in docs]
+    assert found == [["pos"], ["neg"], ["pos"], [], ["neg"], ["pos"]]
+    reason = "label is not among --labels, neither by number nor by name"
+    assert report.reasons == {reason: 3, "no label": 1}
+    assert samples(report)[0] == f"a.csv:8: {reason}: '2'"
+    lines = "0 bad\n1 good\n2 odd\n"
+    options = {"format": "labelled", "labels": ("neg", "pos")}
+    docs, report = run_plain(tmp_path, "a.txt", lines, **options)
+    assert [doc.cats for doc in docs] == [{"neg": 1.0, "pos": 0.0}, {"neg": 0.0, "pos": 1.0}]
+    assert samples(report) == [f"a.txt:3: {reason}: '2'"]
 
 
 # Real data

@@ -74,6 +74,11 @@ def test_warnings_and_errors(clean, tmp_path):
         ("nowhere.spacy", "There is no 'nowhere.spacy'. Create it with: python -m spacy bert"),
         ("damaged.spacy", "damaged.spacy is damaged or not a .spacy file"),
         ("text.spacy", "text.spacy is damaged or not a .spacy file"),
+        (
+            "no dir/a.spacy",
+            "There is no 'no dir/a.spacy'. Create it with: python -m spacy bert convert SOURCE "
+            "'no dir/a.spacy'",
+        ),
     ],
 )
 def test_data_that_cannot_be_read(clean, tmp_path, monkeypatch, reader, path, message):
@@ -99,6 +104,30 @@ def test_other_errors(clean, tmp_path):
     (tmp_path / "bad.cfg").write_text(config.replace("\npatience = 0", ""))
     result = run("debug-data", tmp_path / "bad.cfg")
     assert result.exit_code == 1 and "patience" in result.output
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00x", b"[nlp", b"[nlp]\n[nlp]\n"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["debug-data", "CONFIG"],
+        ["debug-data", "CONFIG", "--paths.train", "a.spacy"],
+        ["train", "CONFIG", "--output", "out"],
+        ["distill", "teacher", "CONFIG", "out"],
+        ["init-config", "out.cfg", "--adapt", "CONFIG"],
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, monkeypatch, arguments, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.cfg").write_bytes(content)
+    result = run(*("bad.cfg" if word == "CONFIG" else word for word in arguments))
+    assert result.exit_code == 1 and len(result.output.splitlines()) == 1
+    assert result.output.startswith("Error: bad.cfg can't be read as a config. Fix it, or")
+
+
+def test_an_override_that_does_not_exist(clean):
+    result = run("debug-data", clean, "--nope.a", "1")
+    assert result.exit_code == 1 and "config overrides: nope.a" in result.output
 
 
 def test_spacy_calls_it(clean):

@@ -95,6 +95,25 @@ def test_a_source_needs_data_for_one_of_its_heads(joint, data, tmp_path):
         init_config(source=joint, train=tmp_path / "plain.spacy")
 
 
+# --- names
+
+
+@pytest.mark.parametrize("option", ["--name", "--source", "--train", "--dev", "--raw", "--adapt"])
+def test_a_name_that_a_config_cannot_hold(option, tmp_path):
+    more = {"--raw": ["--pretrain"], "--adapt": ["--name", "my $m"]}.get(option, [])
+    result = run("init-config", tmp_path / "a.cfg", option, "my $m", *more)
+    assert result.exit_code == 1 and not (tmp_path / "a.cfg").exists()
+    assert result.output.startswith("Error: 'my $m' has a '$', which spaCy changes in configs.")
+
+
+@pytest.mark.parametrize("more, first", [([], "train"), (["--pretrain"], "bert pretrain")])
+def test_the_next_command_quotes_the_path(more, first, checkpoint, tmp_path):
+    path = tmp_path / "no dir" / "a.cfg"
+    result = run("init-config", path, "--name", checkpoint, *more)
+    assert result.exit_code == 0, result.output
+    assert f"\npython -m spacy {first} '{path}' " in result.output
+
+
 # --- heads
 
 

@@ -10,6 +10,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import sleep
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import spacy
@@ -122,6 +124,25 @@ def test_bad_requests(served, body, message):
     assert status == 422
     assert message in answer["error"]
     assert SAILED not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    "body, kind, status",
+    [
+        (b'{"texts": "x"}', "text/plain", 422),
+        (b'{"texts": "x"}', "application/x-www-form-urlencoded", 422),
+        ('{"texts": "café"}'.encode("latin1"), "application/json", 400),
+        (b"[1]", "application/json", 422),
+        (b"", "application/json", 422),
+    ],
+)
+def test_a_body_that_is_no_json_object(served, body, kind, status):
+    request = Request(f"{served[0].url}/annotate", body, {"Content-Type": kind})
+    with pytest.raises(HTTPError) as info:
+        urlopen(request, timeout=60)
+    assert info.value.code == status
+    message = json.loads(info.value.read())["error"]
+    assert message.endswith("object in UTF-8, with the header Content-Type: application/json.")
 
 
 def test_what_the_pipeline_lacks(make_nlp):

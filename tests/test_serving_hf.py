@@ -59,6 +59,25 @@ def test_text_classification(served, ask):
     assert best.label == "fire"
 
 
+@pytest.mark.parametrize("task", ["text-classification", "question-answering"])
+@pytest.mark.parametrize("top_k", ["2", 1.5, -1, 0, True])
+def test_top_k_is_a_number_of_results(served, task, top_k):
+    inputs = SAILED if task.startswith("text") else {"question": "Who left?", "context": SAILED}
+    body = {"inputs": inputs, "parameters": {"top_k": top_k}}
+    status, answer = served[0].post(f"/pipeline/{task}", body)
+    assert status == 422 and answer["error"].startswith("body.parameters.top_k: Input should be")
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"top_k": None, "truncation": True}])
+def test_without_top_k_all_classes_and_the_best_answer(served, parameters):
+    body = {"inputs": BURNED, "parameters": parameters}
+    status, (found,) = served[0].post("/pipeline/text-classification", body)
+    assert status == 200 and [one["label"] for one in found] == ["fire", "voyage"]
+    body = {"inputs": {"question": "Who left?", "context": SAILED}, "parameters": parameters}
+    status, found = served[0].post("/pipeline/question-answering", body)
+    assert status == 200 and found["answer"] == "Anna Grete"
+
+
 def test_pairs_are_classified_by_verdict(served):
     client, nlp = served
     pair = {"text": SAILED, "text_pair": "She sank."}

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -50,10 +50,18 @@ def check_format(name: str) -> None:
         raise ImportError("Parquet output needs pyarrow. Install it: pip install pyarrow")
 
 
-def carried_name(name: str, columns: Columns) -> str:
-    """Return the output name of an input column: the prefix `input_` avoids names of
-    annotations."""
-    return f"input_{name}" if name in columns.labels or name == "error" else name
+def carried_names(names: Collection[str], columns: Columns) -> dict[str, str]:
+    """Return the output names of all input columns. A column with the name of an annotation gets
+    the prefix `input_`, as often as it takes until no other column has the name."""
+    annotations = {*columns.labels, "error"}
+    taken = annotations.union(names)
+    carried = {}
+    for name in names:
+        new = name
+        while name in annotations and new in taken:
+            new = f"input_{new}"
+        carried[name] = new
+    return carried
 
 
 class JsonlWriter:
@@ -65,10 +73,9 @@ class JsonlWriter:
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            values = {
-                carried_name(name, self.columns): value
-                for name, value in row.document.columns.items()
-            }
+            given = row.document.columns
+            names = carried_names(given.keys(), self.columns)
+            values = {names[name]: value for name, value in given.items()}
             values |= row.annotations or dict.fromkeys(self.columns.labels)
             values["error"] = row.error
             self.file.write(dump(values) + b"\n")
@@ -133,13 +140,13 @@ class ParquetWriter:
         ]
         made = pa.Table.from_pylist(values, schema=self.annotations)
         carried = self._carried(rows)
-        names = [carried_name(name, self.columns) for name in carried.schema.names]
+        names = carried_names(carried.schema.names, self.columns)
         self.tables.append(
             pa.Table.from_arrays(
                 [*carried.columns, *made.columns],
                 schema=pa.schema(
                     [
-                        *(one.with_name(n) for one, n in zip(carried.schema, names, strict=True)),
+                        *(one.with_name(names[one.name]) for one in carried.schema),
                         *self.annotations,
                     ]
                 ),
@@ -269,10 +276,11 @@ class SpacyWriter:
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
+            names = carried_names(row.document.columns.keys(), self.columns)
             for name, value in row.document.columns.items():
                 # The Doc already has the text and the second texts.
                 if name not in self.asked and value is not row.document.text:
-                    row.doc.user_data[carried_name(name, self.columns)] = to_plain(value)
+                    row.doc.user_data[names[name]] = to_plain(value)
             if row.error is not None:
                 row.doc.user_data["error"] = row.error
             self.docs.add(row.doc)

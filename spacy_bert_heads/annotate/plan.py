@@ -29,7 +29,6 @@ from .outputs import INT64, check_format
 from .source import (
     TEXT,
     SourceFile,
-    check_first_line,
     checked,
     find_text,
     is_document,
@@ -264,7 +263,8 @@ def digest_file(file: SourceFile) -> str:
 
 def make_plan(job: Job, model: str, files: list[SourceFile]) -> Plan:
     """Read a corpus once to count its documents, find the starts of parts, and compute digests.
-    Raises ValueError if a file has no text column, or the corpus has no documents."""
+    Raises ValueError if a file can't be read or has no text column, or the corpus has no
+    documents."""
     types = Types() if job.format == "parquet" else None
     planned = [plan_file(file, job, types) for file in files]
     if not any(file.num_docs for file in planned):
@@ -330,8 +330,6 @@ def _plan_lines(file: SourceFile, job: Job, types: Types | None) -> tuple[str, i
     column, offsets, number, position = "", [], 0, 0
     with file.path.open("rb") as opened, decompress(opened) as stream:
         for size, line in checked(file, read_lines(stream, digest.update)):
-            if position == 0:
-                check_first_line(file, line)
             if is_document(file.kind, line):
                 if file.has_offsets and number % job.docs_per_part == 0:
                     offsets.append(position)

@@ -1,6 +1,7 @@
 """Define the commands for data and configs: `convert` and `init-config`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -154,14 +155,14 @@ def init_config_command(
     """Create a complete config for `spacy train`, with one encoder and the given heads, with the
     components of a trained pipeline, or from another config; or a config for `bert pretrain`."""
     from ..files import replace_file
-    from ..init_config import init_config
+    from ..init_config import check_storable, init_config
     from ..pretraining.settings import make_config
 
     check_file(output)
     if output.exists() and str(output) != "-" and not force:
         raise ValueError(f"{output} exists. Choose another file, or add --force to overwrite it.")
     data = "" if train and dev else " --paths.train TRAIN.spacy --paths.dev DEV.spacy"
-    command = f"train {output} --output training{data}"
+    command = f"train {quote(str(output))} --output training{data}"
     if raw and not pretrain:
         raise ValueError("--raw needs --pretrain. Add --pretrain, or leave --raw out.")
     if pretrain:
@@ -169,9 +170,10 @@ def init_config_command(
             raise ValueError(
                 "--pretrain can only be combined with --raw, --name, --lang and --force."
             )
+        check_storable(raw, name)
         config = make_config(raw=raw, encoder=name, lang=lang or "en")
         missing = "" if raw else " --paths.raw TEXTS"
-        command = f"bert pretrain {output} training/pretrained{missing}"
+        command = f"bert pretrain {quote(str(output))} training/pretrained{missing}"
     elif adapt is not None:
         from ..adapt_config import adapt_config
 

@@ -34,9 +34,9 @@ def distill_command(
 ) -> None:
     """Train a smaller pipeline on the predictions of a trained one, on unannotated texts."""
     from spacy.cli._util import import_code, parse_config_overrides
-    from spacy.util import load_config
 
     from ..distill import distill
+    from ..init_config import read_config
 
     import_code(code)
     try:
@@ -47,7 +47,7 @@ def distill_command(
         ) from None
     distill(
         teacher,
-        load_config(config, overrides=parse_config_overrides(ctx.args), interpolate=False),
+        read_config(config, parse_config_overrides(ctx.args)),
         output,
         keep_layers=layers,
         resume=resume,

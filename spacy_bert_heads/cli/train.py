@@ -27,14 +27,14 @@ def train_command(
     Several GPUs: torchrun --nproc-per-node 4 -m spacy bert train CONFIG --output FOLDER --gpu-id 0
     """
     from spacy.cli._util import import_code, parse_config_overrides
-    from spacy.util import load_config
 
+    from ..init_config import read_config
     from ..training.loop import train
 
     import_code(code)
     overrides = parse_config_overrides(ctx.args)
     train(
-        load_config(config, overrides=overrides, interpolate=False),
+        read_config(config, overrides),
         output,
         resume=resume,
         force=force,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 import srsly
 from spacy.language import Language
@@ -131,15 +132,17 @@ def check_exists(path: str | Path) -> None:
     The message has the command that creates it. Without this check spaCy would find no Docs.
     """
     path = Path(path)
-    convert = "python -m spacy bert convert"
+    convert, quoted = "python -m spacy bert convert", quote(str(path))
     if not path.exists():
-        raise ValueError(f"There is no '{path}'. Create it with: {convert} SOURCE {path}")
+        raise ValueError(f"There is no '{path}'. Create it with: {convert} SOURCE {quoted}")
     if path.is_file() and path.suffix != ".spacy":
-        made = path.with_suffix(".spacy")
-        raise ValueError(f"'{path}' is not a .spacy file. Convert it with: {convert} {path} {made}")
+        made = quote(str(path.with_suffix(".spacy")))
+        raise ValueError(
+            f"'{path}' is not a .spacy file. Convert it with: {convert} {quoted} {made}"
+        )
     if path.is_dir() and not any(path.rglob("*.spacy")):
         raise ValueError(
-            f"There is no .spacy file in '{path}'. Create one with: {convert} {path} OUTPUT"
+            f"There is no .spacy file in '{path}'. Create one with: {convert} {quoted} OUTPUT"
         )
 
 
@@ -147,7 +150,7 @@ def damaged(file: str | Path, error: Exception) -> ValueError:
     """Return the error for a file that can't be read as a DocBin."""
     return ValueError(
         f"{file} is damaged or not a .spacy file ({error}). Create it again with: "
-        f"python -m spacy bert convert SOURCE {file}"
+        f"python -m spacy bert convert SOURCE {quote(str(file))}"
     )
 
 

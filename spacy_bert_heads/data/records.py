@@ -20,6 +20,7 @@ from spacy.language import Language
 T = TypeVar("T")
 ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+\d][-+.\de]*""")
 ARRAY = re.compile(rf"\[\s*(?:(?:{ITEM.pattern})\s+)+(?:{ITEM.pattern})\s*\]")
+WHOLE = re.compile(r"(-?\d+)(?:\.0*)?")
 OF_NUMPY = re.compile(r"\bnp\.\w+\(([^()]+)\)|\barray\((\[[^\]]*\])(?:,\s*dtype=\w+)?\)")
 
 
@@ -217,15 +218,28 @@ def is_utf8(text: str) -> bool:
 
 
 def name_label(value: Any, labels: tuple[str, ...]) -> Any:
-    """Return the name of a numeric label; any other value is returned unchanged. Raises ValueError
-    if the number has no name."""
-    number = value
-    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
-        number = int(value)
-    if not labels or type(number) is not int:
+    """Return the name of a numeric label. It may be written as 1.0, as pandas does for a column
+    with empty cells.
+
+    Names, missing labels, lists and objects are returned unchanged. Raises ValueError for a value
+    that is neither the number nor the name of a label, and for 1.0 or true without `labels`.
+    """
+    if not labels:
+        if isinstance(value, bool | float):
+            raise ValueError(
+                "label is a number, name the labels in order with --labels, or write it as a text: "
+                f"{value!r}"
+            )
         return value
-    if number == -1:  # "no label" in Hugging Face's ClassLabel
-        return None
-    if not 0 <= number < len(labels):
-        raise ValueError(f"number of a label is not among --labels: {value!r}")
-    return labels[number]
+    if value is None or isinstance(value, list | dict):
+        return value
+    text = str(int(value) if isinstance(value, bool) else value).strip()
+    if whole := WHOLE.fullmatch(text):
+        number = int(whole[1])
+        if number == -1:  # "no label" in Hugging Face's ClassLabel
+            return None
+        if 0 <= number < len(labels):
+            return labels[number]
+    if text in ("", "-", *labels):  # "-" is the label of SNLI's pairs without consensus
+        return value
+    raise ValueError(f"label is not among --labels, neither by number nor by name: {value!r}")

@@ -27,6 +27,8 @@ from .pairs import join_pairs, pair_columns, read_flat_squad, read_pair
 from .records import Options, Record, Rejected, attempt, check_text, name_label, parse_cell
 from .tools import control_types, is_prodigy, is_task, read_answered, read_task
 
+LIKE_LABELS = "texts to write that look like labels; for categories, add --label-column target"
+MAX_LABELS = 20  # different values of a target, for it to look like a label
 TAGS = ("ner_tags", "ner", "tags", "labels", "label")
 TOKEN_TAGS = {"pos_tags": "tag", "xpos": "tag", "upos": "pos"}
 
@@ -47,6 +49,9 @@ def survey(rows: Rows, options: Options) -> Facts:
             if key not in facts.spans and holds_spans(parse_cell(cell)):
                 facts.spans.add(key)
         facts.rejects |= row.cells.get("answer") == "reject"
+        target = row.cells.get("target")
+        if target not in (None, "") and len(facts.targets) <= MAX_LABELS:
+            facts.targets.add(str(target))
         if is_task(row.cells):
             facts.controls |= control_types(row.cells)
         if words := words_column(row, options):
@@ -103,11 +108,15 @@ def read_text(cells: Cells) -> Record:
         raise NoColumns(f"no text column, name it with --text-column: {names}")
     record = Record(cells.row.where, cells.take_text(column))
     columns.remove(column)
+    # A column that the user named for the label or the target is read for nothing else.
+    renamed = {"label": options.label_column, "target": options.target_column}
+    named = {name for key, name in renamed.items() if name != key} | {*options.label_columns}
     for keys, head in json_heads().items():
-        # The user may have renamed the column of the label or of the target.
-        named = {"label": options.label_column, "target": options.target_column}
-        wanted = [named.get(key, key) for key in keys]
-        own = [name for name in dict.fromkeys(wanted) if name in columns]
+        own = [
+            name
+            for key in keys
+            if (name := renamed.get(key, key)) in columns and (name != key or name not in named)
+        ]
         if head.annotation == "categories":
             value = read_categories(cells, [name for name in own if name not in cells.facts.spans])
         elif head.annotation == "entities":
@@ -115,6 +124,8 @@ def read_text(cells: Cells) -> Record:
             value = read_entities(cells, own + spans)
         elif head.annotation == "targets":  # texts, also where they look like numbers
             value = cells.take_one(own)
+            if isinstance(value, str | int) and not named and look_like_labels(cells.facts.targets):
+                record.notes.add(LIKE_LABELS, repr(value))
         else:
             value = parse_number(cells.take_one(own))
         if value is not None:
@@ -124,6 +135,11 @@ def read_text(cells: Cells) -> Record:
         if label is not None:
             record.values["label"] = cells.take_label(label)
     return record
+
+
+def look_like_labels(targets: set[str]) -> bool:
+    """Check whether the values of a column `target` are few words instead of texts."""
+    return len(targets) <= MAX_LABELS and all(len(target.split()) == 1 for target in targets)
 
 
 def read_categories(cells: Cells, columns: list[str]) -> Any:

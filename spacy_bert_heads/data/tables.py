@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .columns import Row
 from .files import File
-from .records import Options, Record, Rejected, name_label
+from .records import Options, Record, Rejected, attempt, name_label
 
 MAX_RECORD = 10_000_000  # characters; a longer record has an unclosed quote
 FASTTEXT = "__label__"
@@ -31,9 +31,16 @@ def read_labelled(file: File, options: Options) -> Iterator[Record | Rejected]:
         fasttext = fasttext or text.startswith(FASTTEXT)
         while text.startswith(FASTTEXT) if fasttext else text and not labels:
             label, text = [*text.split(maxsplit=1), ""][:2]
-            labels.append(name_label(label.removeprefix(FASTTEXT), options.labels))
+            labels.append(label.removeprefix(FASTTEXT))
         if labels or text:
-            yield Record(f":{number}", text, values={"label": labels or ""})
+            yield attempt(f":{number}", make_labelled, f":{number}", text, labels, options)
+
+
+def make_labelled(where: str, text: str, labels: list[str], options: Options) -> Record:
+    """Create a record from a text and its labels. Raises ValueError if --labels has not all of
+    them."""
+    named = [name_label(label, options.labels) for label in labels]
+    return Record(where, text, values={"label": named or ""})
 
 
 def read_table(

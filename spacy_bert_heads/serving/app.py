@@ -31,6 +31,7 @@ from .schemas import (
     Error,
     InputsRequest,
     QuestionRequest,
+    RankedParameters,
     ZeroShotRequest,
     make_response,
 )
@@ -49,6 +50,7 @@ NOT_UNICODE = (
     "A text contains a lone surrogate, which is not valid Unicode. Decode the source again with "
     "the right encoding."
 )
+SEND_JSON = "Send a JSON object in UTF-8, with the header Content-Type: application/json."
 # The page has only inline scripts and styles, and connects only to this server.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src "
@@ -198,7 +200,7 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
 
         @app.post("/pipeline/text-classification", **route)
         async def text_classification(request: ClassifyRequest) -> JSONResponse:
-            top_k = (request.parameters or {}).get("top_k")
+            top_k = request.parameters.top_k if request.parameters else None
             asked = hf.read_text_classification(request)
             has_categories = "categories" in annotator.columns.labels
             if not has_categories and not all(query.hypotheses for query in asked[0]):
@@ -225,7 +227,7 @@ def add_tasks(app: FastAPI, desk: Desk) -> None:
 
         @app.post("/pipeline/question-answering", **route)
         async def question_answering(request: QuestionRequest) -> JSONResponse:
-            parameters = request.parameters or {}
+            parameters = request.parameters or RankedParameters()
             asked = hf.read_question(request)
             found = await desk.run(asked, lambda record, _: hf.write_answers(record, parameters))
             return JSONResponse(found[0])
@@ -242,8 +244,13 @@ async def show_error(request: Request, error: Exception) -> JSONResponse:
         status = 422
         faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         message = "; ".join(dict.fromkeys(faults))
+        if any(one["loc"] == ("body",) for one in error.errors()):
+            # Without that header, FastAPI doesn't parse the body.
+            message = f"The request has no JSON object as its body. {SEND_JSON}"
     elif isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)
+        if status == 400:  # FastAPI's for a body that is not UTF-8
+            message = f"The body can't be read. {SEND_JSON}"
     else:
         assert isinstance(error, Rejected)
         status, message = error.status, str(error)

@@ -11,6 +11,7 @@ from .schemas import (
     ClassifyRequest,
     InputsRequest,
     QuestionRequest,
+    RankedParameters,
     ZeroShotRequest,
     make_hypotheses,
 )
@@ -92,20 +93,20 @@ def read_question(request: QuestionRequest) -> Asked:
     return [Query(request.inputs.context, questions=[request.inputs.question])], False
 
 
-def write_answers(record: Record, parameters: dict[str, Any]) -> Any:
+def write_answers(record: Record, parameters: RankedParameters) -> Any:
     """Return the best answer, or the `top_k` best. As in Hugging Face's pipeline, the best answer
     is a span even if "no answer" is more probable, unless `handle_impossible_answer` is set."""
     answer = record["answers"][0]
     if answer["text"] is None:
         raise Rejected(422, "The question is too long for a window of the encoder. Shorten it.")
     found = [answer, *answer["alternatives"]]
-    if not answer["text"] and len(found) > 1 and not parameters.get("handle_impossible_answer"):
+    if not answer["text"] and len(found) > 1 and not parameters.handle_impossible_answer:
         found = found[1:]
     shown = [
         {"score": one["score"], "start": one["start"], "end": one["end"], "answer": one["text"]}
         for one in found
     ]
-    top_k = parameters.get("top_k") or 1
+    top_k = parameters.top_k or 1
     return shown[0] if top_k == 1 else shown[:top_k]
 
 

@@ -164,9 +164,18 @@ class TextPair(BaseModel):
     text_pair: Asked
 
 
+class RankedParameters(BaseModel):
+    """Parameters of tasks that return several results, most probable first."""
+
+    model_config = ConfigDict(extra="allow")  # others have no effect
+
+    top_k: Annotated[int, Field(strict=True, ge=1)] | None = None
+    handle_impossible_answer: bool | None = None
+
+
 class ClassifyRequest(BaseModel):
     inputs: str | list[str] | TextPair | list[TextPair]
-    parameters: dict[str, Any] | None = None
+    parameters: RankedParameters | None = None
 
 
 class ZeroShotParameters(BaseModel):
@@ -187,4 +196,4 @@ class QuestionContext(BaseModel):
 
 class QuestionRequest(BaseModel):
     inputs: QuestionContext
-    parameters: dict[str, Any] | None = None
+    parameters: RankedParameters | None = None
