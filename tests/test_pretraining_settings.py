@@ -173,6 +173,13 @@ def test_no_config(tmp_path):
         read_settings(tmp_path / "no.cfg")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[paths", b"raw = 1"])
+def test_what_is_no_config(tmp_path, content):
+    (tmp_path / "a.cfg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.cfg can't be read as a config: .*init-config --pretr"):
+        read_settings(tmp_path / "a.cfg")
+
+
 def test_a_falling_masking_rate():
     masking = Masking(rate=0.3, final_rate=0.15)
     assert [masking.rate_at(step, 4) for step in (1, 2, 3, 4)] == pytest.approx(

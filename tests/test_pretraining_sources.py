@@ -149,6 +149,14 @@ def test_a_text_document_that_is_not_utf8_is_skipped_alone(tmp_path):
     assert corpus.report.samples[0].startswith(f"{file}:3: not UTF-8")
 
 
+def test_a_json_array_is_skipped_with_what_to_do(tmp_path):
+    bad = write(tmp_path / "bad.json", b'\n [\n{"text": "anna"},\n{"text": "fire"}\n]\n')
+    corpus = run(tmp_path, bad, write(tmp_path / "good.jsonl", jsonl("hull")))
+    assert read(corpus) == [["hull"]]
+    assert corpus.report.skipped == {"a JSON array, write one object per line": 1}
+    assert "jq -c '.[]'" in corpus.report.samples[0]
+
+
 @pytest.mark.parametrize(
     "name, content",
     [

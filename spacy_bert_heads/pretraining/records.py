@@ -120,6 +120,9 @@ def read_stream(
         if line[1].strip():
             break
     kind = kind or ("jsonl" if head and holds_object(head[-1][1]) else "text")
+    if kind == "jsonl" and head and head[-1][1].lstrip().startswith(b"["):
+        yield head[-1][0], "refused", b"a JSON array, write one object per line: jq -c '.[]'"
+        return
     all_lines = chain(head, lines)
     if kind == "text":
         yield from split_documents(all_lines, format.layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -318,7 +319,13 @@ def read_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Set
             f"There is no config '{path}'. Create one with: python -m spacy bert init-config "
             f"--pretrain {path}"
         )
-    given = Config().from_disk(path, interpolate=False)
+    try:
+        given = Config().from_disk(path, interpolate=False)
+    except (ValueError, configparser.Error) as error:
+        raise ValueError(
+            f"{path} can't be read as a config: {' '.join(str(error).split())}. Fix it, or create "
+            "one with `bert init-config --pretrain`."
+        ) from error
     overrides = dict(overrides or {})
     _rename(given, overrides)
     if "encoder" not in given.get("paths", {}) and "paths.encoder" not in overrides:
