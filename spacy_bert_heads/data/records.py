@@ -198,6 +198,11 @@ def check_text(kind: str, value: Any, *, longest: int | None = None) -> str:
     characters.
     """
     text = str(value) if type(value) is int else value
+    if kind == "label" and isinstance(value, bool | float) and value == value:  # not NaN
+        raise ValueError(
+            "label is a number, name the labels in order with --labels, or write it as a text: "
+            f"{value!r}"
+        )
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"no {kind}: {value!r}")
     if not is_utf8(text):
@@ -221,17 +226,10 @@ def name_label(value: Any, labels: tuple[str, ...]) -> Any:
     """Return the name of a numeric label. It may be written as 1.0, as pandas does for a column
     with empty cells.
 
-    Names, missing labels, lists and objects are returned unchanged. Raises ValueError for a value
-    that is neither the number nor the name of a label, and for 1.0 or true without `labels`.
+    Names, missing labels, lists and objects are returned unchanged, without `labels` any value.
+    Raises ValueError for a value that is neither the number nor the name of a label.
     """
-    if not labels:
-        if isinstance(value, bool | float):
-            raise ValueError(
-                "label is a number, name the labels in order with --labels, or write it as a text: "
-                f"{value!r}"
-            )
-        return value
-    if value is None or isinstance(value, list | dict):
+    if not labels or value is None or isinstance(value, list | dict):
         return value
     text = str(int(value) if isinstance(value, bool) else value).strip()
     if whole := WHOLE.fullmatch(text):

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -151,6 +152,18 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+def rules_of(nlp: Language) -> bytes:
+    """Return the rules of a pipeline's tokenizer, b"" if it has none that can be saved."""
+    tokenizer: Any = nlp.tokenizer
+    return tokenizer.to_bytes(exclude=["vocab"]) if hasattr(tokenizer, "to_bytes") else b""
+
+
+@cache  # English takes half a second
+def default_rules(language: type[Language]) -> bytes:
+    """Return the rules of a language's own tokenizer."""
+    return rules_of(language())
+
+
 def make_fingerprint(
     sources: list[Source], format: Format, nlp: Language, wordpieces: WordpieceTokenizer
 ) -> str:
@@ -166,11 +179,9 @@ def make_fingerprint(
     ]
     digest.update(json.dumps(settings).encode("utf8"))
     digest.update(wordpieces.tokenizer.to_str().encode("utf8"))
-    tokenizers: list[Any] = [nlp.tokenizer, type(nlp)().tokenizer]
-    if hasattr(nlp.tokenizer, "to_bytes"):
-        rules, default = (one.to_bytes(exclude=["vocab"]) for one in tokenizers)
-        if rules != default:  # the language's own are in the config
-            digest.update(rules)
+    rules = rules_of(nlp)
+    if rules != default_rules(type(nlp)):  # type: ignore[arg-type]
+        digest.update(rules)
     # Not `nlp.to_bytes()`: some components serialize sets, whose order changes from run to run.
     for _, component in nlp.pipeline:
         if hasattr(component, "model") and hasattr(component.model, "to_bytes"):
