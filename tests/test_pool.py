@@ -19,7 +19,7 @@ WORDS = [
 QUESTIONS = ["Who left?", "What burned?", "When?", "Where?"]
 HYPOTHESES = ["She left.", "She sank.", "It rained.", "It burned."]
 HEAD_NAMES = [f"bert_{head}" for head in HEADS]
-N_PIPELINES, N_BATCHES, N_LONG_BATCHES = 20, 300, 5_000
+N_PIPELINES, N_BATCHES, N_LONG_BATCHES = 20, 300, 1_500
 
 
 def forget(doc: Doc) -> None:
