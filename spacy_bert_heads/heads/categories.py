@@ -18,6 +18,7 @@ from spacy.vocab import Vocab
 
 from .declared import Score
 from .pair_head import start_of
+from .tallies import count_decisions
 
 if TYPE_CHECKING:
     from .textcat import BertTextCat
@@ -140,10 +141,11 @@ def score_choices(
     """Compute the precision, recall and F scores of spaCy's `Scorer.score_cats` for exclusive
     categories from gold and predicted labels. Others than `labels` don't count: gold ones that are
     unknown, and "" for a prediction that was left out."""
-    counts = {label: PRFScore() for label in labels}
-    for gold, guess in choices:
-        for label in {gold, guess} & counts.keys():
-            counts[label].score_set({guess} & {label}, {gold} & {label})
+    tally = count_decisions(choices)
+    counts = {
+        label: PRFScore(**{kind: int(n) for kind, n in tally.get(label, {}).items()})
+        for label in labels
+    }
     total = sum(counts.values(), PRFScore())
     by_label = {label: count.to_dict() for label, count in counts.items()}
     macro = {k: sum(one[k] for one in by_label.values()) / len(by_label) for k in "prf"}
