@@ -134,6 +134,15 @@ def test_texts_longer_than_the_decoder(checkpoint, folders):
             build(name, max_length=positions + 1)
 
 
+def test_a_saved_decoder_is_loaded_with_a_longer_max_length(trained, tmp_path):
+    trained.to_disk(tmp_path)
+    setting = "components.bert_seq2seq.max_length"
+    nlp = spacy.load(tmp_path, config={setting: 128})
+    assert nlp.get_pipe("bert_seq2seq").max_length == 128
+    with pytest.raises(ValueError, match="max_length of bert_seq2seq is 129, but the decoder has"):
+        spacy.load(tmp_path, config={setting: 129})
+
+
 def test_examples_without_targets_teach_nothing(checkpoint):
     nlp = build(checkpoint)
     losses = {}

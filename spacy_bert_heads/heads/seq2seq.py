@@ -263,8 +263,8 @@ class BertSeq2Seq(UnlabelledHead):
     def unlabelled_inputs(self, docs: list[Doc]) -> None:
         return None
 
-    def _settle(self) -> "BertSeq2Seq":
-        super()._settle()
+    def _after_loading(self) -> "BertSeq2Seq":
+        super()._after_loading()
         self.check_length()
         return self
 
