@@ -329,8 +329,8 @@ def serve(
     if is_cuda and spec["system"].startswith(("ours", "spacy")):
         from thinc.api import require_gpu, set_gpu_allocator
 
-        set_gpu_allocator("pytorch")  # as in the configs of `init-config --gpu`
         require_gpu()
+        set_gpu_allocator("pytorch")  # as in the configs of `init-config --gpu`
     synchronize = torch.cuda.synchronize if is_cuda else lambda: None
     clock = time.process_time if cpu_time else time.perf_counter
     items = json.loads(Path(inputs).read_text(encoding="utf8"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
-from thinc.api import Config
+from thinc.api import Config, require_gpu
 from torch import nn
 
 from .annotate.source import Document, list_source, read_documents
@@ -23,6 +23,7 @@ from .evaluate import load_pipeline
 from .heads.find import head_classes, pair_names, register_extensions
 from .heads.free_text import as_setting
 from .heads.head import BertHead
+from .runs.processes import Processes
 from .text.user_data import set_value
 from .training.loop import train
 
@@ -51,6 +52,8 @@ def distill(
 
     Raises ValueError if the two pipelines don't match, and the exceptions of `train`.
     """
+    if gpu_id >= 0:
+        require_gpu(Processes(gpu_id).gpu_id)  # before the teacher is loaded
     nlp = load_pipeline(teacher)
     return train(
         _unlabelled(config, nlp),

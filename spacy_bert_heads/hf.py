@@ -261,7 +261,7 @@ def _is_same(one: Checkpoint, other: Checkpoint) -> bool:
     return (
         one.tokenizer_files["tokenizer.json"] == other.tokenizer_files["tokenizer.json"]
         and weights[0].keys() == weights[1].keys()
-        and all(torch.equal(tensor, weights[1][k]) for k, tensor in weights[0].items())
+        and all(torch.equal(tensor.cpu(), weights[1][k].cpu()) for k, tensor in weights[0].items())
     )
 
 

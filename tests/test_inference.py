@@ -19,6 +19,7 @@ from transformers.activations import GELUActivation
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
 from spacy_bert_heads.encoder.buckets import BucketedBatch
+from spacy_bert_heads.encoder.devices import is_ampere
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.inference import (
     Int8Linear,
@@ -238,10 +239,17 @@ def test_a_cpu_with_amx_takes_bf16_for_int8(checkpoint, monkeypatch):
     assert not any(isinstance(module, Int8Linear) for module in fast.modules())
 
 
-def test_a_gpu_takes_bf16_for_int8():
-    gpu = torch.device("cuda")
-    assert resolve_precision("int8", gpu) == resolve_precision("auto", gpu) == "bf16"
+@pytest.mark.parametrize(
+    "capability, expected", [((8, 0), "bf16"), ((9, 0), "bf16"), ((7, 5), "fp32")]
+)
+def test_a_gpu_takes_bf16_for_int8_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    is_ampere.cache_clear()
+    gpu = torch.device("cuda", 0)
+    assert resolve_precision("int8", gpu) == resolve_precision("auto", gpu) == expected
     assert resolve_precision("fp16", gpu) == "fp16"
+    assert resolve_precision("bf16", gpu) == "bf16"
+    is_ampere.cache_clear()
     assert resolve_precision("int8", CPU) == "int8"
 
 

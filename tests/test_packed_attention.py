@@ -327,14 +327,24 @@ def test_one_kernel_for_sequences_of_any_length(tmp_path, monkeypatch, family):
     torch.testing.assert_close(made[layout.mask], expected[layout.mask], atol=2e-5, rtol=1e-4)
 
 
-def test_that_kernel_is_for_a_gpu_in_half_precision():
-    half, device = torch.zeros(1, dtype=torch.bfloat16), SimpleNamespace(type="cuda")
-    on_gpu = SimpleNamespace(device=device, dtype=half.dtype)
+def test_that_kernel_is_for_a_gpu_in_half_precision(monkeypatch):
+    def query(head_size=64, dtype=torch.bfloat16):
+        return SimpleNamespace(
+            device=torch.device("cuda", 0), dtype=dtype, shape=(9, 12, head_size)
+        )
+
+    monkeypatch.setattr(attention, "is_ampere", lambda device: True)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     with torch.no_grad():
-        assert attention.uses_varlen(on_gpu) == (attention.load_varlen() is not None)
-        assert not attention.uses_varlen(half)
-        assert not attention.uses_varlen(SimpleNamespace(device=device, dtype=torch.float32))
-    assert not attention.uses_varlen(on_gpu)  # its gradient is not known to us
+        assert attention.uses_varlen(query()) == (attention.load_varlen() is not None)
+        assert not attention.uses_varlen(torch.zeros(9, 12, 64, dtype=torch.bfloat16))
+        assert not attention.uses_varlen(query(dtype=torch.float32))
+        assert not attention.uses_varlen(query(head_size=26))  # of TinyBERT
+        assert not attention.uses_varlen(query(head_size=512))
+        monkeypatch.setattr(attention, "is_ampere", lambda device: False)
+        assert not attention.uses_varlen(query())
+    monkeypatch.setattr(attention, "is_ampere", lambda device: True)
+    assert not attention.uses_varlen(query())  # its gradient is not known to us
 
 
 @given(

@@ -1,11 +1,13 @@
 """Texts written from texts: learned, stored, scored, converted."""
 
 import pickle
+import random
 import sys
 
 import pyarrow.parquet as pq
 import pytest
 import spacy
+import torch
 from conversion import jsonl
 from seq2seq_cases import DATA, build, learn, make_examples, write
 from served import serve
@@ -14,9 +16,11 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from typer.testing import CliRunner
 
+from spacy_bert_heads import to_hf
 from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.data.convert import convert
+from spacy_bert_heads.encoder.model import shim_of
 from spacy_bert_heads.heads import seq2seq
 from spacy_bert_heads.heads.seq2seq import BertSeq2Seq, score_seq2seq
 from spacy_bert_heads.init_config import init_config
@@ -141,6 +145,28 @@ def test_a_saved_decoder_is_loaded_with_a_longer_max_length(trained, tmp_path):
     assert nlp.get_pipe("bert_seq2seq").max_length == 128
     with pytest.raises(ValueError, match="max_length of bert_seq2seq is 129, but the decoder has"):
         spacy.load(tmp_path, config={setting: 129})
+
+
+def gradient_of_encoder(checkpoint, precision):
+    torch.manual_seed(0)
+    nlp = build(checkpoint, encoder={"precision": precision})
+    encoder = nlp.get_pipe("bert_encoder")
+    random.seed(0)
+    nlp.update(make_examples(nlp), sgd=False)
+    shim = shim_of(encoder.model)
+    gradients = [p.grad.flatten() for p in shim.module.parameters() if p.grad is not None]
+    return torch.cat(gradients) / shim.gradient_scale
+
+
+def test_gradients_are_scaled_once_in_fp16(checkpoint):
+    exact, half = (gradient_of_encoder(checkpoint, precision) for precision in ("fp32", "fp16"))
+    assert float(half.norm()) == pytest.approx(float(exact.norm()), rel=0.05)
+
+
+def test_an_export_leaves_the_decoder_alone(trained, tmp_path):
+    to_hf(trained, "bert_seq2seq", tmp_path / "half", precision="bf16")
+    weights = shim_of(trained.get_pipe("bert_seq2seq").model).module.parameters()
+    assert {weight.dtype for weight in weights} == {torch.float32}
 
 
 def test_examples_without_targets_teach_nothing(checkpoint):

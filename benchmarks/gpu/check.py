@@ -34,7 +34,7 @@ from spacy_bert_heads.encoder.attention import PackedAttention, uses_varlen
 from spacy_bert_heads.encoder.buckets import BucketedBatch
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import checkpoint_of, encoder_of
+from spacy_bert_heads.encoder.model import checkpoint_of, encoder_of, shim_of
 from spacy_bert_heads.encoder.shim import autocast_for
 from spacy_bert_heads.pairs import make_answer, make_verdict
 from spacy_bert_heads.pretraining.loop import pretrain
@@ -178,9 +178,12 @@ def compare_learning(encoder: str, device: str) -> str:
         use(place)
         nlp = build(encoder, adapter="lora", learning_rate_multiplier=10.0)
         bert = encoder_of(nlp.get_pipe("bert_encoder").model)
-        for module in bert.modules():
+        heads = [shim_of(nlp.get_pipe(name).model).module for name in nlp.pipe_names[1:]]
+        for module in (part for whole in (bert, *heads) for part in whole.modules()):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if hasattr(module, "dropout_prob"):  # of attention in transformers 4
+                module.dropout_prob = 0.0
         optimizer = Adam(1e-4, use_averages=False)
         for _ in range(10):
             nlp.update(make_examples(nlp), sgd=optimizer)
@@ -205,8 +208,9 @@ def learn(encoder: str, device: str, precision: str) -> str:
 
 
 def weigh_buckets(encoder: str, device: str) -> str:
-    """What a bucket costs by itself, in positions, to predict: what `Encoder.bucket_overhead`
-    should be. The same positions are run as one bucket and as eight."""
+    """What a bucket costs by itself, in positions: what `Encoder.bucket_overhead` should be. The
+    same positions are run as one bucket and as eight; with a graph, because without one a GPU in
+    half precision has no buckets."""
     bert = Encoder(load_checkpoint(encoder)).to(device).eval()
     n = 512 if device == "cuda" else 32
     ids = torch.randint(1000, 2000, (n * 32,), device=device)
@@ -215,7 +219,7 @@ def weigh_buckets(encoder: str, device: str) -> str:
     for k in (1, 8):
         shapes = [(n // k, 32)] * k
         layout = BucketedBatch(ids, torch.zeros_like(ids), ids > 0, positions, shapes, [False] * k)
-        with torch.no_grad(), autocast_for("auto", ids.device):
+        with autocast_for("auto", ids.device):
             best.append(min(clock(device, partial(bert.run, layout)) for _ in range(20)))
     one, eight = best
     overhead = (eight - one) / 7 / (one / ids.numel())

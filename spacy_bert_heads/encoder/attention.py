@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .buckets import BucketedBatch, round_up
+from .devices import is_ampere
 from .dropout import attend_and_drop
 from .local import KEYS, Blocks, pays
 
@@ -35,6 +36,7 @@ class PackedAttention:
         self._step = KEYS if is_cpu and not torch.is_grad_enabled() else 1
         self._is_one_sequence = len(layout.input_ids) == layout.shapes[0][1]
         self._one_mask: torch.Tensor | None = None
+        self._packed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._widths = [round_up(length, self._step) for _, length in layout.shapes]
         self._masks = [
             F.pad(mask, (0, width - mask.shape[1]))[:, None, None]
@@ -128,10 +130,11 @@ class PackedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
         """Attend with torch's kernel for sequences of different lengths, without any padding."""
-        mask = F.pad(self.layout.mask, (0, len(query) - len(self.layout.mask)))
-        places = mask.nonzero()[:, 0]
-        lengths = torch.cat([part.sum(1) for part in self.layout.split(self.layout.mask)])
-        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        if self._packed is None:  # once for all layers, because `nonzero` waits for the GPU
+            lengths = torch.cat([part.sum(1) for part in self.layout.split(self.layout.mask)])
+            cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+            self._packed = self.layout.mask.nonzero()[:, 0], cu_seqlens
+        places, cu_seqlens = self._packed
         longest = max(length for _, length in self.layout.shapes)
         if scale is not None:  # the kernel's is 1 / sqrt(head_size)
             query = query * (scale * query.shape[-1] ** 0.5)
@@ -161,13 +164,17 @@ class PackedAttention:
 
 
 def uses_varlen(query: torch.Tensor) -> bool:
-    """Return whether torch's kernel for sequences of different lengths can be used: on a GPU, in
-    half precision, without a graph."""
+    """Return whether torch's kernel for sequences of different lengths can be used: on a GPU that
+    has it, in half precision, without a graph, for heads whose size is a multiple of 8."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and not torch.is_grad_enabled()
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
         and load_varlen() is not None
+        and torch.backends.cuda.is_flash_attention_available()
+        and is_ampere(query.device)
     )
 
 

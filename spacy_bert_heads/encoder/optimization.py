@@ -93,6 +93,11 @@ class Optimization:
             self._scaler = torch.amp.GradScaler(next(module.parameters()).device.type)
             self._scaler.load_state_dict(state["scaler"])
 
+    @property
+    def gradient_scale(self) -> float:
+        """By what the gradients of `backward` are multiplied if they are scaled."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
+
     def backward(
         self, outputs: list[torch.Tensor], gradients: list[torch.Tensor], *, scaled: bool
     ) -> None:

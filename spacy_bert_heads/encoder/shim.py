@@ -17,6 +17,7 @@ from thinc.shims import Shim
 from torch import nn
 
 from .checkpoint import Files
+from .devices import check_device, is_ampere
 from .optimization import AdamSettings, Optimization
 from .parameters import copy_sharing
 
@@ -57,26 +58,17 @@ def without_graph(run: Callable[[], Any]) -> Any:
 
 def autocast_for(precision: str, device: torch.device) -> torch.autocast:
     """Return the autocast context for modules with fp32 weights and a `precision`: "fp32", "bf16",
-    "fp16", "auto" (bf16 on a GPU, fp32 otherwise), or "int8", which trains in fp32."""
+    "fp16", "auto" (see `resolve_precision`), or "int8", which trains in fp32."""
     dtype = DTYPES.get(resolve_precision(precision, device), torch.float32)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the precision that is used on a device: "auto" becomes bf16 on a GPU and fp32
-    otherwise; int8 becomes bf16 on a GPU."""
-    if device.type == "cuda":
-        return "bf16" if precision in ("auto", "int8") else precision
+    """Return the precision that is used on a device. On a GPU "auto" and "int8" become bf16, fp32
+    before Ampere; on a CPU "auto" becomes fp32."""
+    if device.type == "cuda" and precision in ("auto", "int8"):
+        return "bf16" if is_ampere(device) else "fp32"
     return "fp32" if precision == "auto" else precision
-
-
-def check_device(device: torch.device) -> None:
-    """Raise ValueError for a device that is neither a CPU nor an NVIDIA GPU."""
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(
-            f"The device '{device}' is not supported: this package runs on CPUs and on NVIDIA's "
-            "GPUs. Leave out spacy.require_gpu(), spacy.prefer_gpu() and --gpu-id to use the CPU."
-        )
 
 
 def check_precision(precision: str, options: Iterable[str] = PRECISIONS) -> None:
@@ -188,6 +180,11 @@ class TorchShim(Shim):
                     derived = self.version, make(self.module, self.precision)
                     self._derived = derived
         return derived[1]
+
+    @property
+    def gradient_scale(self) -> float:
+        """By what the gradients are multiplied that `backward` accumulates: 1 except in fp16."""
+        return self.optimization.gradient_scale if self.precision == "fp16" else 1.0
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -386,6 +386,8 @@ def build_model(
     """
     mapping = getattr(auto_class, "_model_mapping", None)
     model_class = auto_class if mapping is None else mapping[type(config)]
+    if hasattr(config, "reference_compile"):  # on a GPU, transformers 4 would compile ModernBERT
+        config.reference_compile = False
     return model_class.from_pretrained(
         None, config=config, state_dict=weights, output_loading_info=True
     )

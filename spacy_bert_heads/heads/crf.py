@@ -178,9 +178,11 @@ def best_path(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) 
     last = torch.cat([best, *reversed(ended)]) + transitions[1:, 0]
     tag = last.argmax(1).cpu().numpy()
     stepwise = [tag[: counts[-1]].copy()]
-    for before, n in zip(reversed(back), reversed(counts[:-1]), strict=True):
+    pointers = torch.cat(back).cpu().numpy() if back else np.empty((0, 0))  # one copy from a GPU
+    steps = np.split(pointers, np.cumsum(counts[1:])[:-1]) if back else []
+    for before, n in zip(reversed(steps), reversed(counts[:-1]), strict=True):
         goes_on = len(before)
-        tag[:goes_on] = before.cpu().numpy()[np.arange(goes_on), tag[:goes_on]]
+        tag[:goes_on] = before[np.arange(goes_on), tag[:goes_on]]
         stepwise.append(tag[:n].copy())
     path = np.empty(len(rows), dtype=np.int64)
     path[rows] = np.concatenate(stepwise[::-1])

@@ -334,10 +334,13 @@ def forward(
     states = hidden.states.detach().requires_grad_()
     with shim.training(), shim.autocast():
         output = shim.module(HiddenStates(states, hidden.batch), inputs.targets)
+        if shim.precision == "fp16":  # small gradients would become 0 before they are scaled
+            output = output._replace(logits=output.logits.float())
 
     def backprop(gradient: TargetLogits) -> Any:
         shim.backward(tensors_of(output), tensors_of(gradient))
-        backprop_tok2vec(cast(torch.Tensor, states.grad))
+        # The encoder scales its gradients itself.
+        backprop_tok2vec(cast(torch.Tensor, states.grad) / shim.gradient_scale)
         return inputs
 
     return output._replace(logits=output.logits.detach()), backprop

@@ -83,7 +83,8 @@ def join(checkpoint: Checkpoint, decoder: Decoder, settings: dict[str, Any]) -> 
     encoder: Any = copy.deepcopy(checkpoint.without_adapter())
     with quiet():
         model: Any = EncoderDecoderModel(
-            encoder=encoder, decoder=cast(Any, copy_sharing(decoder.model))
+            encoder=encoder,
+            decoder=cast(Any, copy_sharing(decoder.model, lambda weight: copy.deepcopy(weight))),
         )
     ids: dict[str, Any] = text_ids(decoder.model.config)
     for key, value in {**ids, "vocab_size": decoder.model.config.vocab_size}.items():

@@ -369,15 +369,16 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         are run one by one, and those that fail again are passed to the error handler."""
         handle_error = self.get_error_handler()
         for docs in group_docs(stream, batch_size=batch_size):
+            is_done = False
             try:
                 self.set_annotations(docs, self.predict(docs))
+                is_done = True
             except Exception as error:  # of any kind: spaCy's handler decides
                 if len(docs) == 1:
                     handle_error(self.name, self, docs, error)
-                else:
-                    yield from self._one_by_one(docs, handle_error)
-                continue
-            yield from docs
+                    continue
+            # Not in the except block, where the traceback would keep the memory of the batch.
+            yield from docs if is_done else self._one_by_one(docs, handle_error)
 
     def _one_by_one(self, docs: list[Doc], handle_error: Callable) -> Iterator[Doc]:
         for doc in docs:

@@ -38,7 +38,7 @@ def distance(output: Any, old: Any) -> torch.Tensor:
     total = torch.zeros(())
     for new, before in zip(tensors_of(output), tensors_of(old), strict=True):
         common = new[tuple(map(slice, before.shape))]
-        total = total + (common - before).square().sum() / (2 * max(len(before), 1))
+        total = total + (common - before.to(new.device)).square().sum() / (2 * max(len(before), 1))
     rows = len(tensors_of(old)[0])
     return mean_over(total * rows, rows)
 

@@ -161,9 +161,8 @@ def forward(
     if is_train and not isinstance(inputs, PackedPairs):
         inputs = DocSample(inputs, model.attrs.get("max_windows"))
     vectors, backprop_tok2vec = model.layers[0](inputs, is_train)
-    foreign = not isinstance(vectors, HiddenStates)
-    hidden = pack_vectors(vectors) if foreign else vectors
-    shim = shim_of(model)
+    foreign, shim = not isinstance(vectors, HiddenStates), shim_of(model)
+    hidden = pack_vectors(vectors, shim.device) if foreign else vectors
     how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
 
     def run(module: nn.Module, states: torch.Tensor) -> Any:
@@ -189,11 +188,12 @@ def forward(
     return map_tensors(output, torch.Tensor.detach), backprop
 
 
-def pack_vectors(vectors: list[Floats2d]) -> HiddenStates:
+def pack_vectors(vectors: list[Floats2d], device: torch.device) -> HiddenStates:
     """Turn the token vectors of any tok2vec layer, (num_tokens, width) for each Doc, into hidden
-    states with one position per token."""
+    states on a device with one position per token."""
     num_tokens = np.asarray([len(rows) for rows in vectors], dtype=np.int64)
-    states = torch.cat([xp2torch(rows) for rows in vectors])
+    # thinc's default device is that of this thread, which may be another one.
+    states = torch.cat([xp2torch(rows, device=device) for rows in vectors])
     return HiddenStates(states, batch_of_tokens(num_tokens))
 
 

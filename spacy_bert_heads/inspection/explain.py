@@ -138,9 +138,10 @@ class Run:
         total = torch.zeros_like(embedded)
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             point = (masked + float(node) * (embedded - masked)).requires_grad_()
-            with torch.enable_grad():
+            # cuDNN has no gradient of an LSTM in eval mode.
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 score = target.score(self.logits(point), self.batch)
-            total += float(weight) * torch.autograd.grad(score, point)[0]
+                total += float(weight) * torch.autograd.grad(score, point)[0]
         values = ((embedded - masked) * total).sum(1)
         with torch.no_grad():
             ends = [float(target.score(self.logits(at), self.batch)) for at in (embedded, masked)]

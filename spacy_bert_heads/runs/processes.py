@@ -129,7 +129,8 @@ class Processes:
         notes = grads[0].new_tensor([factor, *(float(one.grad is not None) for one in learning)])
         flat = torch.cat([notes, *(factor * grad.flatten() for grad in grads)])
         dist.all_reduce(flat)
-        total = 1.0 if num_items is None else (float(flat[0]) or 1.0)
+        items, *numbers = flat[: len(notes)].tolist()  # at once, which waits for the GPU
+        total = 1.0 if num_items is None else (items or 1.0)
         parts = flat[len(notes) :].split([one.numel() for one in learning])
-        for one, part, n_grads in zip(learning, parts, flat[1 : len(notes)], strict=True):
+        for one, part, n_grads in zip(learning, parts, numbers, strict=True):
             one.grad = (part / total).view_as(one) if n_grads else None

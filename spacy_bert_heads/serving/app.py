@@ -6,10 +6,12 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
 
+import spacy
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -60,14 +62,19 @@ HEADERS = {
 }
 
 
-def make_app(nlp: Language, *, name: str, limits: Limits | None = None) -> FastAPI:
-    """Return the server of a pipeline. `name` is shown on the demo page.
+def make_app(
+    nlp: Language, *, name: str, limits: Limits | None = None, gpu_id: int = -1
+) -> FastAPI:
+    """Return the server of a pipeline. `name` is shown on the demo page, `gpu_id` is the GPU of the
+    pipeline, -1 for the CPU.
 
     Raises ValueError if the pipeline sets no annotations.
     """
     limits = limits or Limits()
     annotator = Annotator(nlp)
-    batcher = Batcher(annotator.annotate, limits, lambda *batch: metrics.note_batch(*batch))
+    # thinc and cupy have a GPU for each thread.
+    begin = partial(spacy.require_gpu, gpu_id) if gpu_id >= 0 else bool
+    batcher = Batcher(annotator.annotate, limits, lambda *batch: metrics.note_batch(*batch), begin)
     metrics = Metrics(lambda: batcher.queue_cost)
     desk = Desk(annotator, batcher, limits, metrics)
 

@@ -31,7 +31,8 @@ class Job(NamedTuple):
 class Batcher:
     """Run `annotate` on batches of queries in a thread.
 
-    `note` is called for each batch with its number of queries, its cost and its time in seconds.
+    `note` is called for each batch with its number of queries, its cost and its time in seconds;
+    `begin` once in the thread, before the first batch.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Batcher:
         annotate: Callable[[Sequence[Query]], list[Record]],
         limits: Limits,
         note: Callable[[int, int, float], None] = lambda *batch: None,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
-        self._annotate, self._limits, self._note = annotate, limits, note
+        self._annotate, self._limits, self._note, self._begin = annotate, limits, note, begin
         self._waiting: deque[Job] = deque()
         self._cost = 0  # of the queries in the queue
         self._last = 1  # the queries of the last batch
@@ -105,6 +107,7 @@ class Batcher:
     # --- the thread
 
     def _work(self) -> None:
+        self._begin()
         while jobs := self._next_batch():
             start = monotonic()
             records: list[Record] | None = None

@@ -43,7 +43,7 @@ def serve(
     if gpu_id >= 0:
         spacy.require_gpu(gpu_id)
     nlp = load_pipeline(model, precision=precision)
-    app = make_app(nlp, name=name_of(model), limits=limits)
+    app = make_app(nlp, name=name_of(model), limits=limits, gpu_id=gpu_id)
     Annotator(nlp).annotate([Query("Ready.")])  # warm-up, so the first request is fast
     warnings.simplefilter("ignore")  # they may contain a user's text
     settings: dict[str, Any] = {"access_log": False, "log_level": "info", "server_header": False}
