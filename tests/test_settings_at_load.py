@@ -1,5 +1,8 @@
 """Settings that a pipeline is loaded with are in force, however it is loaded."""
 
+import json
+import re
+
 import pytest
 import spacy
 from pair_examples import LANG
@@ -87,3 +90,27 @@ def test_a_setting_that_does_not_fit_is_an_error_at_load(checkpoint, tmp_path):
     nlp.to_disk(tmp_path / "nlp")
     with pytest.raises(ValueError, match="window is 4096, but .* has positions for"):
         spacy.load(tmp_path / "nlp", config={"components.tagger.model.tok2vec.window": 4096})
+
+
+@pytest.mark.parametrize("load", [by_disk, by_bytes])
+@pytest.mark.parametrize(
+    "head, key, old, new",
+    [
+        ("bert_textcat", "pooling", "pooler", "mean"),
+        ("bert_tagger", "lstm_width", 0, 8),
+        ("bert_tagger", "tok2vec.layers", [-1], [-2]),
+    ],
+)
+def test_settings_that_the_weights_depend_on(
+    checkpoint, tmp_path, monkeypatch, load, head, key, old, new
+):
+    nlp = build(checkpoint, head)
+    setting, _, last = f"components.tagger.model.{key}".rpartition(".")
+    monkeypatch.setattr(__name__ + ".GIVEN", {last: old})
+    same = load(nlp, setting, tmp_path / "same")
+    doc, again = nlp(TEXTS[3]), same(TEXTS[3])
+    assert (again.cats, [t.tag_ for t in again]) == (doc.cats, [t.tag_ for t in doc])
+    monkeypatch.setattr(__name__ + ".GIVEN", {last: new})
+    message = re.escape(f"trained with {last} = {json.dumps(old, separators=(',', ':'))}, so")
+    with pytest.raises(ValueError, match=message):
+        load(nlp, setting, tmp_path / "other")

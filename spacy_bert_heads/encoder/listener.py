@@ -18,6 +18,7 @@ from .encoder import Encoder
 from .features import combine_layers
 from .hidden_states import HiddenStates, Layers
 from .model import PackedPairs, checkpoint_of, pack, shim_of
+from .settings import Settings
 from .shim import TorchShim
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
 
     def __init__(self, upstream_name: str, grad_factor: float, reads: Layers) -> None:
         dims: dict[str, int | None] = {"nO": None, "n_layers": None}
-        super().__init__("bert_listener", forward, init=init, dims=dims)
+        attrs = {"settings": Settings({"layers": reads})}
+        super().__init__("bert_listener", forward, init=init, dims=dims, attrs=attrs)
         self.upstream_name = upstream_name
         self.grad_factor = grad_factor
         self.reads = reads

@@ -6,6 +6,9 @@ import srsly
 from thinc.api import Model
 from thinc.model import deserialize_attr, serialize_attr
 
+# What the weights have learned with.
+FIXED = ("pooling", "lstm_width", "words", "layers")
+
 
 class Settings:
     """The attributes of a model that are set by its config.
@@ -20,12 +23,21 @@ class Settings:
 
 @serialize_attr.register(Settings)
 def save_settings(_: Settings, value: Settings, name: str, model: Model) -> bytes:
-    """Save an empty value, which only keeps the order of attributes."""
-    return srsly.msgpack_dumps(None)
+    """Save the settings that must not change."""
+    return srsly.msgpack_dumps({key: value.values[key] for key in FIXED if key in value.values})
 
 
 @deserialize_attr.register(Settings)
 def load_settings(given: Settings, value: bytes, name: str, model: Model) -> Settings:
-    """Restore the attributes from the config."""
+    """Restore the attributes from the config. Raises ValueError if a setting differs that must
+    not change."""
+    saved = srsly.msgpack_loads(value) or {}  # None in older pipelines
+    for key in saved.keys() & given.values.keys():
+        old, new = (srsly.json_dumps(one[key]) for one in (saved, given.values))
+        if old != new:
+            raise ValueError(
+                f"The weights were trained with {key} = {old}, so they can't be loaded with {new}. "
+                "Leave the setting as it was, or train again with the new one."
+            )
     model.attrs.update(given.values)
     return given
