@@ -306,7 +306,7 @@ def test_the_command(joint, corpus, tmp_path):
         (["PIPELINE", "in.jsonl", "--workers", "0"], "workers is 0. Set it to 1 or more"),
         (["PIPELINE", "in.jsonl", "--engine", "spark"], "There is no engine 'spark'"),
         (["PIPELINE", "in.jsonl", "--address", "auto"], "need --engine ray"),
-        (["PIPELINE", "in.csv"], "is unknown. Rename it to one of"),
+        (["PIPELINE", "in.doc"], "is unknown. Rename it to one of"),
         (["PIPELINE", "empty.jsonl"], "has no documents. Pass other files"),
         (["PIPELINE", "wide.txt"], "it is UTF-16"),
         (

@@ -282,3 +282,18 @@ def test_batches(sizes, alone):
         size = sum(len(document.text) for document in batch)
         assert len(batch) == 1 or (size <= BATCH_CHARS and len(batch) <= BATCH_DOCS)
         assert len(batch) == 1 or alone.isdisjoint(range(first, first + len(batch)))
+
+
+def test_tables(tmp_path):
+    """A stray quote costs one row; the others have their places, from any row on."""
+    (tmp_path / "a.csv").write_text('sep=;\nid;review\n1;Good; \n2;"a\nb; c"\n3;Bad\n')
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(b"review\tid\nFine\t4\n"))
+    for size in (1, 2, 100):
+        found = documents(tmp_path, tmp_path / "out", size)
+        assert [document.text for document in found] == [None, "a\nb; c", "Bad", "Fine"]
+        assert "wrong number of columns: 3 instead of 2 (a.csv:3)" in found[0].error
+        assert found[1].columns == {"id": "2", "review": "a\nb; c"}
+        assert [document.where for document in found[1:]] == ["a.csv:4", "a.csv:6", "b.tsv.gz:2"]
+    (tmp_path / "c.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="c.csv has no column 'text': the columns are a, b"):
+        documents(tmp_path, tmp_path / "out", 1)

@@ -15,6 +15,7 @@ from thinc.api import Config
 from transformers import AutoModel, AutoTokenizer
 
 from spacy_bert_heads.encoder.model import checkpoint_of
+from spacy_bert_heads.training import contrastive
 from spacy_bert_heads.training.contrastive import Pair, learn_pairs, make_contrastive, make_pairs
 
 TEXTS = {
@@ -107,3 +108,11 @@ def test_what_it_needs(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="finds no component 'textcat' that reads a bert_encoder"):
         init_nlp(config)
     assert callable(make_contrastive())
+
+
+def test_many_steps_are_announced(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(contrastive, "MANY_STEPS", 1)
+    config = make_config(checkpoint, tmp_path, num_pairs=2, batch_size=8)
+    steps = -(-4 * sum(map(len, TEXTS.values())) // 8)
+    with pytest.warns(UserWarning, match=f"takes {steps} steps of 8 pairs.* reduce num_pairs"):
+        init_nlp(config)

@@ -142,6 +142,7 @@ def test_csv_bad_rows(tmp_path):
         "a.csv:7: text is not UTF-8: 'caf\\udce9'",
         "a.csv:8: wrong number of columns: 1 instead of 2",
     ]
+    assert "To keep these, save the file as UTF-8" in report.lines()[-1]
 
 
 def test_csv_open_quote_does_not_swallow_the_file():

@@ -42,6 +42,15 @@ def test_a_reader_of_the_user(tmp_path):
         run(tmp_path, lambda: [7])
 
 
+def test_csv(tmp_path):
+    first = write(tmp_path / "a.csv", f'id,text\n1,"{TWO[0]}"\n2,a,b\n'.encode())
+    second = write(tmp_path / "b.tsv", f"text\tid\n{TWO[1]}\t3\n".encode())
+    corpus = run(tmp_path, first, second)
+    assert read(corpus) == EXPECTED
+    assert corpus.report.kinds == {"csv": 2}
+    assert corpus.report.samples == [f"{first}:2: no text: None"]
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -34,7 +34,7 @@ from .source import (
     is_document,
     list_source,
     open_parquet,
-    read_docbin,
+    read_documents,
     read_line,
     read_lines,
 )
@@ -313,13 +313,14 @@ def plan_file(file: SourceFile, job: Job, types: Types | None) -> PlannedFile:
         with open_parquet(file) as table:
             num_docs = table.metadata.num_rows
             column = find_text(file, table.schema_arrow.names, job.text_column)
-    elif file.kind == "spacy":
-        digest, rows = digest_file(file), checked(file, read_docbin(file))
-        num_docs = 0
-        for _, columns in rows:
+    elif file.kind in ("spacy", "csv"):
+        digest, num_docs = digest_file(file), 0
+        for document in read_documents(file, TEXT):
             num_docs += 1  # noqa: SIM113 (of an empty file it is 0)
+            if file.kind == "csv" and document.columns:
+                column = find_text(file, list(document.columns), job.text_column)
             if types is not None:
-                types.add(columns)
+                types.add(document.columns)
     else:
         digest, num_docs, column, offsets = _plan_lines(file, job, types)
     return PlannedFile(file.name, stat.st_size, stat.st_mtime_ns, digest, num_docs, column, offsets)

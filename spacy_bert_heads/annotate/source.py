@@ -23,7 +23,8 @@ from ..compression import COMPRESSED, decompress
 from ..data.columns import find_column, list_columns
 from ..data.files import check_not_utf16
 from ..data.reader import DAMAGE
-from ..data.records import parse_json
+from ..data.records import Rejected, parse_json
+from ..data.tables import read_csv
 from ..files import naming
 from ..heads.find import pair_names
 from ..pretraining.sources import KINDS, find_kind, list_files
@@ -198,6 +199,8 @@ def read_documents(
         documents = _read_parquet(file, text_column, first, carry)
     elif file.kind == "spacy":
         documents = islice(_read_docs(file), first, None)
+    elif file.kind == "csv":
+        documents = islice(read_rows(file, text_column), first, None)
     else:
         documents = _read_text(file, text_column, first, offset)
     return checked(file, documents)
@@ -230,6 +233,16 @@ def _read_text(
                     if number >= first:
                         yield read_line(file, number, line, text_column)
                     number += 1
+
+
+def read_rows(file: SourceFile, text_column: str) -> Iterator[Document]:
+    """Yield a document for each row of a CSV file."""
+    for row in read_csv(file.path):
+        where = f"{file.name}{row.where}"
+        if isinstance(row, Rejected):
+            yield Document(where, {}, error=f"{row.reason} ({where})")
+        else:
+            yield Document(where, row.cells, row.cells.get(text_column))
 
 
 def _read_docs(file: SourceFile) -> Iterator[Document]:

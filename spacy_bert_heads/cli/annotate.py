@@ -15,8 +15,8 @@ def annotate_command(
         str,
         typer.Argument(
             metavar="IN",
-            help="A file, a folder or a quoted pattern: .jsonl, .parquet, .txt (one document per "
-            "line) or .spacy; all except .parquet may be compressed (.gz, .zst)",
+            help="A file, a folder or a quoted pattern: .jsonl, .csv, .tsv, .parquet, .txt (one "
+            "document per line) or .spacy; all except .parquet may be compressed (.gz, .zst)",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder for the parts")],

@@ -88,7 +88,12 @@ class ConversionReport:
         for kind, n in self.notes.counts.most_common():
             example = self.notes.examples.get(kind)
             lines.append(f"{n:,} {kind}" + (f": {example:.80}" if example else ""))
-        return lines + list_reasons("Rejected", self.reasons, self.samples)
+        lines += list_reasons("Rejected", self.reasons, self.samples)
+        if any("is not UTF-8" in reason for reason in self.reasons):
+            lines.append(
+                "To keep these, save the file as UTF-8: mostly texts with accents are lost."
+            )
+        return lines
 
 
 def count_of(n: int, noun: str) -> str:

@@ -4,6 +4,7 @@ import csv
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from .columns import Row
@@ -76,6 +77,12 @@ def read_table(
             yield Row(f":{number}", dict(zip(header, cells, strict=True)), in_table=True)
 
 
+def read_csv(path: Path) -> Iterator[Row | Rejected]:
+    """Yield the rows of a `.csv` or `.tsv` file with a header; it may be compressed."""
+    file = File(path)
+    return read_table(file, Options(), delimiter="\t" if file.extension == ".tsv" else ",")
+
+
 def name_columns(cells: list[str], options: Options) -> list[str]:
     """Return the column names: the first row of the table, or numbers."""
     numbers = [str(i) for i in range(1, len(cells) + 1)]
@@ -95,7 +102,8 @@ def name_columns(cells: list[str], options: Options) -> list[str]:
 def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Line | Rejected]:
     """Split the lines of a table whose fields may be quoted; quoted fields may contain newlines.
 
-    Blank lines are skipped. If the delimiter is "," but the header has only ";", ";" is used.
+    Blank lines are skipped. If the delimiter is "," but the header has only ";", ";" is used; so is
+    the delimiter of a first line such as "sep=;", which Excel writes.
 
     A stray quote does not swallow the rows after it: only the first line of an unreadable record is
     rejected, and reading continues with its second line. Tables with tabs are rarely quoted, so
@@ -104,9 +112,13 @@ def split_quoted(lines: Iterable[str], delimiter: str) -> Iterator[Line | Reject
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
     lines = iter(lines)
     ahead = deque(islice(lines, 1))  # lines that were read ahead and belong to later records
-    if delimiter == "," and ahead and ";" in ahead[0] and "," not in ahead[0]:
-        delimiter = ";"
     number, width = 1, 0
+    if ahead and (first := ahead[0].strip()).startswith("sep=") and len(first) == len("sep=;"):
+        delimiter = first[-1]
+        ahead.popleft()
+        number = 2
+    elif delimiter == "," and ahead and ";" in ahead[0] and "," not in ahead[0]:
+        delimiter = ";"
     while True:
         taken: list[str] = []
         cells, fault = [], ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -106,8 +107,8 @@ class Imitating:
 
         Call it between updates on data with new labels only, so that the head does not forget the
         old ones. Gold annotation is ignored; a head that reads pairs needs its inputs. Without
-        `remember` it does nothing. `sgd` updates the head and its encoder; the loss is added to
-        `losses`.
+        `remember` it does nothing but warn. `sgd` updates the head and its encoder; the loss is
+        added to `losses`.
 
         Raises ValueError if `nlp.rehearse` calls it and the pipeline has no optimizer.
         """
@@ -115,8 +116,15 @@ class Imitating:
         examples = list(examples)
         validate_examples(examples, f"{type(self).__name__}.rehearse")
         docs = [example.predicted for example in examples if len(example.predicted)]
-        inputs = None if self._old is None else self.unlabelled_inputs(docs)
-        if self._old is None or inputs is None:
+        if self._old is None:
+            warnings.warn(
+                f"{self.name} has nothing to rehearse. Call nlp.get_pipe('{self.name}').remember() "
+                "before its first update on the new data.",
+                stacklevel=2,
+            )
+            return losses
+        inputs = self.unlabelled_inputs(docs)
+        if inputs is None:
             return losses
         encoders = {one: one.encoder_for(docs, is_train=True) for one in self._listeners()}
         for listener, encoder in encoders.items():

@@ -282,7 +282,8 @@ def match_predictions(
             raise ValueError(
                 f"A reference has {input_name} that were not asked of the prediction ('{one}'). "
                 "`spacy evaluate` reads texts alone: use `python -m spacy bert evaluate`, or read "
-                "the data with spacy_bert_heads.Corpus.v1."
+                "the data with spacy_bert_heads.Corpus.v1. In Python, set the same "
+                f"doc._.{input_name} on the predicted Doc of the Example."
             )
         yield entry, found[key_of_asked(one)]
 

@@ -25,7 +25,8 @@ from .sources import Reader, Source, list_sources
 from .tables import NoColumn, read_table
 
 CHUNK = 2**18  # bytes or characters; takes a worker a few tenths of a second
-OBJECTS = ("jsonl", "parquet", "dataset", "reader")  # kinds whose records are JSON objects
+TABLES = ("csv", "parquet", "dataset")  # kinds of sources
+OBJECTS = ("jsonl", "reader", *TABLES)  # kinds whose records are JSON objects
 
 
 class Format(NamedTuple):
@@ -78,7 +79,7 @@ def read_source(source: Source, format: Format, bar: tqdm) -> Iterator[Record]:
     size = sum(file.stat().st_size for file in source.files)
     done = 0
     try:
-        if source.kind in ("parquet", "dataset"):
+        if source.kind in TABLES:
             for number, value in enumerate(read_table(source.path, source.kind, format.key), 1):
                 content = json.dumps({format.key: value}).encode("utf8")
                 yield Record(f"{source.name}:{number}", source.kind, content)

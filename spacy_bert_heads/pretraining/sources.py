@@ -19,6 +19,7 @@ KINDS = {
     **dict.fromkeys((".txt", ".text"), "text"),
     ".spacy": "spacy",
     ".parquet": "parquet",
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
 }
 
 # Yields raw texts, as strings or as {"text": …}; must yield the same texts at every call.

@@ -31,6 +31,7 @@ MAX_SAMPLES = 5
 LONG_SENTENCES = 100  # wordpieces on average; running text has 25 to 40
 KINDS = {  # of records
     "jsonl": "objects of JSON Lines",
+    "csv": "rows of CSV",
     "parquet": "rows of Parquet",
     "dataset": "rows of a saved data set",
     "reader": "texts of a reader",

@@ -1,5 +1,5 @@
-"""Read raw text from tables: Parquet files, and folders written by `save_to_disk` of Hugging Face's
-`datasets`. Both need an optional package."""
+"""Read raw text from tables: CSV, Parquet, and folders that `save_to_disk` of Hugging Face's
+`datasets` wrote. The last two need an optional package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ..data.records import Rejected
+from ..data.tables import read_csv
 
 PACKAGES = {"parquet": "pyarrow", "dataset": "datasets", "zst": "zstandard"}
 
@@ -36,11 +39,19 @@ def find_dataset(path: Path) -> Path | None:
 
 
 def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
-    """Yield the values of a column, row by row; only a part of the rows is in memory.
+    """Yield the values of a column, row by row; only a part of the rows is in memory. A row that
+    can't be read has None.
 
     Raises NoColumn if the column is missing.
     """
-    if kind == "parquet":
+    if kind == "csv":
+        for row in read_csv(path):
+            if isinstance(row, Rejected):
+                yield None
+                continue
+            _check_column(list(row.cells), key)
+            yield row.cells[key]
+    elif kind == "parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(path) as file_:

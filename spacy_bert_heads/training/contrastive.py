@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -11,11 +12,14 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.util import resolve_dot_names
 from thinc.api import Adam, warmup_linear
+from tqdm import tqdm
 
 from ..encoder.component import BertEncoder
 from ..encoder.model import reading_layers
 from ..heads.head import BertHead
 from ..heads.modules import mean_by_group
+
+MANY_STEPS = 1000  # 400 texts with the default settings
 
 
 class Pair(NamedTuple):
@@ -71,6 +75,13 @@ def make_contrastive(
         pairs = make_pairs(labels, num_pairs, random.Random(seed))
         encoder = head._listeners()[0].encoder_for(docs)
         steps = -(-len(pairs) // batch_size)
+        if steps > MANY_STEPS:
+            warnings.warn(
+                f"contrastive.v1 takes {steps:,} steps of {batch_size} pairs before the training "
+                f"begins. With {len(docs):,} texts you may not need it; else reduce num_pairs in "
+                "[initialize.after_init].",
+                stacklevel=2,
+            )
         optimizer = Adam(
             learn_rate=cast(Any, warmup_linear(learn_rate, max(steps // 10, 1), steps)),
             L2=0.01,
@@ -78,7 +89,8 @@ def make_contrastive(
             grad_clip=1.0,
             use_averages=False,
         )
-        for start in range(0, len(pairs), batch_size):
+        starts = range(0, len(pairs), batch_size)
+        for start in tqdm(starts, desc="Contrastive training", leave=False, disable=None):
             learn_pairs(encoder, docs, pairs[start : start + batch_size])
             encoder.finish_update(optimizer)
             optimizer.step_schedules()
