@@ -1,6 +1,7 @@
 # make demo   the whole project on its own data: convert, train, score, report; how to try the result
 # make test   lint, types, tests
-# Both make .venv first. PYTHON=python3.12 takes another interpreter, TORCH=… another torch.
+# make stand-in   tests on a stand-in for a GPU, see tests/stand_in_gpu.py
+# They make .venv first. PYTHON=python3.12 takes another interpreter, TORCH=… another torch.
 
 PYTHON ?= python3
 # From the package index, torch for Linux is built for CUDA (3 GB and more), except where a build for
@@ -9,7 +10,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN = .venv/bin
 
-.PHONY: demo test install clean
+STAND_IN = ner textcat tagger choice seq2seq distill added_labels
+
+.PHONY: demo test stand-in install clean
 
 demo: install
 	$(BIN)/python -m spacy project run all
@@ -18,6 +21,10 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+stand-in: install
+	PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -p stand_in_gpu \
+		-k "not explain and not fp16 and not frozen_encoder" $(STAND_IN:%=tests/test_%.py)
 
 install: .venv/installed
 
