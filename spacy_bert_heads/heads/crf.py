@@ -178,8 +178,9 @@ def best_path(emissions: torch.Tensor, texts: Texts, transitions: torch.Tensor) 
     last = torch.cat([best, *reversed(ended)]) + transitions[1:, 0]
     tag = last.argmax(1).cpu().numpy()
     stepwise = [tag[: counts[-1]].copy()]
-    pointers = torch.cat(back).cpu().numpy() if back else np.empty((0, 0))  # one copy from a GPU
-    steps = np.split(pointers, np.cumsum(counts[1:])[:-1]) if back else []
+    steps = []
+    if back:  # a single copy from a GPU
+        steps = np.split(torch.cat(back).cpu().numpy(), np.cumsum(counts[1:])[:-1])
     for before, n in zip(reversed(steps), reversed(counts[:-1]), strict=True):
         goes_on = len(before)
         tag[:goes_on] = before[np.arange(goes_on), tag[:goes_on]]

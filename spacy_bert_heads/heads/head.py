@@ -369,25 +369,20 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         are run one by one, and those that fail again are passed to the error handler."""
         handle_error = self.get_error_handler()
         for docs in group_docs(stream, batch_size=batch_size):
-            is_done = False
-            try:
-                self.set_annotations(docs, self.predict(docs))
-                is_done = True
-            except Exception as error:  # of any kind: spaCy's handler decides
-                if len(docs) == 1:
-                    handle_error(self.name, self, docs, error)
-                    continue
-            # Not in the except block, where the traceback would keep the memory of the batch.
-            yield from docs if is_done else self._one_by_one(docs, handle_error)
+            if self._annotate(docs, handle_error):
+                yield from docs
+            elif len(docs) > 1:  # no traceback keeps the memory of the batch any more
+                yield from (doc for doc in docs if self._annotate([doc], handle_error))
 
-    def _one_by_one(self, docs: list[Doc], handle_error: Callable) -> Iterator[Doc]:
-        for doc in docs:
-            try:
-                self.set_annotations([doc], self.predict([doc]))
-            except Exception as error:
-                handle_error(self.name, self, [doc], error)
-            else:
-                yield doc
+    def _annotate(self, docs: list[Doc], handle_error: Callable) -> bool:
+        """Return whether Docs were annotated. The error of a single one goes to the handler."""
+        try:
+            self.set_annotations(docs, self.predict(docs))
+        except Exception as error:  # of any kind: spaCy's handler decides
+            if len(docs) == 1:
+                handle_error(self.name, self, docs, error)
+            return False
+        return True
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head."""
