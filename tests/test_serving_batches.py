@@ -155,3 +155,11 @@ def test_a_stop_takes_nothing_new():
         return await task
 
     assert pipeline.run(talk) == ["first", "second"]
+
+
+def test_the_thread_begins_with_its_gpu():
+    seen = []
+    batcher = Batcher(list, Limits(), begin=lambda: seen.append(threading.current_thread().name))
+    batcher.start()
+    batcher.close()
+    assert seen == ["pipeline"]

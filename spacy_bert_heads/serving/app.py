@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -72,9 +71,12 @@ def make_app(
     """
     limits = limits or Limits()
     annotator = Annotator(nlp)
-    # thinc and cupy have a GPU for each thread.
-    begin = partial(spacy.require_gpu, gpu_id) if gpu_id >= 0 else bool
-    batcher = Batcher(annotator.annotate, limits, lambda *batch: metrics.note_batch(*batch), begin)
+    batcher = Batcher(
+        annotator.annotate,
+        limits,
+        lambda *batch: metrics.note_batch(*batch),
+        lambda: gpu_id < 0 or spacy.require_gpu(gpu_id),  # thinc and cupy have one for each thread
+    )
     metrics = Metrics(lambda: batcher.queue_cost)
     desk = Desk(annotator, batcher, limits, metrics)
 
