@@ -318,7 +318,7 @@ def test_the_command(joint, corpus, tmp_path):
 def test_errors_are_one_line(joint, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "in.jsonl", ROWS)
-    (tmp_path / "in.csv").write_text("text\na\n")
+    (tmp_path / "in.doc").write_text("text\na\n")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "wide.txt").write_text("wide", "utf16")
     (tmp_path / "array.json").write_text(json.dumps(ROWS))

@@ -48,7 +48,8 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
 
     def __init__(self, upstream_name: str, grad_factor: float, reads: Layers) -> None:
         dims: dict[str, int | None] = {"nO": None, "n_layers": None}
-        attrs = {"settings": Settings({"layers": reads})}
+        given = {"layers": reads}
+        attrs = {**given, "settings": Settings(given)}
         super().__init__("bert_listener", forward, init=init, dims=dims, attrs=attrs)
         self.upstream_name = upstream_name
         self.grad_factor = grad_factor
