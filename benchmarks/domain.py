@@ -197,15 +197,18 @@ def print_tables(bench: Bench) -> None:
             if runs := find(done, recipe, millions, part, SCREEN_SEEDS, 1):
                 gain = gains(done, runs, "dev")
                 print_row(name, *losses, of("dev")(list(runs.values())), spread(gain, "+.1f"))
-    print()
-    print_head("million wordpieces", *(f"test F1, {share} %; gain" for share in EPOCHS))
-    for recipe, millions, adapted in (("none", 0.0, 1), *TESTED):
-        cells = []
-        for share in EPOCHS:
-            runs = find(done, recipe, millions, share, SEEDS, adapted)
-            scores = of("test")(list(runs.values()))
-            cells.append(f"{scores}; {interval(gains(done, runs, 'test'))}")
-        print_row(f"{recipe}, {millions:g}", *cells)
+    for part in ("dev", "test"):
+        print()
+        columns = (f"{part} F1, {share} %; gain; by seed" for share in EPOCHS)
+        print_head("million wordpieces", *columns)
+        for recipe, millions, adapted in (("none", 0.0, 1), *TESTED):
+            cells = []
+            for share in EPOCHS:
+                runs = find(done, recipe, millions, share, SEEDS, adapted)
+                gain = gains(done, runs, part)
+                by_seed = ", ".join(f"{one:+.1f}" for one in gain)
+                cells.append(f"{of(part)(list(runs.values()))}; {interval(gain)}; {by_seed}")
+            print_row(f"{recipe}, {millions:g}", *cells)
     draw(bench, done)
 
 

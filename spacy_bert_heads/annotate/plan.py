@@ -315,12 +315,14 @@ def plan_file(file: SourceFile, job: Job, types: Types | None) -> PlannedFile:
             column = find_text(file, table.schema_arrow.names, job.text_column)
     elif file.kind in ("spacy", "csv"):
         digest, num_docs = digest_file(file), 0
+        column = TEXT if file.kind == "spacy" else ""
         for document in read_documents(file, TEXT):
             num_docs += 1  # noqa: SIM113 (of an empty file it is 0)
-            if file.kind == "csv" and document.columns:
+            if document.columns and not column:
                 column = find_text(file, list(document.columns), job.text_column)
             if types is not None:
                 types.add(document.columns)
+        column = column or TEXT
     else:
         digest, num_docs, column, offsets = _plan_lines(file, job, types)
     return PlannedFile(file.name, stat.st_size, stat.st_mtime_ns, digest, num_docs, column, offsets)

@@ -84,7 +84,7 @@ def join(checkpoint: Checkpoint, decoder: Decoder, settings: dict[str, Any]) -> 
     with quiet():
         model: Any = EncoderDecoderModel(
             encoder=encoder,
-            decoder=cast(Any, copy_sharing(decoder.model, lambda weight: copy.deepcopy(weight))),
+            decoder=cast(Any, copy_sharing(decoder.model, copy.deepcopy)),
         )
     ids: dict[str, Any] = text_ids(decoder.model.config)
     for key, value in {**ids, "vocab_size": decoder.model.config.vocab_size}.items():

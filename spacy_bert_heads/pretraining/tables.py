@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
             if isinstance(row, Rejected):
                 yield None
                 continue
-            _check_column(list(row.cells), key)
+            _check_column(row.cells, key)
             yield row.cells[key]
     elif kind == "parquet":
         import pyarrow.parquet
@@ -67,7 +67,7 @@ def read_table(path: Path, kind: str, key: str) -> Iterator[Any]:
             yield row[key]
 
 
-def _check_column(names: list[str], key: str) -> None:
+def _check_column(names: Collection[str], key: str) -> None:
     if key not in names:
         raise NoColumn(
             f"no '{key}': the columns are {', '.join(names)}; set text.key to one of them"

@@ -74,7 +74,8 @@ def make_contrastive(
                 labels.append(held[0])
         pairs = make_pairs(labels, num_pairs, random.Random(seed))
         encoder = head._listeners()[0].encoder_for(docs)
-        steps = -(-len(pairs) // batch_size)
+        starts = range(0, len(pairs), batch_size)
+        steps = len(starts)
         if steps > MANY_STEPS:
             warnings.warn(
                 f"contrastive.v1 takes {steps:,} steps of {batch_size} pairs before the training "
@@ -89,7 +90,6 @@ def make_contrastive(
             grad_clip=1.0,
             use_averages=False,
         )
-        starts = range(0, len(pairs), batch_size)
         for start in tqdm(starts, desc="Contrastive training", leave=False, disable=None):
             learn_pairs(encoder, docs, pairs[start : start + batch_size])
             encoder.finish_update(optimizer)
