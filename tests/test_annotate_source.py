@@ -291,7 +291,8 @@ def test_tables(tmp_path):
     for size in (1, 2, 100):
         found = documents(tmp_path, tmp_path / "out", size)
         assert [document.text for document in found] == [None, "a\nb; c", "Bad", "Fine"]
-        assert "wrong number of columns: 3 instead of 2 (a.csv:3)" in found[0].error
+        assert "wrong number of columns: 3 instead of 2; a cell" in found[0].error
+        assert "needs quotes around it (a.csv:3)" in found[0].error
         assert found[1].columns == {"id": "2", "review": "a\nb; c"}
         assert [document.where for document in found[1:]] == ["a.csv:4", "a.csv:6", "b.tsv.gz:2"]
     (tmp_path / "c.csv").write_text("a,b\n1,2\n")

@@ -136,7 +136,8 @@ def test_csv_bad_rows(tmp_path):
         "broken quotes": 2,
     }
     assert samples(report) == [
-        "a.csv:3: wrong number of columns: 3 instead of 2",
+        "a.csv:3: wrong number of columns: 3 instead of 2; a cell that contains the separator "
+        "needs quotes around it",
         "a.csv:5: no text: ''",
         "a.csv:6: no label: ' '",
         "a.csv:7: text is not UTF-8: 'caf\\udce9'",
@@ -183,7 +184,10 @@ def test_tsv_quotes(tmp_path):
         '"never closed',
         "fine",
     ]
-    assert samples(report) == ["a.tsv:11: wrong number of columns: 3 instead of 2"]
+    assert samples(report) == [
+        "a.tsv:11: wrong number of columns: 3 instead of 2; a cell that contains the separator "
+        "needs quotes around it"
+    ]
 
 
 # Labels with other names and numbers

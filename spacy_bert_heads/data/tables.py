@@ -72,6 +72,8 @@ def read_table(
             header = name_columns(cells, options)
         if len(cells) != len(header):
             fault = f"wrong number of columns: {len(cells)} instead of {len(header)}"
+            if quoted and len(cells) > len(header):
+                fault += "; a cell that contains the separator needs quotes around it"
             yield Rejected(f":{number}", fault)
         elif not is_header or header[0] == "1":
             yield Row(f":{number}", dict(zip(header, cells, strict=True)), in_table=True)
