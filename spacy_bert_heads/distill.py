@@ -16,15 +16,14 @@ from thinc.api import Config, require_gpu
 from torch import nn
 
 from .annotate.source import Document, list_source, read_documents
-from .annotate.worker import read_asked
+from .annotate.worker import set_asked
 from .encoder.component import BertEncoder
 from .encoder.model import checkpoint_of, shim_of
 from .evaluate import load_pipeline
-from .heads.find import head_classes, pair_names, register_extensions
+from .heads.find import head_classes, register_extensions
 from .heads.free_text import as_setting
 from .heads.head import BertHead
 from .runs.processes import Processes
-from .text.user_data import set_value
 from .training.loop import train
 
 
@@ -134,9 +133,7 @@ def _make_doc(nlp: Language, document: Document) -> Doc:
     if len(document.text) > nlp.max_length:
         raise ValueError(f"a text of more than {nlp.max_length:,} characters")
     doc = nlp.make_doc(document.text)
-    for name in pair_names():
-        if asked := read_asked(document.columns.get(name), name):
-            set_value(name, doc, asked)
+    set_asked(doc, document, nlp)
     return doc
 
 

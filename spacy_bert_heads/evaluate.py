@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import spacy
 from spacy.language import Language
+from spacy.pipeline import TextCategorizer
 from spacy.scorer import Scorer
 from spacy.training import Example
 from spacy.util import is_package
@@ -24,6 +25,7 @@ from .encoder.model import prepare, shim_of
 from .files import check_folder
 from .heads.declared import Score
 from .heads.find import known_scores, pair_names
+from .heads.textcat import BertTextCat
 from .pages.write import write_pages
 from .text.user_data import get_list
 
@@ -140,7 +142,7 @@ def read_examples(nlp: Language, data: Path, lang: str | None = None) -> list[Ex
     """Read the examples of a data set, with inputs for heads that read pairs. Raises ValueError if
     it has no Doc with tokens."""
     with TemporaryDirectory() as folder:
-        corpus = as_spacy(data, Path(folder), lang=lang or nlp.lang or "en")
+        corpus = as_spacy(data, Path(folder), nlp, lang)
         examples = list(BertCorpus(corpus)(nlp))
     if not examples:
         raise ValueError(f"There is no Doc with tokens in '{data}'. Use a .spacy file with some.")
@@ -168,14 +170,21 @@ def check_scores(scores: dict[str, Any], nlp: Language, model: str, data: Path) 
         )
 
 
-def as_spacy(data: Path, folder: Path, *, lang: str) -> Path:
+def as_spacy(data: Path, folder: Path, nlp: Language, lang: str | None = None) -> Path:
     """Return a path with `.spacy` data: `data` itself, or a file in `folder` that it was converted
-    to with the tokenizer of `lang`. Warns if records are rejected. Raises ValueError if it can't be
-    converted."""
+    to with the tokenizer of `lang`, None for that of the pipeline's language. A text that lists its
+    categories does not have the others that the pipeline knows. Warns if records are rejected.
+    Raises ValueError if it can't be converted."""
     data = Path(data)
     if data.suffix == ".spacy" or not data.exists() or next(data.rglob("*.spacy"), None):
         return data
-    report = convert(data, folder / "data.spacy", lang=lang)
+    classifiers = (pipe for _, pipe in nlp.pipeline if isinstance(pipe, BertTextCat | TextCategorizer))
+    report = convert(
+        data,
+        folder / "data.spacy",
+        lang=lang or nlp.lang or "en",
+        known_categories=[pipe.labels for pipe in classifiers],
+    )
     if report.rejected:
         reasons = ", ".join(f"{reason} ({n:,})" for reason, n in report.reasons.most_common())
         warnings.warn(

@@ -61,7 +61,7 @@ def measure_precisions(
     precisions = sensible_precisions(shim_of(find_encoders(nlp)[0]).device)
     measured: dict[str, Measured] = {}
     with TemporaryDirectory() as folder:
-        corpus = as_spacy(data, Path(folder), lang=lang or nlp.lang or "en")
+        corpus = as_spacy(data, Path(folder), nlp, lang)
         for _ in range(rounds):
             for precision in precisions:
                 set_precision(nlp, precision)

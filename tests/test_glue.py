@@ -132,6 +132,37 @@ def test_a_run(folder, encoder, tmp_path, monkeypatch):
         run_glue(folder, output, Setup(encoder, epochs=2), tasks=["RTE"])
 
 
+def test_second_texts_that_are_too_long_are_cut(folder, encoder, tmp_path):
+    rows = f"0\tShe left.\t{'She left Skagen. ' * 200}\tentailment\n"
+    (folder / "RTE/dev.tsv").write_text(f"index\tsentence1\tsentence2\tlabel\n{rows}")
+    found = run_glue(folder, tmp_path / "out", Setup(encoder, epochs=1), tasks=["RTE"])
+    assert found["RTE"][OURS]["0"]["accuracy"] in (0.0, 1.0)
+
+
+def test_force_deletes_no_files_of_the_user(folder, encoder, tmp_path):
+    output = tmp_path / "project"
+    for name in ("runs/model.bin", "data/own.txt", "results.json"):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("{}")
+    for _ in range(2):  # the second time the folder is marked
+        run_glue(folder, output, Setup(encoder, epochs=1), tasks=["RTE"], force=True)
+        assert (output / "runs/model.bin").exists() and (output / "data/own.txt").exists()
+    with pytest.raises(ValueError, match="is inside of the output"):
+        run_glue(folder, folder.parent, Setup(encoder), tasks=["RTE"], force=True)
+
+
+def test_a_test_set_keeps_its_name(folder, encoder, tmp_path):
+    """Of MNLI only one may be there."""
+    lines = "sentence1\tsentence2\tgold_label\nShe left.\tIt rained.\tneutral\nShe left.\tShe "
+    lines += "sailed.\tentailment\n"
+    for name in ("train", "dev_matched", "test_mismatched"):
+        path = folder / "MNLI" / f"{name}.tsv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(lines)
+    run_glue(folder, tmp_path / "out", Setup(encoder, epochs=1), tasks=["MNLI"])
+    assert [path.name for path in (tmp_path / "out/submissions").iterdir()] == ["MNLI-mm.tsv"]
+
+
 def test_chinese_tasks(folder, encoder, tmp_path):
     setup = Setup(encoder, epochs=2)
     found = run_glue(folder, tmp_path / "out", setup, tasks=["ChnSentiCorp", "CLUENER"])

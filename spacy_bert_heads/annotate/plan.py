@@ -41,6 +41,7 @@ from .source import (
 
 STATE = ".annotate"
 WAIT = 1.0  # seconds between checks of other processes
+LOOKED_AT = 1000  # rows, to find the text column
 
 
 @dataclass(frozen=True)
@@ -329,8 +330,11 @@ def plan_file(file: SourceFile, job: Job, types: Types | None) -> PlannedFile:
 
 
 def _plan_lines(file: SourceFile, job: Job, types: Types | None) -> tuple[str, int, str, list[int]]:
+    """Rows of JSON have columns of their own: those of the first ones are put together, until one
+    has the column that was asked for."""
     digest = sha256()
-    column, offsets, number, position = "", [], 0, 0
+    wanted = TEXT if file.kind == "text" else job.text_column
+    column, names, offsets, number, position = "", dict[str, None](), list[int](), 0, 0
     with file.path.open("rb") as opened, decompress(opened) as stream:
         for size, line in checked(file, read_lines(stream, digest.update)):
             if is_document(file.kind, line):
@@ -338,11 +342,14 @@ def _plan_lines(file: SourceFile, job: Job, types: Types | None) -> tuple[str, i
                     offsets.append(position)
                 if types is not None or not column:
                     columns = read_line(file, number, line, TEXT).columns
-                    if columns and not column:
-                        wanted = TEXT if file.kind == "text" else job.text_column
-                        column = find_text(file, list(columns), wanted)
+                    if not column:
+                        names |= dict.fromkeys(columns)
+                        if wanted in names or (names and number >= LOOKED_AT):
+                            column = find_text(file, list(names), wanted)
                     if types is not None:
                         types.add(columns)
                 number += 1
             position += size
+    if names and not column:
+        column = find_text(file, list(names), wanted)
     return digest.hexdigest(), number, column or job.text_column, offsets

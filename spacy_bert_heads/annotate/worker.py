@@ -16,10 +16,11 @@ from typing import Any
 
 import spacy
 import torch
+from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.util import import_file
 
-from ..data.records import is_utf8
+from ..data.records import is_utf8, parse_cell
 from ..evaluate import load_pipeline
 from ..files import naming, replace_file
 from ..heads.find import check_asked, pair_names, register_extensions
@@ -204,9 +205,7 @@ class Annotator:
         try:
             text = self._check_text(document)
             doc = self.nlp.make_doc(text)
-            for name in pair_names():
-                if texts := read_asked(document.columns.get(name), name):
-                    set_value(name, doc, texts)
+            set_asked(doc, document, self.nlp)
         except Unfit as error:
             self._errors[number] = str(error)
             return None
@@ -266,10 +265,19 @@ def kind_of(error: str) -> str:
     return error.partition(":")[0]
 
 
+def set_asked(doc: Doc, document: Document, nlp: Language) -> None:
+    """Set the second texts that heads of a pipeline read. Raises Unfit if they are malformed."""
+    read = {getattr(pipe, "input_name", "") for _, pipe in nlp.pipeline}
+    for name in pair_names():
+        if name in read and (texts := read_asked(document.columns.get(name), name)):
+            set_value(name, doc, texts)
+
+
 def read_asked(value: Any, name: str) -> list[Any]:
     """Return the second texts of a row: a list of texts, of objects with a text (as for `convert`),
-    or of choices. Raises Unfit for any other value."""
-    if value is None:
+    or of choices; in a table written as JSON. Raises Unfit for any other value."""
+    value = parse_cell(value)
+    if value in (None, ""):
         return []
     if isinstance(value, list):
         keys = (name.removesuffix("s"), "text")

@@ -114,15 +114,15 @@ def span_fields(value: Any) -> SpanFields | None:
 def list_spans(value: Any) -> list[Any]:
     """Return the spans of a list, or of CLUENER's dict `{"X": {"Anna": [[0, 3]]}}`, whose ends are
     inclusive."""
-    if not isinstance(value, dict) or span_fields(value):
-        return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict) or (value and not holds_spans(value)):
+        return [value]
     return [
         {"start": place[0], "end": place[1], "label": label, "text": text}
         for label, by_text in value.items()
-        if isinstance(by_text, dict)
         for text, places in by_text.items()
         for place in places
-        if isinstance(place, list) and len(place) == 2
     ]
 
 
@@ -134,7 +134,8 @@ def holds_spans(value: Any) -> bool:
             bool(value)
             and all(isinstance(x, dict) for x in by_label)
             and all(
-                isinstance(places, list) and all(isinstance(place, list) for place in places)
+                isinstance(places, list)
+                and all(isinstance(place, list) and len(place) == 2 for place in places)
                 for by_text in by_label
                 for places in by_text.values()
             )

@@ -46,14 +46,15 @@ class NoColumns(ValueError):
 class Facts:
     """Hold facts that a single row can't show: the column with lists of tokens, the columns with
     spans in any row, the tags of each tag column, different values of a column `target`, whether
-    Prodigy's annotators rejected anything, and the types of Label Studio's controls."""
+    Prodigy's annotators rejected anything, and the types and names of Label Studio's
+    controls."""
 
     words: str | None = None
     spans: set[str] = field(default_factory=set)
     tags: dict[str, set[str]] = field(default_factory=dict)
     targets: set[str] = field(default_factory=set)
     rejects: bool = False
-    controls: set[str] = field(default_factory=set)
+    controls: set[tuple[str, str]] = field(default_factory=set)
 
 
 class Cells:

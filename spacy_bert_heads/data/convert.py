@@ -7,18 +7,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import spacy
-from spacy.tokens import DocBin
+from spacy.tokens import Doc, DocBin
 from spacy.vocab import Vocab
 
 from ..files import check_folder, check_parents, mark_folder, naming, read_mark
 from ..heads.find import register_extensions
+from ..heads.nli import BertNLI
+from ..heads.similarity import BertSimilarity
+from ..text.user_data import get_list
 from .annotations import Made, make_doc
 from .files import File, list_files
 from .formats import READERS, UNITS, find_format
@@ -26,6 +29,7 @@ from .records import Options, Record, Rejected, Settings, attempt
 from .report import ConversionReport, check_annotated, check_categories
 from .split import Member, read_shares, split_members
 
+SECOND_TEXTS = (BertNLI.input_name, BertSimilarity.input_name)
 OURS = re.compile(r"shard-\d+\.spacy|(train|dev|test)\.spacy")
 
 
@@ -39,6 +43,7 @@ def convert(
     split: str | None = None,
     seed: int = 0,
     force: bool = False,
+    known_categories: Sequence[Collection[str]] = (),
     **options: Any,
 ) -> ConversionReport:
     """Convert a file, or all files of a folder, to spaCy's binary format.
@@ -53,8 +58,9 @@ def convert(
     `format` is one of `READERS`, or None to detect it for each file. `lang` is the language of the
     tokenizer, for formats with texts instead of tokens. `options` are those of `Options`.
 
-    All files of a folder form one data set: a category from one file is negative for texts of other
-    files that don't name it.
+    A text with a list of its categories does not have the others. These are all that other texts of
+    the source have, in any file, and those of `known_categories` and of the option `labels`: sets
+    of which the source has at least one.
 
     Raises FileNotFoundError if the source does not exist, and ValueError if an option is invalid, a
     file can't be decompressed, all records were rejected, or no record is annotated.
@@ -102,7 +108,9 @@ def convert(
         check_annotated(report, str(source), lang=lang)
         separator = user_options.label_separator
         check_categories(settings.labels, report.docs, separator=separator)
-        spool.complete(settings.labels)
+        labels = settings.labels
+        known = (own for own in (user_options.labels, *known_categories) if labels & {*own})
+        spool.complete(labels.union(*known))
         if shares is not None:
             report.parts = spool.split(shares, seed=seed)
         if one_file:
@@ -165,10 +173,9 @@ class Spool:
         """Add a Doc; a full shard is written to disk."""
         self._docs.add(made.doc)
         self._flags.append(made.others_negative)
-        text = blake2b(made.doc.text.encode("utf8"), digest_size=12).digest()
         held = [label for label, value in made.doc.cats.items() if value > 0.5]
-        keys = (text,) if group is None else (text, group)
-        self.members.append(Member(keys, held[0] if len(held) == 1 else None))
+        keys = [digest(made.doc.text), *pair_keys(made.doc), *([group] if group else [])]
+        self.members.append(Member(tuple(keys), held[0] if len(held) == 1 else None))
         if len(self._flags) == self.max_docs:
             self._flush()
 
@@ -210,6 +217,16 @@ class Spool:
             self._write(docs, f"{part}.spacy")
         counts = Counter(part_of_each)
         return {part: counts[part] for part in shares}
+
+
+def pair_keys(doc: Doc) -> list[bytes]:
+    """Return a key for each pair of texts, the same for both orders."""
+    seconds = (second for name in SECOND_TEXTS for second in get_list(name, doc))
+    return [digest("\0".join(sorted((doc.text, second)))) for second in seconds]
+
+
+def digest(text: str) -> bytes:
+    return blake2b(text.encode("utf8"), digest_size=12).digest()
 
 
 def replace_shards(output: Path, shards: list[Path], *, force: bool) -> None:

@@ -129,7 +129,8 @@ def check_annotated(report: ConversionReport, source: str, *, lang: str) -> None
         f"Nothing in {source} is annotated: {report.kept:,} {report.unit} have only a text. "
         f"Columns or keys that were not read: {keys}. Name the label column with --label-column, "
         "several columns with 0 and 1 with --label-columns, or those of tokens and tags with "
-        "--token-column and --tag-column."
+        "--token-column and --tag-column. Entities are lists of "
+        '{"start": 0, "end": 4, "label": "PER"}.'
     )
 
 

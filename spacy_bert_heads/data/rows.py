@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..heads.find import json_heads
-from .annotations import holds_spans
+from .annotations import holds_spans, span_fields
 from .choices import choice_columns, read_choice
 from .columns import (
     Cells,
@@ -25,7 +25,7 @@ from .columns import (
 from .conll import scheme_of, tagged_record
 from .pairs import join_pairs, pair_columns, read_flat_squad, read_pair
 from .records import Options, Record, Rejected, attempt, check_text, name_label, parse_cell
-from .tools import control_types, is_prodigy, is_task, read_answered, read_task
+from .tools import is_prodigy, is_task, list_controls, read_answered, read_task
 
 LIKE_LABELS = "texts to write that look like labels; for categories, add --label-column target"
 MAX_LABELS = 20  # different values of a target, for it to look like a label
@@ -53,7 +53,7 @@ def survey(rows: Rows, options: Options) -> Facts:
         if target not in (None, "") and len(facts.targets) <= MAX_LABELS:
             facts.targets.add(str(target))
         if is_task(row.cells):
-            facts.controls |= control_types(row.cells)
+            facts.controls |= list_controls(row.cells)
         if words := words_column(row, options):
             facts.words = words
             for key in {*TAGS, options.tag_column} & row.cells.keys():
@@ -169,11 +169,28 @@ def read_one_hot(name: str, cell: Any) -> float | None:
 
 
 def read_entities(cells: Cells, columns: list[str]) -> Any:
-    """Read the spans. Tables and Label Studio omit them if there are none."""
-    value = cells.take_one(columns)
+    """Read the spans, and whether they are all (`complete`). Tables and Label Studio omit them if
+    there are none. An object that is not spans, such as a tweet's `entities`, is not read."""
+    value = cells.take_one([name for name in columns if may_hold_spans(cells.row.cells[name])])
     if value is None and (cells.row.in_table or "annotation_id" in cells):
-        return [] if cells.facts.spans else None
+        value = [] if cells.facts.spans else None
+    if isinstance(value, list) and read_flag(cells.row.cells.get("complete")) is not None:
+        return {"spans": value, "complete": read_flag(cells.take("complete"))}
     return value
+
+
+def may_hold_spans(cell: Any) -> bool:
+    """Check whether a cell has spans, or a malformed list of them, which is to be rejected."""
+    value = parse_cell(cell)
+    if not isinstance(value, dict) or "spans" in value:
+        return True
+    return not value or span_fields(value) is not None or holds_spans(value)
+
+
+def read_flag(cell: Any) -> bool | None:
+    """Read true or false; None for anything else."""
+    value = parse_number(cell.strip().lower()) if isinstance(cell, str) else cell
+    return value if isinstance(value, bool) else None
 
 
 # --- tokens

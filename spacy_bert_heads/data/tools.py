@@ -9,6 +9,7 @@ from .records import Record, check_list, check_text
 ANSWERS = ("accept", "reject", "ignore")
 NER_VIEWS = ("ner", "ner_manual", "spans", "spans_manual", "blocks", "relations")
 TAG_VIEWS = ("pos", "pos_manual")
+CATEGORIES = ("choices", "taxonomy")  # types of Label Studio's controls
 
 
 # --- Prodigy
@@ -104,10 +105,35 @@ def list_results(annotation: Any) -> list[dict[str, Any]]:
     return [one for one in results or () if isinstance(one, dict)]
 
 
-def control_types(columns: dict[str, Any]) -> set[str]:
-    """Return the types of a task's controls, derived from its results."""
+def is_of_region(result: dict[str, Any]) -> bool:
+    """Check whether a result describes a span of the text, without being one."""
+    value = result.get("value")
+    return result.get("type") != "labels" and isinstance(value, dict) and "start" in value
+
+
+def list_controls(columns: dict[str, Any]) -> set[tuple[str, str]]:
+    """Return the types and names of a task's controls, derived from its results."""
     done = columns.get("annotations", columns.get("completions"))
-    return {str(one.get("type")) for annotation in done or () for one in list_results(annotation)}
+    return {
+        (str(one.get("type")), str(one.get("from_name")))
+        for annotation in done or ()
+        for one in list_results(annotation)
+        if not is_of_region(one)
+    }
+
+
+def choose_categories(cells: Cells) -> set[str]:
+    """Return the name of the control whose categories are read, empty if there is none. Raises
+    ValueError if there are several, and the user named none."""
+    names = {name for kind, name in cells.facts.controls if kind in CATEGORIES}
+    if len(names) < 2:
+        return names
+    if cells.options.label_column not in names:
+        raise ValueError(
+            "several controls with categories, name one with --label-column: "
+            f"{', '.join(sorted(names))}"
+        )
+    return {cells.options.label_column}
 
 
 def read_task(cells: Cells) -> Record:
@@ -126,10 +152,15 @@ def read_task(cells: Cells) -> Record:
         record.notes.add("tasks with several annotations, only one was read")
     chosen = next((one for one in done if one.get("ground_truth")), done[0])
     spans, categories, numbers = [], [], {}
+    names = choose_categories(cells)
     for one in list_results(chosen):
-        kind, value = str(one.get("type")), one.get("value")
+        kind, name, value = str(one.get("type")), str(one.get("from_name")), one.get("value")
         if not isinstance(value, dict):
             record.notes.add(f"results of Label Studio that were not read: {kind}")
+        elif is_of_region(one):
+            record.notes.add(f"results of Label Studio that were not read: {kind} of a span")
+        elif kind in CATEGORIES and name not in names:
+            record.notes.add(f"results of Label Studio that were not read: {kind} {name}")
         elif kind == "labels":
             place = {key: value.get(key) for key in ("start", "end", "text")}
             spans += [place | {"label": label} for label in value.get("labels") or ()]
@@ -139,13 +170,12 @@ def read_task(cells: Cells) -> Record:
             paths = check_list("taxonomy", value.get("taxonomy"))
             categories += ["/".join(map(str, path)) for path in paths]
         elif kind in ("rating", "number"):
-            numbers[str(one.get("from_name"))] = value.get(kind)
+            numbers[name] = value.get(kind)
         else:
             record.notes.add(f"results of Label Studio that were not read: {kind}")
-    controls = cells.facts.controls
-    if spans or "labels" in controls:
+    if spans or any(kind == "labels" for kind, _ in cells.facts.controls):
         record.values["spans"] = spans
-    if categories or controls & {"choices", "taxonomy"}:
+    if names:
         record.values["label"] = categories
     if numbers:
         record.values["regression"] = numbers

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from spacy.training import Example
 from spacy.util import filter_spans
 from thinc.api import Config
 
+from ..encoder.model import checkpoint_of
 from ..encoder.shim import resolve_precision
-from ..files import check_folder, mark_folder, replace_file
+from ..files import check_folder, mark_folder, read_mark, replace_file
 from ..heads.find import register_extensions
 from ..init_config import init_config
 from ..runs.processes import Processes
 from ..text.doc_data import make_verdict
+from ..text.packing import max_second_text
 from ..training.loop import train as train_pipeline
 from .plain import run_plain
 from .tasks import TASKS, Item, Task, find_tasks
@@ -63,9 +65,11 @@ def run_glue(
     With `beside`, Hugging Face's classes are trained too, in a plain loop. The scores are saved in
     `output` as `results.json`; existing results are not computed again, so an interrupted call
     continues where it stopped. For the first seed, the predictions of the test sets are written in
-    the format of GLUE's server. Raises ValueError if a task is unknown or not in the folder, or the
-    output has results with other settings.
+    the format of GLUE's server. Raises ValueError if a task is unknown or not in the folder, the
+    folder is inside of the output, or the output has results with other settings.
     """
+    if folder.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"The data {folder} is inside of the output {output}. Name another output.")
     there = find_tasks(folder)
     for name in tasks:
         if name not in there:
@@ -94,11 +98,10 @@ def run_glue(
 
 def _load(output: Path, setup: Setup, *, force: bool) -> dict[str, Any]:
     path, wanted = output / "results.json", {**vars(setup)}
-    if force:
-        for name in ("results.json", "data", "runs", "submissions"):
-            left = output / name
+    if force and read_mark(output).get("command") == "glue":  # else its files are the user's
+        for left in _files_of_runs(output):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    if not path.exists():
+    if force or not path.exists():
         return {"setup": wanted, "scores": {}}
     results = json.loads(path.read_bytes())
     if results["setup"] != wanted:
@@ -107,6 +110,13 @@ def _load(output: Path, setup: Setup, *, force: bool) -> dict[str, Any]:
             "to start over."
         )
     return results
+
+
+def _files_of_runs(output: Path) -> Iterator[Path]:
+    for task in TASKS.values():
+        yield output / "data" / task.name
+        yield from (output / "runs").glob(f"{task.name}-*")
+        yield from (output / "submissions" / f"{name}.tsv" for name in task.submissions)
 
 
 def read(task: Task, data: Path, names: Iterable[str], limit: int | None) -> list[list[Item]]:
@@ -148,9 +158,9 @@ def run_ours(task: Task, data: Path, output: Path, setup: Setup, seed: int) -> d
             found = measure(task, items, predict(trained, task, items))
         for key, value in found.items():
             scores.setdefault(key, []).append(value)
-    for name, items in zip(task.submissions, read(task, data, task.test, None), strict=False):
+    for name, file in zip(task.submissions, task.test, strict=False):
         path = output / "submissions" / f"{name}.tsv"
-        if not path.exists():
+        for items in () if path.exists() else read(task, data, (file,), None):
             write_submission(path, predict(trained, task, items))
     shutil.rmtree(folder)  # only the scores are kept
     return {key: float(np.mean(values)) for key, values in scores.items()}
@@ -201,14 +211,28 @@ def make_config(task: Task, files: Path, setup: Setup, seed: int, steps: int) ->
 
 
 def predict(nlp: Language, task: Task, items: Sequence[Item]) -> list[str]:
-    """Return the predicted label or number of each item."""
-    bare = (make_doc(task, item._replace(label=None), nlp) for item in items)
+    """Return the predicted label or number of each item. Second texts that are too long for the
+    window are cut."""
+    bare = (make_doc(task, _cut(item._replace(label=None), nlp), nlp) for item in items)
     docs = nlp.pipe(bare)
     if task.head == "similarity":
         return [str(doc._.similarities[0]["score"]) for doc in docs]
     if task.head == "nli":
         return [doc._.nli[0]["label"] for doc in docs]
     return [max(doc.cats, key=doc.cats.__getitem__) for doc in docs]
+
+
+def _cut(item: Item, nlp: Language) -> Item:
+    if item.second is None:
+        return item
+    model = nlp.get_pipe("bert_encoder").model
+    tokenizer = checkpoint_of(model).tokenizer
+    longest, second = max_second_text(tokenizer, model.attrs["window"]), item.second
+    encode = tokenizer.tokenizer.encode
+    # A shorter text may have other wordpieces, and more.
+    while over := encode(second, add_special_tokens=False).offsets[longest:]:
+        second = second[: over[0][0]]
+    return item._replace(second=second)
 
 
 def score_entities(nlp: Language, task: Task, items: Sequence[Item]) -> float:
