@@ -36,8 +36,10 @@ from .encoder.component import BertEncoder
 from .encoder.listener import BertListener
 from .encoder.loading import load_wordpiece_tokenizer
 from .encoder.model import check_room, checkpoint_of, shim_of
+from .heads.free_text import parse_labels
 from .heads.head import BertHead
 from .heads.pair_head import BertPairHead
+from .heads.textcat import BertTextCat
 from .heads.unlabelled import UnlabelledHead
 from .init_config import read_config
 
@@ -83,6 +85,11 @@ def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Re
     config = read_config(config_path, overrides)
     nlp = load_model_from_config(config, auto_fill=True)
     interpolated = nlp.config.interpolate()
+    given = registry.resolve(interpolated["initialize"]["components"])
+    for name, component in nlp.components:
+        if isinstance(component, BertTextCat) and not component.labels:
+            for label in parse_labels(nlp, name, given.get(name, {}).get("labels")) or ():
+                component.add_label(label)
     training = registry.resolve(interpolated["training"], schema=ConfigSchemaTraining)
     names = [training["train_corpus"], training["dev_corpus"]]
     corpora = resolve_dot_names(interpolated, names)

@@ -178,7 +178,9 @@ def as_spacy(data: Path, folder: Path, nlp: Language, lang: str | None = None) -
     data = Path(data)
     if data.suffix == ".spacy" or not data.exists() or next(data.rglob("*.spacy"), None):
         return data
-    classifiers = (pipe for _, pipe in nlp.pipeline if isinstance(pipe, BertTextCat | TextCategorizer))
+    classifiers = (
+        pipe for _, pipe in nlp.pipeline if isinstance(pipe, BertTextCat | TextCategorizer)
+    )
     report = convert(
         data,
         folder / "data.spacy",

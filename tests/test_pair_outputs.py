@@ -23,6 +23,7 @@ from pair_stream import (
     train,
 )
 from spacy import displacy
+from spacy.tokens import Span
 
 from spacy_bert_heads.pairs import make_verdict
 
@@ -118,12 +119,24 @@ def test_labels_go_by_name(checkpoint, tmp_path, labels):
 
 
 def test_span_group(trained):
-    doc = trained(make_doc(trained, SAILED, ["When?", "What burned?", "Who left?"]))
-    group = doc.spans["answers"]
-    assert [(s.text, s.label_) for s in group] == [("Tuesday", "Q1"), ("Anna Grete", "Q3")]
-    scores = [doc._.answers[i]["score"] for i in (0, 2)]
-    assert list(group.attrs["scores"]) == scores and min(scores) > 0.9
+    """In the order of the text; spans of others stay."""
+    doc = make_doc(trained, SAILED, ["When?", "What burned?", "Who left?"])
+    doc.spans["answers"] = [Span(doc, 0, 3, label="CLAUSE")]
+    for _ in range(2):
+        doc = trained(doc)
+        group = doc.spans["answers"]
+        assert {(s.text, s.label_) for s in group} == {
+            (doc[0:3].text, "CLAUSE"),
+            ("Anna Grete", "Q3"),
+            ("Tuesday", "Q1"),
+        }
+        scores = dict(zip([s.label_ for s in group], group.attrs["scores"], strict=True))
+        answers = doc._.answers
+        assert scores == {"CLAUSE": 1.0, "Q3": answers[2]["score"], "Q1": answers[0]["score"]}
+        assert min(scores.values()) > 0.9
     assert_slices(doc)
+    doc._.questions = []
+    assert [s.label_ for s in trained(doc).spans["answers"]] == ["CLAUSE"]
 
 
 def test_spans_cover_answers_inside_tokens(trained):

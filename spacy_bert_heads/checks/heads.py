@@ -7,6 +7,7 @@ from collections import Counter
 
 from spacy.training import Example
 
+from ..heads.categories import distribution_of, may_have
 from ..heads.head import BertHead
 from ..heads.ner import BertNER
 from ..heads.pair_head import BertPairHead
@@ -31,7 +32,7 @@ def count_labels(head: BertHead, split: Split) -> Counter[str]:
     counts: Counter[str] = Counter()
     for example in split.examples:
         if isinstance(head, BertTextCat):
-            cats = example.reference.cats
+            cats = own_categories(head, example)
             counts.update({label: int(value > 0.5) for label, value in cats.items()})
         elif isinstance(head, BertPairHead):
             entries = [entry for _, entry in entries_of(head, example)]
@@ -39,6 +40,13 @@ def count_labels(head: BertHead, split: Split) -> Counter[str]:
         else:
             counts.update(head.labels_of(example))
     return counts
+
+
+def own_categories(head: BertTextCat, example: Example) -> dict[str, float]:
+    """Return the gold categories of an example without those of the pipeline's other text
+    classifiers."""
+    cats = example.reference.cats
+    return {label: value for label, value in cats.items() if may_have(head, label)}
 
 
 def check_annotated(head: BertHead, split: Split, reading: Reading | None) -> list[Finding]:
@@ -149,7 +157,7 @@ def check_category_values(
     values = [
         (f"{label} {value:g}", 0 < value < 1)
         for example in split.examples
-        for label, value in example.reference.cats.items()
+        for label, value in own_categories(head, example).items()
         if value not in (0, 1)
     ]
     fix = "Set 1.0 for a category that applies and 0.0 for one that doesn't"
@@ -166,9 +174,9 @@ def check_category_values(
 
 def check_exclusive(head: BertTextCat, split: Split, reading: Reading | None) -> list[Finding]:
     """Find Docs that don't have exactly one positive category, for a head that chooses one."""
-    annotated = [eg.reference for eg in split.examples if eg.reference.cats]
-    several = [doc.text for doc in annotated if sum(v > 0.5 for v in doc.cats.values()) > 1]
-    none = [doc.text for doc in annotated if not any(v > 0 for v in doc.cats.values())]
+    rows = [(eg.reference.text, own_categories(head, eg)) for eg in split.examples]
+    several = [text for text, cats in rows if sum(v > 0.5 for v in cats.values()) > 1]
+    none = [text for text, cats in rows if cats and not distribution_of(cats)]
     return [
         *faults(
             "several_categories",

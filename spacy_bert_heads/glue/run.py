@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import spacy
@@ -20,6 +20,7 @@ from spacy.training import Example
 from spacy.util import filter_spans
 from thinc.api import Config
 
+from ..encoder.component import BertEncoder
 from ..encoder.model import checkpoint_of
 from ..encoder.shim import resolve_precision
 from ..files import check_folder, mark_folder, read_mark, replace_file
@@ -69,7 +70,9 @@ def run_glue(
     folder is inside of the output, or the output has results with other settings.
     """
     if folder.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"The data {folder} is inside of the output {output}. Name another output.")
+        raise ValueError(
+            f"The data {folder} is inside of the output {output}. Name another output."
+        )
     there = find_tasks(folder)
     for name in tasks:
         if name not in there:
@@ -225,7 +228,7 @@ def predict(nlp: Language, task: Task, items: Sequence[Item]) -> list[str]:
 def _cut(item: Item, nlp: Language) -> Item:
     if item.second is None:
         return item
-    model = nlp.get_pipe("bert_encoder").model
+    model = cast(BertEncoder, nlp.get_pipe("bert_encoder")).model
     tokenizer = checkpoint_of(model).tokenizer
     longest, second = max_second_text(tokenizer, model.attrs["window"]), item.second
     encode = tokenizer.tokenizer.encode

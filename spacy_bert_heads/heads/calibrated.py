@@ -105,9 +105,10 @@ class CalibratedHead(DeclaredHead):
         return any(self.cfg.get(key) for key in self.no_thresholds)
 
     def reaches_threshold(self, label: str, probability: float) -> bool:
-        """Return whether a prediction reaches the threshold of its label."""
-        thresholds = self.cfg.get("thresholds")
-        return not thresholds or probability >= thresholds.get(label, 0.0)
+        """Return whether a prediction reaches the threshold of its label. None reaches 1, also one
+        whose probability rounds to it."""
+        threshold = (self.cfg.get("thresholds") or {}).get(label, 0.0)
+        return threshold < 1 and probability >= threshold
 
     def note_abstained(self, doc: Doc, entries: list[dict[str, Any]]) -> None:
         """Write the predictions that this head left out, because they are below their thresholds,

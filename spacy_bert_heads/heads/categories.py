@@ -21,6 +21,7 @@ from .pair_head import start_of
 from .tallies import count_decisions
 
 if TYPE_CHECKING:
+    from .head import BertHead
     from .textcat import BertTextCat
 
 
@@ -57,8 +58,8 @@ def nowhere() -> type[None]:
 
 def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusive: bool) -> None:
     """Raise ValueError if a value of `doc.cats` is not a number from 0 to 1, or several exclusive
-    categories hold. 1 means that a category holds, 0 that it doesn't; values in between are soft
-    labels.
+    categories hold. 1 means that a category holds, 0 that it doesn't; values in between are
+    probabilities.
 
     Only `labels` are checked, all categories of the Doc if it is None. `name` is the component that
     learns them.
@@ -77,6 +78,15 @@ def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusi
             f"{name} chooses one category, but several hold in {start_of(doc)}: {', '.join(held)}. "
             "Fix doc.cats there, or use bert_textcat_multilabel."
         )
+
+
+def distribution_of(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the gold probabilities of exclusive categories: values that sum to 1, else 1 for the
+    category above 0.5. Empty if there is none: then it is not known which one holds."""
+    total = sum(values.values())
+    if abs(total - 1) < 0.01:
+        return {label: value / total for label, value in values.items()}
+    return {label: 1.0 for label, value in values.items() if value > 0.5}
 
 
 def check_positive(
@@ -100,7 +110,8 @@ def may_have(head: BertTextCat, label: str) -> bool:
 def decide(head: BertTextCat, example: Example) -> list[tuple[str, str]]:
     """Return the gold and the predicted one of exclusive categories, [] without a gold one. A gold
     category that no text classifier of the pipeline has is one that the head can't predict."""
-    gold = {k: v for k, v in example.reference.cats.items() if v and may_have(head, k)}
+    cats = example.reference.cats.items()
+    gold = distribution_of({label: value for label, value in cats if may_have(head, label)})
     guess = {k: v for k, v in example.predicted.cats.items() if k in head.labels}
     if not gold:
         return []
@@ -161,10 +172,11 @@ def score_choices(
     }
 
 
-def pipelines_of(head: BertTextCat, vocab: Vocab | None) -> list[Language]:
+def pipelines_of(head: BertHead, vocab: Vocab | None = None) -> list[Language]:
     """List the pipelines that contain a head: the one that it was made for, and those whose
     encoders it reads. With a `vocab` only those whose Docs have it."""
-    refs = [head.nlp, *(one.nlp for node in head._listeners() for one in node.upstreams)]
+    encoders = (encoder for node in head._listeners() for encoder in node.upstreams)
+    refs: list[Callable] = [getattr(head, "nlp", type(None)), *(one.nlp for one in encoders)]
     found = {id(nlp): nlp for ref in refs if (nlp := ref()) is not None}
     return [
         nlp

@@ -11,6 +11,7 @@ from spacy.training import Example
 
 from ..text.doc_data import get_ent_scores
 from .answers import accepted, compare_answers, kind_of
+from .categories import distribution_of
 from .pair_head import match_predictions
 from .tallies import judge_entities
 from .verdicts import NONE, with_none
@@ -79,7 +80,7 @@ def claim_category(example: Example, labels: Sequence[str]) -> Iterator[Claim]:
         {label: doc.cats[label] for label in labels if label in doc.cats}
         for doc in (example.reference, example.predicted)
     )
-    if any(gold.values()):
+    if distribution_of(gold):
         yield Claim.among(found, max(gold, key=gold.__getitem__), max(found, key=found.__getitem__))
 
 

@@ -1,6 +1,6 @@
 """Write entities and their probabilities to a Doc that may have some of other components."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..text.user_data import set_value
 
 # The first token, the one after the last, the label as a number, the probability.
 Entity = tuple[int, int, int, float]
+Row = tuple[int, int, int | str, float]
 
 
 def write_entities(
@@ -56,7 +57,7 @@ def write_entities(
         entries.sort(key=lambda entry: (entry["start_char"], entry["end_char"]))
         set_value(ENT_SCORES, doc, entries)
     if spans_key is not None:
-        _write_group(doc, entities, component, spans_key)
+        write_group(doc, entities, component, spans_key)
 
 
 def split_by_threshold(
@@ -75,9 +76,9 @@ def split_by_threshold(
     return kept, entries
 
 
-def _write_group(doc: Doc, entities: list[Entity], component: str, key: str) -> None:
-    """Write entities and their probabilities to a span group; spans of others stay. The id of a
-    span in the group is the name of its component."""
+def write_group(doc: Doc, rows: Sequence[Row], component: str, key: str) -> None:
+    """Write spans and their probabilities to a span group, in the order of the text; spans of
+    others stay. The id of a span in the group is the name of its component."""
     group = list(doc.spans[key]) if key in doc.spans else []
     # Spans that were appended by hand have no score; they get 1.
     known = doc.spans[key].attrs.get("scores", []) if group else []
@@ -85,7 +86,7 @@ def _write_group(doc: Doc, entities: list[Entity], component: str, key: str) -> 
     scored = [(s, p) for s, p in zip(group, scores, strict=False) if s.id_ != component]
     scored += [
         (Span(doc, start, end, label=label, span_id=component), score)
-        for start, end, label, score in entities
+        for start, end, label, score in rows
     ]
     scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
     doc.spans[key] = [span for span, _ in scored]

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spacy.tokens import Doc, Span, SpanGroup
-
 from .answers import kind_of
+from .entities import Row
 
 
 def apply_thresholds(
@@ -31,15 +30,13 @@ def apply_thresholds(
     return entries
 
 
-def write_group(doc: Doc, answers: Sequence[dict[str, Any] | None], key: str) -> None:
-    """Write answers and their probabilities to a span group; labels are Q1, Q2, … by question."""
-    given = [(i, answer) for i, answer in enumerate(answers) if answer and answer["text"]]
-    doc.spans[key] = SpanGroup(
-        doc,
-        name=key,
-        spans=[Span(doc, a["start"], a["end"], label=f"Q{i + 1}") for i, a in given],
-        attrs={"scores": [answer["score"] for _, answer in given]},
-    )
+def group_rows(answers: Sequence[dict[str, Any] | None]) -> list[Row]:
+    """Return the answers as rows for `write_group`; labels are Q1, Q2, … by question."""
+    return [
+        (answer["start"], answer["end"], f"Q{number}", answer["score"])
+        for number, answer in enumerate(answers, 1)
+        if answer and answer["text"]
+    ]
 
 
 def warn_unset(

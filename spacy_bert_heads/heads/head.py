@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     ) -> None:
         """Collect the labels from all examples, if `labels` are not given, and make the weights.
         `labels` may be JSON in a string, see `as_setting`. Raises ValueError if there is no label,
-        or no encoder."""
+        no encoder, or
+        another head writes to the same place."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
         labels = parse_labels(nlp, self.name, labels)
@@ -179,6 +181,19 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         self.model.initialize(X=docs or None)
         self.record_encoder()
         self.start_from_data(get_examples())
+        if nlp is not None:
+            self.check_beside(nlp)
+
+    def check_beside(self, nlp: Language) -> None:
+        """Raise ValueError if another head of the pipeline would overwrite what this one writes."""
+        for name, pipe in nlp.pipeline:
+            shared = pipe.writes & self.writes if isinstance(pipe, BertHead) else set()
+            if pipe is not self and shared:
+                raise ValueError(
+                    f"{name} and {self.name} both write {min(shared)}, so the second one would "
+                    "overwrite the first. Give them different labels, or put one of them into "
+                    "another pipeline."
+                )
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
         """Set weights that start from statistics of the training data, after `initialize` has made
@@ -337,13 +352,18 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         """Apply the settings of the config after loading.
 
         A setting that was changed in the config since the head was saved overrides the saved one.
-        Otherwise the saved one stays, also where code has changed it (`cfg["threshold"] = …`). An
-        encoder of the head's own (`replace_listeners`) is set up for its own settings.
+        Otherwise the saved one stays, also where code has changed it (`cfg["threshold"] = …`). With
+        another temperature, saved thresholds stand for the same decisions as before. An encoder of
+        the head's own (`replace_listeners`) is set up for its own settings.
         """
         saved = self.cfg["config"]
-        for key, value in self._config.items():
-            if value != saved.get(key):
-                self.cfg[key] = value
+        changed = {
+            key: value for key, value in self._config.items() if not is_same(value, saved.get(key))
+        }
+        if "temperature" in changed:
+            self.set_temperature(changed["temperature"] or 1.0)
+            changed["thresholds"] = self._config["thresholds"]
+        self.cfg |= changed
         self.cfg["config"] = self._config
         self.check_threshold_labels()
         for label in self.labels:
@@ -394,3 +414,12 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
     def scorer_settings(self) -> dict[str, Any]:
         """Return the scorer's arguments that depend on this head."""
         return {}
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Compare two settings. spaCy's JSON changes the last digit of some numbers, such as 0.3."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other)
+    return one == other

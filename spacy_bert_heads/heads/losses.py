@@ -96,7 +96,7 @@ def mean_over(total: torch.Tensor, num_items: torch.Tensor | float) -> torch.Ten
     are weighted by it, so that their gradients add up to that of the whole batch.
     """
     number = float(num_items)
-    loss = total / (number or 1.0)
+    loss = total / number if number else total * 0.0
     loss.num_items = number  # type: ignore[attr-defined]
     return loss
 

@@ -179,6 +179,10 @@ class BertNLI(BertPairHead):
             **calibration,
         )
 
+    @property
+    def writes(self) -> set[str]:
+        return super().writes | {f"doc.cats[{label!r}]" for label in self.categories}
+
     def add_label(self, label: str) -> int:
         if len(self.labels) == 1 and label not in self.labels and shim_of(self.model).has_module:
             raise ValueError(

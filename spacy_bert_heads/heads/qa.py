@@ -25,8 +25,9 @@ from .answers import KINDS, best_spans, best_threshold, check_answer, score_qa, 
 from .calibrated import rescale
 from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
+from .entities import write_group
 from .free_text import read_text
-from .given_answers import apply_thresholds, warn_unset, write_group
+from .given_answers import apply_thresholds, group_rows, warn_unset
 from .losses import span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
@@ -338,16 +339,19 @@ class BertQA(UnlabelledPairHead):
         """Write the answers; `results` is what `predict` returned."""
         for doc, (texts, rows) in zip(docs, results, strict=True):
             if not texts:
-                if drop_results(doc, self.output_name) and self.spans_key is not None:
-                    doc.spans.pop(self.spans_key, None)
+                if drop_results(doc, self.output_name):
+                    self._write_group(doc, [])
                 continue
             doc_text = doc.text
             answers = [row and self._answer(doc, doc_text, *row) for row in rows]
             self._warn_unset(texts, answers)
             self.note_abstained(doc, apply_thresholds(answers, texts, self.reaches_threshold))
             set_value("answers", doc, answers)
-            if self.spans_key is not None:
-                write_group(doc, answers, self.spans_key)
+            self._write_group(doc, answers)
+
+    def _write_group(self, doc: Doc, answers: Sequence[dict[str, Any] | None]) -> None:
+        if self.spans_key is not None:
+            write_group(doc, group_rows(answers), self.name, self.spans_key)
 
     def _answer(
         self, doc: Doc, doc_text: str, spans: list[tuple[int, int, float]], no_answer: float

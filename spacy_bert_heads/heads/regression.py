@@ -16,6 +16,7 @@ from ..encoder.model import shim_of
 from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_dict, get_dict, set_value
+from .categories import pipelines_of
 from .declared import Score, score_weights
 from .head import BertHead
 from .losses import mean_over
@@ -124,6 +125,12 @@ class NumbersHead(BertHead):
     def labels_of(self, example: Example) -> Iterable[str]:
         return {label for numbers in self.list_gold([example]) for label in numbers}
 
+    def warn_unknown(self, label: str) -> None:
+        """Warn once about a label that no head of this kind in the pipeline has."""
+        pipes = (pipe for nlp in pipelines_of(self) for _, pipe in nlp.components)
+        if not any(label in pipe.labels for pipe in pipes if isinstance(pipe, type(self))):
+            super().warn_unknown(label)
+
     def start_from_data(self, examples: Iterable[Example]) -> None:
         gold = self.label_rows(self.list_gold(examples)).astype(np.float64)
         means = np.nansum(gold, axis=0) / np.maximum((~np.isnan(gold)).sum(axis=0), 1)
@@ -150,6 +157,15 @@ class BertRegression(NumbersHead):
 
     def list_gold(self, examples: Iterable[Example]) -> Iterable[Numbers]:
         return map(gold_values, examples)
+
+    def has_gold(self, example: Example) -> bool:
+        """Return whether one of this head's labels has a number; any label, before it has some."""
+        found = {*self.labels_of(example)}
+        if not self.labels or not found.isdisjoint(self.labels):
+            return bool(found)
+        for label in found:
+            self.warn_unknown(label)
+        return False
 
     @property
     def writes(self) -> set[str]:

@@ -68,7 +68,8 @@ def score_similarity(examples: Iterable[Example], **kwargs: Any) -> dict[str, An
 
 
 class BertSimilarity(NumbersHead, BertPairHead):
-    """Write a dict of numbers by label for each of `doc._.others` to `doc._.similarities`."""
+    """Write a dict of numbers by label for each of `doc._.others` to `doc._.similarities`; numbers
+    of other components stay."""
 
     factory = "bert_similarity"
     scores = SCORES
@@ -90,6 +91,10 @@ class BertSimilarity(NumbersHead, BertPairHead):
         scorer: Callable | None = score_similarity,
     ) -> None:
         super().__init__(vocab, model, name, texts=others, scorer=scorer)
+
+    @property
+    def writes(self) -> set[str]:
+        return {f"doc._.{self.output_name}[{label!r}]" for label in self.labels}
 
     def check_gold(self, example: Example) -> None:
         for text, entry in self.gold_pairs(example):
@@ -142,7 +147,16 @@ class BertSimilarity(NumbersHead, BertPairHead):
     def set_annotations(self, docs: Sequence[Doc], results: list) -> None:
         """Write the numbers; `results` is what `predict` returned."""
         for doc, (texts, numbers) in zip(docs, results, strict=True):
-            if texts:
-                set_value(self.output_name, doc, numbers)
-            else:
+            if not texts:
                 drop_results(doc, self.output_name)
+                continue
+            others = [self._others(one) for one in copy_of_list(self.output_name, doc)]
+            if len(others) != len(texts):
+                others = [{} for _ in texts]
+            pairs = zip(others, numbers, strict=True)
+            merged = [{**old, **(new or {})} or None for old, new in pairs]
+            set_value(self.output_name, doc, merged)
+
+    def _others(self, entry: dict[str, float] | None) -> dict[str, float]:
+        """Return the numbers of an earlier entry that are not this head's."""
+        return {label: n for label, n in (entry or {}).items() if label not in self.labels}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from thinc.api import Model
 from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
+from ..text.doc_data import get_abstained
 from .calibrated import rescale
 from .categories import (
     EXCLUSIVE_SCORES,
@@ -26,6 +28,7 @@ from .categories import (
     check_values,
     classifiers,
     decide,
+    distribution_of,
     may_have,
     nowhere,
     score_beside,
@@ -37,7 +40,7 @@ from .declared import HFClasses, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
 from .layers import MAX_WINDOWS
-from .losses import cross_entropy, mean_over
+from .losses import mean_over
 from .negations import check_label_smoothing
 from .tallies import Counts, Floats, Tally, precision_recall_f
 
@@ -195,10 +198,10 @@ class BertTextCat(BertHead):
         cats = example.reference.cats
         if not self.labels:
             return bool(cats)
-        values = [cats[label] for label in self.labels if label in cats]
+        values = {label: cats[label] for label in self.labels if label in cats}
         for label in () if values else cats:
             self.warn_unknown(label)
-        return any(values) or (self.multi_label and bool(values))
+        return bool(values if self.multi_label else distribution_of(values))
 
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
@@ -261,7 +264,10 @@ class BertTextCat(BertHead):
         super().initialize(get_examples, nlp=nlp, labels=labels)
         check_positive(positive_label, self.labels, self.name, exclusive=not self.multi_label)
         self.cfg["positive_label"] = positive_label
+
+    def check_beside(self, nlp: Language) -> None:
         check_apart(self, classifiers(self))
+        super().check_beside(nlp)
 
     def add_label(self, label: str) -> int:
         is_new = super().add_label(label)
@@ -304,12 +310,20 @@ class BertTextCat(BertHead):
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the softmax cross-entropy in nats from logits (num_docs, num_labels), a mean over
-        the Docs that have a category. Class weights are applied as in torch's cross_entropy."""
-        gold = np.nan_to_num(self._gold(examples), nan=0.0)
-        classes = np.where(gold.max(axis=1) > 0, gold.argmax(axis=1), -1)
-        smoothing = self.cfg["label_smoothing"]
-        weights = self._weights(output)
-        return cross_entropy(output, classes, weights=weights, label_smoothing=smoothing)
+        the Docs that have a category; see `distribution_of` for gold values between 0 and 1. Class
+        weights are applied as in torch's cross_entropy."""
+        gold = [
+            distribution_of({k: v for k, v in zip(self.labels, row, strict=True) if v == v})
+            for row in self._gold(examples).tolist()
+        ]
+        known = torch.tensor([i for i, row in enumerate(gold) if row], device=output.device)
+        rows = [[row.get(label, 0.0) for label in self.labels] for row in gold if row]
+        targets = output.new_tensor(rows).reshape(-1, len(self.labels))
+        weights, smoothing = self._weights(output), self.cfg["label_smoothing"]
+        total = F.cross_entropy(
+            output[known.long()], targets, weights, reduction="sum", label_smoothing=smoothing
+        )
+        return mean_over(total, (targets * weights).sum())
 
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(-1)
@@ -355,8 +369,6 @@ class BertTextCat(BertHead):
     def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
         """Score this head without the pipeline's other text classifiers."""
         score = super().score
-        if self.multi_label:
-            return score(examples, **kwargs)
         return score_exclusive(self, lambda decided: score(decided, **kwargs), examples)
 
 
@@ -394,6 +406,26 @@ class BertTextCatMultilabel(BertTextCat):
     def claims(self, examples: Sequence[Example], output: torch.Tensor) -> Iterator[Claim]:
         for example in examples:
             yield from claim_categories(example, self.labels, self.cfg["threshold"])
+
+    def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
+        """Score this head without the pipeline's other text classifiers. A gold value counts from
+        0.5 on. The areas under curves are of all probabilities, also of predictions that were left
+        out because they are below their thresholds."""
+        score, gold = BertHead.score, {id(example.reference) for example in examples}
+
+        def read(doc: Doc, attr: str, *, with_abstained: bool = False) -> dict[str, float]:
+            if id(doc) in gold:
+                return {label: float(value >= 0.5) for label, value in doc.cats.items()}
+            own = [entry for entry in get_abstained(doc) if entry["component"] == self.name]
+            left_out = {entry["label"]: entry["score"] for entry in own if with_abstained}
+            return {**doc.cats, **left_out}
+
+        found = score(self, examples, getter=read, **kwargs)
+        if found and self.may_abstain:
+            whole = score(self, examples, getter=partial(read, with_abstained=True), **kwargs)
+            found |= {key: value for key, value in whole.items() if "auc" in key}
+            found["cats_score"] = found.get("cats_macro_auc")
+        return found
 
     def truths(self, example: Example) -> Mapping[str, float]:
         cats = example.reference.cats

@@ -17,7 +17,7 @@ from ..heads.nli import BertNLI
 from ..heads.qa import BertQA
 from ..heads.textcat import BertTextCat
 from ..text.batch import PackedBatch
-from ..text.doc_data import get_answers, get_ent_score
+from ..text.doc_data import get_answers, get_ent_scores
 from ..text.user_data import copy_of_list
 
 
@@ -74,8 +74,13 @@ def _categories(head: BertTextCat, doc: Doc) -> Iterator[Target]:
 def _entities(head: BertNER, doc: Doc) -> Iterator[Target]:
     """Yield the entities. The log-odds is that the tokens have the entity's label, in any tag; the
     transitions of a conditional random field are ignored."""
+    own = {
+        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
+        for entry in get_ent_scores(doc)
+        if entry["component"] == head.name
+    }
     for ent in doc.ents:
-        score = get_ent_score(ent)
+        score = own.get((ent.start_char, ent.end_char, ent.label_))
         if score is not None and ent.label_ in head.labels:
             tags = torch.tensor([tag[2:] == ent.label_ or tag == ent.label_ for tag in head.tags])
             title = f"entity “{ent.text}” {ent.label_}, {score:.2f}"
@@ -112,16 +117,19 @@ def _answers(head: BertQA, doc: Doc) -> Iterator[Target]:
 
 
 def _answer(start: int, end: int, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Return the mean log-odds of the answer's start and end against all other positions of the
-    window in which it has the most context."""
+    """Return the mean log-odds of the answer's start and end against all other positions of a
+    window: of those with most of the answer the one in which its start has the most context."""
     assert batch.offsets is not None
-    offsets = batch.offsets
-    inside = np.flatnonzero(offsets.is_best & (offsets.starts < end) & (offsets.ends > start))
-    first, last = int(inside[0]), int(inside[-1])
-    window = int(np.searchsorted(batch.cu_seqlens, first, side="right")) - 1
-    begin, stop = int(batch.cu_seqlens[window]), int(batch.cu_seqlens[window + 1])
+    offsets, cuts = batch.offsets, batch.cu_seqlens
+    inside = np.flatnonzero((offsets.starts < end) & (offsets.ends > start) & (offsets.starts >= 0))
+    windows = np.searchsorted(cuts, inside, side="right") - 1
+    sizes = np.bincount(windows)
+    is_best = np.bincount(windows, weights=offsets.is_best[inside])
+    window = int(np.lexsort((is_best, sizes))[-1])
+    begin, stop = int(cuts[window]), int(cuts[window + 1])
+    own = inside[windows == window]
     odds = [
-        log_odds(logits[None, begin:stop, column], torch.arange(begin, stop) == place)[0]
-        for column, place in ((0, first), (1, min(last, stop - 1)))
+        log_odds(logits[None, begin:stop, column], torch.arange(begin, stop) == int(place))[0]
+        for column, place in ((0, own[0]), (1, own[-1]))
     ]
     return (odds[0] + odds[1]) / 2
