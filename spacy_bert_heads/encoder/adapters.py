@@ -4,7 +4,7 @@ Trained weights are saved in files of their own. LoRA is merged into the weights
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -183,9 +183,19 @@ def learning_parameters(model: nn.Module, settings: AdapterSettings) -> Iterator
                 yield from module.parameters()
 
 
-def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trainable weights by name."""
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+def trained_weights(model: nn.Module, learned: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Return by name the weights that are trainable, and those that were `learned` before, see
+    `without_adapter`."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or without_adapter(name) in learned
+    }
+
+
+def without_adapter(name: str) -> str:
+    """Return the name that a parameter has in a model without an adapter."""
+    return name.replace(".linear.", ".")
 
 
 def digest_embeddings(model: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from spacy.language import Language
 
@@ -34,4 +35,5 @@ def make_cache_states(folder: Path) -> Callable[[Language], Language]:
                 pipe.cache = StatesCache(folder)
         return nlp
 
+    cast(Any, cache_states).is_of_run = True  # so that --resume does it again
     return cache_states

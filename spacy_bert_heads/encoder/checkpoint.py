@@ -40,6 +40,7 @@ class Checkpoint:
         self.tokenizer_settings = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
         self.adapter: AdapterSettings | None = None
         self.origin: dict[str, Any] = {}
+        self.learned: set[str] = set()
 
     # --- differences between model families
 
@@ -131,6 +132,7 @@ class Checkpoint:
                 f"Layers {', '.join(map(str, numbers))} can't be kept: this '{self.family}' "
                 f"checkpoint has {depth} layers that can be selected, counted from 0."
             )
+        self.origin.pop("weights", None)
         kept = [stack[number] for number in numbers]
         del stack[:]
         stack.extend(kept)

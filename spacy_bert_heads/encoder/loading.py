@@ -60,6 +60,7 @@ def load_from(
 ) -> tuple[PreTrainedModel, Checkpoint, list[str]]:
     """Load a checkpoint from its files, as `load_model` does."""
     name, (config, tokenizer) = source.name, _read_tokenizer(source)
+    _check_no_adapter(source)
     try:
         weights = read_weights(source)
     except NotBert:
@@ -74,6 +75,19 @@ def load_from(
     checkpoint = Checkpoint(base, _fast(name, tokenizer, config), tokenizer_to_files(tokenizer))
     checkpoint.origin = {"name": name, "revision": source.revision}
     return model, checkpoint, missing
+
+
+def _check_no_adapter(source: Source) -> None:
+    """Raise ValueError for the encoder of a pipeline with a bottleneck adapter: its other weights
+    are useless without it. LoRA is part of the saved weights."""
+    about = source.read_json("trained.json") if source.revision is None else None
+    kind = ((about or {}).get("adapter") or [None])[0]
+    if kind not in (None, "lora"):
+        raise ValueError(
+            f"'{source.name}' is the encoder of a pipeline with a {kind} adapter, without which "
+            "its weights are useless, and which a checkpoint can't have. Use the whole pipeline as "
+            "a source (init-config --source), or train with LoRA or without an adapter."
+        )
 
 
 def load_wordpiece_tokenizer(name: str, revision: str | None = None) -> WordpieceTokenizer:

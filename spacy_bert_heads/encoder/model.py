@@ -186,6 +186,7 @@ def prepare(model: EncoderModel) -> None:
             "encoder's model."
         )
     check_room(model, checkpoint.tokenizer.num_special)
+    check_adapter(checkpoint.adapter, model.attrs["adapter"])
     checkpoint.freeze(model.attrs["frozen_layers"])
 
 
@@ -311,6 +312,16 @@ def encode(model: EncoderModel, batch: PackedBatch) -> HiddenStates:
     if hidden.states.device.type == "cpu":
         _trimmer.count(len(batch.input_ids))
     return hidden
+
+
+def check_adapter(found: AdapterSettings | None, settings: Sequence[Any] | None) -> None:
+    """Raise ValueError if trained weights have another adapter than the settings."""
+    if found is not None and (settings is None or found != AdapterSettings(*settings)):
+        raise ValueError(
+            f'The encoder was trained with adapter = "{found.kind}", adapter_size = {found.size} '
+            f"and frozen_layers = {found.first_layer}, which can't be changed in the config. "
+            "Restore these in [components.bert_encoder.model]."
+        )
 
 
 def prepare_adapter(model: EncoderModel) -> None:

@@ -19,6 +19,7 @@ from .adapters import (
     digest_embeddings,
     merge_adapter,
     trained_weights,
+    without_adapter,
 )
 from .checkpoint import Checkpoint, Files
 from .encoder import Encoder
@@ -61,11 +62,18 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = Fals
     files: Files = {}
     if checkpoint.origin:
         files["origin.json"] = json.dumps(checkpoint.origin, indent=1).encode("utf8")
+    if share:
+        _check_shareable(checkpoint)
     if share or checkpoint.adapter is not None:
-        weights = {n: p.cpu().contiguous() for n, p in trained_weights(checkpoint.model).items()}
+        # What was learned before an adapter was added is only in the weights without its product.
+        was_merged = share and merge_adapter(checkpoint.model, False)
+        trained = trained_weights(checkpoint.model, checkpoint.learned if share else ())
+        weights = {name: weight.cpu().contiguous() for name, weight in trained.items()}
         adapter = None if checkpoint.adapter is None else list(checkpoint.adapter)
         files["trained.json"] = json.dumps({"adapter": adapter}).encode("utf8")
         files["trained.safetensors"] = save(weights)
+        if was_merged:
+            merge_adapter(checkpoint.model, True)
     names = list(files)
     if not share:
         files |= checkpoint.tokenizer_files
@@ -76,6 +84,17 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, share: bool = Fals
                 (Path(beside) / name).replace(folder / name)
     write_files(folder, files)
     return names
+
+
+def _check_shareable(checkpoint: Checkpoint) -> None:
+    """Raise ValueError if a pipeline can't be loaded with the weights of its original
+    checkpoint."""
+    if "weights" not in checkpoint.origin:
+        raise ValueError(
+            "The pipeline can't share its checkpoint: it was trained without share_checkpoint, or "
+            "layers were removed, so other weights than the saved ones would be loaded. Set "
+            "share_checkpoint = false in [components.bert_encoder.model]."
+        )
 
 
 def save_model(
@@ -197,6 +216,7 @@ def _add_trained(
         raise ValueError(f"The saved encoder is damaged: {error}\n{AGAIN}") from error
     if unexpected:
         raise ValueError(f"The checkpoint has no {unexpected[0]}. {AGAIN}")
+    checkpoint.learned |= {without_adapter(name) for name in weights}
     merge_adapter(checkpoint.model, True)
 
 

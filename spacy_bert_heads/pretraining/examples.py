@@ -133,9 +133,9 @@ def plan_epoch(
         )
     if objective == "nsp" and chosen.sum() == 1:
         raise ValueError(
-            "Next-sentence prediction needs two documents, but there is only one. Add documents, "
-            "set text.format if they are not separated by blank lines, or set [objective] "
-            'sentences = "full-sentences".'
+            "Next-sentence prediction needs two documents, but there is only one in the text, or "
+            "among those of paths.held_out. Add documents, set text.format if they are not "
+            'separated by blank lines, or set [objective] sentences = "full-sentences".'
         )
     documents = read_documents(corpus, chosen, capacity)
     if is_pair:

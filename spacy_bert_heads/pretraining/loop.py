@@ -15,7 +15,7 @@ import torch
 from ..files import check_folder, mark_folder
 from ..runs.guard import Signals, lock_folder
 from ..runs.processes import Processes
-from ..runs.states import find_state, list_states, remove_leftovers
+from ..runs.states import MODELS, find_state, list_states, remove_leftovers
 from .data import Data
 from .denoising import add_decoder
 from .objectives import load_pretrainer
@@ -134,7 +134,7 @@ def begin(
         remove_leftovers(output, processes.size)
         if state is None:
             # Left by a run that stopped before its first training state; with force, by any run.
-            names = ("start", "plans", "states", *(("model-best", "model-last") if force else ()))
+            names = ("start", "plans", "states", *(MODELS if force else ()))
             for name in names:
                 shutil.rmtree(output / name, ignore_errors=True)
             log.unlink(missing_ok=True)

@@ -197,8 +197,14 @@ class Run:
         if self.processes.is_first:
             log_report(self.output / "log.jsonl", self.last)
         last = self.last
-        scores = (held_out_mlm, last.held_out_denoising_loss, mlm, last.denoising_loss)
-        score = next((score for score in scores if score is not None), None)
+        of_mlm, of_pairs, of_decoder = self.weights
+        scores = (
+            *((held_out_mlm, of_mlm), (last.held_out_denoising_loss, of_decoder)),
+            *((last.held_out_nsp_loss, of_pairs), (mlm, of_mlm)),
+            *((last.denoising_loss, of_decoder), (last.nsp_loss, of_pairs)),
+        )
+        learned = (score for score, weight in scores if weight and score is not None)
+        score = next(learned, None)
         if score is not None and score < self.best:
             self.best = score
             self.save("model-best")

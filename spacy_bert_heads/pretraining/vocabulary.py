@@ -37,6 +37,7 @@ def make_tokenizer(
 
     # Families that are trained on pairs of segments have token types to distinguish them.
     typed = encoder.family in SENTENCE_HEADS
+    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
     wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     special: dict[str, Any]
     if encoder.tokenizer is None:
@@ -47,6 +48,7 @@ def make_tokenizer(
         loaded = load_tokenizer(encoder.tokenizer)
         backend, special = loaded.backend_tokenizer, loaded.special_tokens_map
         if (max(backend.encode("a", "a").type_ids) > 0) == typed:
+            loaded.model_input_names = inputs
             return loaded
     cls, sep = special["cls_token"], special["sep_token"]
     backend.post_processor = processors.TemplateProcessing(
@@ -54,7 +56,6 @@ def make_tokenizer(
         pair=[cls, "$A", sep, "$B:1", f"{sep}:1"] if typed else [cls, "$A", sep, sep, "$B", sep],
         special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
     )
-    inputs = ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
     return wrap(
         tokenizer_object=backend,
         model_max_length=MAX_LENGTH,

@@ -14,6 +14,7 @@ import torch
 from ..files import DIGESTS, find_damage, write_digests
 
 NAME = re.compile(r"step-(\d+)")
+MODELS = ("model-best", "model-last")  # folders of a run
 STATE = "state.pt"
 
 
@@ -168,7 +169,7 @@ def finish_replacing(target: Path) -> None:
 def remove_leftovers(output: Path, num_processes: int) -> None:
     """Delete incomplete files of a run that was killed, and the plans of processes that no longer
     exist."""
-    for name in ("model-best", "model-last"):
+    for name in MODELS:
         finish_replacing(output / name)
     plans = {output / "plans" / str(rank) for rank in range(num_processes)}
     for pattern in (".new-*", ".*.new", "states/.writing-*", "plans/*"):

@@ -24,10 +24,11 @@ from spacy.util import load_model, registry, resolve_dot_names
 from thinc.api import Config, constant, fix_random_seed, require_gpu, set_gpu_allocator
 
 from ..encoder.step import MeanLoss
-from ..files import check_folder, mark_folder
+from ..files import check_folder, mark_folder, read_mark
 from ..runs.guard import Signals, lock_folder
 from ..runs.processes import Processes
 from ..runs.states import (
+    MODELS,
     find_state,
     flatten,
     list_states,
@@ -90,8 +91,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(processes.joined())
         if processes.is_first:
-            has_states = bool(list_states(output / "states"))
-            check_folder(output, "train", force=force or has_states)
+            check_folder(output, "train", force=force or bool(list_states(output / "states")))
             stack.enter_context(lock_folder(output))
 
         def say(text: str) -> None:
@@ -132,32 +132,57 @@ def begin(
     `train`."""
     given, found = config.interpolate(), None
     if resume:
-        found = find_state(output, given, format=FORMAT, free=FREE, say=say)
-    elif list_states(output / "states") and not force:
-        raise ValueError(
-            f"{output} has a run already. Continue it with --resume, set another folder, or give "
-            "--force to start again there."
-        )
+        free = (*FREE, *following(config, FREE))
+        found = find_state(output, given, format=FORMAT, free=free, say=say)
+    if found is None and not force:
+        check_empty(output, resume=resume)
     processes.wait()  # no process writes before all have checked the folder
     if processes.is_first:
         mark_folder(output, "train")
         remove_leftovers(output, processes.size)
-        if found is None:
-            for name in ("states", "model-best", "model-last"):
-                shutil.rmtree(output / name, ignore_errors=True)
     if found is None:
         # The first process may download the checkpoint; the others then find it.
         nlp = processes.in_turn(lambda: init_nlp(config, use_gpu=processes.gpu_id))
         begin_with(nlp, False)
-        return Run(nlp, given, output, processes)
+        run = Run(nlp, given, output, processes)
+        if processes.is_first:  # only now, when nothing in the config can fail any more
+            shutil.rmtree(output / "states", ignore_errors=True)
+        return run
     path, state = found
     nlp = load_model(path / PIPELINE)
     nlp.config = nlp.config.merge(config)
+    resolved = registry.resolve({"after_init": given["initialize"].get("after_init")})
+    if getattr(resolved["after_init"], "is_of_run", False):
+        resolved["after_init"](nlp)
     begin_with(nlp, True)
     run = Run(nlp, given, output, processes)
     run.restore(state)
     say(f"Continuing after step {run.step}.")
     return run
+
+
+def check_empty(output: Path, *, resume: bool) -> None:
+    """Raise ValueError if a new run would replace the models of another one. With `resume` these
+    may be of a run that was killed before it had saved its first state."""
+    if resume and read_mark(output).get("has_state"):
+        raise ValueError(
+            f"The training states of the run in {output} are gone, so it can't be resumed. Set "
+            "another folder, or give --force, without --resume, to start again there."
+        )
+    if not resume and any((output / name).exists() for name in ("states", *MODELS)):
+        raise ValueError(
+            f"{output} has a run already. Continue it with --resume, set another folder, or give "
+            "--force to start again there."
+        )
+
+
+def following(config: Config, free: tuple[str, ...]) -> list[str]:
+    """Return the settings whose values are those of settings that may change."""
+    return [
+        key
+        for key, value in flatten(config).items()
+        if isinstance(value, str) and value.removeprefix("${").startswith(free) and "${" in value
+    ]
 
 
 class Run:
@@ -303,6 +328,7 @@ class Run:
                 self.nlp.to_disk(folder / PIPELINE)
 
             save_state(self.output / "states", self.step, state, keep=1, write=write)
+            mark_folder(self.output, "train", has_state=True)
 
     def save_pipeline(self, *, is_best: bool = False) -> None:
         """Save the pipeline as `model-last`, and with `is_best` as `model-best`, each folder

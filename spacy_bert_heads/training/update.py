@@ -59,7 +59,7 @@ class Updater:
             and getattr(pipe, "is_trainable", False)
             and getattr(pipe, "model", None) not in (True, False, None)
         }
-        self.encoders = [pipe for pipe in self.pipes.values() if isinstance(pipe, BertEncoder)]
+        self.encoders = in_closing_order(self.pipes)
         self._waiting: list[BertEncoder] = []  # encoders that have not exchanged items of the part
         if processes.size > 1:
             self._check_pipes()
@@ -79,6 +79,18 @@ class Updater:
                 f"'{others[0]}' can't be trained by several processes: it does not report the "
                 "number of items that its loss is a mean over, so parts of a batch can't be "
                 "combined. Train with one process, or add it to [training] frozen_components."
+            )
+        layers = [
+            (name, node.name)
+            for name, pipe in self.pipes.items()
+            for node in pipe.model.walk()
+            if node.param_names
+        ]
+        if layers:
+            raise ValueError(
+                f"'{layers[0][0]}' can't be trained by several processes: its model has layers "
+                f"that are not torch's ('{layers[0][1]}'), whose gradients are not combined. "
+                "Train with one process, or put a BertListener into its model."
             )
 
     # --- an update
@@ -219,6 +231,17 @@ class Updater:
             if num_items and all(one.grad is None for one in parameters):
                 num_items = 0.0  # that number was of an earlier update
             self.processes.sum_gradients(parameters, num_items=num_items)
+
+
+def in_closing_order(pipes: dict[str, Any]) -> list[BertEncoder]:
+    """Return the encoders in the order in which their steps end: when the last head that reads them
+    has answered. Processes without examples, or without memory, must keep to it."""
+    last: dict[int, int] = {}
+    for place, pipe in enumerate(pipes.values()):
+        for listener in pipe._listeners() if isinstance(pipe, BertHead) else ():
+            last[id(listener.upstream)] = place
+    encoders = [pipe for pipe in pipes.values() if isinstance(pipe, BertEncoder)]
+    return sorted(encoders, key=lambda encoder: last.get(id(encoder), len(pipes)))
 
 
 def modules_of(pipe: Any) -> Iterator[nn.Module]:
