@@ -25,12 +25,17 @@ def get_loss(component: Any, examples: list, output: Any) -> tuple[float, np.nda
 
 
 def cross_entropy(
-    logits: np.ndarray, classes: np.ndarray, *, weights: np.ndarray | None = None
+    logits: np.ndarray,
+    classes: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[float, np.ndarray]:
     """The heads' cross-entropy, and its gradient by the logits."""
     x = torch.tensor(logits, requires_grad=True)
     by_class = None if weights is None else torch.from_numpy(weights)
-    loss = losses.cross_entropy(x, classes, weights=by_class)
+    settings = {"weights": by_class, "label_smoothing": label_smoothing}
+    loss = losses.cross_entropy(x, classes, **settings)
     loss.backward()
     assert x.grad is not None
     return float(loss.detach()), x.grad.numpy()

@@ -298,3 +298,31 @@ def test_tables(tmp_path):
     (tmp_path / "c.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="c.csv has no column 'text': the columns are a, b"):
         documents(tmp_path, tmp_path / "out", 1)
+
+
+def test_the_text_column_is_that_of_the_file_not_of_its_first_row(tmp_path):
+    rows = [{"content": "<p>raw</p>"}, {"content": "<p>raw</p>", "text": "raw"}]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    assert [one.text for one in documents(tmp_path / "in.jsonl", tmp_path / "out", 2)] == [
+        None,
+        "raw",
+    ]
+    write_jsonl(tmp_path / "in.jsonl", [{"content": "a"}, {"review": "b"}])
+    with pytest.raises(ValueError, match="has no column 'text'.*content, review.*--text-column"):
+        documents(tmp_path / "in.jsonl", tmp_path / "out", 2)
+
+
+def test_columns_that_no_head_reads_are_the_users(make_nlp, tmp_path):
+    make_nlp("textcat").to_disk(tmp_path / "nlp")
+    write_jsonl(tmp_path / "in.jsonl", [{"text": SAILED, "choices": 3, "questions": "none"}])
+    run(tmp_path / "nlp", tmp_path / "in.jsonl", tmp_path / "out")
+    (row,) = read(tmp_path / "out")
+    assert row["error"] is None and (row["choices"], row["questions"]) == (3, "none")
+
+
+def test_second_texts_in_a_table(joint, tmp_path):
+    (tmp_path / "in.csv").write_text(f'text,questions\n{BURNED},"[""Where?""]"\n{SAILED},\n')
+    run(joint, tmp_path / "in.csv", tmp_path / "out")
+    first, second = read(tmp_path / "out")
+    assert first["answers"][0]["text"] == "Hull" and first["error"] is None
+    assert second["answers"] == [] and second["error"] is None

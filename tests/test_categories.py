@@ -9,7 +9,7 @@ import spacy
 import torch
 from arrays import floats
 from head_cases import doc_of, make_head, random_logits
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from losses import assert_same_loss, get_loss, in_torch
 from pair_examples import LANG
@@ -359,3 +359,62 @@ def test_a_category_that_the_head_does_not_have_is_wrong():
     assert scores["cats_f_per_type"]["B"] == {"p": 0.5, "r": 1.0, "f": pytest.approx(2 / 3)}
     assert scores["cats_score"] == pytest.approx(1 / 3)
     assert head.tally(examples[1]) == {"B": {"tp": 0, "fp": 1, "fn": 0}}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
+    st.none() | st.fixed_dictionaries(dict.fromkeys("ABC", st.floats(0.1, 5))),
+    st.floats(0, 0.9),
+)
+def test_exclusive_values_that_sum_to_1_are_probabilities(values, weights, smoothing):
+    """As targets of torch's cross_entropy; a mean by their weights."""
+    q = np.asarray(values) / sum(values)
+    head = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
+    logits = random_logits(2, 3)
+    examples = [with_cats(dict(zip("ABC", q.tolist(), strict=True))), with_cats({"B": 1.0})]
+    loss, _ = get_loss(head, examples, logits)
+    targets = torch.tensor([q.tolist(), [0.0, 1.0, 0.0]])
+    weight = torch.tensor([1.0] * 3 if weights is None else [weights[label] for label in "ABC"])
+    total = F.cross_entropy(
+        torch.as_tensor(logits), targets, weight, reduction="sum", label_smoothing=smoothing
+    )
+    assert loss == pytest.approx(float(total / (targets * weight).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "cats, is_known",
+    [
+        ({"A": 0.2}, False),
+        ({"A": 0.3, "B": 0.3}, False),
+        ({"A": 0.9}, True),
+        ({"A": 0.5, "B": 0.5}, True),
+    ],
+)
+def test_values_that_leave_open_which_one_holds(cats, is_known):
+    head = make_head("textcat", "AB")
+    assert head.has_gold(with_cats(cats)) == is_known
+    assert bool(head.decisions(with_cats(cats))) == is_known
+
+
+def test_areas_under_curves_are_those_of_all_probabilities():
+    """Gold values count from 0.5 on, as everywhere; what was left out is no prediction."""
+    rows = [(1.0, 0.8), (0.9, 0.85), (0.2, 0.3), (0.0, 0.1)]
+    head = make_head("textcat_multilabel", "AB")
+    examples = [with_cats({"A": gold, "B": gold}) for gold, _ in rows]
+    logits = torch.logit(torch.tensor([[p, p] for _, p in rows]))
+    found = {}
+    for thresholds in (None, {"A": 0.9}):
+        head.cfg["thresholds"] = thresholds
+        head.set_annotations([eg.predicted for eg in examples], logits)
+        found[thresholds is None] = head.score(examples)
+    assert found[True]["cats_score"] == found[False]["cats_score"] == 1.0
+    assert [found[key]["cats_f_per_type"]["A"]["f"] for key in (True, False)] == [1.0, 0.0]
+    assert found[True]["cats_micro_p"] == 1.0 and found[True]["cats_micro_r"] == 1.0
+
+
+def test_a_threshold_of_1_is_never_reached():
+    head = make_head("textcat", "AB", thresholds={"A": 1.0})
+    doc = doc_of(TEXT)
+    head.set_annotations([doc], torch.tensor([[40.0, 0.0]]))  # whose probability rounds to 1
+    assert doc.cats == {} and [one["label"] for one in doc._.abstained] == ["A"]

@@ -30,6 +30,9 @@ ADA_DOC = ["Ada ", "lives ", "in ", "Paris", "."]
         ({"labels": []}, None, {}),
         ({"cats": {"b": 0.25, "a": 1}}, None, {"a": 1, "b": 0.25}),
         ({"cats": {}, "spans": [], "answer": "accept", "other": [1]}, [], {}),
+        # An object of something else, as a tweet's.
+        ({"label": "a", "entities": {"hashtags": [], "urls": []}}, None, {"a": 1.0}),
+        ({"label": "a", "entities": {"LOC": ["Paris"]}}, None, {"a": 1.0}),
     ],
 )
 def test_jsonl(tmp_path, record, ents, cats):
@@ -37,6 +40,34 @@ def test_jsonl(tmp_path, record, ents, cats):
     docs, report = run_plain(tmp_path, "a.jsonl", content)
     assert docs[0] == Plain(ADA_DOC, ents, cats)
     assert report.format == "jsonl"
+
+
+@pytest.mark.parametrize("key", ["spans", "entities"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_is_said_of_the_other_tokens(tmp_path, key, complete):
+    record = {"text": TEXT, key: [{"start": 13, "end": 18, "label": "LOC"}], "complete": complete}
+    other = "O" if complete else ""
+    (doc,), report = run(tmp_path, "a.jsonl", jsonl(record))
+    assert [token.ent_iob_ for token in doc] == [other, other, other, "B", other]
+    assert not report.unread
+    table = f"text,{key},complete\n{TEXT},\"[[13, 18, 'LOC']]\",{complete}\n"
+    (doc,), _ = run(tmp_path, "a.csv", table)
+    assert [token.ent_iob_ for token in doc] == [other, other, other, "B", other]
+
+
+def test_entities_in_another_shape_are_named(tmp_path):
+    content = jsonl({"text": TEXT, "entities": {"LOC": ["Paris"]}})
+    with pytest.raises(ValueError, match="not read: entities.*Entities are lists of"):
+        run(tmp_path, "a.jsonl", content)
+
+
+def test_known_categories_that_a_file_lacks(tmp_path):
+    content = jsonl({"text": "x", "labels": ["a"]}, {"text": "y", "labels": []})
+    known = [("a", "b"), ("c", "d")]  # of the second set there is none
+    docs, _ = run_plain(tmp_path, "a.jsonl", content, known_categories=known)
+    assert [doc.cats for doc in docs] == [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}]
+    docs, _ = run_plain(tmp_path, "a.jsonl", content, labels=("a", "b"))
+    assert [doc.cats for doc in docs] == [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}]
 
 
 def test_jsonl_categories_of_all_records_but_cats_and_rejected_ones(tmp_path):

@@ -226,3 +226,19 @@ def test_own_corpus(tmp_path, name, n_docs):
             (entry["question"], [(x["start"], x["text"]) for x in entry["answers"]])
             for entry in record["questions"]
         ]
+
+
+def test_a_pair_and_its_reverse_stay_together(tmp_path):
+    pairs = [(f"The boat {i} left", f"A ship {i} sailed") for i in range(30)]
+    rows = [
+        {"premise": one, "hypothesis": other, "label": "entailment"}
+        for pair in pairs
+        for one, other in (pair, pair[::-1])
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    convert(tmp_path / "a.jsonl", tmp_path / "out", split="0.6,0.2,0.2")
+    parts: dict[frozenset, set[str]] = {}
+    for part in ("train", "dev", "test"):
+        for doc in load(tmp_path / "out" / f"{part}.spacy"):
+            parts.setdefault(frozenset((doc.text, *doc._.hypotheses)), set()).add(part)
+    assert len(parts) == len(pairs) and all(len(own) == 1 for own in parts.values())

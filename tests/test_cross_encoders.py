@@ -2,6 +2,7 @@
 and numbers for how similar two texts are."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from checkpoints import TEXTS
 from hf_models import SEQUENCES, VERDICTS, load, run, save
 from pair_examples import LANG, ask, build, make_examples, train
 from spacy.training import Example
+from thinc.api import Adam
 
 from spacy_bert_heads import from_hf, to_hf
 from spacy_bert_heads.heads.families import IDENTITY, SIGMOID
@@ -255,3 +257,22 @@ def test_wrong_numbers(similar):
         example.reference._.similarities = [entry, None]
         with pytest.raises(ValueError, match=message):
             similar.get_pipe("bert_similarity").update([example])
+
+
+def test_several_heads_add_their_numbers(checkpoint):
+    nlp = spacy.blank(LANG)
+    nlp.add_pipe("bert_encoder", config={"model": {"name": checkpoint, "window": 64, "stride": 48}})
+    for label in ("b", "score"):
+        nlp.add_pipe("bert_similarity", name=f"of_{label}")
+        given = {f"of_{label}": {"labels": [label]}}
+        nlp.config["initialize"]["components"] = nlp.config["initialize"]["components"] | given
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # each has labels of its own
+        nlp.initialize(lambda: similar_examples(nlp))
+        nlp.update(similar_examples(nlp), sgd=Adam(1e-4, use_averages=False))
+    doc = nlp.make_doc(SIMILAR[0][0])
+    for others in (["She left."], ["It burned.", "It rained."], []):
+        doc._.others = others
+        for _ in range(2):
+            found = nlp(doc)._.similarities
+            assert [sorted(entry) for entry in found] == [["b", "score"]] * len(others)

@@ -62,6 +62,9 @@ def test_rows_whose_classes_weigh_nothing_teach_nothing():
     loss, gradient = cross_entropy(floats([1, 2], [3, 4]), ints(0, 0), weights=floats(0, 1))
     assert loss == 0.0
     assert gradient.tolist() == [[0, 0], [0, 0]]
+    settings = {"weights": floats(0, 1), "label_smoothing": 0.1}
+    loss, gradient = cross_entropy(floats([1, 2], [3, 4]), ints(0, 0), **settings)
+    assert loss == 0.0 and not gradient.any()
 
 
 @given(data=st.data())

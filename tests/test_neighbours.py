@@ -10,7 +10,17 @@ import spacy
 import torch
 from checkpoints import make_checkpoint
 from conftest import TRAIN_DATA
-from joint import HEADS, SAILED, STREAM, annotate, annotations, assert_same, make_docs
+from joint import (
+    HEADS,
+    LANG,
+    SAILED,
+    STREAM,
+    annotate,
+    annotations,
+    assert_same,
+    make_docs,
+    make_examples,
+)
 from spacy import displacy
 from spacy.matcher import Matcher, PhraseMatcher
 from spacy.tokens import Doc, DocBin
@@ -234,3 +244,23 @@ def test_entities_to_the_character(polyglot, lang, family):
     for (text, gold), doc in zip(data, nlp.pipe([text for text, _ in data]), strict=True):
         assert doc.text == text
         assert [(e.start_char, e.end_char, e.label_) for e in doc.ents] == gold["entities"]
+
+
+def test_heads_that_would_overwrite_each_other(checkpoint):
+    def build(*heads: tuple[str, dict]):
+        nlp = spacy.blank(LANG)
+        settings = {"name": checkpoint, "window": 64, "stride": 48}
+        nlp.add_pipe("bert_encoder", config={"model": settings})
+        for number, (head, config) in enumerate(heads):
+            nlp.add_pipe(f"bert_{head}", name=f"{head}{number}", config=config)
+        nlp.initialize(lambda: make_examples(nlp))
+        return nlp
+
+    for head, place in {"nli": "nli", "qa": "answers"}.items():
+        with pytest.raises(ValueError, match=rf"{head}0 and {head}1 both write doc\._\.{place}"):
+            build((head, {}), (head, {}))
+    categories = {"categories": {"voyage": "It left."}}
+    with pytest.raises(ValueError, match="both write doc.cats\\['voyage'\\]"):
+        build(("textcat", {}), ("nli", categories))
+    nlp = build(("ner", {"spans_key": "found"}), ("qa", {"spans_key": "found"}), ("nli", {}))
+    assert len(nlp.pipe_names) == 4

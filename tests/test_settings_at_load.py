@@ -5,10 +5,14 @@ import re
 
 import pytest
 import spacy
+from head_cases import make_head
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pair_examples import LANG
 from spacy.language import Language
 from three_heads import DATA, TEXTS, make_examples
 
+WEIGHTS = ["model"]  # heads without any
 GIVEN = {"window": 32, "stride": 16, "max_batch_tokens": 100}
 
 
@@ -114,3 +118,31 @@ def test_settings_that_the_weights_depend_on(
     message = re.escape(f"trained with {last} = {json.dumps(old, separators=(',', ':'))}, so")
     with pytest.raises(ValueError, match=message):
         load(nlp, setting, tmp_path / "other")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 1), st.floats(0.1, 10))
+@example(0.3, 0.7)  # whose last digits spaCy's JSON changes
+@example(0.7, 2.5)
+def test_what_code_has_set_stays(written, tuned):
+    """Also where the config's number is not exactly what was saved."""
+    given = {"threshold": written, "thresholds": {"A": written}}
+    one, other = (make_head("textcat_multilabel", "AB", **given) for _ in range(2))
+    one.set_temperature(tuned)
+    one.cfg["thresholds"] = {"A": 0.99}
+    other.from_bytes(one.to_bytes(exclude=WEIGHTS), exclude=WEIGHTS)
+    assert other.cfg["threshold"] == pytest.approx(one.cfg["threshold"], abs=1e-9)
+    assert (other.temperature, other.cfg["thresholds"]) == (pytest.approx(tuned), {"A": 0.99})
+
+
+@pytest.mark.parametrize("head, key", [("textcat_multilabel", "threshold"), ("qa", None)])
+def test_another_temperature_changes_no_decision(head, key):
+    """Thresholds go with it, in the config and without."""
+    at_load = {"no_answer_threshold": 0.9} if head == "qa" else {"threshold": 0.9}
+    labels = () if head == "qa" else "AB"
+    one = make_head(head, labels, **at_load)
+    one.set_temperature(4.0)
+    other = make_head(head, labels, temperature=1.0, **at_load)
+    other.from_bytes(one.to_bytes(exclude=WEIGHTS), exclude=WEIGHTS)
+    found = other.no_answer_threshold if head == "qa" else other.cfg[key]
+    assert (other.temperature, found) == (1.0, pytest.approx(0.9))

@@ -189,8 +189,9 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         for name, pipe in nlp.pipeline:
             shared = pipe.writes & self.writes if isinstance(pipe, BertHead) else set()
             if pipe is not self and shared:
+                both = sorted((name, self.name), key=nlp.pipe_names.index)
                 raise ValueError(
-                    f"{name} and {self.name} both write {min(shared)}, so the second one would "
+                    f"{' and '.join(both)} both write {min(shared)}, so the second one would "
                     "overwrite the first. Give them different labels, or put one of them into "
                     "another pipeline."
                 )
@@ -417,9 +418,10 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Compare two settings. spaCy's JSON changes the last digit of some numbers, such as 0.3."""
+    """Compare two settings. spaCy's JSON rounds numbers to ten digits behind the point, and changes
+    the last one of some, such as 0.3."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, float) and isinstance(other, float):
-        return isclose(one, other)
+        return isclose(one, other, abs_tol=1e-9)
     return one == other

@@ -126,9 +126,11 @@ class NumbersHead(BertHead):
         return {label for numbers in self.list_gold([example]) for label in numbers}
 
     def warn_unknown(self, label: str) -> None:
-        """Warn once about a label that no head of this kind in the pipeline has."""
+        """Warn once about a label that no head of this kind in the pipeline has, or may get when it
+        is initialized."""
         pipes = (pipe for nlp in pipelines_of(self) for _, pipe in nlp.components)
-        if not any(label in pipe.labels for pipe in pipes if isinstance(pipe, type(self))):
+        heads = [pipe for pipe in pipes if isinstance(pipe, type(self))]
+        if not any(label in head.labels or not head.labels for head in heads):
             super().warn_unknown(label)
 
     def start_from_data(self, examples: Iterable[Example]) -> None:
