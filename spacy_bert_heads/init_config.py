@@ -99,7 +99,8 @@ def init_config(
     # don't depend on it, and each Doc is read once.
     max_pairs = {"train": int(reads_pairs), "dev": 0}
     trained = [pipe.factory.removeprefix("bert_") for pipe in pipes if isinstance(pipe, BertHead)]
-    is_joint = len(trained) > 1
+    # Encoders of heads' own, as `replace_listeners` makes them, have no tokenizer in a file.
+    is_joint = len(trained) > 1 and tokenizer is not None
     # Each batch of a joint training is for one head, and as large as in a training of that head
     # alone. Mixed batches would have only a few examples for each head (benchmarks/RESULTS.md).
     steps, batch_size = DEFAULT_STEPS, SMALL_BATCH_TOKENS if is_joint else BATCH_SIZE
@@ -175,7 +176,8 @@ def init_config(
 
 
 def _saved_tokenizer(nlp: Language) -> str | None:
-    """Return the folder or hub name with the tokenizer of a saved pipeline's encoder."""
+    """Return the folder or hub name with the tokenizer of a saved pipeline's encoder, None if it
+    has none."""
     for name, pipe in nlp.components:
         if isinstance(pipe, BertEncoder):
             folder = nlp.path / name / "model"

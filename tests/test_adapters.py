@@ -252,6 +252,55 @@ def test_the_top_layers_alone_are_saved_over_a_shared_checkpoint(checkpoint, tmp
     assert spacy.load(tmp_path)(TRAIN_DATA[0][0]).to_json() == expected
 
 
+@pytest.mark.parametrize("further", [{"frozen_layers": 2}, {"adapter": "lora"}])
+def test_what_was_learned_before_is_saved_over_a_shared_checkpoint(checkpoint, tmp_path, further):
+    nlp = build(checkpoint, "textcat", frozen_layers=1, share_checkpoint=True)
+    learn(nlp)
+    nlp.to_disk(tmp_path / "first")
+    config = {"components": {"bert_encoder": {"model": further}}}
+    again = spacy.load(tmp_path / "first", config=config)
+    if "adapter" in further:
+        learn(again, steps=3)
+    expected = again(TRAIN_DATA[0][0]).cats
+    again.to_disk(tmp_path / "second")
+    found = spacy.load(tmp_path / "second")(TRAIN_DATA[0][0]).cats
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert again(TRAIN_DATA[0][0]).cats == pytest.approx(expected, abs=1e-5)
+    assert expected["voyage"] > 0.9
+
+
+def test_what_a_shared_checkpoint_does_not_give_back_is_not_saved(checkpoint, tmp_path):
+    whole = build(checkpoint, "textcat")
+    whole.to_disk(tmp_path / "whole")
+    config = {"components": {"bert_encoder": {"model": {"share_checkpoint": True}}}}
+    config["components"]["bert_encoder"]["model"]["frozen_layers"] = 1
+    shared = spacy.load(tmp_path / "whole", config=config)
+    fewer = build(checkpoint, "textcat", frozen_layers=1, share_checkpoint=True)
+    fewer.get_pipe("bert_encoder").keep_layers([1])
+    for nlp in (shared, fewer):
+        with pytest.raises(ValueError, match="can't share its checkpoint"):
+            nlp.to_disk(tmp_path / "shared")
+
+
+def test_the_encoder_of_a_bottleneck_is_no_checkpoint(checkpoint, tmp_path):
+    for kind in KINDS:
+        build(checkpoint, "textcat", adapter=kind).to_disk(tmp_path / kind)
+        folder = str(tmp_path / kind / "bert_encoder" / "model")
+        if kind == "lora":
+            build(folder, "textcat")
+            continue
+        with pytest.raises(ValueError, match=f"{kind} adapter.*--source"):
+            build(folder, "textcat")
+
+
+@pytest.mark.parametrize("changed", [{"adapter": None}, {"adapter_size": 4}, {"frozen_layers": 1}])
+def test_a_trained_adapter_is_not_changed_by_the_config(checkpoint, tmp_path, changed):
+    build(checkpoint, "textcat", adapter="lora").to_disk(tmp_path)
+    config = {"components": {"bert_encoder": {"model": changed}}}
+    with pytest.raises(ValueError, match='adapter = "lora", adapter_size = 32 and frozen_layers'):
+        spacy.load(tmp_path, config=config)
+
+
 def test_another_checkpoint_is_refused(checkpoint, tmp_path):
     other = make_checkpoint(tmp_path / "other", seed=1)
     nlp = build(checkpoint, "ner", adapter="lora", share_checkpoint=True)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from thinc.api import Adam
 from spacy_bert_heads.encoder.cache import ENTRY, StatesCache
 from spacy_bert_heads.encoder.model import PackedPairs, encoder_of, pack
 from spacy_bert_heads.heads.qa_windows import choose_windows
+from spacy_bert_heads.init_config import init_config
 from spacy_bert_heads.text.pairs import Pairs
+from spacy_bert_heads.training.loop import train
 
 TEXTS = ["Anna left Skagen", "", "Hull burned " * 60, "Skagen"]
 
@@ -127,6 +130,23 @@ def test_training_with_a_cache_is_training_without(checkpoint, tmp_path, monkeyp
     shutil.rmtree(tmp_path / "states")
     assert spacy.load(tmp_path / "pipeline")(TRAIN_DATA[0][0]).to_json() == doc.to_json()
     assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*W086")
+def test_a_resumed_run_has_its_cache_again(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    docs = [example.reference for example in make_examples(spacy.blank("en"))]
+    DocBin(docs=docs * 8).to_disk(tmp_path / "data.spacy")
+    data = tmp_path / "data.spacy"
+    config = init_config(["textcat"], name=checkpoint, train=data, dev=data)
+    config["components"]["bert_encoder"]["model"] |= {"window": 64, "stride": 48}
+    config["training"] |= {"frozen_components": ["bert_encoder"], "max_steps": 2}
+    callback = {"@callbacks": "spacy_bert_heads.cache_states.v1", "folder": "states"}
+    config["initialize"]["after_init"] = callback
+    for steps in (2, 4):
+        config["training"]["max_steps"] = steps
+        nlp = train(config, tmp_path / "out", resume=steps > 2, stdout=StringIO())
+        assert nlp.get_pipe("bert_encoder").cache is not None
 
 
 @pytest.mark.filterwarnings("ignore:A learning rate")

@@ -70,6 +70,18 @@ def test_swag_hellaswag_and_race(tmp_path):
     ]
 
 
+def test_options_that_are_counted_from_1(tmp_path):
+    """As Winogrande's. Without the last option, or with a 0, they are counted from 0."""
+    row = {"sentence": "Ann saw Eve.", "option1": "Ann", "option2": "Eve"}
+    for numbers, expected in ((("1", "2"), [0, 1]), ((1, 2), [0, 1]), ((0, 1), [0, 1]), ([1], [1])):
+        content = jsonl(*({**row, "answer": number} for number in numbers))
+        docs, report = run(tmp_path, "a.jsonl", content)
+        assert [answer for *_, answer in choices_of(docs)] == expected
+        assert bool(report.notes.counts) == (len(numbers) > 1 and 0 not in numbers)
+    docs, report = run(tmp_path, "a.jsonl", jsonl(*({**row, "answer": n} for n in (0, 2))))
+    assert [answer for *_, answer in choices_of(docs)] == [0] and report.rejected == 1
+
+
 def test_wrong_choices_are_rejected(tmp_path):
     good = {"text": "a", "choices": [{"options": ["A", "B"], "answer": 0}]}
     rows = [

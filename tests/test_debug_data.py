@@ -117,6 +117,20 @@ def test_several_categories_and_none(checkpoint, tmp_path):
     assert findings_of(check(tmp_path, checkpoint, "textcat_multilabel", train, dev)) == {}
 
 
+def test_two_text_classifiers_have_categories_of_their_own(checkpoint, tmp_path):
+    train, dev = make_splits()
+    for i, doc in enumerate((*train, *dev)):
+        doc.cats = {**doc.cats, "calm": float(i % 2), "rough": float(not i % 2)}
+    labels = {"topic": ["voyage", "fire"], "mood": ["calm", "rough"]}
+    given = {"initialize.components": {name: {"labels": own} for name, own in labels.items()}}
+    report = check(tmp_path, checkpoint, "textcat=topic,textcat=mood", train, dev, given)
+    assert findings_of(report) == {}
+    facts = {section.title: section.facts for section in report.sections}
+    assert [sorted(facts[name]["train"]["labels"]) for name in labels] == [
+        sorted(own) for own in labels.values()
+    ]
+
+
 def test_gold_entries(checkpoint, tmp_path):
     train, dev = make_splits()
     train[0]._.nli = []  # not annotated

@@ -16,7 +16,7 @@ from spacy_bert_heads.cli import bert_app
 from spacy_bert_heads.data.convert import convert
 from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.evaluate import evaluate, format_report, set_precision
+from spacy_bert_heads.evaluate import evaluate, format_report, read_examples, set_precision
 from spacy_bert_heads.pairs import copy_inputs, make_answer, make_verdict
 
 SPEEDS = ("docs", "pairs", "seconds", "speed", "pairs_speed")
@@ -324,3 +324,18 @@ def test_answers_in_another_language(joint, data, tmp_path):
         report = evaluate(str(tmp_path / "pipeline"), few, lang=lang)
         assert report["pairs"] == 3
         assert 0 <= report["qa_exact"] <= report["qa_f1"] <= 1
+
+
+def test_categories_that_a_file_lacks_are_wrong_there(tmp_path):
+    """A list has all categories of a text; the others that the pipeline knows are false."""
+    nlp = spacy.blank("en")
+    head = nlp.add_pipe("bert_textcat_multilabel", config={"threshold": 0.0})
+    for label in "abc":
+        head.add_label(label)
+    examples = [{"text": "one", "labels": ["a"]}, {"text": "two", "labels": ["b"]}]
+    (tmp_path / "gold.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in examples))
+    found = read_examples(nlp, tmp_path / "gold.jsonl")
+    assert [eg.reference.cats for eg in found] == [
+        {"a": 1.0, "b": 0.0, "c": 0.0},
+        {"a": 0.0, "b": 1.0, "c": 0.0},
+    ]

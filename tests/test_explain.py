@@ -1,17 +1,23 @@
 """What a prediction rests on, beside integrated gradients by Hugging Face's own code."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoint
 from commands import run
+from conftest import make_examples
 from joint import SAILED
 from small_pipelines import build
 from transformers import AutoModel, AutoTokenizer
 
 from spacy_bert_heads.encoder.model import pack, shim_of
+from spacy_bert_heads.heads.entities import write_entities
 from spacy_bert_heads.inspection.explain import explain
 from spacy_bert_heads.inspection.explain_view import MAX_PANELS, draw_explanations, mark
+from spacy_bert_heads.inspection.targets import _answer, targets_of
+from spacy_bert_heads.text.pairs import Pairs
 
 TEXT = "Anna Grete left Skagen on Tuesday"
 
@@ -125,3 +131,35 @@ def test_a_panel_for_each(nlp):
     assert sum(axes.get_visible() for axes in figure.axes) == MAX_PANELS == 6
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == pytest.approx(list(found[0].values))
+
+
+def test_an_entity_is_explained_by_the_head_that_found_it(checkpoint):
+    nlp = build(checkpoint, "ner", settings=None)
+    nlp.add_pipe("bert_ner", name="other")
+    nlp.initialize(lambda: make_examples(nlp))
+    doc = nlp.make_doc(TEXT)
+    label = nlp.get_pipe("other").labels[0]
+    write_entities(doc, [(3, 4, nlp.vocab.strings[label], 0.9)], component="other", spans_key=None)
+    found = {head: [*targets_of(nlp.get_pipe(head), doc)] for head in ("bert_ner", "other")}
+    assert not found["bert_ner"]
+    assert [target.title for target in found["other"]] == [f"entity “Skagen” {label}, 0.90"]
+
+
+def test_start_and_end_of_an_answer_are_of_one_window(checkpoint):
+    """Whatever the answer, both are wordpieces of its text, and of the same window."""
+    settings = {"max_answer_length": 10}
+    nlp = build(checkpoint, "qa", settings=settings, window=32, stride=20)
+    head = nlp.get_pipe("bert_qa")
+    doc = nlp.make_doc("the crew left Hull and the crew left Skagen on Tuesday again " * 3)
+    batch = head.pack(Pairs(docs=[doc], texts=[["Who left?"]], doc_first=False)).batch
+    assert batch.num_windows[0] > 2
+    window_of = np.repeat(np.arange(len(batch.seqlens)), batch.seqlens)
+    for first in range(len(doc) - 3):
+        start, end = doc[first].idx, doc[first + 2].idx + len(doc[first + 2])
+        score = partial(_answer, start, end, batch=batch)
+        rows = torch.zeros(len(batch.input_ids), 2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(score(rows), rows)
+        places = gradient.argmax(0).tolist()  # log-odds grow with these logits
+        assert window_of[places[0]] == window_of[places[1]]
+        assert doc.text[batch.offsets.starts[places[0]] :].startswith(doc.text[start : start + 1])
+        assert batch.offsets.starts[places[0]] == start and batch.offsets.ends[places[1]] == end

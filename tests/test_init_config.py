@@ -95,6 +95,17 @@ def test_a_source_needs_data_for_one_of_its_heads(joint, data, tmp_path):
         init_config(source=joint, train=tmp_path / "plain.spacy")
 
 
+def test_a_source_whose_heads_have_encoders_of_their_own(joint, data, tmp_path):
+    nlp = spacy.load(joint)
+    for head in ("bert_ner", "bert_textcat"):
+        nlp.replace_listeners("bert_encoder", head, ["model.tok2vec"])
+    for name in set(nlp.component_names) - {"bert_ner", "bert_textcat"}:
+        nlp.remove_pipe(name)
+    nlp.to_disk(tmp_path / "own")
+    config = init_config(source=tmp_path / "own", train=data, dev=data)
+    registry.resolve(config.interpolate()["training"], schema=ConfigSchemaTraining)
+
+
 # --- names
 
 

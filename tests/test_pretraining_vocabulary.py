@@ -112,6 +112,17 @@ FAMILIES = {
 }
 
 
+def test_token_types_are_read_with_any_tokenizer(raw, tmp_path):
+    """DistilBERT's tells its users not to pass them."""
+    made = make_start(ask(raw, family="bert", vocab_size=300), tmp_path / "first", say=quiet)
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    settings = ask(raw, family="bert", tokenizer=str(tmp_path / "tokenizer"))
+    found = load_checkpoint(str(make_start(settings, tmp_path / "second", say=quiet)))
+    assert found.uses_token_types
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_has_its_own_kind(raw, tmp_path, family):
     settings = ask(raw, family=family, vocab_size=300)

@@ -1,6 +1,8 @@
 """`bert train`: one process and two, breaks, and too little memory."""
 
+import copy
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from thinc.api import Adam, Config
 
 from spacy_bert_heads.encoder.component import BertEncoder
 from spacy_bert_heads.init_config import init_config
+from spacy_bert_heads.runs.processes import Processes
 from spacy_bert_heads.training import loop
 from spacy_bert_heads.training.loop import train
 from spacy_bert_heads.training.update import Updater
@@ -169,6 +172,35 @@ def test_a_run_that_has_ended_is_left_as_it_is(make_config, tmp_path):
     assert_same(run(config, tmp_path, force=True), ended)
 
 
+def test_models_are_replaced_only_by_new_ones(make_config, tmp_path):
+    config = make_config(["ner"])
+    ended = run(config, tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.glob("model-*/**/*") if path.is_file()}
+    config["paths"]["train"] = str(tmp_path / "missing.spacy")
+    with pytest.raises(ValueError, match="There is no"):  # nothing of the old run is gone
+        run(config, tmp_path, force=True)
+    config["paths"]["train"] = config["paths"]["dev"]
+    assert_same(run(config, tmp_path, resume=True), ended)
+    shutil.rmtree(tmp_path / "states")
+    with pytest.raises(ValueError, match="has a run already"):
+        run(config, tmp_path)
+    with pytest.raises(ValueError, match="states of the run in .* are gone"):
+        run(config, tmp_path, resume=True)
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_a_resumed_run_may_be_longer_and_its_schedule_too(make_config, tmp_path):
+    config = make_config(["ner"])
+    rate = config["training"]["optimizer"]["learn_rate"]
+    rate["total_steps"] = "${training.max_steps}"  # as in the config of init-config
+    run(config, tmp_path)
+    config["training"]["max_steps"] += 4
+    run(config, tmp_path, resume=True)
+    rate["warmup_steps"] += 1
+    with pytest.raises(ValueError, match="warmup_steps = 2; now it is 3"):
+        run(config, tmp_path, resume=True)
+
+
 def test_other_settings_or_texts_are_not_resumed(make_config, data, tmp_path):
     config = make_config(["ner"])
     run(config, tmp_path / "run")
@@ -298,6 +330,41 @@ def test_several_processes_train_no_component_of_spacy(make_config):
     with pytest.raises(ValueError, match="'tagger' can't be trained by several processes"):
         Updater(nlp, Adam(), Others(), exclude=[], **settings)
     Updater(nlp, Adam(), Others(), exclude=["tagger"], **settings)
+
+
+def test_several_processes_train_no_layers_of_thinc(make_config):
+    config = make_config(["textcat"])
+    config["components"]["bert_textcat"]["model"] |= {
+        "pooling": "mean",
+        "tok2vec": {
+            "@architectures": "spacy.HashEmbedCNN.v2",
+            "pretrained_vectors": None,
+            **{"width": 16, "depth": 1, "embed_size": 50, "window_size": 1},
+            **{"maxout_pieces": 2, "subword_features": True},
+        },
+    }
+    nlp = init_nlp(config)
+    with pytest.raises(ValueError, match="'bert_textcat' can't be .* several processes: its model"):
+        Updater(nlp, Adam(), Others(), exclude=[], annotates=[], accumulate_gradient=1)
+
+
+def test_steps_of_encoders_end_in_the_order_of_their_last_heads(make_config):
+    """Otherwise processes with examples and without would wait for each other."""
+    config = make_config(["ner", "textcat", "tagger"])
+    components = config["components"]
+    components["second"] = copy.deepcopy(components["bert_encoder"])
+    components["bert_ner"]["model"]["tok2vec"]["upstream"] = "second"
+    for name in ("bert_textcat", "bert_tagger"):
+        components[name]["model"]["tok2vec"]["upstream"] = "bert_encoder"
+    heads = ["bert_ner", "bert_textcat", "bert_tagger"]
+    config["nlp"]["pipeline"] = ["bert_encoder", "second", *heads]
+    nlp = init_nlp(config)
+    settings = {"exclude": [], "annotates": [], "accumulate_gradient": 1}
+    updater = Updater(nlp, Adam(), Processes(-1), **settings)
+    assert [encoder.name for encoder in updater.encoders] == ["second", "bert_encoder"]
+    settings["exclude"] = ["bert_textcat", "bert_tagger"]
+    updater = Updater(nlp, Adam(), Processes(-1), **settings)
+    assert [encoder.name for encoder in updater.encoders] == ["second", "bert_encoder"]
 
 
 # --- memory

@@ -2,7 +2,7 @@
 (COPA, CODAH, SWAG, HellaSwag, RACE)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .columns import Cells, NoColumns, find_column, list_columns
@@ -39,11 +39,10 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
-    """Read a text with its options and the correct one, given by its number (from 0), its letter or
-    its text."""
+    """Read a text with its options and the correct one, given by its number, its letter or its
+    text. Numbers count from 1 if one is that of the last option, and none is 0."""
     given, options = cells.row.cells, cells.options
-    found = [cells.take(name) for name in columns]
-    texts = found[0] if len(found) == 1 and isinstance(found[0], list) else found
+    texts = list_options([cells.take(name) for name in columns])
     texts = [check_text("option", text) for text in texts]
     left = [name for name in given if name not in columns]
     text = find_column(left, "text", options.text_column)
@@ -51,33 +50,66 @@ def read_choice(cells: Cells, columns: Sequence[str]) -> Record:
     if text is None:
         raise NoColumns(f"no text column, name it with --text-column: {list_columns(given)}")
     question = next((name for name in QUESTIONS if name in left and name != text), None)
-    answer = next((x for x in (options.label_column, *ANSWERS) if x in left and x != text), None)
+    answer = answer_column([name for name in left if name != text], options)
     asked = cells.take(question) if question else None
+    first = int(counts_from_1(cells.facts.answers))
     choice = {
         "question": ASKED.get(str(asked), asked or ""),
         "options": texts,
-        "answer": read_answer(cells.take(answer) if answer else None, texts),
+        "answer": read_answer(cells.take(answer) if answer else None, texts, first=first),
     }
-    record = check_text("text", cells.take_text(text))
-    return Record(cells.row.where, record, values={"choices": [choice]}, is_pair=True)
+    record = Record(cells.row.where, check_text("text", cells.take_text(text)), is_pair=True)
+    record.values["choices"] = [choice]
+    if first and choice["answer"] is not None:
+        record.notes.add("answers counted from 1, because the last option of a text has its number")
+    return record
 
 
-def read_answer(value: Any, options: Sequence[str]) -> int | None:
-    """Return the number of the correct option, from 0; None if it is not annotated. Raises
-    ValueError if there is no such option."""
+def numbered_answer(columns: dict[str, Any], options: Options) -> tuple[int, int] | None:
+    """Return the number that a row gives the correct option, and the number of its options. None
+    if it is not a choice, or does not give a number."""
+    if not {*options.option_columns} <= columns.keys():
+        return None
+    names = choice_columns(columns, options)
+    answer = answer_column([name for name in columns if name not in names], options)
+    value: Any = columns.get(answer or "")
+    is_number = type(value) is int or (isinstance(value, str) and value.strip().isdecimal())
+    texts = list_options([parse_cell(columns[name]) for name in names])
+    return (int(value), len(texts)) if is_number and names and value not in texts else None
+
+
+def counts_from_1(answers: Collection[tuple[int, int]]) -> bool:
+    """Check whether a file counts options from 1: what `numbered_answer` returned for its rows has
+    the last option's number, and no 0."""
+    return any(number == n for number, n in answers) and all(number for number, _ in answers)
+
+
+def list_options(found: list[Any]) -> list[Any]:
+    """Return the options, from their columns or from the only one, which has a list."""
+    return found[0] if len(found) == 1 and isinstance(found[0], list) else found
+
+
+def answer_column(columns: Sequence[str], options: Options) -> str | None:
+    """Return the column of the correct option, None if there is none."""
+    return next((name for name in (options.label_column, *ANSWERS) if name in columns), None)
+
+
+def read_answer(value: Any, options: Sequence[str], *, first: int = 0) -> int | None:
+    """Return the number of the correct option, from 0; None if it is not annotated. `first` is the
+    number that the file gives the first option. Raises ValueError if there is no such option."""
     if value is None or value == "" or value in (-1, "-1"):
         return None
-    number = value
+    number = value - first if type(value) is int else value
     if isinstance(value, str):
         letter = value.strip().upper()
         if value in options:
             number = options.index(value)
         elif value.strip().isdecimal():
-            number = int(value)
+            number = int(value) - first
         elif len(letter) == 1 and letter.isascii() and letter.isalpha():
             number = ord(letter) - ord("A")
     if type(number) is not int or not 0 <= number < len(options):
         raise ValueError(
-            f"answer is not the number (from 0), letter or text of an option: {value!r}"
+            f"answer is not the number (from {first}), letter or text of an option: {value!r}"
         )
     return number

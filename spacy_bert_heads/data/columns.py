@@ -53,6 +53,7 @@ class Facts:
     spans: set[str] = field(default_factory=set)
     tags: dict[str, set[str]] = field(default_factory=dict)
     targets: set[str] = field(default_factory=set)
+    answers: set[tuple[int, int]] = field(default_factory=set)
     rejects: bool = False
     controls: set[tuple[str, str]] = field(default_factory=set)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..heads.find import json_heads
 from .annotations import holds_spans, span_fields
-from .choices import choice_columns, read_choice
+from .choices import choice_columns, numbered_answer, read_choice
 from .columns import (
     Cells,
     Facts,
@@ -52,6 +52,8 @@ def survey(rows: Rows, options: Options) -> Facts:
         target = row.cells.get("target")
         if target not in (None, "") and len(facts.targets) <= MAX_LABELS:
             facts.targets.add(str(target))
+        if answer := numbered_answer(row.cells, options):
+            facts.answers.add(answer)
         if is_task(row.cells):
             facts.controls |= list_controls(row.cells)
         if words := words_column(row, options):

@@ -138,7 +138,8 @@ def begin(
         check_empty(output, resume=resume)
     processes.wait()  # no process writes before all have checked the folder
     if processes.is_first:
-        mark_folder(output, "train")
+        if read_mark(output).get("command") != "train":
+            mark_folder(output, "train")
         remove_leftovers(output, processes.size)
     if found is None:
         # The first process may download the checkpoint; the others then find it.
@@ -147,6 +148,7 @@ def begin(
         run = Run(nlp, given, output, processes)
         if processes.is_first:  # only now, when nothing in the config can fail any more
             shutil.rmtree(output / "states", ignore_errors=True)
+            mark_folder(output, "train")  # no state any more
         return run
     path, state = found
     nlp = load_model(path / PIPELINE)
