@@ -190,6 +190,7 @@ def test_every_scheme_gives_the_same_entities(drawn):
 # Real data
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, n_docs",
     [("ner_wnut17/train.conll", 3394), ("ner_ncbi_disease/train.tsv", 5432)],

@@ -194,6 +194,7 @@ def test_nli_groups_are_bounded():
 # Real data
 
 
+@pytest.mark.long
 def test_real_sick(tmp_path, data):
     source = data / "nli_sick" / "SICK_train.txt"
     report = convert(source, tmp_path / "out.spacy")

@@ -165,12 +165,14 @@ def test_squad_rejects_files(content, reason):
 # Real data
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["qa_xquad/xquad.en", "qa_xquad/xquad.de", "qa_xquad/xquad.zh"])
 def test_real_xquad(tmp_path, data, name):
     report = check_squad(tmp_path, data / f"{name}.json", lang=name[-2:])
     assert (report.docs, report.kept) == (240, 1190)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, n_docs, n_questions, n_several", [("dev", 574, 3809, 1583), ("test", 500, 4152, 1588)]
 )

@@ -246,6 +246,7 @@ def test_numbers_of_labels_as_pandas_writes_them(tmp_path):
 # Real data
 
 
+@pytest.mark.long
 def test_real_labelled(tmp_path, data):
     source = data / "textcat_sst2" / "train.txt"
     report = convert(source, tmp_path / "out.spacy")

@@ -119,7 +119,7 @@ def test_labels_go_by_name(checkpoint, tmp_path, labels):
 
 
 def test_span_group(trained):
-    """In the order of the text; spans of others stay."""
+    """Spans of others stay."""
     doc = make_doc(trained, SAILED, ["When?", "What burned?", "Who left?"])
     doc.spans["answers"] = [Span(doc, 0, 3, label="CLAUSE")]
     for _ in range(2):

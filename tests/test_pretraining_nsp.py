@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 from pretraining_runs import log
 
 from spacy_bert_heads.pretraining.loop import pretrain
@@ -61,6 +62,7 @@ def test_the_best_model_is_that_of_what_is_learned(tmp_path):
     assert best == last
 
 
+@pytest.mark.long
 def test_next_sentence_prediction_learns_topics(tmp_path):
     settings = make_settings(tmp_path, 400)
     pretrain(settings, tmp_path / "out", say=lambda text: None)

@@ -77,8 +77,8 @@ def split_by_threshold(
 
 
 def write_group(doc: Doc, rows: Sequence[Row], component: str, key: str) -> None:
-    """Write spans and their probabilities to a span group, in the order of the text; spans of
-    others stay. The id of a span in the group is the name of its component."""
+    """Write spans and their probabilities to a span group, behind those of others, which stay. The
+    id of a span in the group is the name of its component."""
     group = list(doc.spans[key]) if key in doc.spans else []
     # Spans that were appended by hand have no score; they get 1.
     known = doc.spans[key].attrs.get("scores", []) if group else []
@@ -88,7 +88,6 @@ def write_group(doc: Doc, rows: Sequence[Row], component: str, key: str) -> None
         (Span(doc, start, end, label=label, span_id=component), score)
         for start, end, label, score in rows
     ]
-    scored.sort(key=lambda pair: (pair[0].start, pair[0].end))
     doc.spans[key] = [span for span, _ in scored]
     doc.spans[key].attrs["scores"] = [score for _, score in scored]
 

@@ -162,9 +162,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         labels: Sequence[str] | str | None = None,
     ) -> None:
         """Collect the labels from all examples, if `labels` are not given, and make the weights.
-        `labels` may be JSON in a string, see `as_setting`. Raises ValueError if there is no label,
-        no encoder, or
-        another head writes to the same place."""
+        `labels` may be JSON in a string, see `as_setting`. Raises ValueError if there is no label
+        or no encoder, or another head of the pipeline writes to the same place."""
         validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         shim_of(self.model).clear()
         labels = parse_labels(nlp, self.name, labels)
@@ -364,6 +363,8 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         if "temperature" in changed:
             self.set_temperature(changed["temperature"] or 1.0)
             changed["thresholds"] = self._config["thresholds"]
+        # What is the same is as exact as in the config.
+        self.cfg |= {k: v for k, v in self._config.items() if is_same(v, self.cfg.get(k))}
         self.cfg |= changed
         self.cfg["config"] = self._config
         self.check_threshold_labels()
