@@ -252,10 +252,11 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
     """The gain over wordpieces, with its interval for five seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     texts = {"base": "the domain", "task": "the task", "task-head-first": "the task, head first"}
-    for (recipe, name), style in zip(texts.items(), ("-", "--", ":"), strict=True):
+    texts["wrong"] = "Wikipedia"
+    for (recipe, name), style in zip(texts.items(), ("-", "--", ":", "-."), strict=True):
         for color, share in enumerate(EPOCHS):
             points = {0.0: [0.0]}
             for own, millions, adapted in TESTED:
@@ -274,7 +275,7 @@ def draw(bench: Bench, done: dict[str, dict]) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("million wordpieces read")
     axes.set_ylabel("points of entity F1 gained, test")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(bench.out / "domain.png", dpi=120)
 
 
