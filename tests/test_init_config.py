@@ -103,7 +103,9 @@ def test_a_source_whose_heads_have_encoders_of_their_own(joint, data, tmp_path):
         nlp.remove_pipe(name)
     nlp.to_disk(tmp_path / "own")
     config = init_config(source=tmp_path / "own", train=data, dev=data)
-    registry.resolve(config.interpolate()["training"], schema=ConfigSchemaTraining)
+    training = config.interpolate()["training"]
+    assert registry.resolve(training, schema=ConfigSchemaTraining)["batcher"] is not None
+    assert training["batcher"]["@batchers"] == "spacy.batch_by_sequence.v1"
 
 
 # --- names

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from spacy.training import Example
 
-from ..text.doc_data import get_ent_scores
+from ..text.doc_data import ent_scores_of
 from .answers import accepted, compare_answers, kind_of
 from .categories import distribution_of
 from .pair_head import match_predictions
@@ -45,11 +45,7 @@ class Claim(NamedTuple):
 
 def claim_entities(example: Example, component: str) -> Iterator[Claim]:
     """Yield a claim for each entity of a component: that it has these tokens and this label."""
-    scores = {
-        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
-        for entry in get_ent_scores(example.predicted)
-        if entry["component"] == component
-    }
+    scores = ent_scores_of(example.predicted, component)
     for ent, is_right in judge_entities(example):
         score = scores.get((ent.start_char, ent.end_char, ent.label_))
         if score is not None:

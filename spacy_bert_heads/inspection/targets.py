@@ -17,7 +17,7 @@ from ..heads.nli import BertNLI
 from ..heads.qa import BertQA
 from ..heads.textcat import BertTextCat
 from ..text.batch import PackedBatch
-from ..text.doc_data import get_answers, get_ent_scores
+from ..text.doc_data import ent_scores_of, get_answers
 from ..text.user_data import copy_of_list
 
 
@@ -74,11 +74,7 @@ def _categories(head: BertTextCat, doc: Doc) -> Iterator[Target]:
 def _entities(head: BertNER, doc: Doc) -> Iterator[Target]:
     """Yield the entities. The log-odds is that the tokens have the entity's label, in any tag; the
     transitions of a conditional random field are ignored."""
-    own = {
-        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
-        for entry in get_ent_scores(doc)
-        if entry["component"] == head.name
-    }
+    own = ent_scores_of(doc, head.name)
     for ent in doc.ents:
         score = own.get((ent.start_char, ent.end_char, ent.label_))
         if score is not None and ent.label_ in head.labels:

@@ -199,9 +199,12 @@ class Run:
         last = self.last
         of_mlm, of_pairs, of_decoder = self.weights
         scores = (
-            *((held_out_mlm, of_mlm), (last.held_out_denoising_loss, of_decoder)),
-            *((last.held_out_nsp_loss, of_pairs), (mlm, of_mlm)),
-            *((last.denoising_loss, of_decoder), (last.nsp_loss, of_pairs)),
+            (held_out_mlm, of_mlm),
+            (last.held_out_denoising_loss, of_decoder),
+            (last.held_out_nsp_loss, of_pairs),
+            (mlm, of_mlm),
+            (last.denoising_loss, of_decoder),
+            (last.nsp_loss, of_pairs),
         )
         learned = (score for score, weight in scores if weight and score is not None)
         score = next(learned, None)

@@ -103,6 +103,15 @@ def get_ent_score(span: Span) -> float | None:
     return None
 
 
+def ent_scores_of(doc: Doc, component: str) -> dict[tuple[int, int, str], float]:
+    """Get the probabilities of a component's entities, by first character, end and label."""
+    return {
+        (entry["start_char"], entry["end_char"], entry["label"]): entry["score"]
+        for entry in get_ent_scores(doc)
+        if entry["component"] == component
+    }
+
+
 # --- predictions below a threshold
 
 
