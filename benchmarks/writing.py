@@ -21,6 +21,7 @@ from typing import Any
 import spacy
 from jobs import Bench, Job, finetune, of, pretrain, print_table, read_results, run_script
 from spacy.tokens import Doc
+from spacy.training import Example
 from thinc.api import Config
 
 from spacy_bert_heads.data.reader import BertCorpus
@@ -81,8 +82,10 @@ def train(
 
     def look(nlp: spacy.Language) -> dict[str, Any]:
         test = list(BertCorpus(bench.work(name) / "test")(nlp))
-        scores = nlp.evaluate(test)
-        docs = [example.predicted for example in test]
+        docs = list(nlp.pipe(example.reference.text for example in test))
+        pairs = zip(docs, test, strict=True)
+        examples = [Example(doc, gold.reference) for doc, gold in pairs]
+        scores = nlp.get_pipe("bert_seq2seq").score(examples)
         found = {key: scores[key] for key in scores if key.startswith("seq2seq")}
         found["samples"] = [[doc.text, doc._.generated] for doc in docs[:5]]
         if task == "e2e":

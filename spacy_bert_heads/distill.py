@@ -43,11 +43,12 @@ def distill(
     teacher. `paths.train` can be any texts that `annotate` reads, with inputs for heads that read
     pairs; annotation in them is ignored. `paths.dev` must be annotated, for the scores.
 
-    Each head learns the teacher's logits (Hinton et al. 2015, section 2.1), and starts with the
-    teacher's weights if the shapes are equal. If both encoders have the same tokenizer, windows and
-    hidden size, the student also learns the hidden states (Jiao et al. 2020, section 3.1).
-    `keep_layers` are the layers of the checkpoint with which the student starts, counted from 0,
-    the lowest (Sanh et al. 2019, section 3); empty for all.
+    Each head learns the teacher's probabilities, or its logits if it has no softmax (Hinton et al.
+    2015, section 2), and starts with the teacher's weights if the shapes are equal. If both
+    encoders have the same tokenizer, windows and hidden size, the student also learns the hidden
+    states (Jiao et al. 2020, section 3.1). `keep_layers` are the layers of the checkpoint with
+    which the student starts, counted from 0, the lowest (Sanh et al. 2019, section 3); empty for
+    all.
 
     Raises ValueError if the two pipelines don't match, and the exceptions of `train`.
     """

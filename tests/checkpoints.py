@@ -187,6 +187,18 @@ def load_encoder(name: str):
     return Encoder(load_checkpoint(name)).eval()
 
 
+def run_encoder(encoder, layers=None) -> torch.Tensor:
+    """The hidden states of a sentence."""
+    from spacy_bert_heads.encoder.buckets import BucketedBatch
+
+    ids = torch.tensor(encoder.checkpoint.tokenizer.tokenizer.encode("Anna left Skagen").ids)
+    at = torch.arange(len(ids))
+    zeros, shapes = torch.zeros_like(ids), [(1, len(ids))]
+    layout = BucketedBatch(ids, zeros, at >= 0, at, shapes=shapes, is_padded=[False])
+    with torch.no_grad():
+        return encoder.run(layout, layers)
+
+
 def note_sequences(encoder) -> list[int]:
     """Where the sequences of every run of an `Encoder` that packs will be counted."""
     counts: list[int] = []

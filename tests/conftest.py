@@ -19,6 +19,7 @@ from hypothesis import settings
 from spacy.training import Example
 
 from spacy_bert_heads.encoder import inference
+from spacy_bert_heads.encoder.int8 import has_int8
 
 torch.set_num_threads(1)  # for models this small a second thread costs more than it does
 
@@ -51,9 +52,7 @@ TRAIN_DATA = [
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
 )
-needs_int8 = pytest.mark.skipif(
-    inference._INT8_PRODUCT is None, reason="this build of torch has no int8"
-)
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this build of torch has no int8")
 
 
 reads_pickles = pytest.mark.skipif(

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from math import log
 
 import pytest
 import spacy
@@ -12,7 +13,7 @@ from spacy.training import Example
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.heads.imitation import distance
+from spacy_bert_heads.heads.imitation import distance, divergence
 from spacy_bert_heads.heads.outputs import TokenLogits, tensors_of
 from spacy_bert_heads.heads.regression import BertRegression
 from spacy_bert_heads.heads.similarity import BertSimilarity
@@ -195,6 +196,16 @@ def test_the_distance_by_hand():
     table = torch.tensor([[0.0, 4.0], [0.0, 0.0]])
     with_crf = new._replace(transitions=torch.zeros(3, 3)), old._replace(transitions=table)
     assert float(distance(*with_crf)) == 2.5 + 16 / 2 / 2
+
+
+def test_the_divergence_by_hand():
+    half, p = torch.log(torch.tensor([0.5, 0.5])), torch.tensor([0.9, 0.1])
+    wanted = TokenLogits(torch.stack((p.log() + 3, half)), None, None)  # up to a constant
+    made = TokenLogits(torch.stack((half, half)), None, None)
+    loss = divergence(made, wanted)
+    by_hand = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)
+    assert (float(loss), loss.num_items) == (pytest.approx(by_hand / 2), 2)
+    assert float(divergence(wanted, wanted)) == pytest.approx(0, abs=1e-6)
 
 
 def distance_to_old(nlp, head) -> float:

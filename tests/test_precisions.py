@@ -112,7 +112,7 @@ def test_a_stored_precision_is_that_of_every_encoder(make_nlp, tmp_path):
 
 def test_the_command(joint, gold, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "_has_bf16", lambda: False)
-    monkeypatch.setattr(inference, "_INT8_PRODUCT", None)
+    monkeypatch.setattr(inference, "has_int8", lambda: False)
     nlp = spacy.load(joint)
     nlp.to_disk(tmp_path / "nlp")
     words = [tmp_path / "nlp", gold, "--precision", "all", "--output", tmp_path / "all.json"]

@@ -24,7 +24,7 @@ from ..files import AGAIN, check_digests, in_component, write_digests
 from ..text.doc_data import register_abstained
 from .calibrated import CalibratedHead, check_temperature, check_thresholds
 from .free_text import parse_labels
-from .imitation import Imitating, StartedUpdate
+from .imitation import Imitating, StartedUpdate, distance, divergence
 from .model import add_classes
 from .outputs import differentiate, map_tensors
 from .stream import group_docs
@@ -255,7 +255,10 @@ class BertHead(CalibratedHead, Imitating, TrainablePipe):
         if self._teacher is not None:
             docs = [eg.predicted for eg in examples if len(eg.predicted)]
             inputs = self.unlabelled_inputs(docs)
-            return None if inputs is None else self.begin_imitation(docs, inputs, self._teacher)
+            if inputs is None:
+                return None
+            loss = divergence if self.has_softmax else distance
+            return self.begin_imitation(docs, inputs, self._teacher, loss)
         annotated = [eg for eg in examples if self.has_gold(eg)]
         step = self.begin_update(annotated) if annotated else None
         if step is None:

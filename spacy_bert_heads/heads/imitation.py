@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples
 from spacy.util import replace_model_node
@@ -34,14 +35,24 @@ class StartedUpdate(NamedTuple):
 def distance(output: Any, old: Any) -> torch.Tensor:
     """Compute half the squared difference between the logits of two outputs for the same batch, a
     mean over rows. It is the limit of distillation at high temperatures (Hinton et al. 2015,
-    section 2.1). Classes that `old` does not have are ignored. Transitions of a CRF are compared
-    like logits."""
+    section 2.1), for logits of any kind. Classes that `old` does not have are ignored. Transitions
+    of a CRF are compared like logits."""
     total = torch.zeros(())
     for new, before in zip(tensors_of(output), tensors_of(old), strict=True):
         common = new[tuple(map(slice, before.shape))]
         total = total + (common - before.to(new.device)).square().sum() / (2 * max(len(before), 1))
     rows = len(tensors_of(old)[0])
     return mean_over(total * rows, rows)
+
+
+def divergence(output: Any, wanted: Any) -> torch.Tensor:
+    """Compute the Kullback-Leibler divergence in nats of the classes of each row, by softmax, from
+    those that are wanted, a mean over rows: distillation at temperature 1 (Jiao et al. 2020,
+    section 3.1, "prediction-layer distillation")."""
+    (logits,), (known,) = tensors_of(output), tensors_of(wanted)
+    known = known.to(logits.device).log_softmax(-1)
+    total = F.kl_div(logits.log_softmax(-1), known, reduction="sum", log_target=True)
+    return mean_over(total, len(logits))
 
 
 class Imitating:
@@ -57,10 +68,15 @@ class Imitating:
     _old: Model | None = None
     _teacher: Model | None = None
 
+    @property
+    def has_softmax(self) -> bool:
+        """Whether the probabilities are a softmax over each row of the model's output."""
+        return False
+
     def follow(self, teacher: Imitating) -> None:
-        """Make `update` learn the predictions of a teacher, see `distance`, on any Docs; gold
-        annotation is ignored. The teacher is a head of the same kind with the same classes. Its
-        pipeline must be kept alive."""
+        """Make `update` learn the predictions of a teacher on any Docs, by `divergence` if the head
+        has a softmax, else by `distance`; gold annotation is ignored. The teacher is a head of the
+        same kind with the same classes. Its pipeline must be kept alive."""
         teacher.unlabelled_inputs([])  # applies the head's settings to its model
         self._teacher = teacher.model
 
@@ -80,13 +96,17 @@ class Imitating:
         return docs or None
 
     def begin_imitation(
-        self, docs: list[Doc], inputs: list[Doc] | PackedPairs, teacher: Model
+        self,
+        docs: list[Doc],
+        inputs: list[Doc] | PackedPairs,
+        teacher: Model,
+        loss: Callable[[Any, Any], torch.Tensor],
     ) -> StartedUpdate:
-        """Run the model with a graph on `unlabelled_inputs`, to learn the predictions of a
-        teacher."""
+        """Run the model with a graph on `unlabelled_inputs`, to learn the predictions of a teacher:
+        `loss` compares two outputs."""
         wanted = teacher.predict(inputs)
         output, backprop = self.model.begin_update(inputs)
-        return StartedUpdate(output, backprop, lambda output: distance(output, wanted), docs)
+        return StartedUpdate(output, backprop, lambda output: loss(output, wanted), docs)
 
     def learn(self, started: StartedUpdate, losses: dict[str, float]) -> None:
         """Run the backward pass of an update, and add its loss to `losses`."""
@@ -130,7 +150,7 @@ class Imitating:
         for listener, encoder in encoders.items():
             if not encoder.is_frozen:
                 encoder.open_step(docs, losses, {listener.id})
-        self.learn(self.begin_imitation(docs, inputs, self._old), losses)
+        self.learn(self.begin_imitation(docs, inputs, self._old, distance), losses)
         if sgd not in (None, False):
             sgd = self._optimizer_for(sgd)
             self.finish_update(sgd)

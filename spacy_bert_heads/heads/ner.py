@@ -317,6 +317,10 @@ class BertNER(BertHead):
         set_aggregation(self.model, self.cfg["aggregation"])
         return docs or None
 
+    @property
+    def has_softmax(self) -> bool:
+        return bool(self.cfg["loss"] == "softmax")
+
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Compute the cross-entropy in nats, plus −log(1 − p) of spans that are annotated as wrong:
         a weighted mean over annotated tokens that can have a tag, and over wrong spans. With a

@@ -252,6 +252,10 @@ class BertNLI(BertPairHead):
             "nli_macro_f": ratio(np.nansum(f, axis=-1), (~np.isnan(f)).sum(axis=-1)),
         }
 
+    @property
+    def has_softmax(self) -> bool:
+        return len(self.labels) > 1
+
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the cross-entropy in nats from logits (num_pairs, num_labels): softmax, or binary
         for a single label. It is a mean over the annotated pairs; class weights are applied as in

@@ -193,6 +193,10 @@ class BertTagger(BertHead):
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
         return dict.fromkeys(cls.scores, micro(counts)[2])
 
+    @property
+    def has_softmax(self) -> bool:
+        return True
+
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Compute the cross-entropy in nats, and −log(1 − p) of negated tags: a weighted mean over
         the tokens that are annotated and have a wordpiece."""

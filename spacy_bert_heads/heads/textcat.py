@@ -308,6 +308,10 @@ class BertTextCat(BertHead):
             self._check_values(example, self.labels)
         return self.label_rows(eg.reference.cats for eg in examples)
 
+    @property
+    def has_softmax(self) -> bool:
+        return not self.multi_label
+
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the softmax cross-entropy in nats from logits (num_docs, num_labels), a mean over
         the Docs that have a category; see `distribution_of` for gold values between 0 and 1. Class
