@@ -3,16 +3,21 @@ run it with --precision bf16).
 
 teacher-SEED
     Entities, categories and verdicts, learned jointly in one epoch.
-KEPT-EPOCHS-RATE-SEED
-    A student that begins with some of its layers and learns all three from the teacher's
-    predictions on the same texts, without their annotation.
+student-SEED, student-more-SEED
+    A student that begins with layers 0, 2 and 4 and learns all three from the teacher's
+    predictions on the same texts without their annotation, and with `more` also on the sentences of
+    MRPC and the premises of RTE, which are news.
 """
 
+import csv
+import json
+import shutil
 import statistics
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from jobs import SEEDS, Bench, Job, print_head, print_row, read_results, run_script
+from jobs import Bench, Job, print_head, print_row, read_results, run_script
 from joint import gather, make_config, predict
 from tasks import TASKS
 
@@ -20,32 +25,34 @@ from spacy_bert_heads.distill import distill
 from spacy_bert_heads.training.loop import train
 
 NAMES = ("wnut17", "sst2", "sick")
-KEPT = {"every-second-layer": (0, 2, 4), "upper": (1, 3, 5), "lowest": (0, 1, 2)}
-STEPS = 890  # of the teacher
-STUDENT_STEPS = 700  # an epoch, in batches of mixed tasks
-EPOCHS, RATE = 3, 1e-4
+SEEDS = range(5)
+KEPT = (0, 2, 4)
+STEPS, STUDENT_STEPS = 890, 2100
+RATE = 1e-4
 
 
 def list_jobs() -> list[Job]:
     jobs = []
     for seed in SEEDS:
         teacher = f"teacher-{seed}"
-        jobs.append(Job(teacher, 6, partial(learn, teacher, seed, None)))
-        for kept in KEPT:
-            name = f"{kept}-{EPOCHS}-{RATE:g}-{seed}"
-            jobs.append(Job(name, 12, partial(learn, name, seed, kept), needs=teacher))
+        jobs.append(Job(teacher, 6, partial(learn, teacher, seed)))
+        for kind in ("student", "student-more"):
+            name = f"{kind}-{seed}"
+            jobs.append(Job(name, 12, partial(learn, name, seed), needs=teacher))
     return jobs
 
 
-def learn(name: str, seed: int, kept: str | None, bench: Bench) -> dict[str, Any]:
+def learn(name: str, seed: int, bench: Bench) -> dict[str, Any]:
     files, folder = gather(bench, NAMES), bench.work(name)
     teacher = bench.work(f"teacher-{seed}") / "model-last"
     config = partial(make_config, bench, NAMES, files, seed)
-    if kept:
+    if name != teacher.parent.name:
         encoder = str(teacher / "bert_encoder" / "model")
-        student = config(EPOCHS * STUDENT_STEPS, encoder=encoder, by_task=False)
+        student = config(STUDENT_STEPS, encoder=encoder, by_task=False)
         student["training"]["optimizer"]["learn_rate"]["initial_rate"] = RATE
-        nlp = distill(teacher, student, folder, keep_layers=KEPT[kept], force=True)
+        if "more" in name:
+            student["paths"]["train"] = str(add_news(bench, files["train"]))
+        nlp = distill(teacher, student, folder, keep_layers=KEPT, force=True)
     else:
         nlp = train(config(STEPS), folder, force=True)
     scores = {}
@@ -53,6 +60,20 @@ def learn(name: str, seed: int, kept: str | None, bench: Bench) -> dict[str, Any
         head, examples = predict(nlp, task, files[task])
         scores[task] = head.score(examples)[TASKS[task].metric]
     return {"scores": scores}
+
+
+def add_news(bench: Bench, texts: Path) -> Path:
+    """A folder with these texts and the news."""
+    folder = bench.work("more-texts")
+    shutil.copytree(texts, folder, dirs_exist_ok=True)
+    news = []
+    for task, columns in {"MRPC": ("#1 String", "#2 String"), "RTE": ("sentence1",)}.items():
+        with (bench.data / "glue_small" / task / "train.tsv").open(encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                news += [row[column] for column in columns]
+    lines = (json.dumps({"text": text}) + "\n" for text in news if text)
+    (folder / "news.jsonl").write_text("".join(lines), "utf8")
+    return folder
 
 
 def print_tables(bench: Bench) -> None:
