@@ -109,12 +109,8 @@ class Int8Linear(nn.Module):
         if smooth:
             spread = weight.abs().amax(0).clamp(min=1e-5)
             factors = largest**SMOOTHING / spread ** (1 - SMOOTHING)
-        low, high, largest, weight = (
-            low / factors,
-            high / factors,
-            largest / factors,
-            weight * factors,
-        )
+        low, high, largest = (values / factors for values in (low, high, largest))
+        weight = weight * factors
         others = largest.sort(descending=True).values[min(max_outliers, len(largest) - 1)]
         is_outlier = largest > OUTLIER * others if max_outliers else largest < 0
         low, high = low[~is_outlier].amin().clamp(max=0), high[~is_outlier].amax().clamp(min=0)
