@@ -24,7 +24,7 @@ from torch import nn
 from ..text.batch import PackedBatch
 from .encoder import Encoder
 
-NUM_SEQUENCES, LENGTH = 64, 48  # of random wordpieces
+NUM_SEQUENCES, LENGTH = 32, 32  # of random wordpieces
 SMOOTHING = 0.6  # how much of the difference between channels moves to the weights; 1 is all
 MARGIN = 1.1  # by which a range may be exceeded
 MAX_OUTLIERS = 4
