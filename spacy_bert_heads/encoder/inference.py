@@ -61,7 +61,7 @@ def use_int8(encoder: Encoder) -> None:
     used, such as the pooler, stays."""
     layers = _large_layers(encoder.model)
     ranges = measure_ranges(encoder, layers.values())
-    for block in encoder.model.modules():
+    for block in list(encoder.model.modules()):
         if isinstance(block, FusedLayer) and is_gelu(block.intermediate.intermediate_act_fn):
             up, down = block.intermediate.dense, block.output.dense
             if up in ranges and down in ranges:
