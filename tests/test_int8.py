@@ -237,8 +237,8 @@ def test_adapters_stay_as_they_are(kind, checkpoint):
 def test_a_real_checkpoint(minilm, make_nlp):
     exact, made = (states(make_nlp(name=minilm, precision=p)) for p in ("fp32", "int8"))
     distances = (made - exact).norm(dim=1) / exact.norm(dim=1)
-    assert distances.mean() < 0.09
-    assert distances.max() < 0.25
+    assert distances.mean() < 0.1
+    assert distances.max() < 0.35
 
 
 def test_a_way_to_load(joint):
