@@ -12,6 +12,7 @@ from transformers.activations import GELUActivation
 
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, make_settings
+from spacy_bert_heads.encoder.devices import is_ampere
 from spacy_bert_heads.encoder.encoder import Encoder
 from spacy_bert_heads.encoder.inference import (
     FusedOutput,
@@ -20,7 +21,9 @@ from spacy_bert_heads.encoder.inference import (
     for_inference,
     packing_pays,
 )
+from spacy_bert_heads.encoder.int8 import Int8Linear
 from spacy_bert_heads.encoder.model import encoder_of, shim_of
+from spacy_bert_heads.encoder.shim import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -35,6 +38,37 @@ def without_amx(monkeypatch) -> None:
 
 def cosines(a, b):
     return torch.cosine_similarity(a, b, dim=-1)
+
+
+# --- what int8 becomes
+
+
+def test_where_torch_has_none(monkeypatch, make_nlp):
+    monkeypatch.setattr(inference, "has_int8", lambda: False)
+    with pytest.raises(ValueError, match='torch does not support .* Set precision = "fp32"'):
+        make_nlp("ner", precision="int8")
+
+
+def test_a_cpu_with_amx_takes_bf16_for_int8(checkpoint, monkeypatch):
+    bert = load_encoder(checkpoint)
+    monkeypatch.setattr(inference, "_has_amx", lambda: True)
+    fast = for_inference(bert, "int8")
+    assert {p.dtype for p in fast.model.parameters()} == {torch.bfloat16}
+    assert not any(isinstance(module, Int8Linear) for module in fast.modules())
+
+
+@pytest.mark.parametrize(
+    "capability, expected", [((8, 0), "bf16"), ((9, 0), "bf16"), ((7, 5), "fp32")]
+)
+def test_a_gpu_takes_bf16_for_int8_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    is_ampere.cache_clear()
+    gpu = torch.device("cuda", 0)
+    assert resolve_precision("int8", gpu) == resolve_precision("auto", gpu) == expected
+    assert resolve_precision("fp16", gpu) == "fp16"
+    assert resolve_precision("bf16", gpu) == "bf16"
+    is_ampere.cache_clear()
+    assert resolve_precision("int8", CPU) == "int8"
 
 
 # --- packed weights

@@ -14,7 +14,6 @@ from torch import nn
 
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.adapters import Bottleneck, LowRank, make_settings
-from spacy_bert_heads.encoder.devices import is_ampere
 from spacy_bert_heads.encoder.inference import for_inference
 from spacy_bert_heads.encoder.int8 import (
     MARGIN,
@@ -26,7 +25,6 @@ from spacy_bert_heads.encoder.int8 import (
     measure_ranges,
 )
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.encoder.shim import resolve_precision
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
 LARGEST = 2 ** (int8_bits() - 1) - 1  # of the weights
@@ -236,9 +234,12 @@ def test_adapters_stay_as_they_are(kind, checkpoint):
 
 def test_a_real_checkpoint(minilm, make_nlp):
     exact, made = (states(make_nlp(name=minilm, precision=p)) for p in ("fp32", "int8"))
+    cosines = torch.cosine_similarity(made, exact, dim=-1)
+    assert cosines.min() > 0.98
+    assert cosines.mean() > 0.995
     distances = (made - exact).norm(dim=1) / exact.norm(dim=1)
-    assert distances.mean() < 0.1
-    assert distances.max() < 0.35
+    assert distances.mean() < 0.09
+    assert distances.max() < 0.25
 
 
 def test_a_way_to_load(joint):
@@ -283,31 +284,3 @@ def test_copies_make_their_own(make_nlp):
     again = make_nlp("ner", precision="int8", initialize=False).from_bytes(nlp.to_bytes())
     for copied in (pickle.loads(pickle.dumps(nlp)), again):
         torch.testing.assert_close(states(copied), expected, atol=1e-6, rtol=0)
-
-
-def test_where_torch_has_none(monkeypatch, make_nlp):
-    monkeypatch.setattr(inference, "has_int8", lambda: False)
-    with pytest.raises(ValueError, match='torch does not support .* Set precision = "fp32"'):
-        make_nlp("ner", precision="int8")
-
-
-def test_a_cpu_with_amx_takes_bf16_for_int8(checkpoint, monkeypatch):
-    bert = load_encoder(checkpoint)
-    monkeypatch.setattr(inference, "_has_amx", lambda: True)
-    fast = for_inference(bert, "int8")
-    assert {p.dtype for p in fast.model.parameters()} == {torch.bfloat16}
-    assert not any(isinstance(module, Int8Linear) for module in fast.modules())
-
-
-@pytest.mark.parametrize(
-    "capability, expected", [((8, 0), "bf16"), ((9, 0), "bf16"), ((7, 5), "fp32")]
-)
-def test_a_gpu_takes_bf16_for_int8_from_ampere_on(monkeypatch, capability, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    is_ampere.cache_clear()
-    gpu = torch.device("cuda", 0)
-    assert resolve_precision("int8", gpu) == resolve_precision("auto", gpu) == expected
-    assert resolve_precision("fp16", gpu) == "fp16"
-    assert resolve_precision("bf16", gpu) == "bf16"
-    is_ampere.cache_clear()
-    assert resolve_precision("int8", torch.device("cpu")) == "int8"

@@ -35,24 +35,23 @@ def for_inference(encoder: nn.Module, precision: str) -> nn.Module:
     is_cpu = encoder.device.type == "cpu"
     if precision == "int8" and _has_amx():
         precision = "bf16"
-    is_int8 = precision == "int8"
     packs = is_cpu and precision in ("fp32", "bf16") and packing_pays()
+    replaces = packs or precision == "int8"  # the linear layers
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model: Any = copy_sharing(
         encoder.model, lambda weight: nn.Parameter(weight.to(dtype), requires_grad=False)
     )
     fast = copy.copy(encoder)
     fast._modules = {**encoder._modules, "model": model}
-    fast.is_fused = (is_int8 or packs) and bool(encoder.interface) and fuse_layers(model)
+    fast.is_fused = replaces and bool(encoder.interface) and fuse_layers(model)
     fast.eval()  # also if another thread trains the encoder now
-    if is_int8:
+    if precision == "int8":
         use_int8(fast)
     elif packs:
         for name, linear in _large_layers(model).items():
             replace_module(model, name, PackedLinear(linear))
-    if is_int8 or packs:
-        fuse(model)
-    fast.multiplies_by_onednn = is_int8 or packs or is_cpu and precision == "bf16"
+    fuse(model)
+    fast.multiplies_by_onednn = replaces or is_cpu and precision == "bf16"
     return fast
 
 
