@@ -35,22 +35,22 @@ def list_jobs() -> list[Job]:
     jobs = []
     for seed in SEEDS:
         teacher = f"teacher-{seed}"
-        jobs.append(Job(teacher, 6, partial(learn, teacher, seed)))
+        jobs.append(Job(teacher, 6, partial(learn, "teacher", seed)))
         for kind in ("student", "student-more"):
-            name = f"{kind}-{seed}"
-            jobs.append(Job(name, 12, partial(learn, name, seed), needs=teacher))
+            run = partial(learn, kind, seed)
+            jobs.append(Job(f"{kind}-{seed}", 12, run, needs=teacher))
     return jobs
 
 
-def learn(name: str, seed: int, bench: Bench) -> dict[str, Any]:
-    files, folder = gather(bench, NAMES), bench.work(name)
+def learn(kind: str, seed: int, bench: Bench) -> dict[str, Any]:
+    files, folder = gather(bench, NAMES), bench.work(f"{kind}-{seed}")
     teacher = bench.work(f"teacher-{seed}") / "model-last"
     config = partial(make_config, bench, NAMES, files, seed)
-    if name != teacher.parent.name:
+    if kind != "teacher":
         encoder = str(teacher / "bert_encoder" / "model")
         student = config(STUDENT_STEPS, encoder=encoder, by_task=False)
         student["training"]["optimizer"]["learn_rate"]["initial_rate"] = RATE
-        if "more" in name:
+        if kind == "student-more":
             student["paths"]["train"] = str(add_news(bench, files["train"]))
         nlp = distill(teacher, student, folder, keep_layers=KEPT, force=True)
     else:
