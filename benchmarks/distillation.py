@@ -7,6 +7,9 @@ student-SEED, student-more-SEED
     A student that begins with layers 0, 2 and 4 and learns all three from the teacher's
     predictions on the same texts without their annotation, and with `more` also on the sentences of
     MRPC and the premises of RTE, which are news.
+student-shared-SEED
+    A student that applies one layer three times, as ALBERT does (Lan et al. 2020, section 3.1); it
+    begins with the teacher's layer 2.
 """
 
 import csv
@@ -20,6 +23,8 @@ from typing import Any
 from jobs import Bench, Job, print_head, print_row, read_results, run_script
 from joint import gather, make_config, predict
 from tasks import TASKS
+from torch import nn
+from transformers import AlbertConfig, AlbertModel, AutoModel, AutoTokenizer
 
 from spacy_bert_heads.distill import distill
 from spacy_bert_heads.training.loop import train
@@ -36,7 +41,7 @@ def list_jobs() -> list[Job]:
     for seed in SEEDS:
         teacher = f"teacher-{seed}"
         jobs.append(Job(teacher, 6, partial(learn, "teacher", seed)))
-        for kind in ("student", "student-more"):
+        for kind in ("student", "student-more", "student-shared"):
             run = partial(learn, kind, seed)
             jobs.append(Job(f"{kind}-{seed}", 12, run, needs=teacher))
     return jobs
@@ -47,12 +52,15 @@ def learn(kind: str, seed: int, bench: Bench) -> dict[str, Any]:
     teacher = bench.work(f"teacher-{seed}") / "model-last"
     config = partial(make_config, bench, NAMES, files, seed)
     if kind != "teacher":
-        encoder = str(teacher / "bert_encoder" / "model")
-        student = config(STUDENT_STEPS, encoder=encoder, by_task=False)
+        encoder = teacher / "bert_encoder" / "model"
+        kept = KEPT
+        if kind == "student-shared":
+            encoder, kept = share_layer(encoder, bench.work(f"shared-{seed}")), ()
+        student = config(STUDENT_STEPS, encoder=str(encoder), by_task=False)
         student["training"]["optimizer"]["learn_rate"]["initial_rate"] = RATE
         if kind == "student-more":
             student["paths"]["train"] = str(add_news(bench, files["train"]))
-        nlp = distill(teacher, student, folder, keep_layers=KEPT, force=True)
+        nlp = distill(teacher, student, folder, keep_layers=kept, force=True)
     else:
         nlp = train(config(STEPS), folder, force=True)
     scores = {}
@@ -60,6 +68,43 @@ def learn(kind: str, seed: int, bench: Bench) -> dict[str, Any]:
         head, examples = predict(nlp, task, files[task])
         scores[task] = head.score(examples)[TASKS[task].metric]
     return {"scores": scores}
+
+
+def share_layer(bert: Path, folder: Path) -> Path:
+    """A checkpoint of ALBERT with the embeddings of a BERT and the middle one of its layers that
+    students keep."""
+    teacher = AutoModel.from_pretrained(bert, add_pooling_layer=False)
+    facts = teacher.config.to_dict()
+    names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act",
+             "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
+             "hidden_dropout_prob", "attention_probs_dropout_prob")  # fmt: skip
+    config = AlbertConfig(
+        **{name: facts[name] for name in names},
+        embedding_size=facts["hidden_size"],
+        num_hidden_layers=len(KEPT),
+    )
+    student = AlbertModel(config, add_pooling_layer=False)
+    student.embeddings.load_state_dict(teacher.embeddings.state_dict())
+    mapping = student.encoder.embedding_hidden_mapping_in
+    nn.init.eye_(mapping.weight)
+    nn.init.zeros_(mapping.bias)
+    own, known = student.encoder.albert_layer_groups[0].albert_layers[0], teacher.encoder.layer[2]
+    attention = known.attention
+    parts = {
+        own.attention.query: attention.self.query,
+        own.attention.key: attention.self.key,
+        own.attention.value: attention.self.value,
+        own.attention.dense: attention.output.dense,
+        own.attention.LayerNorm: attention.output.LayerNorm,
+        own.ffn: known.intermediate.dense,
+        own.ffn_output: known.output.dense,
+        own.full_layer_layer_norm: known.output.LayerNorm,
+    }
+    for part, source in parts.items():
+        part.load_state_dict(source.state_dict())
+    student.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    return folder
 
 
 def add_news(bench: Bench, texts: Path) -> Path:

@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 
 import shutil
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
@@ -17,6 +18,7 @@ from groups import GROUPS
 from conversion import blank_once
 from hypothesis import settings
 from spacy.training import Example
+from thinc.api import Config
 
 from spacy_bert_heads.encoder import inference
 from spacy_bert_heads.encoder.int8 import has_int8
@@ -72,6 +74,14 @@ def light() -> None:
 def checkpoint(tmp_path_factory) -> str:
     """A tiny random BERT without dropout."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "bert")
+
+
+@pytest.fixture(scope="session")
+def make_config(tmp_path_factory) -> Callable[..., Config]:
+    """A config of a small training run for some heads."""
+    from training_runs import config_maker  # which imports this file
+
+    return config_maker(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

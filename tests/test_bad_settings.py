@@ -59,7 +59,7 @@ def test_albert_has_no_layers_to_freeze(make_nlp, tmp_path):
         (
             "ner",
             {"scheme": "BIOX"},
-            "Unknown scheme 'BIOX'. Choose one of: BIO, BILOU, IOB, IOBES, IO",
+            "scheme is 'BIOX'. Choose one of: BIO, BILOU, IOB, IOBES, IO",
         ),
         ("ner", {"threshold": -0.1}, "threshold is -0.1; it must be a probability"),
         ("ner", {"threshold": 1.1}, "threshold is 1.1; it must be a probability"),
@@ -79,7 +79,7 @@ def test_head_settings(head, settings, match):
 @pytest.mark.parametrize(
     "kind, config, message",
     [
-        ("ner", {"scheme": "BIOX"}, "Unknown scheme 'BIOX'"),
+        ("ner", {"scheme": "BIOX"}, "scheme is 'BIOX'"),
         ("ner", {"threshold": 1.5}, "threshold is 1.5"),
         ("ner", {"threshold": -0.1}, "threshold is -0.1"),
         ("textcat_multilabel", {"threshold": 2.0}, "threshold is 2.0"),

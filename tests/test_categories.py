@@ -9,15 +9,14 @@ import spacy
 import torch
 from arrays import floats
 from head_cases import doc_of, make_head, random_logits
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from losses import assert_same_loss, get_loss, in_torch
+from losses import assert_same_loss, get_loss
 from pair_examples import LANG
 from spacy.language import Language
 from spacy.scorer import Scorer
 from spacy.training import Example
 from thinc.api import Adam
-from torch.nn import functional as F
 
 from spacy_bert_heads.heads.categories import score_choices
 
@@ -238,29 +237,6 @@ def test_a_pickled_pipeline_goes_on(checkpoint):
 # --- settings
 
 
-@pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_label_smoothing_is_torchs(weights, smoothing):
-    head = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
-    made = [with_cats(cats) for cats in ({"A": 1, "B": 0}, {}, {"C": 1}, {"A": 0}, {"B": 1})]
-    classes = torch.tensor([0, -1, 2, -1, 1])
-    by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
-    logits = random_logits(5, 3)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(x, classes, by_class, ignore_index=-1, label_smoothing=smoothing)
-
-    assert_same_loss(get_loss(head, made, logits), in_torch(loss, logits))
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1.1, 2.0])
-def test_label_smoothing_is_a_part(smoothing):
-    with pytest.raises(
-        ValueError, match=f"label_smoothing is {smoothing}; it must be from 0, for none, to 1"
-    ):
-        make_head("textcat", label_smoothing=smoothing)
-
-
 def test_a_positive_label_s_f_is_the_score(checkpoint, tmp_path):
     nlp = build(checkpoint, list(KIND), TWO[0], initialize=False)
     settings = {"labels": ["sea", "fire"], "positive_label": "fire"}
@@ -359,27 +335,6 @@ def test_a_category_that_the_head_does_not_have_is_wrong():
     assert scores["cats_f_per_type"]["B"] == {"p": 0.5, "r": 1.0, "f": pytest.approx(2 / 3)}
     assert scores["cats_score"] == pytest.approx(1 / 3)
     assert head.tally(examples[1]) == {"B": {"tp": 0, "fp": 1, "fn": 0}}
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
-    st.none() | st.fixed_dictionaries(dict.fromkeys("ABC", st.floats(0.1, 5))),
-    st.floats(0, 0.9),
-)
-def test_exclusive_values_that_sum_to_1_are_probabilities(values, weights, smoothing):
-    """As targets of torch's cross_entropy; a mean by their weights."""
-    q = np.asarray(values) / sum(values)
-    head = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
-    logits = random_logits(2, 3)
-    examples = [with_cats(dict(zip("ABC", q.tolist(), strict=True))), with_cats({"B": 1.0})]
-    loss, _ = get_loss(head, examples, logits)
-    targets = torch.tensor([q.tolist(), [0.0, 1.0, 0.0]])
-    weight = torch.tensor([1.0] * 3 if weights is None else [weights[label] for label in "ABC"])
-    total = F.cross_entropy(
-        torch.as_tensor(logits), targets, weight, reduction="sum", label_smoothing=smoothing
-    )
-    assert loss == pytest.approx(float(total / (targets * weight).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

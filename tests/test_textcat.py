@@ -7,6 +7,8 @@ import pytest
 import torch
 from arrays import floats
 from head_cases import doc_of, make_head, random_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from losses import assert_same_loss, get_loss, in_torch
 from spacy.training import Example
 from torch.nn import functional as F
@@ -17,8 +19,9 @@ def with_cats(*cats: dict[str, float]) -> list[Example]:
 
 
 @pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])
-def test_textcat_loss_is_torchs(weights):
-    textcat = make_head("textcat", "ABC", class_weights=weights)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_textcat_loss_is_torchs(weights, smoothing):
+    textcat = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
     examples = with_cats(
         {"A": 1.0, "B": 0.0, "C": 0.0},
         {},  # not annotated
@@ -29,10 +32,40 @@ def test_textcat_loss_is_torchs(weights):
     logits = random_logits(5, 3)
     classes = torch.tensor([0, -1, 1, -1, 2])
     by_class = torch.tensor([(weights or {}).get(label, 1.0) for label in "ABC"]).double()
-    assert_same_loss(
-        get_loss(textcat, examples, logits),
-        in_torch(lambda x: F.cross_entropy(x, classes, by_class, ignore_index=-1), logits),
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x, classes, by_class, ignore_index=-1, label_smoothing=smoothing)
+
+    assert_same_loss(get_loss(textcat, examples, logits), in_torch(loss, logits))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, 2.0])
+def test_label_smoothing_is_a_part(smoothing):
+    with pytest.raises(
+        ValueError, match=f"label_smoothing is {smoothing}; it must be from 0, for none, to 1"
+    ):
+        make_head("textcat", label_smoothing=smoothing)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
+    st.none() | st.fixed_dictionaries(dict.fromkeys("ABC", st.floats(0.1, 5))),
+    st.floats(0, 0.9),
+)
+def test_exclusive_values_that_sum_to_1_are_probabilities(values, weights, smoothing):
+    """As targets of torch's cross_entropy; a mean by their weights."""
+    q = np.asarray(values) / sum(values)
+    head = make_head("textcat", "ABC", class_weights=weights, label_smoothing=smoothing)
+    logits = random_logits(2, 3)
+    examples = with_cats(dict(zip("ABC", q.tolist(), strict=True)), {"B": 1.0})
+    loss, _ = get_loss(head, examples, logits)
+    targets = torch.tensor([q.tolist(), [0.0, 1.0, 0.0]])
+    weight = torch.tensor([1.0] * 3 if weights is None else [weights[label] for label in "ABC"])
+    total = F.cross_entropy(
+        torch.as_tensor(logits), targets, weight, reduction="sum", label_smoothing=smoothing
     )
+    assert loss == pytest.approx(float(total / (targets * weight).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("weights", [None, {"B": 2.5}, {"A": 0.5, "B": 0.0, "C": 3.0}])

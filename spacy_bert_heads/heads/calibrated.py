@@ -130,11 +130,13 @@ def check_temperature(name: str, temperature: Any) -> None:
 def check_thresholds(name: str, thresholds: Any) -> None:
     """Raise ValueError if `thresholds` are not probabilities by label."""
     for label, value in (thresholds or {}).items():
-        if not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise ValueError(
-                f"thresholds of {name} has {value!r} for '{label}'; it must be a probability, 0 "
-                "to 1."
-            )
+        check_probability(f"thresholds['{label}'] of {name}", value)
+
+
+def check_probability(setting: str, value: Any) -> None:
+    """Raise ValueError if a setting is not a number from 0 to 1."""
+    if not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise ValueError(f"{setting} is {value!r}; it must be a probability, 0 to 1.")
 
 
 def rescale(probability: float, factor: float) -> float:

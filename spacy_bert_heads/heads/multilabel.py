@@ -14,10 +14,9 @@ from thinc.api import Model
 
 from ..text.doc_data import get_abstained
 from .calibrated import rescale
-from .categories import SCORES, PipelineRef
+from .categories import SCORES
 from .claims import Claim, claim_categories
 from .declared import score_weights
-from .free_text import read_text
 from .head import BertHead
 from .losses import mean_over
 from .textcat import DEFAULT_MODEL, BertTextCat
@@ -54,19 +53,16 @@ def make_bert_textcat_multilabel(
     thresholds (Optional[Dict[str, float]]): By label: predicted categories that are less probable
         than this are removed from `doc.cats`.
     """
-    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
-    textcat = BertTextCatMultilabel(
-        nlp.vocab,
-        model,
+    return BertTextCatMultilabel.for_pipeline(
+        nlp,
         name,
-        class_weights=weights,
+        model,
+        class_weights=class_weights,
         threshold=threshold,
         temperature=temperature,
-        thresholds=by_label,
+        thresholds=thresholds,
         scorer=scorer,
     )
-    textcat.nlp = PipelineRef(nlp)
-    return textcat
 
 
 class BertTextCatMultilabel(BertTextCat):

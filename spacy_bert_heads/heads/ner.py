@@ -20,6 +20,7 @@ from ..encoder.listener import DEFAULT_LISTENER
 from ..encoder.model import shim_of
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
 from ..text.user_data import set_value
+from .calibrated import check_probability
 from .claims import Claim, claim_entities
 from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
@@ -173,11 +174,9 @@ class BertNER(BertHead):
         scorer: Callable | None = None,
         **calibration: Any,
     ) -> None:
-        if scheme not in SCHEMES:
-            raise ValueError(f"Unknown scheme '{scheme}'. Choose one of: {', '.join(SCHEMES)}.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        check_probability("threshold", threshold)
         for setting, value, values in (
+            ("scheme", scheme, SCHEMES),
             ("alignment_mode", alignment_mode, ALIGNMENT_MODES),
             ("aggregation", aggregation, AGGREGATIONS),
             ("loss", loss, LOSSES),
@@ -280,21 +279,18 @@ class BertNER(BertHead):
             )
         return self.tags
 
-    def _after_loading(self) -> "BertNER":
-        if self.cfg["scheme"] != self._config["scheme"]:
-            raise ValueError(
-                f'{self.name} was trained with scheme = "{self.cfg["scheme"]}", so it can\'t be '
-                f'loaded with "{self._config["scheme"]}". Train it again for that.'
-            )
-        shim, wanted = shim_of(self.model), self._config["loss"]
-        has_crf = shim.has_module and getattr(shim.module, "transitions", None) is not None
-        if shim.has_module and has_crf != (wanted == "crf"):
-            raise ValueError(
-                f'{self.name} was not trained with loss = "{wanted}", so it can\'t be loaded with '
-                "it. Train it again for that."
-            )
+    def _after_loading(self) -> None:
+        trained, shim = {"scheme": self.cfg["scheme"]}, shim_of(self.model)
+        if shim.has_module:
+            has_crf = getattr(shim.module, "transitions", None) is not None
+            trained["loss"] = "crf" if has_crf else "softmax"
+        for setting, value in trained.items():
+            if value != self._config[setting]:
+                raise ValueError(
+                    f'{self.name} was trained with {setting} = "{value}", so it can\'t be loaded '
+                    f'with "{self._config[setting]}". Train it again for that.'
+                )
         super()._after_loading()
-        return self
 
     def check_labels(self) -> None:
         super().check_labels()

@@ -22,7 +22,7 @@ from ..text.doc_data import drop_results, get_answers, make_answer, register_ext
 from ..text.pairs import NoRoomForAnswers, Pairs
 from ..text.user_data import set_value
 from .answers import KINDS, best_spans, best_threshold, check_answer, score_qa, tally_answers
-from .calibrated import rescale
+from .calibrated import check_probability, rescale
 from .claims import Claim, claim_answers
 from .declared import HFClasses, Score, score_weights
 from .entities import write_group
@@ -167,10 +167,8 @@ class BertQA(UnlabelledPairHead):
             raise ValueError(f"alignment of {name} is {alignment!r}; it must be 'token' or 'char'.")
         if alternatives < 0:
             raise ValueError(f"alternatives is {alternatives}; it must be 0 or more.")
-        if no_answer_threshold is not None and not 0 <= no_answer_threshold <= 1:
-            raise ValueError(
-                f"no_answer_threshold is {no_answer_threshold}; it must be a probability, 0 to 1."
-            )
+        if no_answer_threshold is not None:
+            check_probability("no_answer_threshold", no_answer_threshold)
         calibration["fixed_threshold"] = no_answer_threshold
         super().__init__(vocab, model, name, texts=questions, scorer=scorer, **calibration)
         self.cfg["no_answer_threshold"] = 0.5
@@ -283,10 +281,9 @@ class BertQA(UnlabelledPairHead):
 
     # --- windows
 
-    def _after_loading(self) -> "BertQA":
+    def _after_loading(self) -> None:
         super()._after_loading()
         self._check_room()
-        return self
 
     def _encoder_models(self) -> Iterator[EncoderModel]:
         for listener in self._listeners():

@@ -263,10 +263,9 @@ class BertSeq2Seq(UnlabelledHead):
     def unlabelled_inputs(self, docs: list[Doc]) -> None:
         return None
 
-    def _after_loading(self) -> "BertSeq2Seq":
+    def _after_loading(self) -> None:
         super()._after_loading()
         self.check_length()
-        return self
 
     def check_length(self) -> None:
         """Raise ValueError if the decoder has no positions for the longest text."""

@@ -2,7 +2,7 @@
 number of them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from thinc.api import Model
 from ..data.annotations import read_labels
 from ..data.records import Settings
 from ..encoder.listener import DEFAULT_LISTENER
+from .calibrated import check_probability
 from .categories import (
     EXCLUSIVE_SCORES,
     PipelineRef,
@@ -87,19 +88,16 @@ def make_bert_textcat(
     thresholds (Optional[Dict[str, float]]): By label: if the most probable category is less
         probable than its threshold, no category is written.
     """
-    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
-    textcat = BertTextCat(
-        nlp.vocab,
-        model,
+    return BertTextCat.for_pipeline(
+        nlp,
         name,
-        class_weights=weights,
+        model,
+        class_weights=class_weights,
         label_smoothing=label_smoothing,
         temperature=temperature,
-        thresholds=by_label,
+        thresholds=thresholds,
         scorer=scorer,
     )
-    textcat.nlp = PipelineRef(nlp)
-    return textcat
 
 
 class BertTextCat(BertHead):
@@ -127,8 +125,7 @@ class BertTextCat(BertHead):
         scorer: Callable | None = None,
         **calibration: Any,
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; it must be a probability, 0 to 1.")
+        check_probability("threshold", threshold)
         super().__init__(
             vocab,
             model,
@@ -140,6 +137,23 @@ class BertTextCat(BertHead):
             **calibration,
         )
         self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
+
+    @classmethod
+    def for_pipeline(
+        cls,
+        nlp: Language,
+        name: str,
+        model: Model,
+        *,
+        class_weights: Any,
+        thresholds: Any,
+        **settings: Any,
+    ) -> Self:
+        """Create the head of a pipeline from the settings of its config."""
+        weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
+        head = cls(nlp.vocab, model, name, class_weights=weights, thresholds=by_label, **settings)
+        head.nlp = PipelineRef(nlp)
+        return head
 
     def has_gold(self, example: Example) -> bool:
         """Return whether one of this head's categories is annotated, if they are exclusive whether
