@@ -10,18 +10,24 @@ student-SEED, student-more-SEED
 student-shared-SEED
     A student that applies one layer three times, as ALBERT does (Lan et al. 2020, section 3.1); it
     begins with the teacher's layer 2.
+speed-SEED
+    Words per CPU second of a teacher and its students in three precisions, in turns.
 """
 
 import csv
 import json
 import shutil
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import spacy
 from jobs import Bench, Job, print_head, print_row, read_results, run_script
 from joint import gather, make_config, predict
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
 from tasks import TASKS
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoModel, AutoTokenizer
@@ -34,6 +40,7 @@ SEEDS = range(5)
 KEPT = (0, 2, 4)
 STEPS, STUDENT_STEPS = 890, 2100
 RATE = 1e-4
+KINDS, PRECISIONS = ("teacher", "student", "student-shared"), ("fp32", "bf16", "int8")
 
 
 def list_jobs() -> list[Job]:
@@ -44,7 +51,31 @@ def list_jobs() -> list[Job]:
         for kind in ("student", "student-more", "student-shared"):
             run = partial(learn, kind, seed)
             jobs.append(Job(f"{kind}-{seed}", 12, run, needs=teacher))
+        jobs.append(Job(f"speed-{seed}", 3, partial(measure, seed), needs=f"student-shared-{seed}"))
     return jobs
+
+
+def measure(seed: int, bench: Bench) -> dict[str, Any]:
+    """The medians of three rounds over every third text of the test sets of WNUT17 and SST-2."""
+    texts = []
+    for task in ("wnut17", "sst2"):
+        data = DocBin().from_disk(gather(bench, (task,))[task])
+        texts += [doc.text for doc in data.get_docs(Vocab())][::3]
+    pipelines, found = {}, {}
+    for kind in KINDS:
+        for precision in PRECISIONS:
+            settings = {"components.bert_encoder.model.precision": precision}
+            folder = bench.work(f"{kind}-{seed}") / "model-last"
+            nlp = spacy.load(folder, config=settings, disable=["bert_nli"])
+            pipelines[f"{kind} {precision}"] = nlp
+            found[f"{kind} {precision}"] = []
+            _ = list(nlp.pipe(texts[:300]))
+    for _ in range(3):
+        for name, nlp in pipelines.items():
+            start = time.process_time()
+            num_words = sum(map(len, nlp.pipe(texts)))
+            found[name].append(num_words / (time.process_time() - start))
+    return {"speed": {name: statistics.median(values) for name, values in found.items()}}
 
 
 def learn(kind: str, seed: int, bench: Bench) -> dict[str, Any]:
@@ -122,20 +153,28 @@ def add_news(bench: Bench, texts: Path) -> Path:
 
 
 def print_tables(bench: Bench) -> None:
-    """Means over seeds, and what share they are of those of the same teachers."""
+    """Means over seeds, and what share they are of those of the same teachers; then speeds."""
     done = read_results(bench)
-    names = dict.fromkeys(name.rpartition("-")[0] for name in done)
+    scores = {name: run["scores"] for name, run in done.items() if "scores" in run}
+    names = dict.fromkeys(name.rpartition("-")[0] for name in scores)
     print_head("", "seeds", *NAMES)
     for name in sorted(names, key=lambda name: name != "teacher"):
-        seeds = [one.rpartition("-")[2] for one in done if one.rpartition("-")[0] == name]
+        seeds = [one.rpartition("-")[2] for one in scores if one.rpartition("-")[0] == name]
         cells = []
         for task in NAMES:
             own, known = (
-                statistics.mean(done[f"{who}-{seed}"]["scores"][task] for seed in seeds)
+                statistics.mean(scores[f"{who}-{seed}"][task] for seed in seeds)
                 for who in (name, "teacher")
             )
             cells.append(f"{own:.3f} ({own / known:.1%})")
         print_row(name, len(seeds), *cells)
+    for name in done.keys() - scores.keys():
+        speeds = done[name]["speed"]
+        print_head(name, *PRECISIONS)
+        for kind in KINDS:
+            own = {precision: speeds[f"{kind} {precision}"] for precision in PRECISIONS}
+            ratios = {key: value / speeds[f"teacher {key}"] for key, value in own.items()}
+            print_row(kind, *(f"{own[key]:,.0f} ({ratios[key]:.2f})" for key in PRECISIONS))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,12 @@ def in_component(component: str, path: Path | None = None) -> Iterator[None]:
     except Exception as error:  # msgpack, json, safetensors and torch raise different classes
         where = "" if path is None else f" from '{path}'"
         reason = str(error) if isinstance(error, ValueError) else repr(error)
+        if "mismatched structure" in reason or isinstance(error, IndexError):  # thinc's, of layers
+            reason = (
+                "its config makes other layers than those that were saved. Leave the settings in "
+                f"[components.{component}.model] as they were, such as combine and tok2vec, or "
+                "train again with the new ones."
+            )
         raise ValueError(f"Component '{component}' can't be loaded{where}: {reason}") from error
 
 

@@ -12,6 +12,8 @@ from pair_examples import LANG
 from spacy.language import Language
 from three_heads import DATA, TEXTS, make_examples
 
+from spacy_bert_heads.encoder.listener import DEFAULT_LISTENER
+
 WEIGHTS = ["model"]  # heads without any
 GIVEN = {"window": 32, "stride": 16, "max_batch_tokens": 100}
 
@@ -118,6 +120,20 @@ def test_settings_that_the_weights_depend_on(
     message = re.escape(f"trained with {last} = {json.dumps(old, separators=(',', ':'))}, so")
     with pytest.raises(ValueError, match=message):
         load(nlp, setting, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "old, new", [("sum", "concat"), ("concat", "sum"), ("sum", "weighted"), ("weighted", "sum")]
+)
+def test_settings_that_the_layers_depend_on(checkpoint, tmp_path, old, new):
+    nlp = build(checkpoint, "bert_textcat")
+    listener = {**DEFAULT_LISTENER, "layers": [0, 1], "combine": old}
+    nlp.add_pipe("bert_tagger", name="own", config={"model": {"tok2vec": listener}})
+    nlp.get_pipe("own").initialize(lambda: make_examples(nlp, DATA), nlp=nlp)
+    nlp.to_disk(tmp_path)
+    changed = {"components.own.model.tok2vec.combine": new}
+    with pytest.raises(ValueError, match=r"'own' .* other layers .* \[components.own.model\]"):
+        spacy.load(tmp_path, config=changed)
 
 
 @settings(max_examples=60, deadline=None)
