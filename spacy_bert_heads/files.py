@@ -82,7 +82,7 @@ def in_component(component: str, path: Path | None = None) -> Iterator[None]:
     except Exception as error:  # msgpack, json, safetensors and torch raise different classes
         where = "" if path is None else f" from '{path}'"
         reason = str(error) if isinstance(error, ValueError) else repr(error)
-        if "mismatched structure" in reason or isinstance(error, IndexError):  # thinc's, of layers
+        if "mismatched structure" in reason:  # thinc's
             reason = (
                 "its config makes other layers than those that were saved. Leave the settings in "
                 f"[components.{component}.model] as they were, such as combine and tok2vec, or "

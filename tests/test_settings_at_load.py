@@ -123,17 +123,23 @@ def test_settings_that_the_weights_depend_on(
 
 
 @pytest.mark.parametrize(
-    "old, new", [("sum", "concat"), ("concat", "sum"), ("sum", "weighted"), ("weighted", "sum")]
+    "old, new, message",
+    [
+        ("sum", "weighted", 'trained with combine = "sum", so'),
+        ("weighted", "sum", 'trained with combine = "weighted", so'),
+        ("sum", "concat", r"'own' .* other layers .* \[components.own.model\]"),
+        ("concat", "sum", r"'own' .* other layers .* \[components.own.model\]"),
+    ],
 )
-def test_settings_that_the_layers_depend_on(checkpoint, tmp_path, old, new):
+def test_settings_that_the_layers_depend_on(checkpoint, tmp_path, old, new, message):
     nlp = build(checkpoint, "bert_textcat")
     listener = {**DEFAULT_LISTENER, "layers": [0, 1], "combine": old}
     nlp.add_pipe("bert_tagger", name="own", config={"model": {"tok2vec": listener}})
     nlp.get_pipe("own").initialize(lambda: make_examples(nlp, DATA), nlp=nlp)
     nlp.to_disk(tmp_path)
-    changed = {"components.own.model.tok2vec.combine": new}
-    with pytest.raises(ValueError, match=r"'own' .* other layers .* \[components.own.model\]"):
-        spacy.load(tmp_path, config=changed)
+    with pytest.raises(ValueError, match=message):
+        spacy.load(tmp_path, config={"components.own.model.tok2vec.combine": new})
+    spacy.load(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,6 +13,7 @@ from torch import nn
 from .checkpoint import Files
 from .hidden_states import HiddenStates, Layers
 from .model import PackedPairs
+from .settings import Settings
 from .shim import TorchShim
 
 COMBINATIONS = ("concat", "sum", "weighted")
@@ -84,7 +85,13 @@ def combine_layers(
             )
         ]
     return Model(
-        "layer_features", forward, init=init, dims={"nO": None}, layers=[source], shims=shims
+        "layer_features",
+        forward,
+        init=init,
+        dims={"nO": None},
+        layers=[source],
+        shims=shims,
+        attrs={"settings": Settings({"combine": combine})},
     )
 
 

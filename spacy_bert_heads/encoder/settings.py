@@ -7,7 +7,7 @@ from thinc.api import Model
 from thinc.model import deserialize_attr, serialize_attr
 
 # What the weights have learned with.
-FIXED = ("pooling", "lstm_width", "words", "layers")
+FIXED = ("pooling", "lstm_width", "words", "layers", "combine")
 
 
 class Settings:
