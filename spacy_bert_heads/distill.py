@@ -145,11 +145,9 @@ def _begin(
     can."""
     heads, students = _heads(teacher), _heads(student)
     pairs = {_encoder(head): _encoder(heads[name]) for name, head in students.items()}
-    for own, other in pairs.items():
+    for own in pairs:
         if own is not None and keep_layers and not is_resumed:
             own.keep_layers(keep_layers)
-        if own is not None and other is not None and _are_alike(own, other):
-            own.follow(other)
     for name, head in students.items():
         other = heads[name]
         if head.factory != other.factory or head.hf_names() != other.hf_names():
@@ -160,7 +158,8 @@ def _begin(
                 "scheme."
             )
         own, known = _encoder(head), _encoder(other)
-        if head.input_name and not (own and known and _are_alike(own, known, width=False)):
+        is_alike = own and known and _differences(own, known) <= {"hidden size"}
+        if head.input_name and not is_alike:
             raise ValueError(
                 f"'{name}' reads pairs, for which student and teacher need the same tokenizer, "
                 "window and stride. Start the student with the teacher's encoder: "
@@ -169,17 +168,35 @@ def _begin(
         if not is_resumed:
             _take_over(shim_of(other.model).module, shim_of(head.model).module)
         head.follow(other)
+    for own, other in pairs.items():
+        if own is not None and other is not None:
+            _follow(own, other)
 
 
-def _are_alike(one: BertEncoder, other: BertEncoder, *, width: bool = True) -> bool:
-    """Return whether two encoders read texts as the same positions, and with `width` have hidden
-    states of the same size."""
-    a, b = checkpoint_of(one.model), checkpoint_of(other.model)
-    return (
-        all(one.model.attrs[key] == other.model.attrs[key] for key in ("window", "stride"))
-        and a.tokenizer_files.get("tokenizer.json") == b.tokenizer_files.get("tokenizer.json")
-        and (not width or one.model.get_dim("nO") == other.model.get_dim("nO"))
-    )
+def _follow(student: BertEncoder, teacher: BertEncoder) -> None:
+    """Let an encoder learn the hidden states of the teacher's if they have the same shape. Warns if
+    only the windows differ, which nobody gains by."""
+    differences = _differences(student, teacher)
+    if not differences:
+        student.follow(teacher)
+    elif differences <= {"window", "stride"}:
+        window, stride = (teacher.model.attrs[key] for key in ("window", "stride"))
+        warnings.warn(
+            "The student does not learn the teacher's hidden states, because it has other windows. "
+            f"Set window = {window} and stride = {stride} in [components.{student.name}.model].",
+            stacklevel=2,
+        )
+
+
+def _differences(one: BertEncoder, other: BertEncoder) -> set[str]:
+    """Return in what two encoders differ that decides on the shape of their hidden states."""
+    found = {key for key in ("window", "stride") if one.model.attrs[key] != other.model.attrs[key]}
+    files = [checkpoint_of(encoder.model).tokenizer_files for encoder in (one, other)]
+    if files[0].get("tokenizer.json") != files[1].get("tokenizer.json"):
+        found.add("tokenizer")
+    if one.model.get_dim("nO") != other.model.get_dim("nO"):
+        found.add("hidden size")
+    return found
 
 
 def _take_over(known: nn.Module, new: nn.Module) -> None:

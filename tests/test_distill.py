@@ -206,6 +206,18 @@ def test_a_student_without_bert(joint, dev, tmp_path):
     assert own["cats"] == pytest.approx(known["cats"], abs=0.05)
 
 
+def test_other_windows_than_the_teachers(joint, dev, tmp_path):
+    config = student_config(joint, write_texts(tmp_path), dev, steps=1)
+    config["components"]["bert_encoder"]["model"]["stride"] = 32
+    for name in ("bert_nli", "bert_qa"):
+        del config["components"][name]
+    config["nlp"]["pipeline"] = list(config["components"])
+    teacher = spacy.load(joint).get_pipe("bert_encoder").model.attrs
+    advice = f"Set window = {teacher['window']} and stride = {teacher['stride']} in "
+    with pytest.warns(UserWarning, match=f"other windows. {advice}"):
+        distill(joint, config, tmp_path / "out")
+
+
 def test_what_does_not_go_together(joint, dev, tmp_path):
     texts = write_texts(tmp_path)
 
