@@ -24,7 +24,7 @@ from spacy_bert_heads.encoder.int8 import (
     int8_bits,
     measure_ranges,
 )
-from spacy_bert_heads.encoder.model import shim_of
+from spacy_bert_heads.encoder.model import checkpoint_of, shim_of
 
 TEXTS = [text for text, _ in TRAIN_DATA] + ["Nobody lost 300 pumps off Hull in the engine room ."]
 LARGEST = 2 ** (int8_bits() - 1) - 1  # of the weights
@@ -38,8 +38,8 @@ def without_amx(monkeypatch) -> None:
     monkeypatch.setattr(inference, "_has_amx", lambda: False)
 
 
-def states(nlp):
-    docs = [nlp.make_doc(text) for text in TEXTS]
+def states(nlp, texts=TEXTS):
+    docs = [nlp.make_doc(text) for text in texts]
     return nlp.get_pipe("bert_encoder").predict(docs).states
 
 
@@ -240,6 +240,21 @@ def test_a_real_checkpoint(minilm, make_nlp):
     distances = (made - exact).norm(dim=1) / exact.norm(dim=1)
     assert distances.mean() < 0.09
     assert distances.max() < 0.25
+
+
+@pytest.mark.parametrize("text", ["ha " * 20, "| 1 | 2 | 3 | 4 " * 6, "haha" * 9, "yes"])
+def test_texts_that_repeat_themselves(minilm, make_nlp, text):
+    """Where all positions are alike, attention returns larger values than for other texts."""
+    exact, made = (states(make_nlp(name=minilm, precision=p), [text]) for p in ("fp32", "int8"))
+    assert ((made - exact).norm(dim=1) / exact.norm(dim=1)).mean() < 0.15
+
+
+def test_weights_that_are_not_finite(make_nlp):
+    nlp = make_nlp(precision="int8")
+    model = checkpoint_of(nlp.get_pipe("bert_encoder").model).model
+    model.encoder.layer[0].output.dense.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="weights are damaged: its hidden states are not finite"):
+        states(nlp)
 
 
 def test_a_way_to_load(joint):

@@ -1,9 +1,9 @@
 """Linear layers in int8 on a CPU, for prediction.
 
 The input of each layer is rounded with one scale and one zero point, which are measured once, on
-random wordpieces: no text is needed, rounding takes one pass, and a text's hidden states don't
-depend on its batch. Hidden states have a few channels that are far larger than the others, which a
-common scale would leave few bits. Two things make up for it:
+random and on repeated wordpieces: no text is needed, rounding takes one pass, and a text's hidden
+states don't depend on its batch. Hidden states have a few channels that are far larger than the
+others, which a common scale would leave few bits. Two things make up for it:
 
 - each channel is divided by a factor, by which its weights are multiplied (Xiao et al. 2023,
   SmoothQuant, section 4);
@@ -24,7 +24,7 @@ from torch import nn
 from ..text.batch import PackedBatch
 from .encoder import Encoder
 
-NUM_SEQUENCES, LENGTH = 32, 32  # of random wordpieces
+NUM_SEQUENCES, LENGTH = 32, 32  # of wordpieces from which ranges are measured
 SMOOTHING = 0.6  # how much of the difference between channels moves to the weights; 1 is all
 MARGIN = 1.1  # by which a range may be exceeded
 MAX_OUTLIERS = 4
@@ -52,8 +52,9 @@ def int8_bits() -> int:
 
 
 def measure_ranges(encoder: Encoder, layers: Iterable[nn.Linear]) -> dict[nn.Linear, Range]:
-    """Measure the ranges of the inputs of linear layers, over random wordpieces, always the same
-    for a vocabulary. Layers that did not run are missing."""
+    """Measure the ranges of the inputs of linear layers, over wordpieces that are always the same
+    for a vocabulary. Layers that did not run are missing. Raises ValueError if the encoder computes
+    numbers that are not finite."""
     found: dict[Any, Range] = {}
 
     def note(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -65,19 +66,28 @@ def measure_ranges(encoder: Encoder, layers: Iterable[nn.Linear]) -> dict[nn.Lin
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        encoder.encode(_random_batch(encoder), max_batch_tokens=NUM_SEQUENCES * LENGTH)
+        with torch.random.fork_rng(devices=[]):  # BigBird draws random numbers
+            encoder.encode(_make_batch(encoder), max_batch_tokens=NUM_SEQUENCES * LENGTH)
     finally:
         for hook in hooks:
             hook.remove()
+    if not all(torch.isfinite(values).all() for one in found.values() for values in one):
+        raise ValueError(
+            "The encoder's weights are damaged: its hidden states are not finite. Load another "
+            "checkpoint of the training, or train again with a lower learning rate."
+        )
     return found
 
 
-def _random_batch(encoder: Encoder) -> PackedBatch:
+def _make_batch(encoder: Encoder) -> PackedBatch:
+    """Make sequences of random wordpieces, and as many that repeat one: attention averages values
+    that cancel out in the first and add up in the second, as in "ha ha ha", rules and tables."""
     checkpoint = encoder.checkpoint
     tokenizer = checkpoint.tokenizer
     length = min(LENGTH, checkpoint.max_window)
     size = min(tokenizer.tokenizer.get_vocab_size(), checkpoint.config.vocab_size)
     ids = np.random.default_rng(0).integers(size, size=(NUM_SEQUENCES, length))
+    ids[::2] = ids[::2, :1]
     ids[:, : len(tokenizer.prefix)] = tokenizer.prefix
     ids[:, length - len(tokenizer.suffix) :] = tokenizer.suffix
     return PackedBatch(
