@@ -3,6 +3,7 @@ texts."""
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from .heads.free_text import as_setting
 from .heads.head import BertHead
 from .runs.processes import Processes
 from .training.loop import train
+
+CALIBRATION = {"temperature", "thresholds", "threshold", "no_answer_threshold", "fixed_threshold"}
 
 
 def distill(
@@ -50,19 +53,34 @@ def distill(
     which the student starts, counted from 0, the lowest (Sanh et al. 2019, section 3); empty for
     all.
 
+    The student takes over the teacher's calibration where its config has none: temperatures and
+    thresholds.
+
     Raises ValueError if the two pipelines don't match, and the exceptions of `train`.
     """
     if gpu_id >= 0:
         require_gpu(Processes(gpu_id).gpu_id)  # before the teacher is loaded
     nlp = load_pipeline(teacher)
-    return train(
-        _unlabelled(config, nlp),
+    config = _unlabelled(config, nlp)
+    config["distillation"] = {"teacher": _digest(nlp), "keep_layers": list(keep_layers)}
+    student = train(
+        config,
         output,
         resume=resume,
         force=force,
         gpu_id=gpu_id,
         begin_with=partial(_begin, nlp, keep_layers),
     )
+    for _, pipe in student.pipeline:
+        if isinstance(pipe, BertHead | BertEncoder):
+            pipe.follow(None)
+    return student
+
+
+def _digest(teacher: Language) -> str:
+    """Return a name of the weights of a teacher's heads, so that no run is resumed with others."""
+    parts = [head.model.to_bytes() for head in _heads(teacher).values()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _unlabelled(config: Config, teacher: Language) -> Config:
@@ -78,9 +96,10 @@ def _unlabelled(config: Config, teacher: Language) -> Config:
             "must have all of the student's: give them the same names in [components]."
         )
     config = config.copy()
-    config["corpora"]["train"] = {
+    corpus = config["training"].get("train_corpus", "corpora.train").rpartition(".")[2]
+    config["corpora"][corpus] = {
         "@readers": "spacy_bert_heads.Texts.v1",
-        "path": config["corpora"]["train"].get("path", "${paths.train}"),
+        "path": config["corpora"].get(corpus, {}).get("path", "${paths.train}"),
     }
     given = config.setdefault("initialize", {}).setdefault("components", {})
     for name in names:
@@ -144,38 +163,67 @@ def _begin(
     """Make a student learn from a teacher. A new student starts with the teacher's weights where it
     can."""
     heads, students = _heads(teacher), _heads(student)
-    pairs = {_encoder(head): _encoder(heads[name]) for name, head in students.items()}
-    for own in pairs:
-        if own is not None and keep_layers and not is_resumed:
-            own.keep_layers(keep_layers)
+    if keep_layers and not is_resumed:
+        _keep_layers(students, keep_layers)
+    teachers: dict[BertEncoder, set[BertEncoder | None]] = {}
     for name, head in students.items():
         other = heads[name]
-        if head.factory != other.factory or head.hf_names() != other.hf_names():
-            raise ValueError(
-                f"'{name}' of the student ({head.factory}: {', '.join(head.hf_names()[:9])}) and "
-                f"that of the teacher ({other.factory}: {', '.join(other.hf_names()[:9])}) don't "
-                "have the same classes. Give both the same factory, labels and settings, such as "
-                "scheme."
-            )
-        own, known = _encoder(head), _encoder(other)
-        is_alike = own and known and _differences(own, known) <= {"hidden size"}
-        if head.input_name and not is_alike:
-            raise ValueError(
-                f"'{name}' reads pairs, for which student and teacher need the same tokenizer, "
-                "window and stride. Start the student with the teacher's encoder: "
-                '[components.bert_encoder.model] name = "TEACHER/bert_encoder/model".'
-            )
+        _check_alike(name, head, other)
         if not is_resumed:
             _take_over(shim_of(other.model).module, shim_of(head.model).module)
+            _take_over_calibration(other, head)
         head.follow(other)
-    for own, other in pairs.items():
-        if own is not None and other is not None:
-            _follow(own, other)
+        if (own := _encoder(head)) is not None:
+            teachers.setdefault(own, set()).add(_encoder(other))
+    for own, known in teachers.items():
+        if len(known) == 1:  # hidden states of several can't be learned at once
+            _follow(own, *known)
 
 
-def _follow(student: BertEncoder, teacher: BertEncoder) -> None:
+def _keep_layers(students: dict[str, BertHead], numbers: Sequence[int]) -> None:
+    """Remove the other layers of the encoders. Raises ValueError if a head reads all layers."""
+    for name, head in students.items():
+        if any(listener.reads == "all" for listener in head._listeners()):
+            raise ValueError(
+                f"'{name}' reads all layers, of which some are removed. Set layers = [-1] in "
+                f"[components.{name}.model.tok2vec]."
+            )
+    for encoder in {_encoder(head) for head in students.values()}:
+        if encoder is not None:
+            encoder.keep_layers(numbers)
+
+
+def _check_alike(name: str, head: BertHead, other: BertHead) -> None:
+    """Raise ValueError if a head can't learn from that of the teacher with the same name."""
+    if head.factory != other.factory or head.hf_names() != other.hf_names():
+        raise ValueError(
+            f"'{name}' of the student ({head.factory}: {', '.join(head.hf_names()[:9])}) and "
+            f"that of the teacher ({other.factory}: {', '.join(other.hf_names()[:9])}) don't "
+            "have the same classes. Give both the same factory, labels and settings, such as "
+            "scheme."
+        )
+    for key in ("loss", "aggregation"):
+        if head.cfg.get(key) != other.cfg.get(key):
+            raise ValueError(
+                f"'{name}' of the teacher has {key} = \"{other.cfg.get(key)}\", the student's "
+                f'"{head.cfg.get(key)}". Set {key} in [components.{name}] as in the teacher.'
+            )
+    own, known = _encoder(head), _encoder(other)
+    is_alike = own and known and _differences(own, known) <= {"hidden size"}
+    if not is_alike and (head.input_name or head.cfg.get("aggregation") == "simple"):
+        what = "pairs" if head.input_name else "wordpieces"
+        raise ValueError(
+            f"'{name}' reads {what}, for which both pipelines need a bert_encoder with the same "
+            "tokenizer, window and stride. Start the student with the teacher's: "
+            '[components.bert_encoder.model] name = "TEACHER/bert_encoder/model".'
+        )
+
+
+def _follow(student: BertEncoder, teacher: BertEncoder | None) -> None:
     """Let an encoder learn the hidden states of the teacher's if they have the same shape. Warns if
     only the windows differ, which nobody gains by."""
+    if teacher is None:
+        return
     differences = _differences(student, teacher)
     if not differences:
         student.follow(teacher)
@@ -206,6 +254,15 @@ def _take_over(known: nn.Module, new: nn.Module) -> None:
         k: v.shape for k, v in new.state_dict().items()
     }:
         new.load_state_dict(weights)
+
+
+def _take_over_calibration(known: BertHead, new: BertHead) -> None:
+    """Copy temperature and thresholds where the config of the new head leaves them at the
+    factory's values."""
+    defaults = Language.get_factory_meta(new.factory).default_config or {}
+    for key in CALIBRATION & known.cfg.keys():
+        if key not in new._config or new._config[key] == defaults.get(key):
+            new.cfg[key] = known.cfg[key]
 
 
 def _heads(nlp: Language) -> dict[str, BertHead]:

@@ -8,12 +8,13 @@ from math import log
 import pytest
 import spacy
 import torch
+import torch.nn.functional as F
 from pair_examples import LANG, make_example
 from spacy.training import Example
 from thinc.api import Adam
 
 from spacy_bert_heads.encoder.model import shim_of
-from spacy_bert_heads.heads.imitation import distance, divergence
+from spacy_bert_heads.heads.imitation import binary_divergence, distance, divergence
 from spacy_bert_heads.heads.outputs import TokenLogits, tensors_of
 from spacy_bert_heads.heads.regression import BertRegression
 from spacy_bert_heads.heads.similarity import BertSimilarity
@@ -206,6 +207,15 @@ def test_the_divergence_by_hand():
     by_hand = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)
     assert (float(loss), loss.num_items) == (pytest.approx(by_hand / 2), 2)
     assert float(divergence(wanted, wanted)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_divergence_of_single_values_is_torchs():
+    made, wanted = torch.tensor([[0.3, -2.0], [4.0, 0.0]]), torch.tensor([[1.0, 2.0], [-3.0, 0.0]])
+    p = wanted.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(made, p)
+    expected = cross - F.binary_cross_entropy_with_logits(wanted, p)
+    loss = binary_divergence(made, wanted)
+    assert (float(loss), loss.num_items) == (pytest.approx(float(expected)), 4)
 
 
 def distance_to_old(nlp, head) -> float:

@@ -1,6 +1,7 @@
 """Students learn what their teachers predict: gradients against torch, then whole runs."""
 
 import json
+from unittest import mock
 
 import pytest
 import spacy
@@ -14,8 +15,10 @@ from thinc.api import Config
 from transformers import AutoModel
 
 from spacy_bert_heads.distill import Texts, distill
+from spacy_bert_heads.encoder.adapters import make_settings
+from spacy_bert_heads.encoder.component import BertEncoder
 from spacy_bert_heads.encoder.loading import load_checkpoint
-from spacy_bert_heads.encoder.model import DocSample, checkpoint_of
+from spacy_bert_heads.encoder.model import DocSample, checkpoint_of, shim_of
 
 TEXTS = [
     {
@@ -83,8 +86,12 @@ def test_layers_that_are_kept(tmp_path):
     saved = AutoModel.from_pretrained(tmp_path / "saved").eval()
     with torch.no_grad():
         torch.testing.assert_close(saved(input_ids=ids).last_hidden_state, hidden)
-    with pytest.raises(ValueError, match="Layers 0, 2 can't be kept: this 'bert' checkpoint has 2"):
-        checkpoint.keep_layers([0, 2])
+    for numbers in ([0, 2], [1, 1], []):
+        with pytest.raises(ValueError, match="can't be kept: this 'bert' checkpoint has 2 layers"):
+            checkpoint.keep_layers(numbers)
+    checkpoint.add_adapter(make_settings("pfeiffer", 8, 1))
+    with pytest.raises(ValueError, match="an adapter begins above frozen ones"):
+        checkpoint.keep_layers([0])
 
 
 def test_the_loss_is_the_divergence_from_the_teacher(joint, checkpoint):
@@ -186,6 +193,54 @@ def test_a_resumed_student_keeps_its_layers(joint, dev, student):
     assert nlp.get_pipe("bert_encoder").to_bytes() == before
 
 
+def test_only_the_same_distillation_is_resumed(joint, dev, student, tmp_path):
+    nlp = spacy.load(joint)
+    with torch.no_grad():
+        shim_of(nlp.get_pipe("bert_ner").model).module.classifier.weight *= 2
+    nlp.to_disk(tmp_path / "other")
+    for teacher, kept, name in ((joint, [1], "keep_layers"), (tmp_path / "other", [0], "teacher")):
+        config = student_config(joint, student / "texts.jsonl", dev)
+        with pytest.raises(ValueError, match=f"The run began with distillation.{name} = "):
+            distill(teacher, config, student / "out", keep_layers=kept, resume=True)
+
+
+def test_a_student_is_calibrated_as_its_teacher(joint, dev, tmp_path):
+    teacher = spacy.load(joint)
+    given = {"temperature": 3.0, "thresholds": {"voyage": 0.9}}
+    teacher.get_pipe("bert_textcat").cfg |= given
+    teacher.get_pipe("bert_ner").cfg["threshold"] = 0.2
+    teacher.get_pipe("bert_qa").cfg["no_answer_threshold"] = 0.7
+    teacher.to_disk(tmp_path / "teacher")
+    config = student_config(tmp_path / "teacher", write_texts(tmp_path), dev, steps=1)
+    config["components"]["bert_ner"]["threshold"] = 0.4
+    config["training"]["train_corpus"] = "corpora.mine"
+    distill(tmp_path / "teacher", config, tmp_path / "out")
+    nlp = spacy.load(tmp_path / "out" / "model-last")
+    cfg = {name: nlp.get_pipe(f"bert_{name}").cfg for name in ("textcat", "ner", "qa")}
+    assert cfg["textcat"] == cfg["textcat"] | given
+    assert cfg["ner"]["threshold"] == 0.4  # of the student's config
+    assert cfg["qa"]["no_answer_threshold"] == pytest.approx(0.7)
+
+
+def test_a_student_learns_on_from_gold(joint, dev, tmp_path):
+    nlp = distill(joint, student_config(joint, write_texts(tmp_path), dev, steps=1), tmp_path / "o")
+    losses = []
+    for cats in ({"voyage": 1.0, "fire": 0.0}, {"voyage": 0.0, "fire": 1.0}):
+        example = Example.from_dict(nlp.make_doc(SAILED), {"cats": cats})
+        losses.append(nlp.update([example], sgd=False)["bert_textcat"])
+    assert losses[0] < 0.5 < losses[1]
+
+
+def test_hidden_states_of_two_encoders_are_not_learned_at_once(joint, dev, tmp_path):
+    teacher = spacy.load(joint)
+    teacher.replace_listeners("bert_encoder", "bert_textcat", ["model.tok2vec"])
+    teacher.to_disk(tmp_path / "teacher")
+    config = student_config(joint, write_texts(tmp_path), dev, steps=1)
+    with mock.patch.object(BertEncoder, "follow") as follow:
+        distill(tmp_path / "teacher", config, tmp_path / "out")
+    assert follow.call_args_list == [mock.call(None)]
+
+
 def test_a_student_without_bert(joint, dev, tmp_path):
     config = student_config(joint, write_texts(tmp_path), dev, steps=200)
     del config["components"]["bert_encoder"]
@@ -237,6 +292,14 @@ def test_what_does_not_go_together(joint, dev, tmp_path):
     assert said.startswith("'bert_ner' of the student (bert_ner: O, B-DATE, I-DATE, L-DATE")
     said = run(lambda components: components["bert_encoder"]["model"].update(stride=32))
     assert "'bert_nli' reads pairs" in said and "bert_encoder/model" in said
+    said = run(lambda components: components["bert_ner"].update(loss="crf"))
+    assert said.startswith(
+        '\'bert_ner\' of the teacher has loss = "softmax", the student\'s "crf".'
+    )
+    config = student_config(joint, texts, dev)
+    config["components"]["bert_ner"]["model"]["tok2vec"] |= {"layers": "all"}
+    with pytest.raises(ValueError, match=r"'bert_ner' reads all layers.* Set layers = \[-1\] in"):
+        distill(joint, config, tmp_path / "out", keep_layers=[0])
 
 
 def test_command(joint, dev, tmp_path):

@@ -14,7 +14,8 @@ from pair_examples import NLP, make_example, make_head
 from spacy.training import Example
 from torch.nn import functional as F
 
-from spacy_bert_heads.heads.outputs import SpanLogits
+from spacy_bert_heads.heads.losses import span_divergence
+from spacy_bert_heads.heads.outputs import SpanLogits, differentiate
 from spacy_bert_heads.heads.qa_windows import find_targets
 from spacy_bert_heads.text.packing import pack_pairs
 
@@ -114,6 +115,24 @@ def test_qa_loss_by_hand():
     sixth = 1 / 6
     expected = [[sixth] * 2, [0, 0], [0, 0], [sixth] * 2, [sixth - 0.5] * 2, [0, 0]]
     np.testing.assert_allclose(gradient, expected, atol=1e-7)
+
+
+def test_the_divergence_of_answers_is_torchs():
+    # [CLS] x [SEP] a b [SEP] [CLS] y z [SEP] a b [SEP]: three candidates each
+    rows = [("a b", {"x": (2, 3), "yz": (0, 0)})]
+    (_, made), (_, wanted) = (scores_of(rows, window=12, stride=6, seed=seed) for seed in (1, 2))
+    windows = [[0, 3, 4], [6, 10, 11]]
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        parts = [
+            F.kl_div(x[rows].log_softmax(0), wanted.logits[rows].softmax(0), reduction="sum")
+            for rows in windows
+        ]
+        return sum(parts) / 2 / len(windows)
+
+    found, gradient = differentiate(lambda output: span_divergence(output, wanted), made)
+    assert_same_loss((float(found), gradient.logits.numpy()), in_torch(loss, made.logits))
+    assert float(span_divergence(made, made)) == pytest.approx(0, abs=1e-6)
 
 
 def test_qa_loss_survives_large_logits():

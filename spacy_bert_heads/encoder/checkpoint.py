@@ -122,15 +122,22 @@ class Checkpoint:
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """Remove all layers except these, counted from 0, the lowest. Raises ValueError if there is
-        no such layer, or if layers of the family can't be selected: ALBERT's share their weights;
-        whether one of ModernBERT's is local depends on its number."""
+        no such layer or it is named twice, if some layers are frozen below an adapter, or if layers
+        of the family can't be selected: ALBERT's share their weights; whether one of ModernBERT's
+        is local depends on its number."""
         is_alike = getattr(self.config, "global_attn_every_n_layers", None) is None
         stack = find_layers(self.model) if is_alike else None
         depth = 0 if stack is None else len(stack)
-        if stack is None or not numbers or not all(0 <= number < depth for number in numbers):
+        is_known = all(0 <= number < depth for number in numbers)
+        if stack is None or not numbers or not is_known or len({*numbers}) < len(numbers):
             raise ValueError(
                 f"Layers {', '.join(map(str, numbers))} can't be kept: this '{self.family}' "
-                f"checkpoint has {depth} layers that can be selected, counted from 0."
+                f"checkpoint has {depth} layers that can be selected once, counted from 0."
+            )
+        if self.adapter is not None and self.adapter.first_layer > 0:
+            raise ValueError(
+                "Layers can't be selected while an adapter begins above frozen ones. Set "
+                "frozen_layers = 0 in the encoder's model."
             )
         self.origin.pop("weights", None)
         kept = [stack[number] for number in numbers]

@@ -47,10 +47,10 @@ class Imitating:
         self.model.attrs["layers"] = [-1]
         self._after_loading()
 
-    def follow(self, teacher: BertEncoder) -> None:
+    def follow(self, teacher: BertEncoder | None) -> None:
         """Add the distance to a teacher's hidden states to the loss of each head from now on: half
         the mean squared difference over positions and dimensions (Jiao et al. 2020, section 3.1).
-        Both encoders need the same tokenizer, windows and hidden size."""
+        Both encoders need the same tokenizer, windows and hidden size. None ends it."""
         self._teacher = teacher
 
     def imitation_gradient(

@@ -21,7 +21,7 @@ from ..encoder.step import MeanLoss
 from ..text.doc_data import register_abstained
 from .calibrated import CalibratedHead, check_temperature, check_thresholds
 from .free_text import parse_labels
-from .imitation import Imitating, StartedUpdate, distance, divergence
+from .imitation import Imitating, StartedUpdate
 from .model import add_classes
 from .outputs import differentiate, map_tensors
 from .saved import SavedHead
@@ -255,8 +255,7 @@ class BertHead(SavedHead, CalibratedHead, Imitating, TrainablePipe):
             inputs = self.unlabelled_inputs(docs)
             if inputs is None:
                 return None
-            loss = divergence if self.has_softmax else distance
-            return self.begin_imitation(docs, inputs, self._teacher, loss)
+            return self.begin_imitation(docs, inputs, self._teacher, self.imitation_loss)
         annotated = [eg for eg in examples if self.has_gold(eg)]
         step = self.begin_update(annotated) if annotated else None
         if step is None:

@@ -55,6 +55,13 @@ def divergence(output: Any, wanted: Any) -> torch.Tensor:
     return mean_over(total, len(logits))
 
 
+def binary_divergence(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Compute the Kullback-Leibler divergence in nats of each value, by sigmoid, from the one that
+    is wanted, a mean over values."""
+    both = (torch.stack([x, torch.zeros_like(x)], -1) for x in (output, wanted.to(output.device)))
+    return divergence(*(pair.flatten(0, 1) for pair in both))
+
+
 class Imitating:
     """The part of a head that learns from the predictions of another model."""
 
@@ -68,17 +75,18 @@ class Imitating:
     _old: Model | None = None
     _teacher: Model | None = None
 
-    @property
-    def has_softmax(self) -> bool:
-        """Whether the probabilities are a softmax over each row of the model's output."""
-        return False
+    def imitation_loss(self, output: Any, wanted: Any) -> torch.Tensor:
+        """Compute how far an output is from a teacher's for the same batch: of the probabilities if
+        the head has some, so that no head of a pipeline outweighs the others."""
+        return distance(output, wanted)
 
-    def follow(self, teacher: Imitating) -> None:
-        """Make `update` learn the predictions of a teacher on any Docs, by `divergence` if the head
-        has a softmax, else by `distance`; gold annotation is ignored. The teacher is a head of the
-        same kind with the same classes. Its pipeline must be kept alive."""
-        teacher.unlabelled_inputs([])  # applies the head's settings to its model
-        self._teacher = teacher.model
+    def follow(self, teacher: Imitating | None) -> None:
+        """Make `update` learn the predictions of a teacher on any Docs, by `imitation_loss`; gold
+        annotation is ignored. The teacher is a head of the same kind with the same classes. Its
+        pipeline must be kept alive. None ends it."""
+        if teacher is not None:
+            teacher.unlabelled_inputs([])  # applies the head's settings to its model
+        self._teacher = None if teacher is None else teacher.model
 
     def remember(self) -> None:
         """Keep a copy of this head and its encoder in their present state, for `rehearse`. Heads

@@ -110,20 +110,40 @@ def span_loss(output: SpanLogits) -> torch.Tensor:
     """Compute the softmax cross-entropy in nats of start and end, over the wordpieces of each
     window and [CLS], which stands for "not in this window"; a mean over windows (BERT, sections 4.2
     and 4.3)."""
-    batch, targets = output.batch, output.targets
-    assert batch.offsets is not None and targets is not None
-    device = output.logits.device
-    begins = batch.cu_seqlens[:-1]
-    candidate = batch.offsets.starts >= 0
-    candidate[begins] = True
-    window = np.repeat(np.arange(len(begins)), batch.seqlens)[candidate]
-    logits = output.logits[torch.from_numpy(np.flatnonzero(candidate)).to(device)]
-    sums = log_sum_exp(logits, torch.from_numpy(window).to(device), len(begins))
+    targets, begins = output.targets, output.batch.cu_seqlens[:-1]
+    assert targets is not None
+    logits, windows = candidates(output)
+    sums = log_sum_exp(logits, windows, len(begins))
     known = targets[:, 0] >= 0
-    positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(device)
+    positions = torch.from_numpy(begins[:, None] + np.maximum(targets, 0)).to(sums.device)
     losses = (sums - output.logits.gather(0, positions)).sum(1)
-    total = 0.5 * (losses * torch.from_numpy(known).to(device)).sum()
+    total = 0.5 * (losses * torch.from_numpy(known).to(sums.device)).sum()
     return mean_over(total, int(known.sum()))
+
+
+def span_divergence(output: SpanLogits, wanted: SpanLogits) -> torch.Tensor:
+    """Compute the Kullback-Leibler divergence in nats of start and end from those that are wanted,
+    over the candidates of `span_loss`; a mean over windows."""
+    num_windows = len(output.batch.seqlens)
+    (own, windows), (known, _) = candidates(output), candidates(wanted)
+    own, known = (
+        logits - log_sum_exp(logits, windows, num_windows)[windows]
+        for logits in (own, known.to(own.device))
+    )
+    return mean_over(0.5 * (known.exp() * (known - own)).sum(), num_windows)
+
+
+def candidates(output: SpanLogits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of all positions that can begin or end an answer (num_candidates, 2), and
+    the number of the window of each (num_candidates,)."""
+    batch = output.batch
+    assert batch.offsets is not None
+    chosen = batch.offsets.starts >= 0
+    chosen[batch.cu_seqlens[:-1]] = True
+    windows = np.repeat(np.arange(len(batch.seqlens)), batch.seqlens)[chosen]
+    device = output.logits.device
+    rows = torch.from_numpy(np.flatnonzero(chosen)).to(device)
+    return output.logits[rows], torch.from_numpy(windows).to(device)
 
 
 def log_sum_exp(logits: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from .find import register_extensions
 from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
+from .imitation import distance, divergence
 from .model import CRF, set_aggregation
 from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
@@ -313,9 +314,8 @@ class BertNER(BertHead):
         set_aggregation(self.model, self.cfg["aggregation"])
         return docs or None
 
-    @property
-    def has_softmax(self) -> bool:
-        return bool(self.cfg["loss"] == "softmax")
+    def imitation_loss(self, output: TokenLogits, wanted: TokenLogits) -> torch.Tensor:
+        return (divergence if output.transitions is None else distance)(output, wanted)
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Compute the cross-entropy in nats, plus −log(1 − p) of spans that are annotated as wrong:

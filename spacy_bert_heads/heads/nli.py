@@ -26,6 +26,7 @@ from .claims import Claim, claim_verdicts
 from .declared import Score, score_weights
 from .families import IDENTITY, SIGMOID, as_cross_encoder, cross_encoder_activation
 from .free_text import read_text
+from .imitation import binary_divergence, divergence
 from .layers import MAX_WINDOWS
 from .losses import cross_entropy, mean_over
 from .pair_head import MAX_CHARS, BertPairHead
@@ -252,9 +253,8 @@ class BertNLI(BertPairHead):
             "nli_macro_f": ratio(np.nansum(f, axis=-1), (~np.isnan(f)).sum(axis=-1)),
         }
 
-    @property
-    def has_softmax(self) -> bool:
-        return len(self.labels) > 1
+    def imitation_loss(self, output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (divergence if len(self.labels) > 1 else binary_divergence)(output, wanted)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the cross-entropy in nats from logits (num_pairs, num_labels): softmax, or binary

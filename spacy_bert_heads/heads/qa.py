@@ -28,7 +28,7 @@ from .declared import HFClasses, Score, score_weights
 from .entities import write_group
 from .free_text import read_text
 from .given_answers import apply_thresholds, group_rows, warn_unset
-from .losses import span_loss
+from .losses import span_divergence, span_loss
 from .outputs import SpanLogits
 from .pair_head import UnlabelledPairHead
 from .qa_windows import (
@@ -270,6 +270,9 @@ class BertQA(UnlabelledPairHead):
 
     def loss(self, examples: Sequence[Example], output: SpanLogits) -> torch.Tensor:
         return span_loss(output)
+
+    def imitation_loss(self, output: SpanLogits, wanted: SpanLogits) -> torch.Tensor:
+        return span_divergence(output, wanted)
 
     def tally(self, example: Example) -> Tally:
         return tally_answers(example)

@@ -22,6 +22,7 @@ from .declared import HFClasses, Score, score_weights
 from .free_text import read_text
 from .gold import is_negated
 from .head import BertHead
+from .imitation import divergence
 from .negations import Negation, check_label_smoothing, tag_loss
 from .ner import DEFAULT_MODEL
 from .outputs import TokenLogits
@@ -193,9 +194,8 @@ class BertTagger(BertHead):
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
         return dict.fromkeys(cls.scores, micro(counts)[2])
 
-    @property
-    def has_softmax(self) -> bool:
-        return True
+    def imitation_loss(self, output: TokenLogits, wanted: TokenLogits) -> torch.Tensor:
+        return divergence(output, wanted)
 
     def loss(self, examples: Sequence[Example], output: TokenLogits) -> torch.Tensor:
         """Compute the cross-entropy in nats, and −log(1 − p) of negated tags: a weighted mean over

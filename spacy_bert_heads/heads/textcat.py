@@ -36,6 +36,7 @@ from .cloze import labels_with_words
 from .declared import HFClasses, check_softmax, score_weights
 from .free_text import parse_labels, read_text
 from .head import BertHead
+from .imitation import binary_divergence, divergence
 from .layers import MAX_WINDOWS
 from .losses import mean_over
 from .negations import check_label_smoothing
@@ -272,9 +273,8 @@ class BertTextCat(BertHead):
             self._check_values(example, self.labels)
         return self.label_rows(eg.reference.cats for eg in examples)
 
-    @property
-    def has_softmax(self) -> bool:
-        return not self.multi_label
+    def imitation_loss(self, output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (binary_divergence if self.multi_label else divergence)(output, wanted)
 
     def loss(self, examples: Sequence[Example], output: torch.Tensor) -> torch.Tensor:
         """Compute the softmax cross-entropy in nats from logits (num_docs, num_labels), a mean over
