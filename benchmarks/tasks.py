@@ -1,9 +1,7 @@
 """The tasks: their files, the heads that learn them and the scores of these; and readers of the
 files that share no code with the package."""
 
-import csv
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,6 @@ METRICS = {
     "similarity": "similarity_spearman",
     "choice": "choice_acc",
     "qa": "qa_f1",
-    "seq2seq": "seq2seq_rougeL",
 }
 
 
@@ -48,9 +45,6 @@ TASKS = {
     # Learned from what has more questions; dev is a piece of that.
     "xquad": Task("qa", "qa_xquad", "xquad.en.json xquad.en.json xquad.en.json"),
     "policyqa": Task("qa", "qa_policyqa", "dev.json dev.json test.json"),
-    # The training set of E2E is not there, see `split_records`.
-    "e2e": Task("seq2seq", "seq2seq_e2e", "devset.csv devset.csv testset_w_refs.csv"),
-    "scitldr": Task("seq2seq", "seq2seq_scitldr", "train.jsonl dev.jsonl test.jsonl"),
 }
 
 
@@ -62,14 +56,6 @@ def convert_task(data: Path, task: str, output: Path) -> None:
         for part, articles in read_squad(data, task).items():
             sources[part] = output / f"{part}.json"
             sources[part].write_text(json.dumps({"version": "1.1", "data": articles}), "utf8")
-    if TASKS[task].head == "seq2seq":
-        found = {part: read_targets(path) for part, path in sources.items()}
-        if task == "e2e":
-            found = split_records(found)
-        for part, targets in found.items():
-            rows = [{"text": text, "targets": own} for text, own in targets.items()]
-            sources[part] = output / f"{part}.jsonl"
-            sources[part].write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf8")
     for part, source in sources.items():
         report = convert(source, output / f"{part}.spacy", **TASKS[task].options)
         print(f"{task}, {part}: {report.docs} Docs, {report.rejected} rejected {report.samples}")
@@ -104,28 +90,6 @@ def read_squad(data: Path, task: str) -> dict[str, list[dict]]:
     if task == "xquad":
         train, test = train[:36], test[36:]
     return {"train": train, "dev": dev, "test": test}
-
-
-def read_targets(path: Path) -> dict[str, list[str]]:
-    """The texts that may be written for each text."""
-    found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig") as file:
-        if path.suffix == ".csv":
-            for row in csv.DictReader(file):
-                found.setdefault(row["mr"], []).append(row["ref"])
-        else:
-            for row in map(json.loads, file):
-                found[" ".join(row["source"])] = row["target"]
-    return found
-
-
-def split_records(found: dict[str, dict]) -> dict[str, dict]:
-    """E2E's records: the dev set and four fifths of the test set are learned. The dev set alone
-    has one kind of place and two of food, where the test set has three and seven."""
-    records = list(found["test"].items())
-    random.Random(0).shuffle(records)
-    at = len(records) * 4 // 5
-    return {**found, "train": found["train"] | dict(records[:at]), "test": dict(records[at:])}
 
 
 def list_questions(articles: list[dict]) -> list[dict]:
