@@ -12,7 +12,12 @@ import torch
 
 RIVALS = {  # what pip installs
     "spacy-transformers": ["spacy-transformers==1.4.0"],
-    "spacy-curated-transformers": ["spacy-curated-transformers==0.3.1", "transformers<5"],
+    # It does not require spaCy itself.
+    "spacy-curated-transformers": [
+        "spacy-curated-transformers==0.3.1",
+        "spacy==3.8.18",
+        "transformers<5",
+    ],
     "edsnlp": ["edsnlp[ml]==0.23.0"],
     "gensim": ["gensim==4.4.0"],
     "gliner": ["gliner==0.2.29"],

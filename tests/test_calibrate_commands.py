@@ -242,7 +242,7 @@ def test_settings_at_load_win_and_are_saved(joint, tmp_path):
     assert nlp.get_pipe("bert_textcat").temperature == 3.0
     for key, value, message in (
         ("temperature", 0, "temperature of bert_ner is 0; it must be above 0"),
-        ("thresholds", '{"VESSEL": 9}', "thresholds['VESSEL'] of bert_ner is 9;"),
+        ("thresholds", '{"VESSEL": 9}', r"thresholds\['VESSEL'\] of bert_ner is 9;"),
     ):
         with pytest.raises(ValueError, match=message):
             spacy.load(joint, config={f"components.bert_ner.{key}": value})
