@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import spacy
 import torch
 
 RIVALS = {  # what pip installs
@@ -15,7 +16,7 @@ RIVALS = {  # what pip installs
     # It does not require spaCy itself.
     "spacy-curated-transformers": [
         "spacy-curated-transformers==0.3.1",
-        "spacy==3.8.18",
+        f"spacy=={spacy.__version__}",
         "transformers<5",
     ],
     "edsnlp": ["edsnlp[ml]==0.23.0"],

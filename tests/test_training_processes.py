@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,19 @@ from spacy_bert_heads.training.update import Updater
 pytestmark = pytest.mark.filterwarnings("ignore:.*last learned at update", "ignore:A learning rate")
 
 
-def run_two(config: Config, output: Path) -> None:
-    """Run two processes as torchrun would start them."""
+def run_two(target: Callable, *args: Any) -> list[int | None]:
+    """Run a function in two processes that torchrun could have started, with these arguments, the
+    rank and a port. Gives the exit codes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     context = get_context("fork")
-    two = [context.Process(target=run_rank, args=(config, output, r, port)) for r in (0, 1)]
+    two = [context.Process(target=target, args=(*args, rank, port)) for rank in (0, 1)]
     for process in two:
         process.start()
     for process in two:
         process.join(100)
-    assert [process.exitcode for process in two] == [0, 0]
+    return [process.exitcode for process in two]
 
 
 def run_rank(config: Config, output: Path, rank: int, port: int) -> None:
@@ -59,7 +61,7 @@ def test_two_processes_take_the_steps_of_one(make_config, tmp_path, heads, parts
     if len(heads) > 1:  # a part of a batch may have nothing for a head
         config["training"]["batcher"]["by_task"] = False
     one = run(config, tmp_path / "one")
-    run_two(config, tmp_path / "two")
+    assert run_two(run_rank, config, tmp_path / "two") == [0, 0]
     for name in ("model-best", "model-last"):
         two = weights(spacy.load(tmp_path / "two" / name))
         assert_same(two, weights(spacy.load(tmp_path / "one" / name)), atol=1e-5)
@@ -68,25 +70,13 @@ def test_two_processes_take_the_steps_of_one(make_config, tmp_path, heads, parts
 
 
 def test_a_process_that_dies_ends_the_run(make_config, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     errors: Any = get_context("fork").SimpleQueue()
-    two = [
-        get_context("fork").Process(
-            target=train_beside_one_that_dies, args=(make_config(), tmp_path, rank, port, errors)
-        )
-        for rank in (0, 1)
-    ]
-    for process in two:
-        process.start()
-    for process in two:
-        process.join(100)
-    assert [process.exitcode for process in two] == [0, -signal.SIGKILL]
+    codes = run_two(train_beside_one_that_dies, errors, make_config(), tmp_path)
+    assert codes == [0, -signal.SIGKILL]
     assert "Process 0 of 2 lost another one" in errors.get()
 
 
-def train_beside_one_that_dies(config, output, rank, port, errors) -> None:
+def train_beside_one_that_dies(errors, config, output, rank, port) -> None:
     join_two(rank, port)
     if rank:
         train_until_killed(config, output, 8, signal.SIGKILL)
