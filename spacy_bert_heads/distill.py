@@ -27,8 +27,6 @@ from .heads.head import BertHead
 from .runs.processes import Processes
 from .training.loop import train
 
-CALIBRATION = {"temperature", "thresholds", "threshold", "no_answer_threshold", "fixed_threshold"}
-
 
 def distill(
     teacher: str | Path,
@@ -260,7 +258,7 @@ def _take_over_calibration(known: BertHead, new: BertHead) -> None:
     """Copy temperature and thresholds where the config of the new head leaves them at the
     factory's values."""
     defaults = Language.get_factory_meta(new.factory).default_config or {}
-    for key in CALIBRATION & known.cfg.keys():
+    for key in known.cfg.keys() & new.calibration_keys:
         if key not in new._config or new._config[key] == defaults.get(key):
             new.cfg[key] = known.cfg[key]
 

@@ -32,6 +32,8 @@ class CalibratedHead(DeclaredHead):
     cfg: dict[str, Any]
     # The settings with which every prediction is written, whatever its probability.
     no_thresholds: ClassVar[dict[str, Any]] = {"thresholds": None}
+    # The keys of `cfg`, where a head has them, that calibration changes and students take over.
+    calibration_keys: ClassVar[tuple[str, ...]] = ("temperature", "thresholds", "threshold")
 
     # --- for subclasses to define
 

@@ -145,6 +145,7 @@ class BertQA(UnlabelledPairHead):
     hf_task = "question-answering"
     n_classes = 2  # start and end
     threshold_labels = KINDS
+    calibration_keys = (*UnlabelledPairHead.calibration_keys, "no_answer_threshold", "fixed_threshold")
 
     def __init__(
         self,
@@ -173,8 +174,7 @@ class BertQA(UnlabelledPairHead):
         super().__init__(vocab, model, name, texts=questions, scorer=scorer, **calibration)
         self.cfg["no_answer_threshold"] = 0.5
         self.max_answer_length, self.alternatives = max_answer_length, alternatives
-        self.alignment = alignment
-        self.spans_key = spans_key
+        self.alignment, self.spans_key = alignment, spans_key
         self._tunes = self._warned = False
 
     @property
