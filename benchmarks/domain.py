@@ -7,7 +7,7 @@ pretrain-RECIPE-MILLIONS-SEED
     factor is screened at a time, at half a million wordpieces. `warm` and `task-warm` start with a
     head for masked words that was trained on the frozen encoder (`head`), the others with a new
     one. `wrong` reads WikiText, `task` the training texts of NCBI disease alone (Gururangan et al.
-    2020), `domain-task` those after the domain.
+    2020), `domain-task` those after eight million wordpieces of the domain.
 ncbi-RECIPE-MILLIONS-SEED-SHARE-SEED, ncbi-none-0-0-SHARE-SEED
     Entities learned with a share of the sentences, in percent, from the adapted encoder (of that
     seed) and the unadapted one; `decay` in place of the share lets each layer learn at 0.9 of the
@@ -71,7 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 HEAD = ("head", 0.1)  # and its million wordpieces
 SCREEN = 0.5  # million wordpieces
 # The recipes that start from another one's encoder, not from ENCODER.
-STARTS = {"warm": HEAD, "task-warm": HEAD, "domain-task": ("base", SCREEN)}
+STARTS = {"warm": HEAD, "task-warm": HEAD, "domain-task": ("base", 8.0)}
 # What is scored on the test set: recipe, millions of wordpieces, pretraining seeds.
 TESTED = (
     ("base", 0.5, 3),
@@ -81,6 +81,7 @@ TESTED = (
     ("wrong", 2.0, 1),
     ("task", 0.5, 1),
     ("task", 2.0, 1),
+    ("domain-task", 2.0, 1),
     ("task-warm", 0.5, 1),
     # The first steps taught the new head alone: a setting that gained nothing, of 4736d01.
     ("task-head-first", 0.5, 1),

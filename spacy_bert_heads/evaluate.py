@@ -139,13 +139,18 @@ def predict(
 
 
 def read_examples(nlp: Language, data: Path, lang: str | None = None) -> list[Example]:
-    """Read the examples of a data set, with inputs for heads that read pairs. Raises ValueError if
-    it has no Doc with tokens."""
+    """Read the examples of a data set, with inputs for heads that read pairs. Warns about Docs
+    without tokens, which are left out. Raises ValueError if there is no other."""
     with TemporaryDirectory() as folder:
-        corpus = as_spacy(data, Path(folder), nlp, lang)
-        examples = list(BertCorpus(corpus)(nlp))
+        corpus = BertCorpus(as_spacy(data, Path(folder), nlp, lang))
+        examples = list(corpus(nlp))
     if not examples:
         raise ValueError(f"There is no Doc with tokens in '{data}'. Use a .spacy file with some.")
+    if corpus.num_empty:
+        warnings.warn(
+            f"{corpus.num_empty:,} Docs of '{data}' have no tokens and are not scored.",
+            stacklevel=2,
+        )
     return examples
 
 

@@ -18,7 +18,8 @@ BATCH_SIZE = 128  # examples per forward pass
 
 
 class Part(NamedTuple):
-    """Hold examples that are annotated for a head, and its model's output for them."""
+    """Hold examples whose predictions can be right or wrong, and the output of a head's model for
+    them."""
 
     examples: list[Example]
     output: Any
@@ -91,19 +92,17 @@ def collect(
                     example.predicted = doc
                 continue
             head = chosen[name].head
-            is_annotated = [head.has_gold(example) for example in batch]
-            annotated = list(compress(batch, is_annotated))
+            is_judged = [head.is_judged(example) for example in batch]
+            judged = list(compress(batch, is_judged))
             with head.without_thresholds():
-                rest = [
-                    eg.predicted for eg, has in zip(batch, is_annotated, strict=True) if not has
-                ]
+                rest = [eg.predicted for eg, has in zip(batch, is_judged, strict=True) if not has]
                 if rest:
                     head.set_annotations(rest, head.predict(rest))
-                if annotated:
-                    own = [eg.predicted for eg in annotated]
+                if judged:
+                    own = [eg.predicted for eg in judged]
                     output = head.run(own)
                     # Copies without later annotations: this head will annotate them again.
-                    copies = [Example(eg.predicted.copy(), eg.reference) for eg in annotated]
+                    copies = [Example(eg.predicted.copy(), eg.reference) for eg in judged]
                     chosen[name].parts.append(Part(copies, output))
                     head.set_annotations(own, head.read(output))
     found = {name: one for name, one in chosen.items() if one.parts}

@@ -51,14 +51,16 @@ class Bins(NamedTuple):
 
 
 def make_bins(judged: Judged, num_bins: int = NUM_BINS) -> Bins:
-    """Sort claims into `num_bins` bins, or fewer if there are fewer claims."""
+    """Sort claims into `num_bins` bins, or fewer if there are fewer claims. Claims of equal
+    probability in different bins have the same share of correct ones in each."""
     order = np.argsort(judged.probability, kind="stable")
     edges = _edges(len(order), num_bins)
     counts = np.diff(edges).astype(np.float64)
-    means = (
-        np.add.reduceat(values[order].astype(np.float64), edges[:-1]) / counts
-        for values in (judged.probability, judged.is_right)
-    )
+    p, right = judged.probability[order], judged.is_right[order].astype(np.float64)
+    begins = np.flatnonzero(np.append(True, p[1:] != p[:-1]))
+    equal = np.diff(np.append(begins, len(p)))
+    right = np.repeat(np.add.reduceat(right, begins) / equal, equal)
+    means = (np.add.reduceat(values, edges[:-1]) / counts for values in (p, right))
     return Bins(counts, *means)
 
 

@@ -86,7 +86,8 @@ def tune_thresholds(
 ) -> dict[str, list[Threshold]]:
     """Choose a threshold for each label of each head (see `tune`), and save them with the pipeline.
 
-    Raises ValueError for an unknown pipeline, head or goal, or an invalid output.
+    A threshold for all labels, as `bert_ner` has it, is set to 0. Raises ValueError for an unknown
+    pipeline, head or goal, or an invalid output.
     """
     if goal not in GOALS or not 0 <= value <= 1:
         raise ValueError(f"The goal is {goal} {value}. Set a precision or recall from 0 to 1.")
@@ -95,7 +96,9 @@ def tune_thresholds(
     found = collect(nlp, read_examples(nlp, data), names)
     tuned = {name: tune(one, goal, value) for name, one in found.items()}
     for name, rows in tuned.items():
-        found[name].head.cfg["thresholds"] = {row.label: row.threshold for row in rows}
+        head = found[name].head
+        # A threshold for all labels would remove more than those that are tuned.
+        head.cfg |= head.no_thresholds | {"thresholds": {row.label: row.threshold for row in rows}}
     save(nlp, [one.head for one in found.values()], model, output, "tune-thresholds", force=force)
     return tuned
 
@@ -165,7 +168,11 @@ def format_tuned(tuned: Mapping[str, Sequence[Threshold]]) -> str:
         text
         for mark, text in (
             (" *", "* does not reach the goal at any threshold"),
-            (" ?", f"? fewer than {MIN_CLAIMS} claims: unreliable on other data"),
+            (
+                " ?",
+                f"? fewer than {MIN_CLAIMS} claims: unreliable on other data; without any, the "
+                "threshold is 0, which accepts all predictions",
+            ),
         )
         if any(mark in row[1] for row in rows)
     ]

@@ -41,14 +41,18 @@ def tune(found: Collected, goal: str, value: float) -> list[Threshold]:
     for claim in claims:
         by_label.setdefault(claim.label, []).append(claim)
     # Claims such as "the category doesn't apply" belong to no label.
-    labels = [label for label in sorted(by_label) if label in truths or label in head.labels]
-    return [choose(label, by_label[label], truths[label], goal, value) for label in labels]
+    labels = sorted({*head.threshold_labels, *(by_label.keys() & truths.keys())})
+    return [choose(label, by_label.get(label, ()), truths[label], goal, value) for label in labels]
 
 
 def choose(
     label: str, claims: Sequence[Claim], num_true: float, goal: str, value: float
 ) -> Threshold:
-    """Choose the threshold of a label. `num_true` is the number of its gold annotations."""
+    """Choose the threshold of a label. `num_true` is the number of its gold annotations. Without
+    claims there is nothing to choose from: the threshold is 0."""
+    if not claims:
+        recall = 0.0 if num_true else None
+        return Threshold(label, 0.0, False, 0, 0, None, recall, None, None)
     order = sorted(claims, key=lambda claim: -claim.probability)
     p = np.asarray([claim.probability for claim in order])
     right = np.cumsum([claim.is_right for claim in order])
@@ -56,6 +60,7 @@ def choose(
     # Claims of equal probability are kept together.
     ends = np.flatnonzero(np.append(p[1:] < p[:-1], True))
     right, kept = right[ends], kept[ends]
+    num_true = max(num_true, int(right[-1]))  # a right answer of another kind than the gold one
     precision, recall = right / kept, right / max(num_true, 1)
     f = 2 * right / (kept + num_true)
     if goal == "precision":

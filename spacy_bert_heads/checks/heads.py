@@ -71,11 +71,13 @@ def check_annotated(head: BertHead, split: Split, reading: Reading | None) -> li
 def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
     """Find labels with few examples in train, labels that only one corpus has, and labels that a
     trained head doesn't have."""
-    in_train, in_dev = count_labels(head, train), count_labels(head, dev)
-    few = {label: count for label, count in in_train.items() if count < FEW}
+    counts = count_labels(head, train)
+    # `+` leaves out categories that are only annotated as not holding.
+    in_train, in_dev = +counts, +count_labels(head, dev)
     # If a corpus has no annotations at all, `check_annotated` reports it.
     only_train = {label: n for label, n in in_train.items() if in_dev and label not in in_dev}
     only_dev = {label: n for label, n in in_dev.items() if in_train and label not in in_train}
+    few = {label: n for label, n in counts.items() if n < FEW and label not in only_dev}
     unknown = {
         label: n for label, n in in_train.items() if head.labels and label not in head.labels
     }

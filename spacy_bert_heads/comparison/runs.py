@@ -44,7 +44,10 @@ class Counted(NamedTuple):
         }
         if not counts:
             return lambda weights: {}
-        return lambda weights: self.scores_of({kind: weights @ n for kind, n in counts.items()})
+        occurs = np.any([n.any(axis=0) for n in counts.values()], axis=0)
+        return lambda weights: self.scores_of(
+            {kind: weights @ n for kind, n in counts.items()} | {"occurs": occurs}
+        )
 
 
 class Figure(NamedTuple):
@@ -90,7 +93,8 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
     """Run a pipeline on a data set, and score the data set and its resamples."""
     nlp, examples, scores, _ = predict(path, data, gpu_id=gpu_id)
     shown, n_docs = shown_scores(scores), len(examples)
-    probe = np.vstack([np.ones((1, n_docs), dtype=int), *draw_weights(n_docs, 2, seed=0)])
+    # The data set, and two samples with every Doc, so that they lack no label.
+    probe = 1 + np.vstack([np.zeros((1, n_docs), dtype=int), *draw_weights(n_docs, 2, seed=0)])
     figures: dict[str, Figure] = {}
     for _, component in nlp.pipeline:
         score = getattr(component, "score", None)
@@ -98,6 +102,10 @@ def read_run(path: str, data: Path, gpu_id: int, draw: Draw) -> Run:
         if not keys:
             continue
         counted = count(component, examples)
+        for earlier in (figures[key].counted for key in keys if key in figures):
+            # Several heads of a kind have one score, of all their labels.
+            labels = dict.fromkeys([*earlier.labels, *counted.labels])
+            counted = counted._replace(labels=[*labels])
         by_counts, by_score = counted.scorer(), partial(rescore, component, examples)
         # Counts are used only if they reproduce the scorer, which may be the user's own.
         found, true = by_counts(probe), by_score(probe)
@@ -123,7 +131,7 @@ def count(component: Any, examples: Sequence[Example]) -> Counted:
     if isinstance(component, BertHead):
         scores_of = component.scores_of  # a function of the class, so no weights are kept
         for i, example in enumerate(examples):
-            if component.has_gold(example):
+            if component.is_judged(example):
                 tallies[i], decisions[i] = component.tally(example), component.decisions(example)
     labels = getattr(component, "labels", None) or ()
     return Counted(component.name, labels, tallies, decisions, scores_of)

@@ -54,6 +54,7 @@ class BertCorpus(Corpus):
             augmenter=None if augmenter is None else partial(augment, augmenter),
         )
         self.max_pairs = max_pairs
+        self.num_empty = 0  # Docs without tokens that were left out so far
 
     def __call__(self, nlp: Language) -> Iterator[Example]:
         """Yield the examples. Raises ValueError if the file or folder doesn't exist, if a file is
@@ -77,11 +78,17 @@ class BertCorpus(Corpus):
         """Yield the Docs that have tokens. Raises ValueError if a file is damaged."""
         for file in locs:
             try:
-                with_tokens = (doc for doc in read_docs(Path(file), vocab) if len(doc))
-                docs = list(islice(with_tokens, self.limit or None))
+                docs = list(islice(self._with_tokens(Path(file), vocab), self.limit or None))
             except DAMAGE as error:
                 raise damaged(file, error) from error
             yield from docs
+
+    def _with_tokens(self, file: Path, vocab: Vocab) -> Iterator[Doc]:
+        for doc in read_docs(file, vocab):
+            if len(doc):
+                yield doc
+            else:
+                self.num_empty += 1
 
     def references(self, nlp: Language) -> Iterator[Doc]:
         """Yield the gold Docs of the examples; a Doc that is split is yielded part by part."""

@@ -23,6 +23,7 @@ from .tallies import Tally
 Floats1d = NDArray[np.float64]
 # The maximum number of spans in one array: 8 MB in float64.
 MAX_SPANS = 2**20
+WITHOUT_SPACES = ("zh", "ja", "th")  # languages, whose characters are compared in place of words
 KINDS = ("answer", "no answer")  # of answers, in scores and thresholds
 
 
@@ -281,7 +282,7 @@ def answer_words(text: str, lang: str) -> list[str]:
     """List an answer's words, or its characters in languages without spaces, in lower case, without
     punctuation and, as in the official script, without English articles."""
     text = text.lower()
-    if lang in ("zh", "ja", "th"):
+    if lang in WITHOUT_SPACES:
         return [c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "PS"]
     text = "".join(c for c in text if c not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()

@@ -109,9 +109,12 @@ def may_have(head: BertTextCat, label: str) -> bool:
 
 def decide(head: BertTextCat, example: Example) -> list[tuple[str, str]]:
     """Return the gold and the predicted one of exclusive categories, [] without a gold one. A gold
-    category that no text classifier of the pipeline has is one that the head can't predict."""
-    cats = example.reference.cats.items()
-    gold = distribution_of({label: value for label, value in cats if may_have(head, label)})
+    category that no text classifier of the pipeline has is one that the head can't predict; beside
+    other text classifiers only if the Doc is annotated for this one."""
+    cats = example.reference.cats
+    if cats.keys().isdisjoint(head.labels) and len(classifiers(head, active=False)) > 1:
+        return []
+    gold = distribution_of({k: value for k, value in cats.items() if may_have(head, k)})
     guess = {k: v for k, v in example.predicted.cats.items() if k in head.labels}
     if not gold:
         return []
@@ -127,7 +130,8 @@ def score_exclusive(
     category. Wrong are also Docs whose prediction was left out, and those with a category that the
     head doesn't have."""
     # spaCy's scorer fails for a Doc whose prediction was left out, because it is unsure.
-    decided = [eg for eg in examples if not eg.predicted.cats.keys().isdisjoint(head.labels)]
+    annotated = [eg for eg in examples if head.has_gold(eg)]
+    decided = [eg for eg in annotated if not eg.predicted.cats.keys().isdisjoint(head.labels)]
     found = score(decided)
     if not found:
         return {}
@@ -140,7 +144,7 @@ def score_exclusive(
             f"as wrong: {names}. Its labels are {', '.join(head.labels)}.",
             stacklevel=2,
         )
-    if unknown or len(decided) < len(examples):
+    if unknown or len(decided) < len(annotated):
         found |= score_choices(choices, head.labels, head.cfg.get("positive_label"))
     right = [gold == guess for gold, guess in choices]
     return {**found, "cats_acc": float(np.mean(right)) if right else None}
@@ -183,6 +187,13 @@ def pipelines_of(head: BertHead, vocab: Vocab | None = None) -> list[Language]:
         for nlp in found.values()
         if vocab in (None, nlp.vocab) and any(pipe is head for _, pipe in nlp.components)
     ]
+
+
+def labels_beside(head: BertHead) -> set[str]:
+    """Return the labels that other heads of this kind in the pipeline have, and this one not."""
+    pipes = (pipe for nlp in pipelines_of(head) for _, pipe in nlp.components)
+    heads = (pipe for pipe in pipes if isinstance(pipe, type(head)))
+    return {label for one in heads for label in one.labels} - {*head.labels}
 
 
 def classifiers(

@@ -11,7 +11,6 @@ from spacy.training import Example
 
 from ..text.doc_data import ent_scores_of
 from .answers import accepted, compare_answers, kind_of
-from .categories import distribution_of
 from .pair_head import match_predictions
 from .tallies import judge_entities
 from .verdicts import NONE, with_none
@@ -70,14 +69,10 @@ def claim_tags(
             yield Claim.among(by_label, true, labels[int(row.argmax())])
 
 
-def claim_category(example: Example, labels: Sequence[str]) -> Iterator[Claim]:
-    """Yield a claim for the most probable one of exclusive categories."""
-    gold, found = (
-        {label: doc.cats[label] for label in labels if label in doc.cats}
-        for doc in (example.reference, example.predicted)
-    )
-    if distribution_of(gold):
-        yield Claim.among(found, max(gold, key=gold.__getitem__), max(found, key=found.__getitem__))
+def claim_category(example: Example, labels: Sequence[str], true: str) -> Claim:
+    """Make the claim of the most probable one of exclusive categories."""
+    found = {label: example.predicted.cats[label] for label in labels}
+    return Claim.among(found, true, max(found, key=found.__getitem__))
 
 
 def claim_categories(example: Example, labels: Sequence[str], threshold: float) -> Iterator[Claim]:

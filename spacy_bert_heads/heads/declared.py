@@ -128,6 +128,11 @@ class DeclaredHead:
 
     # --- comparison with other pipelines
 
+    def is_judged(self, example: Example) -> bool:
+        """Return whether predictions for an example can be right or wrong: it is annotated for this
+        head, or has a gold label that the head can't predict."""
+        return self.has_gold(example)  # type: ignore[attr-defined]
+
     def decisions(self, example: Example) -> list[tuple[str, str]]:
         """Return the gold and the predicted label ("" for none) of each decision on an annotated
         example, for heads that choose one of several labels. McNemar's test needs them."""

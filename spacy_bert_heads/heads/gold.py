@@ -153,13 +153,16 @@ def _has_blank_border(ent: Span, place: Ints1d, starts: Ints1d, ends: Ints1d) ->
     return bool(starts.min() > place[ent.start_char] or ends.max() < place[ent.end_char])
 
 
-def tag_classes(gold: Gold, tags: Sequence[str], scheme: str) -> Ints1d:
-    """Return the gold class of each unit, -1 if it is not annotated or the head does not have its
-    label."""
+def tag_classes(
+    gold: Gold, tags: Sequence[str], scheme: str, beside: Container[str] = ()
+) -> Ints1d:
+    """Return the gold class of each unit, -1 if it is not annotated or no head has its label.
+    Entities with a label that other heads have, `beside`, are outside for this one."""
     number = {tag: i for i, tag in enumerate(tags)}
     classes = np.where(gold.outside, number["O"], MISSING)
     for span in gold.entities:
-        of_each = [number.get(f"{mark}-{span.label}", MISSING) for mark in _marks(span, scheme)]
+        other = number["O"] if span.label in beside else MISSING
+        of_each = [number.get(f"{mark}-{span.label}", other) for mark in _marks(span, scheme)]
         classes[span.rows] = of_each
     return classes
 

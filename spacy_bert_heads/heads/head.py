@@ -355,8 +355,8 @@ class BertHead(SavedHead, CalibratedHead, Imitating, TrainablePipe):
         """Score the examples that are annotated for this head."""
         if self.scorer is None:
             return {}
-        annotated = [eg for eg in examples if self.has_gold(eg)]
-        return self.scorer(annotated, **{**self.scorer_settings(), **kwargs})
+        judged = [eg for eg in examples if self.is_judged(eg)]
+        return self.scorer(judged, **{**self.scorer_settings(), **kwargs})
 
     def scorer_settings(self) -> dict[str, Any]:
         """Return the scorer's arguments that depend on this head."""

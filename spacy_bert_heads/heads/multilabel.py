@@ -103,7 +103,8 @@ class BertTextCatMultilabel(BertTextCat):
     def score_alone(self, examples: list[Example], **kwargs: Any) -> dict[str, Any]:
         """Score this head without the pipeline's other text classifiers. A gold value counts from
         0.5 on. The areas under curves are of all probabilities, also of predictions that were left
-        out because they are below their thresholds."""
+        out because they are below their thresholds. Their mean is over the categories for which
+        they are defined: those that hold for some Docs and not for others."""
         score, gold = BertHead.score, {id(example.reference) for example in examples}
 
         def read(doc: Doc, attr: str, *, with_abstained: bool = False) -> dict[str, float]:
@@ -117,7 +118,10 @@ class BertTextCatMultilabel(BertTextCat):
         if found and self.may_abstain:
             whole = score(self, examples, getter=partial(read, with_abstained=True), **kwargs)
             found |= {key: value for key, value in whole.items() if "auc" in key}
-            found["cats_score"] = found.get("cats_macro_auc")
+        if by_label := found.get("cats_auc_per_type"):
+            known = [value for value in by_label.values() if value is not None]
+            macro = sum(known) / len(known) if known else None
+            found |= {"cats_macro_auc": macro, "cats_score": macro}
         return found
 
     def truths(self, example: Example) -> Mapping[str, float]:

@@ -21,6 +21,7 @@ from ..encoder.model import shim_of
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
 from ..text.user_data import set_value
 from .calibrated import check_probability
+from .categories import labels_beside
 from .claims import Claim, claim_entities
 from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
@@ -331,12 +332,13 @@ class BertNER(BertHead):
         )
         self._moved.add_new(gold.moved)
         self._dropped.add_new(gold.dropped)
-        for label in sorted({span.label for span in gold.entities} - {*self.labels}):
+        beside = labels_beside(self)
+        for label in sorted({span.label for span in gold.entities} - {*self.labels, *beside}):
             self.warn_unknown(label)
         by_label = self.cfg["class_weights"] or {}
         weights = [by_label.get(tag[2:] or tag, 1.0) for tag in self.tags]
         scheme = self.cfg["scheme"]
-        classes = tag_classes(gold, self.tags, scheme)
+        classes = tag_classes(gold, self.tags, scheme, beside)
         wrong = negations(gold, units, self.tags, scheme, weights)
         if output.transitions is not None:
             return crf_loss(
@@ -372,9 +374,8 @@ class BertNER(BertHead):
             yield from claim_entities(without_negated(example, self.labels), self.name)
 
     def reaches_threshold(self, label: str, probability: float) -> bool:
-        return probability >= self.cfg["threshold"] and super().reaches_threshold(
-            label, probability
-        )
+        is_sure = super().reaches_threshold(label, probability)
+        return is_sure and probability >= self.cfg["threshold"]
 
     def set_annotations(self, docs: Sequence[Doc], output: TokenLogits) -> None:
         """Write the entities and their probabilities."""

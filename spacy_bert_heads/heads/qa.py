@@ -145,7 +145,7 @@ class BertQA(UnlabelledPairHead):
     hf_task = "question-answering"
     n_classes = 2  # start and end
     threshold_labels = KINDS
-    calibration_keys = (*UnlabelledPairHead.calibration_keys, "no_answer_threshold", "fixed_threshold")
+    calibration_keys = ("temperature", "thresholds", "no_answer_threshold", "fixed_threshold")
 
     def __init__(
         self,

@@ -169,6 +169,11 @@ class BertRegression(NumbersHead):
             self.warn_unknown(label)
         return False
 
+    def is_judged(self, example: Example) -> bool:
+        """Return whether there is any number: heads of this kind share their scores, which are of
+        all labels."""
+        return self.has_gold(example) or bool(gold_values(example))
+
     @property
     def writes(self) -> set[str]:
         return {f"doc._.regression[{label!r}]" for label in self.labels}

@@ -1,11 +1,12 @@
 """Texts written from texts: summaries, sentences for records, simpler wordings."""
 
 import random
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..encoder.model import shim_of
 from ..text.arrays import Ints1d
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_list, get_list, get_value, set_value
+from .answers import WITHOUT_SPACES
 from .declared import Score, score_weights
 from .decoder import MAX_WINDOWS, Decoder, Sources, TargetLogits
 from .losses import cross_entropy, mean_over, summed_cross_entropy
@@ -105,24 +107,45 @@ def make_seq2seq_scorer() -> Callable:
 def score_seq2seq(
     examples: Iterable[Example], *, lowercase: bool = False, **kwargs: Any
 ) -> dict[str, Any]:
-    """Compute corpus BLEU (sacrebleu, its defaults) and the mean F1 of ROUGE-1, -2 and -L
-    (rouge-score, with stemming; of several references the best one), all from 0 to 1. With
-    `lowercase` case doesn't count. Raises ImportError if one of the two packages is missing."""
+    """Compute corpus BLEU (sacrebleu) and the mean F1 of ROUGE-1, -2 and -L (rouge-score; of
+    several references the best one), all from 0 to 1. With `lowercase` case doesn't count.
+
+    English texts are split as these packages do by default, and stemmed for ROUGE. Other languages
+    are split into words for ROUGE, Chinese, Japanese and Thai into characters for both. Raises
+    ImportError if one of the two packages is missing.
+    """
     require_scorers()
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-    pairs = [(eg.predicted._.generated or "", targets_of(eg.reference)) for eg in examples]
-    if not pairs:
+    examples = list(examples)
+    if not examples:
         return dict.fromkeys(SCORES)
+    pairs = [(eg.predicted._.generated or "", targets_of(eg.reference)) for eg in examples]
+    lang = examples[0].reference.lang_
     texts, references = map(list, zip(*pairs, strict=True))
     most = max(map(len, references))
     columns: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    bleu = BLEU(lowercase=lowercase).corpus_score(texts, columns)
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)  # which always ignores case
+    split = {"zh": "zh", "ja": "char", "th": "char"}.get(lang)
+    bleu = BLEU(lowercase=lowercase, tokenize=split).corpus_score(texts, columns)
+    # Its own tokenizer, which drops all letters but a to z, is for English.
+    words = None if lang == "en" else Words(lang)
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True, tokenizer=words)  # ignores case
     rouge = [scorer.score_multi(own, text) for text, own in pairs]
     means = {f"seq2seq_{name}": np.mean([row[name].fmeasure for row in rouge]) for name in ROUGE}
     return {"seq2seq_bleu": bleu.score / 100, **{key: float(v) for key, v in means.items()}}
+
+
+class Words(NamedTuple):
+    """Split texts for ROUGE, in lower case and without punctuation."""
+
+    lang: str
+
+    def tokenize(self, text: str) -> list[str]:
+        """List the words, or the characters of languages without spaces."""
+        kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
+        words = "".join(kept).split()
+        return list("".join(words)) if self.lang in WITHOUT_SPACES else words
 
 
 def require_scorers() -> None:

@@ -12,7 +12,8 @@ from spacy.training import Example
 
 # By label: named numbers that can be summed over Docs.
 Tally = dict[str, dict[str, float]]
-# By name: sums of tallies over each of several samples of Docs (..., num_labels).
+# By name: sums of tallies over each of several samples of Docs (..., num_labels). "occurs" says
+# which labels the whole data set has (num_labels,).
 Counts = dict[str, NDArray[np.float64]]
 Floats = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def match_entities(example: Example) -> Iterator[tuple[str, str]]:
     if not reference.has_annotation("ENT_IOB"):
         return
     missed = {(ent.label_, ent.start, ent.end) for ent in reference.ents}
-    for ent, place in _place_entities(example):
+    for ent, place in place_entities(example):
         yield ent.label_ if place in missed else "", ent.label_
         missed.discard(place)
     for label, _, _ in missed:
@@ -74,12 +75,12 @@ def judge_entities(example: Example) -> Iterator[tuple[Span, bool]]:
     if not reference.has_annotation("ENT_IOB"):
         return
     gold = {(ent.label_, ent.start, ent.end) for ent in reference.ents}
-    for ent, place in _place_entities(example):
+    for ent, place in place_entities(example):
         yield ent, place in gold
         gold.discard(place)
 
 
-def _place_entities(example: Example) -> Iterator[tuple[Span, tuple[str, int, int]]]:
+def place_entities(example: Example) -> Iterator[tuple[Span, tuple[str, int, int]]]:
     """Yield the predicted entities whose tokens are all annotated, with label, start and end in the
     reference."""
     reference = example.reference

@@ -40,7 +40,7 @@ from .imitation import binary_divergence, divergence
 from .layers import MAX_WINDOWS
 from .losses import mean_over
 from .negations import check_label_smoothing
-from .tallies import Counts, Floats, Tally, precision_recall_f
+from .tallies import Counts, Floats, Tally, precision_recall_f, ratio
 
 DEFAULT_MODEL = {
     "@architectures": "spacy_bert_heads.SequenceHead.v1",
@@ -168,6 +168,9 @@ class BertTextCat(BertHead):
             self.warn_unknown(label)
         return bool(values if self.multi_label else distribution_of(values))
 
+    def is_judged(self, example: Example) -> bool:
+        return self.has_gold(example) or bool(self.decisions(example))
+
     def labels_of(self, example: Example) -> Iterable[str]:
         return example.reference.cats
 
@@ -251,12 +254,27 @@ class BertTextCat(BertHead):
         return [] if self.multi_label else decide(self, example)
 
     def tally(self, example: Example) -> Tally:
-        return {k: row for k, row in super().tally(example).items() if k in self.labels}
+        """Count the decisions by label. Gold categories that the head does not have are "unknown",
+        without a label."""
+        own, others = {}, 0.0
+        for label, row in super().tally(example).items():
+            if label in self.labels:
+                own[label] = row
+            else:
+                others += row["fn"]
+        return own | ({"": {"tp": 0, "fp": 0, "fn": 0, "unknown": others}} if others else {})
 
     @classmethod
     def scores_of(cls, counts: Counts) -> dict[str, Floats]:
-        by_label = precision_recall_f(counts["tp"], counts["fp"], counts["fn"])
-        return {"cats_score": np.nan_to_num(by_label[2]).mean(axis=-1)}
+        tp, fp, fn = (counts[kind] for kind in ("tp", "fp", "fn"))
+        f = precision_recall_f(tp, fp, fn)[2]
+        # Labels that only this sample lacks are left out, others count as 0, as for spaCy's scorer.
+        is_left_out = np.isnan(f) & counts["occurs"]
+        total = tp + fn + counts.get("unknown", 0)
+        return {
+            "cats_score": ratio(np.nansum(f, axis=-1), (~is_left_out).sum(axis=-1)),
+            "cats_acc": ratio(tp.sum(axis=-1), total.sum(axis=-1)),
+        }
 
     def check_labels(self) -> None:
         super().check_labels()
@@ -318,7 +336,8 @@ class BertTextCat(BertHead):
 
     def claims(self, examples: Sequence[Example], output: torch.Tensor) -> Iterator[Claim]:
         for example in examples:
-            yield from claim_category(example, self.labels)
+            for true, _ in self.decisions(example):
+                yield claim_category(example, self.labels, true)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Score the examples that are annotated for this head.

@@ -45,10 +45,16 @@ def match_labels(
     example: Example, labels: Sequence[str], names: tuple[str, str] = ("hypotheses", "nli")
 ) -> Iterator[tuple[str, str]]:
     """Yield the gold and the predicted label of each annotated pair. `names` are those of input and
-    output in `doc._`. For a head with a single label, any other gold label becomes NONE."""
+    output in `doc._`."""
     for gold, found in match_predictions(example, *names):
-        true, guess = gold["label"], LEFT_OUT if found is None else found["label"]
-        yield true if len(labels) != 1 or true in labels else NONE, guess
+        yield gold_label(gold, labels), LEFT_OUT if found is None else found["label"]
+
+
+def gold_label(gold: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """Return the label of a gold verdict for a head with these labels: beside a single one, any
+    other is NONE."""
+    label: str = gold["label"]
+    return label if len(labels) != 1 or label in labels else NONE
 
 
 def with_none(scores: Mapping[str, float]) -> dict[str, float]:

@@ -158,7 +158,7 @@ class Run:
         return embedded.float(), masked.float()
 
     def logits(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Return the head's logits for word embeddings."""
+        """Return the head's logits, at its temperature, for word embeddings."""
         bounds = self.batch.cu_seqlens
         one = np.ones(1, dtype=np.int64)
         hidden_states = []
@@ -169,7 +169,7 @@ class Run:
         module = shim_of(self.head.model).module
         attrs = self.head.model.attrs
         how = {AGGREGATION: attrs[AGGREGATION]} if AGGREGATION in attrs else {}
-        return module(torch.cat(hidden_states), self.batch, **how)
+        return module(torch.cat(hidden_states), self.batch, **how) / self.head.temperature
 
     def _encode(self, part: PackedBatch, embedded: torch.Tensor) -> torch.Tensor:
         """Return the hidden states of one window that the head reads."""

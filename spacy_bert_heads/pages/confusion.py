@@ -18,7 +18,8 @@ def render_confusions(results: Sequence[Result], tasks: Sequence[str]) -> str:
     matrices = []
     for task, title in TITLES.items():
         if task in tasks:
-            judged = [one for result in results for one in getattr(result, task)]
+            every = [one for result in results for one in getattr(result, task)]
+            judged = [one for one in every if one.is_exclusive]
             matrices.append(render_confusion(title, count_confusions(judged)))
     if not any(matrices):
         return ""

@@ -179,6 +179,8 @@ def render_judged(judged: Judged) -> str:
         if i < MAX_CATEGORIES or one.is_given or one.is_gold
     ]
     bars = "".join(map(render_bar, shown))
+    if judged.is_exclusive and not any(one.is_given for one in judged.categories):
+        title += '<p class="muted">below its threshold, left out</p>'
     left = len(judged.categories) - len(shown)
     more = f'<p class="muted"><small>{left} more, less probable</small></p>' if left else ""
     return f'<div class="card">{title}<dl class="bars">{bars}</dl>{more}</div>'

@@ -11,8 +11,13 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..heads.answers import accepted, compare_answers
+from ..heads.gold import without_negated
+from ..heads.head import BertHead
+from ..heads.nli import BertNLI
 from ..heads.pair_head import key_of_asked
-from ..text.doc_data import get_ent_score
+from ..heads.tallies import judge_entities, place_entities
+from ..heads.verdicts import gold_label, with_none
+from ..text.doc_data import get_abstained, get_ent_score
 from ..text.user_data import copy_of_dict, get_list
 
 # Each task with the attribute that its components assign.
@@ -54,6 +59,7 @@ class Judged(NamedTuple):
     title: str
     categories: list[Category]  # most probable first; empty if the text was too long
     is_right: bool | None
+    is_exclusive: bool = True
 
 
 class Answer(NamedTuple):
@@ -133,7 +139,7 @@ class Result:
         judged: list[bool | None]
         if task == "entities":
             both = [*(self.gold_entities or ()), *(self.entities or ())]
-            return None if self.gold_entities is None else sum(not one.is_right for one in both)
+            return None if self.gold_entities is None else sum(e.is_right is False for e in both)
         judged = [one.is_right for one in getattr(self, task) if one.is_right is not None]
         return judged.count(False) if judged else None
 
@@ -149,17 +155,24 @@ def make_result(nlp: Language, example: Example, tasks: Collection[str]) -> Resu
     gold, predicted = example.reference, example.predicted
     result = Result(predicted.text)
     if "entities" in tasks:
-        result.gold_entities, result.entities = compare_entities(gold, predicted)
+        result.gold_entities, result.entities = compare_entities(nlp, example)
     if "categories" in tasks:
-        result.categories = compare_categories(nlp, gold, predicted)
+        result.categories = compare_categories(nlp, example)
     if "verdicts" in tasks:
+        heads = [pipe.labels for _, pipe in nlp.pipeline if isinstance(pipe, BertNLI)]
+        labels = next(iter(heads), ())
         result.verdicts = [
-            compare_verdict(text, true, found)
+            compare_verdict(text, true and gold_label(true, labels), found)
             for text, true, found in match(gold, predicted, "hypotheses", "nli")
         ]
     if "choices" in tasks:
+        left_out = {
+            key_of_asked(entry["asked"]): entry
+            for entry in get_abstained(predicted)
+            if "answer" in entry
+        }
         result.choices = [
-            compare_choice(choice, true, found)
+            compare_choice(choice, true, found, left_out.get(key_of_asked(choice)))
             for choice, true, found in match(gold, predicted, "choices", "chosen")
         ]
     if "answers" in tasks:
@@ -194,27 +207,34 @@ def compare_tags(gold: Doc, predicted: Doc) -> list[Tag]:
     return tags
 
 
-def compare_entities(gold: Doc, predicted: Doc) -> tuple[list[Entity] | None, list[Entity]]:
-    """Return the gold and the predicted entities; None for gold without annotation."""
-    sides = [{(e.start_char, e.end_char, e.label_) for e in doc.ents} for doc in (gold, predicted)]
-    is_annotated = gold.has_annotation("ENT_IOB")
+def compare_entities(nlp: Language, example: Example) -> tuple[list[Entity] | None, list[Entity]]:
+    """Return the gold and the predicted entities, judged as in scoring; None for gold without
+    annotation. Predictions on tokens without annotation are neither right nor wrong."""
+    labels = {label for _, pipe in nlp.components for label in getattr(pipe, "labels", ())}
+    example = without_negated(example, labels)
+    judged = {ent.start: is_right for ent, is_right in judge_entities(example)}
     found = [
-        Entity(
-            ent.start_char,
-            ent.end_char,
-            ent.label_,
-            get_ent_score(ent),
-            (ent.start_char, ent.end_char, ent.label_) in sides[0] if is_annotated else None,
-        )
-        for ent in predicted.ents
+        Entity(ent.start_char, ent.end_char, ent.label_, get_ent_score(ent), judged.get(ent.start))
+        for ent in example.predicted.ents
     ]
-    true = [Entity(*place, None, place in sides[1]) for place in sorted(sides[0])]
-    return (true if is_annotated else None), found
+    gold = example.reference
+    if not gold.has_annotation("ENT_IOB"):
+        return None, found
+    places = {place for _, place in place_entities(example)}
+    true = [
+        Entity(e.start_char, e.end_char, e.label_, None, (e.label_, e.start, e.end) in places)
+        for e in gold.ents
+    ]
+    return true, found
 
 
-def compare_categories(nlp: Language, gold: Doc, predicted: Doc) -> list[Judged]:
+def compare_categories(nlp: Language, example: Example) -> list[Judged]:
     """Return the categories by component, judged as in scoring: by its threshold, or the most
-    probable one for exclusive categories."""
+    probable one for exclusive categories. One that was left out counts as not predicted."""
+    cats, gold = example.predicted.cats, example.reference.cats
+    left_out: dict[str, dict[str, float]] = {}
+    for entry in get_abstained(example.predicted):
+        left_out.setdefault(entry["component"], {})[entry["label"]] = entry["score"]
     groups, seen = [], set()
     for name, component in nlp.components:
         meta = nlp.get_pipe_meta(name)
@@ -222,36 +242,60 @@ def compare_categories(nlp: Language, gold: Doc, predicted: Doc) -> list[Judged]
             continue
         # bert_nli has `categories`; its labels are those of verdicts.
         labels = getattr(component, "categories", getattr(component, "labels", ()))
-        labels = [label for label in labels if label in predicted.cats and label not in seen]
-        seen.update(labels)
-        chooses_one = not getattr(component, "multi_label", meta.factory != "textcat")
-        threshold = getattr(component, "cfg", {}).get("threshold", 0.5)
-        groups.append((name, labels, None if chooses_one else threshold))
-    others = [label for label in predicted.cats if label not in seen]
-    groups.append(("categories", others, 0.5))
-    return [
-        compare_group(name, {x: predicted.cats[x] for x in labels}, gold.cats, threshold)
-        for name, labels, threshold in groups
-        if labels
-    ]
+        own = {label: cats[label] for label in labels if label in cats and label not in seen}
+        seen.update(own)
+        unsure = {label: p for label, p in left_out.get(name, {}).items() if label in labels}
+        if not own and not unsure:
+            continue
+        if getattr(component, "multi_label", meta.factory != "textcat"):
+            threshold = getattr(component, "cfg", {}).get("threshold", 0.5)
+            groups.append(judge_each(name, own, unsure, gold, threshold))
+        else:
+            true = {label: value for label, value in gold.items() if label in labels and value > 0}
+            best = max(true, key=true.__getitem__, default=None)
+            if isinstance(component, BertHead):
+                best = next((true for true, _ in component.decisions(example)), None)
+            groups.append(judge_one(name, own, unsure, best))
+    others = {label: p for label, p in cats.items() if label not in seen}
+    return groups + ([judge_each("categories", others, {}, gold, 0.5)] if others else [])
 
 
-def compare_group(
-    title: str, scores: dict[str, float], gold: dict[str, float], threshold: float | None
+def judge_one(
+    title: str, scores: dict[str, float], left_out: dict[str, float], true: str | None
 ) -> Judged:
-    """Judge categories. `threshold` is None for exclusive categories."""
-    true = {label: gold[label] > 0 for label in scores if label in gold}
-    if threshold is None:
-        given = {max(scores, key=scores.__getitem__)}
-        true = {label: bool(true.get(label)) for label in scores} if any(true.values()) else {}
-    else:
-        given = {label for label, score in scores.items() if score >= threshold}
+    """Judge exclusive categories. `true` is the gold one, which the component may not have; None if
+    it is not known."""
+    given = max(scores, key=scores.__getitem__, default=None)
+    shown = {**left_out, **scores}
+    if true is not None:
+        shown.setdefault(true, 0.0)
     categories = [
-        Category(label, scores[label], label in given, true.get(label))
-        for label in sorted(scores, key=lambda label: -scores[label])
+        Category(label, p, label == given, None if true is None else label == true)
+        for label, p in sorted(shown.items(), key=lambda item: -item[1])
     ]
-    is_right = all((label in given) == holds for label, holds in true.items()) if true else None
-    return Judged(title, categories, is_right)
+    return Judged(title, categories, None if true is None else given == true)
+
+
+def judge_each(
+    title: str,
+    scores: dict[str, float],
+    left_out: dict[str, float],
+    gold: dict[str, float],
+    threshold: float,
+) -> Judged:
+    """Judge categories of which any number may hold."""
+    shown = {**left_out, **scores}
+    categories = [
+        Category(
+            label,
+            p,
+            label in scores and p >= threshold,
+            gold[label] >= 0.5 if label in gold else None,
+        )
+        for label, p in sorted(shown.items(), key=lambda item: -item[1])
+    ]
+    known = [one.is_given == one.is_gold for one in categories if one.is_gold is not None]
+    return Judged(title, categories, all(known) if known else None, is_exclusive=False)
 
 
 def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[Any, Any, Any]]:
@@ -263,10 +307,9 @@ def match(gold: Doc, predicted: Doc, inputs: str, outputs: str) -> list[tuple[An
     return [(one, true.get(key_of_asked(one)), found) for one, found in asked]
 
 
-def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
+def compare_verdict(hypothesis: str, true: str | None, found: Any) -> Judged:
     """Judge the verdict on a hypothesis."""
-    true = None if gold is None else gold["label"]
-    scores = {} if found is None else found["scores"]
+    scores = {} if found is None else with_none(found["scores"])
     categories = [
         Category(label, score, label == found["label"], None if true is None else label == true)
         for label, score in sorted(scores.items(), key=lambda item: -item[1])
@@ -275,16 +318,19 @@ def compare_verdict(hypothesis: str, gold: Any, found: Any) -> Judged:
     return Judged(hypothesis, categories, is_right)
 
 
-def compare_choice(choice: dict[str, Any], gold: Any, found: Any) -> Judged:
-    """Judge the chosen option; the options are used as labels."""
+def compare_choice(choice: dict[str, Any], gold: Any, found: Any, left_out: Any) -> Judged:
+    """Judge the chosen option; the options are used as labels. `left_out` is what is known of one
+    that is not given, because it is not sure."""
     title = choice.get("question") or "Which one?"
-    scores = [] if found is None else found["scores"]
+    scores = dict(enumerate(found["scores"])) if found is not None else {}
+    if left_out is not None:
+        scores = {left_out["answer"]: left_out["score"]}
+    given = None if found is None else found["answer"]
     categories = [
-        Category(option, score, i == found["answer"], None if gold is None else i == gold["answer"])
-        for i, (option, score) in enumerate(zip(choice["options"], scores, strict=False))
+        Category(choice["options"][i], p, i == given, None if gold is None else i == gold["answer"])
+        for i, p in sorted(scores.items(), key=lambda item: -item[1])
     ]
-    categories.sort(key=lambda one: -one.score)
-    is_right = None if gold is None else found is not None and found["answer"] == gold["answer"]
+    is_right = None if gold is None else found is not None and given == gold["answer"]
     return Judged(title, categories, is_right)
 
 
