@@ -228,3 +228,18 @@ def test_vectors_of_another_layer_have_no_wordpieces():
         head.cfg["aggregation"] = aggregation
         rows[aggregation] = head.predict(docs).logits.log_softmax(-1).numpy()
         np.testing.assert_allclose(rows[aggregation], rows["first"], atol=1e-5)
+
+
+def test_docs_without_tokens_before_static_vectors():
+    """Of spaCy's layers with vectors, which fail for them."""
+    nlp = spacy.blank("en")
+    nlp.vocab.set_vector("Anna", np.ones(4, dtype=np.float32))
+    tok2vec = {"@architectures": "spacy.HashEmbedCNN.v2", "width": 16, "depth": 1,
+               "embed_size": 50, "window_size": 1, "maxout_pieces": 2, "subword_features": True,
+               "pretrained_vectors": True}  # fmt: skip
+    for head in ("bert_ner", "bert_textcat"):
+        nlp.add_pipe(head, config={"model": {"tok2vec": tok2vec}})
+        nlp.get_pipe(head).add_label("A"), nlp.get_pipe(head).add_label("B")
+    nlp.initialize()
+    alone, (beside, _) = nlp(""), nlp.pipe(["", "Anna left"])
+    assert alone.cats == pytest.approx(beside.cats) and len(alone.cats) == 2

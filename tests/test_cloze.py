@@ -213,6 +213,7 @@ def test_explained(zero_shot):
         ({"pattern": "{text} {mask} {mask}"}, r"\{mask\} once"),
         ({"words": {"fire": ""}}, "must have a word for each label"),
         ({"words": '["used"]'}, "must have a word for each label"),
+        ({"words": {"fire": " used", "voyage": "met"}}, "without blanks around it"),
         ({"words": "used"}, "words of the ClozeHead is the string 'used', which is not JSON"),
         ({"max_windows": 0}, "max_windows is 0"),
     ],
@@ -229,7 +230,9 @@ def test_wrong_settings(masked, settings, message):
         ({"words": {"fire": "two words", "voyage": "met"}}, "'two words', must be one wordpiece"),
         ({"words": {"fire": "ж", "voyage": "met"}}, r"it is 1: \[UNK\]"),
         ({"words": {"fire": "Met", "voyage": "met"}}, "'fire' and 'voyage' are the same wordpiece"),
+        ({"words": {"fire": "[SEP]", "voyage": "met"}}, r"it is 1: \[SEP\]"),
         ({"words": {"fire": "met"}}, "has only 'fire'"),
+        ({"pattern": "{text} [MASK] was {mask}."}, r"has \[MASK\]. Write \{mask\} for it"),
         (
             {"tok2vec": {"@architectures": "spacy_bert_heads.BertListener.v1", "layers": [1]}},
             "last",
@@ -247,6 +250,30 @@ def test_a_word_is_one_wordpiece_with_its_space(tmp_path):
     words = {"fire": "used", "voyage": "rol"}  # which is one inside of a word alone
     with pytest.raises(ValueError, match="'rol', must be one wordpiece .* it is 2: ▁ rol"):
         build(folder, words=words)
+
+
+def test_a_full_stop_behind_the_text_has_no_space(tmp_path):
+    folder = make_checkpoint(tmp_path, family="xlm-roberta", auto_class=MASKED)
+    nlp = build(folder, pattern="{text}. It was {mask}.")
+    found = nlp.get_pipe("bert_textcat").predict([nlp.make_doc("Hull burned")])
+    expected = logits_beside_hf(folder, "Hull burned. It was {mask}.")
+    torch.testing.assert_close(found[0], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_trained_encoder_with_the_checkpoints_head(masked):
+    nlp = build(masked)
+    nlp.update(make_examples(nlp), sgd=Adam(1e-4, use_averages=False))
+    with pytest.warns(UserWarning, match="was trained further since it was read from"):
+        nlp.get_pipe("bert_textcat").initialize(lambda: make_examples(nlp), nlp=nlp)
+
+
+def test_categories_that_do_not_exclude_each_other(masked):
+    nlp = build(masked, initialize=False)
+    model = nlp.config["components"]["bert_textcat"]["model"]
+    nlp.remove_pipe("bert_textcat")
+    nlp.add_pipe("bert_textcat_multilabel", config={"model": model})
+    with pytest.raises(ValueError, match="a ClozeHead only compares its words. Use bert_textcat"):
+        nlp.initialize()
 
 
 def test_a_pattern_that_fills_the_window(masked):

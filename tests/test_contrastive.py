@@ -110,6 +110,48 @@ def test_what_it_needs(checkpoint, tmp_path):
     assert callable(make_contrastive())
 
 
+def test_only_the_components_own_categories_count(checkpoint, tmp_path, monkeypatch):
+    """Of another classifier's texts it learns nothing; probabilities above one half hold."""
+    seen = []
+    monkeypatch.setattr(contrastive, "make_pairs", lambda labels, *_: seen.extend(labels) or [])
+    config = make_config(checkpoint, tmp_path, component="topic")
+    nlp = build(checkpoint, ["textcat"])
+    cats = [
+        {"fire": 0.9, "voyage": 0.1},
+        {"fire": 0.0, "voyage": 1.0, "good": 1.0, "bad": 0.0},
+        {"good": 0.0, "bad": 1.0},
+        {"fire": 0.5, "voyage": 0.5},
+    ]
+    docs = [nlp.make_doc("Hull burned") for _ in cats]
+    for doc, own in zip(docs, cats, strict=True):
+        doc.cats = own
+    DocBin(docs=docs).to_disk(tmp_path / "train.spacy")
+    head = config["components"].pop("bert_textcat")
+    config["components"] |= {"topic": head, "tone": head}
+    config["nlp"]["pipeline"] = ["bert_encoder", "topic", "tone"]
+    labels = {"topic": {"labels": ["fire", "voyage"]}, "tone": {"labels": ["good", "bad"]}}
+    config["initialize"]["components"] = labels
+    with pytest.warns(UserWarning, match="leaves out 1 of 3 texts, .* of topic holds"):
+        init_nlp(config)
+    assert seen == ["fire", "voyage"]
+
+
+@pytest.mark.parametrize("settings", [{"num_pairs": 0}, {"batch_size": 0}])
+def test_numbers_below_one(settings):
+    with pytest.raises(ValueError, match="both must be 1 or more"):
+        make_contrastive(**settings)
+
+
+def test_a_single_step_learns(checkpoint, tmp_path):
+    config = make_config(checkpoint, tmp_path, batch_size=1000, learn_rate=1e-3)
+    states = []
+    for one in (None, config["initialize"]["after_init"]):
+        config["initialize"]["after_init"] = one
+        nlp = init_nlp(config)
+        states.append(nlp.get_pipe("bert_encoder").predict([nlp.make_doc("Hull burned")]).states)
+    assert not torch.allclose(*states, atol=1e-3)
+
+
 def test_many_steps_are_announced(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "MANY_STEPS", 1)
     config = make_config(checkpoint, tmp_path, num_pairs=2, batch_size=8)

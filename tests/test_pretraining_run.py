@@ -38,7 +38,7 @@ def test_a_run_reports_and_its_folders_load(whole):
     lines = log(whole)
     assert [line["step"] for line in lines] == [0, 4, 8, 12]
     assert lines[0]["loss"] is None and lines[-1]["loss"] > 0
-    assert lines[-1]["lr"] == 0.0
+    assert lines[-1]["lr"] == pytest.approx(0.001 / 11)  # the step after it would be at 0
     assert all(0 <= line["held_out_nsp_accuracy"] <= 1 for line in lines)
     for name in ("model-best", "model-last"):
         _, info = BertForPreTraining.from_pretrained(whole / name, output_loading_info=True)
@@ -83,7 +83,7 @@ def test_what_the_checkpoint_lacks_learns_faster(settings):
 def test_a_run_without_warm_up(settings, tmp_path):
     training = replace(settings.training, optimizer=adam(0.001, warmup_steps=0), max_steps=4)
     pretrain(replace(settings, training=training), tmp_path / "out")
-    assert [line["lr"] for line in log(tmp_path / "out")] == [0.001, 0.0]
+    assert [line["lr"] for line in log(tmp_path / "out")] == [0.001, 0.0002]
 
 
 def test_what_is_left_out_is_said(settings, tmp_path):
@@ -99,6 +99,18 @@ def test_what_is_left_out_is_said(settings, tmp_path):
     found = "\n".join(said)
     assert "Skipped: 2\n       1  no 'text'\n       1  not JSON\n" in found
     assert f"pair of segments: 1 of the {len(lines) + 1} documents" in found
+
+
+def test_held_out_documents_that_are_too_short_for_pairs(settings, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text('{"text": "Anna swims."}\n' * 4)
+    pairs = replace(settings.objective, sentences="nsp")
+    paths = replace(settings.paths, held_out=[str(held_out)])
+    said: list[str] = []
+    settings = replace(settings, objective=pairs, paths=paths)
+    pretrain(settings, tmp_path / "out", say=said.append)
+    assert any("all held-out documents are too short for a pair" in line for line in said)
+    assert [line["held_out_mlm_loss"] for line in log(tmp_path / "out")] == [None] * 4
 
 
 def test_the_best_checkpoint_is_of_the_last_phase(settings, tmp_path, monkeypatch):

@@ -100,11 +100,12 @@ def brute_force(corpus: Corpus, objective: str, room: int, *, short: float, seed
                 if other != number
             ]
             other, first = seconds[int(random.random() * len(seconds))]
-            b = []
-            for sentence in documents[other][first:]:
-                b += sentence
-                if len(b) >= max(target - len(a), 1):
-                    break
+            behind = documents[other][first:]
+            chunks = [sum(behind[: n + 1], []) for n in range(len(behind))]
+            if len(a) + len(b) >= target:
+                b = next((one for one in chunks if len(one) >= target - len(a)), chunks[-1])
+            else:
+                b = chunks[int(np.argmin([abs(len(one) - len(b)) for one in chunks]))]
             pairs += [truncated(a, b[:room], room, random)]
     return pairs, labels
 

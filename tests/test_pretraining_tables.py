@@ -1,12 +1,15 @@
 """Raw text in tables, from readers and under other keys."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import spacy
-from raw_text import TWO, read, run, write
+from new_encoders import ask
+from raw_text import BY_KIND, TWO, read, run, write
 
 from spacy_bert_heads.pretraining.records import Format, read_texts
+from spacy_bert_heads.pretraining.start import prepare_texts
 
 EXPECTED = [["anna left berlin .", "the crew swim [UNK]"], ["a fire in new york ."]]
 
@@ -103,8 +106,6 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bytes", "unigram"])
 def test_special_tokens_in_a_text_are_text(tmp_path, kind):
-    from raw_text import BY_KIND
-
     wordpieces = BY_KIND[kind]
     tokenizer = wordpieces.tokenizer
     decoder = tokenizer.get_added_tokens_decoder()
@@ -173,3 +174,20 @@ def test_noun_chunks_are_spans(tmp_path):
     assert read(corpus) == [["the crew swim a fire"]]
     assert corpus.spans.astype(int).tolist() == [1, 0, 1, 1, 0]
     assert corpus.report.spans == 2
+
+
+def test_held_out_text_may_have_no_spans(tmp_path):
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    nlp.add_pipe("entity_ruler").add_patterns([{"label": "P", "pattern": "Anna"}])
+    nlp.to_disk(tmp_path / "pipeline")
+    files = {name: write(tmp_path / f"{name}.txt", name.encode()) for name in ("Anna", "Berlin")}
+    settings = ask(str(files["Anna"]))
+    settings.text = replace(settings.text, pipeline=str(tmp_path / "pipeline"))
+    settings.masking = replace(settings.masking, units="spans")
+    settings.paths = replace(settings.paths, cache=str(tmp_path), held_out=[str(files["Berlin"])])
+    corpus, held_out = prepare_texts(settings, BY_KIND["wordpiece"])
+    assert (corpus.report.spans, held_out.report.spans) == (1, 0)
+    settings.paths = replace(settings.paths, raw=[str(files["Berlin"])])
+    with pytest.raises(ValueError, match="finds no entities and no noun chunks in the text"):
+        prepare_texts(settings, BY_KIND["wordpiece"])

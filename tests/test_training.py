@@ -1,13 +1,17 @@
 """Training through spaCy gives the parameters of a plain torch loop."""
 
 import pytest
+import spacy
 import torch
+from checkpoints import make_checkpoint
 from conftest import make_examples
 from spacy.training.loop import train_while_improving
 from thinc.api import Adam
 from torch_loop import BATCHES, DATA, STEPS, TorchLoop, make_optimizer, parameters
+from transformers import AutoModel
 
 from spacy_bert_heads.encoder.model import encoder_of, shim_of
+from spacy_bert_heads.encoder.parameters import layer_depths
 
 
 def batches(nlp):
@@ -166,6 +170,23 @@ def test_layer_decay(make_nlp):
         expected = 1.0 if "layer.1." in name or "pooler" in name else 0.5
         assert scale[id(p)] == (0.25 if "embeddings" in name else expected), name
         assert decays[id(p)] == (0.0 if "bias" in name or "LayerNorm" in name else 0.01), name
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
+def test_relative_positions_are_as_deep_as_embeddings(family, tmp_path):
+    model = AutoModel.from_pretrained(make_checkpoint(tmp_path, family=family))
+    depths = layer_depths(model)
+    positions = [name for name in depths if "rel" in name and "layer." not in name]
+    assert positions and {depths[name] for name in positions} == {0}
+
+
+def test_layers_that_share_weights_have_no_decay(tmp_path):
+    folder = make_checkpoint(tmp_path, family="albert")
+    nlp = spacy.blank("xx")
+    settings = {"name": folder, "window": 64, "stride": 48, "layer_decay": 0.9}
+    nlp.add_pipe("bert_encoder", config={"model": settings})
+    with pytest.raises(ValueError, match="layer_decay is 0.9, but the layers of a 'albert'"):
+        nlp.initialize()
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])

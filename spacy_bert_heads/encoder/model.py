@@ -24,6 +24,7 @@ from .hidden_states import HiddenStates, Layers
 from .identity import assign_id
 from .inference import Trimmer, check_device, for_inference
 from .loading import load_checkpoint
+from .parameters import find_layers
 from .saved import add_identity, encoder_from_files, encoder_to_files
 from .settings import Settings
 from .shim import TorchShim
@@ -187,6 +188,12 @@ def prepare(model: EncoderModel) -> None:
         )
     check_room(model, checkpoint.tokenizer.num_special)
     check_adapter(checkpoint.adapter, model.attrs["adapter"])
+    if shim.optimization.layer_decay < 1 and find_layers(checkpoint.model) is None:
+        raise ValueError(
+            f"layer_decay is {shim.optimization.layer_decay}, but the layers of a "
+            f"'{checkpoint.family}' checkpoint share their weights. Set layer_decay = 1.0 in the "
+            "encoder's model."
+        )
     checkpoint.freeze(model.attrs["frozen_layers"])
 
 

@@ -53,9 +53,13 @@ def find_layers(module: nn.Module) -> nn.ModuleList | None:
     return next(stacks, None)
 
 
+# Parts of parameter names: relative positions of DeBERTa and MPNet, which all layers read.
+POSITIONS = ("rel_embeddings", "relative_attention_bias", "encoder.LayerNorm")
+
+
 def layer_depths(module: nn.Module) -> dict[str, int]:
-    """Return each parameter's depth by name: 0 for embeddings, 1 for the lowest layer and so on.
-    All are 0 in a module without layers."""
+    """Return each parameter's depth by name: 0 for embeddings, also of relative positions, 1 for
+    the lowest layer and so on. All are 0 in a module without layers."""
     names = [name for name, _ in module.named_parameters()]
     stack = find_layers(module)
     if stack is None:
@@ -69,5 +73,6 @@ def layer_depths(module: nn.Module) -> dict[str, int]:
         if inside:
             depths[name] = int(name[len(prefix) :].split(".")[0]) + 1
         else:
-            depths[name] = 0 if before_stack else len(stack)
+            is_embedding = before_stack or any(part in name for part in POSITIONS)
+            depths[name] = 0 if is_embedding else len(stack)
     return depths

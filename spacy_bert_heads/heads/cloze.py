@@ -12,6 +12,7 @@ so is the loss. They are copied from the embeddings, which they are not tied to 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from ..encoder.listener import checkpoint_behind, encoder_model_behind, reads_la
 from ..encoder.loading import load_model
 from ..encoder.model import PackedPairs, checkpoint_of, shim_of
 from ..encoder.shim import TorchShim
+from ..text.arrays import Ints1d
 from ..text.packing import pack_docs
 from ..text.unknown import id_of_unknown
 from ..text.wordpieces import WordpieceTokenizer
@@ -37,7 +39,7 @@ from .model import head_from_files, head_model, head_to_files
 from .modules import ClozeClassifier
 
 if TYPE_CHECKING:
-    from .head import BertHead
+    from .textcat import BertTextCat
 
 TEXT, MASK = "{text}", "{mask}"
 PATTERN, WORDS = "pattern", "words"  # attributes of the model
@@ -75,9 +77,12 @@ def build_cloze_head(
             f'the word of a label: "{TEXT} It was {MASK}."'
         )
     words = parse(words, "words of the ClozeHead")
-    if not isinstance(words, dict) or not all(isinstance(w, str) and w for w in words.values()):
+    if not isinstance(words, dict) or not all(
+        isinstance(word, str) and word and word == word.strip() for word in words.values()
+    ):
         raise ValueError(
-            f'words is {words!r}; it must have a word for each label: {{"positive": "great"}}.'
+            f"words is {words!r}; it must have a word for each label, without blanks around it: "
+            '{"positive": "great"}.'
         )
     shim = TorchShim(
         to_files=head_to_files,
@@ -88,12 +93,17 @@ def build_cloze_head(
     return head_model("cloze_head", forward, init, tok2vec, shim, given, nO)
 
 
-def labels_with_words(head: BertHead, labels: Sequence[str] | None) -> Sequence[str] | None:
+def labels_with_words(head: BertTextCat, labels: Sequence[str] | None) -> Sequence[str] | None:
     """Give the labels of a text classifier in the order of its words; as they are, if its model has
     none. Raises ValueError if others are named than there are words for."""
     words = head.model.attrs.get(WORDS)
     if words is None:
         return labels
+    if head.multi_label:
+        raise ValueError(
+            f"{head.name} is for categories that don't exclude each other, but a ClozeHead only "
+            "compares its words. Use bert_textcat, or another model."
+        )
     named = {*(words if labels is None else labels), *head.labels}
     if named != words.keys():
         raise ValueError(
@@ -115,6 +125,9 @@ def init(model: Model, X: Any = None, Y: Any = None) -> Model:
             "A ClozeHead reads the last layer of a bert_encoder, as the checkpoint's head for "
             "masked words does. Use spacy_bert_heads.BertListener.v1 with layers = [-1]."
         )
+    mask = checkpoint.tokenizer.tokenizer.id_to_token(mask_id_of(checkpoint))
+    if mask in model.attrs[PATTERN]:
+        raise ValueError(f"The pattern '{model.attrs[PATTERN]}' has {mask}. Write {MASK} for it.")
     ids = find_words(checkpoint.tokenizer, model.attrs[PATTERN], model.attrs[WORDS])
     masked_model = load_masked_model(checkpoint)
     names = layer_names(checkpoint.family, "fill-mask")
@@ -159,7 +172,17 @@ def load_masked_model(checkpoint: Checkpoint) -> Any:
             "It is not known which checkpoint the encoder began as, so its head for masked words "
             "can't be read. Train from the checkpoint: name it in the encoder's model."
         )
-    model, _, lacking = load_model(name, lambda config, weights: AutoModelForMaskedLM, revision)
+    if checkpoint.origin.get("updates"):
+        warnings.warn(
+            f"The encoder was trained further since it was read from '{name}', but its head for "
+            "masked words is the one of that checkpoint. Train the ClozeHead before you use it.",
+            stacklevel=2,
+        )
+    try:
+        model, _, lacking = load_model(name, lambda config, weights: AutoModelForMaskedLM, revision)
+    except (OSError, ValueError) as error:
+        what = f"the head for masked words of '{name}'"
+        raise ValueError(f"A ClozeHead begins as {what}, which can't be read: {error}") from error
     own = {layer.split(".")[0] for layer in names.values()}
     if any(key.split(".")[0] in own for key in lacking):
         raise ValueError(
@@ -183,6 +206,8 @@ def find_words(tokenizer: WordpieceTokenizer, pattern: str, words: dict[str, str
     word is not one wordpiece, or that of another label."""
     part = next(part for part in pattern.split(TEXT) if MASK in part)
     start = part.index(MASK)
+    added = tokenizer.tokenizer.get_added_tokens_decoder()
+    unusable = {id_of_unknown(tokenizer), *(i for i, token in added.items() if token.special)}
     filled = tokenizer([part.replace(MASK, word) for word in words.values()])
     found: dict[int, str] = {}
     first = 0
@@ -194,7 +219,7 @@ def find_words(tokenizer: WordpieceTokenizer, pattern: str, words: dict[str, str
         at = (starts < end) & (ends > begin)
         pieces = [tokenizer.tokenizer.id_to_token(number) for number in ids[at].tolist()]
         is_whole = (starts[at] == start).all() and (ends[at] == end).all()
-        if len(pieces) != 1 or not is_whole or ids[at][0] == id_of_unknown(tokenizer):
+        if len(pieces) != 1 or not is_whole or int(ids[at][0]) in unusable:
             raise ValueError(
                 f"The word of '{label}', '{word}', must be one wordpiece of the checkpoint's "
                 f"vocabulary, but in the pattern it is {len(pieces)}: {' '.join(pieces)}. Choose "
@@ -210,6 +235,15 @@ def find_words(tokenizer: WordpieceTokenizer, pattern: str, words: dict[str, str
     return list(found)
 
 
+def ids_behind(tokenizer: WordpieceTokenizer, text: str) -> Ints1d:
+    """Return the wordpieces of a text that follows another: alone, a Unigram tokenizer would begin
+    "." with a space."""
+    alone, found = tokenizer([text]), tokenizer(["." + text])
+    is_behind = found.starts >= 1
+    # If the two were joined to one wordpiece, it is another text.
+    return found.ids[is_behind] if (found.ends[~is_behind] <= 1).all() else alone.ids
+
+
 def pack_cloze(model: Model, docs: Sequence[Doc], *, is_train: bool = False) -> PackedPairs:
     """Pack Docs with the pattern around each of their windows. Raises ValueError if that fills more
     than half of a window."""
@@ -221,7 +255,7 @@ def pack_cloze(model: Model, docs: Sequence[Doc], *, is_train: bool = False) -> 
     before, after = (
         model.attrs[PATTERN].replace(MASK, tokenizer.tokenizer.id_to_token(mask)).split(TEXT)
     )
-    around = tokenizer.around(tokenizer([before.rstrip()]).ids, tokenizer([after]).ids)
+    around = tokenizer.around(tokenizer([before.rstrip()]).ids, ids_behind(tokenizer, after))
     capacity = window - around.num_special
     length = around.num_special - tokenizer.num_special
     if length > window // 2:

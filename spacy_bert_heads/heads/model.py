@@ -13,7 +13,7 @@ from torch import nn
 
 from ..encoder.checkpoint import Files
 from ..encoder.hidden_states import HiddenStates
-from ..encoder.listener import checkpoint_behind, reads_last_layer
+from ..encoder.listener import BertListener, checkpoint_behind, reads_last_layer
 from ..encoder.model import DocSample, PackedPairs, shim_of
 from ..encoder.parameters import copy_sharing
 from ..encoder.settings import Settings
@@ -160,7 +160,7 @@ def forward(
     """
     if is_train and not isinstance(inputs, PackedPairs):
         inputs = DocSample(inputs, model.attrs.get("max_windows"))
-    vectors, backprop_tok2vec = model.layers[0](inputs, is_train)
+    vectors, backprop_tok2vec = read_tok2vec(model.layers[0], inputs, is_train)
     foreign, shim = not isinstance(vectors, HiddenStates), shim_of(model)
     hidden = pack_vectors(vectors, shim.device) if foreign else vectors
     how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
@@ -186,6 +186,16 @@ def forward(
         return inputs
 
     return map_tensors(output, torch.Tensor.detach), backprop
+
+
+def read_tok2vec(tok2vec: Model, inputs: Any, is_train: bool) -> tuple[Any, Callable]:
+    """Run a listener or another tok2vec layer. Those of spaCy with static vectors can't read Docs
+    without any token."""
+    is_foreign = isinstance(inputs, list) and not isinstance(tok2vec, BertListener)
+    if is_foreign and not any(map(len, inputs)):
+        empty = tok2vec.ops.alloc2f(0, tok2vec.get_dim("nO"))
+        return [empty for _ in inputs], lambda gradient: inputs
+    return tok2vec(inputs, is_train)
 
 
 def pack_vectors(vectors: list[Floats2d], device: torch.device) -> HiddenStates:

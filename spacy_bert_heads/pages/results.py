@@ -235,7 +235,8 @@ def compare_categories(nlp: Language, example: Example) -> list[Judged]:
     left_out: dict[str, dict[str, float]] = {}
     for entry in get_abstained(example.predicted):
         left_out.setdefault(entry["component"], {})[entry["label"]] = entry["score"]
-    groups, seen = [], set()
+    groups: list[Judged] = []
+    seen: set[str] = set()
     for name, component in nlp.components:
         meta = nlp.get_pipe_meta(name)
         if "doc.cats" not in meta.assigns:

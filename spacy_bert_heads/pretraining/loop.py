@@ -187,6 +187,12 @@ def begin(
             "Warning: there are too few documents to hold one out, so the encoder is not evaluated "
             "on other text. Set some in paths.held_out."
         )
+    elif data.held_out.chosen.any() and not len(data.plan(0, 0, evaluation=True)):
+        say(
+            "Warning: all held-out documents are too short for a pair of segments, so the encoder "
+            'is not evaluated. Set [objective] sentences = "full-sentences", or other texts in '
+            "paths.held_out."
+        )
     data.forget_before(run.position)
     too_short = data.plan(run.position.phase, run.position.epoch).skipped
     if too_short:

@@ -62,10 +62,12 @@ def choose(
     positions that may be predicted; all others (special tokens) end units and n-grams. The rate is
     a share of the maskable positions; at least one is chosen.
 
-    A unit that would exceed the rate is skipped, so the rate may not be reached exactly, unless
-    every position is a unit. The method is `create_masked_lm_predictions` in google-research/bert,
-    and in google-research/albert for n-grams; there an n-gram that overlaps a chosen unit is
-    dropped, here it ends before the unit.
+    Units are lined up in random order, and those that begin in a random stretch of the line are
+    chosen. So each has the same probability, the rate, and the last one may exceed it.
+    `create_masked_lm_predictions` in google-research/bert skips a unit that would exceed it, so in
+    a short example long words are hardly ever predicted. n-grams are those of
+    google-research/albert; there one that overlaps a chosen unit is dropped, here it ends before
+    the unit.
     """
     starts = starts | ~maskable
     starts[1:] |= ~maskable[:-1]
@@ -74,16 +76,23 @@ def choose(
     begin = begins.tolist()
     room = round(masking.rate * sum(sizes)) or 1
     shares = list(accumulate(1 / n for n in range(1, masking.max_ngram + 1)))
+    order = random.permutation(len(sizes)).tolist()
+    # The stretch begins at this wordpiece of the line, which goes on from its end to its beginning.
+    at, first = int(random.random() * sum(sizes)), 0
+    while at > 0:
+        at -= sizes[order[first]]
+        first += 1
+    room = max(room + at, 1)  # without the rest of the unit in which the stretch begins
     chosen: list[int] = []
-    for unit in random.permutation(len(sizes)).tolist():
+    for unit in order[first:] + order[:first]:
         n = 1 if len(shares) == 1 else 1 + bisect_right(shares, random.random() * shares[-1])
         for place in range(unit, min(unit + n, len(sizes))):
-            if not 0 < sizes[place] <= room:
+            if not sizes[place] or room <= 0:
                 break
             room -= sizes[place]
             chosen += range(begin[place], begin[place] + sizes[place])
             sizes[place] = 0  # not to be chosen again
-        if not room:
+        if room <= 0:
             break
     return np.array(sorted(chosen), dtype=np.int64)
 

@@ -40,15 +40,14 @@ def warmup_stable_decay(
     """Yield learning rates with a linear warm-up to `initial_rate`, a constant phase, and a linear
     decay to 0 over the last `decay_steps` (Hägele et al. 2024, section 3).
 
-    A run can be extended from a training state before the decay. With `decay_steps` 0 the rate
-    stays constant after the warm-up.
+    With `decay_steps` 0 the rate stays constant after the warm-up.
 
     Raises ValueError if warm-up and decay together are longer than the run.
     """
     if warmup_steps + decay_steps > total_steps:
         raise ValueError(
-            f"warmup_steps ({warmup_steps}) and decay_steps ({decay_steps}) together exceed the "
-            f"{total_steps} steps of the run. Reduce one of them."
+            f"warmup_steps ({warmup_steps}) and decay_steps ({decay_steps}) together exceed "
+            f"total_steps ({total_steps}). Reduce one of them."
         )
     step = 0
     while True:
@@ -100,9 +99,10 @@ def _check_warm_up(block: dict[str, Any], name: str, num_steps: int) -> None:
 
 
 def _fill(block: dict[str, Any], num_steps: int) -> dict[str, Any]:
-    """Replace null total_steps with the length of the run, and null warmup_steps with a tenth."""
+    """Replace null total_steps by the step after the last one, so that the last one still learns,
+    and null warmup_steps by a tenth of the run."""
     filled = {k: _fill(v, num_steps) if isinstance(v, dict) else v for k, v in block.items()}
-    for key, value in (("total_steps", num_steps), ("warmup_steps", num_steps // 10)):
+    for key, value in (("total_steps", num_steps + 1), ("warmup_steps", num_steps // 10)):
         if filled.get(key, 0) is None:
             filled[key] = value
     return filled

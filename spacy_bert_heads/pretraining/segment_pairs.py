@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Segment = tuple[int, int]  # the first wordpiece in the corpus, and the number of wordpieces
 # Chooses a random segment from another document, by its random generator, the number of the current
-# document and the wanted number of wordpieces.
-ChooseOther = Callable[[np.random.Generator, int, int], Segment]
+# document, the wanted number of wordpieces, and whether it should have at least as many.
+ChooseOther = Callable[[np.random.Generator, int, int, bool], Segment]
 
 
 def pair_segments(
@@ -63,7 +63,11 @@ def pair_segments(
         if choose_other is None:
             yield pair[::-1], 1
         else:
-            other = choose_other(random, document.number, target - a[1])
+            # As the true segment, it reaches the target, or is as long as what was left of the
+            # document: its length should not reveal the label.
+            is_reached = a[1] + b[1] >= target
+            wanted = target - a[1] if is_reached else b[1]
+            other = choose_other(random, document.number, wanted, is_reached)
             yield _truncate(a, other, capacity, random), 1
         i = behind
 
@@ -74,14 +78,14 @@ def other_document(corpus: Corpus, chosen: Bools1d, capacity: int) -> ChooseOthe
     Each sentence of the `chosen` documents is equally likely to be the first of the segment, except
     the first sentence of a document with several: true pairs never have it as second segment, so
     both labels draw from the same text. Held-out documents are never used in training, not even as
-    random segments. A segment has at least one sentence and at most `capacity` wordpieces. Memory:
-    16 bytes per document.
+    random segments. A segment has the number of sentences that is closest to the wanted length, or
+    that reaches it; it has at most `capacity` wordpieces. Memory: 16 bytes per document.
     """
     numbers = np.flatnonzero(chosen)
     # Candidates for the first sentence, numbered over all chosen documents.
     ends = np.cumsum(np.maximum(np.diff(corpus.documents)[numbers] - 1, 1))
 
-    def choose(random: np.random.Generator, own: int, wanted: int) -> Segment:
+    def choose(random: np.random.Generator, own: int, wanted: int, at_least: bool) -> Segment:
         i = int(np.searchsorted(numbers, own))
         own_begin, own_end = int(ends[i - 1]) if i else 0, int(ends[i])
         drawn = below(random, int(ends[-1]) - (own_end - own_begin))
@@ -91,8 +95,12 @@ def other_document(corpus: Corpus, chosen: Bools1d, capacity: int) -> ChooseOthe
         behind = int(corpus.documents[numbers[i] + 1])
         first = behind - (int(ends[i]) - drawn)
         bounds = corpus.sentences[first : behind + 1]
-        end = min(int(np.searchsorted(bounds, bounds[0] + max(wanted, 1))), behind - first)
-        return int(bounds[0]), min(int(bounds[end] - bounds[0]), capacity)
+        lengths = bounds[1:] - bounds[0]
+        if at_least:
+            end = min(int(np.searchsorted(lengths, max(wanted, 1))), len(lengths) - 1)
+        else:
+            end = int(np.abs(lengths - wanted).argmin())
+        return int(bounds[0]), min(int(lengths[end]), capacity)
 
     return choose
 

@@ -132,7 +132,7 @@ def prepare_texts(
     pipeline = spacy.load(text.pipeline) if text.pipeline else None
 
     def prepare_one(sources: Sequence[str | Reader]) -> Corpus:
-        corpus = prepare(
+        return prepare(
             sources,
             Path(settings.paths.cache),
             wordpieces=wordpieces,
@@ -142,14 +142,13 @@ def prepare_texts(
             workers=text.workers,
             progress=True,
         )
-        if settings.masking.units == "spans" and not corpus.report.spans:
-            raise ValueError(
-                f"The pipeline '{text.pipeline}' finds no entities and no noun chunks in the text. "
-                'Set another one in text.pipeline, or set masking.units = "words".'
-            )
-        return corpus
 
     corpus = prepare_one(list_raw(settings))
+    if settings.masking.units == "spans" and not corpus.report.spans:
+        raise ValueError(
+            f"The pipeline '{text.pipeline}' finds no entities and no noun chunks in the text. "
+            'Set another one in text.pipeline, or set masking.units = "words".'
+        )
     held_out = settings.paths.held_out
     return corpus, prepare_one(held_out) if held_out else None
 

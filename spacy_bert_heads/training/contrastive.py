@@ -41,10 +41,11 @@ def make_contrastive(
     contrast, before the classifier is trained (SetFit; Tunstall et al. 2022, section 3). Put it
     into `[initialize.after_init]`.
 
-    Each text of the training corpus with one category is paired `num_pairs` times with a text of
-    the same category and as often with one of another. The cosine of the two should be 1 or 0; the
-    loss is the squared error. The vector of a text is the mean of its last hidden states, so the
-    head should have `pooling = "mean"`. This takes 4 * `num_pairs` passes for each text.
+    Each text of the training corpus for which one of the component's categories holds is paired
+    `num_pairs` times with a text of the same category and as often with one of another. The cosine
+    of the two should be 1 or 0; the loss is the squared error. The vector of a text is the mean of
+    its last hidden states, so the head should have `pooling = "mean"`. This takes 4 * `num_pairs`
+    passes for each text.
 
     component (str): The text classifier's name.
     num_pairs (int): How many pairs of each kind to make for a text.
@@ -53,9 +54,14 @@ def make_contrastive(
         linear decay to 0.
     seed (int): The seed of the pairs.
 
-    The callback raises ValueError if there is no such component, or if the texts have fewer than
-    two categories.
+    Raises ValueError if a number is less than 1. The callback raises ValueError if there is no such
+    component, or if the texts have fewer than two categories.
     """
+    if num_pairs < 1 or batch_size < 1:
+        raise ValueError(
+            f"contrastive.v1 has num_pairs = {num_pairs} and batch_size = {batch_size}; both must "
+            "be 1 or more."
+        )
 
     def contrast(nlp: Language) -> Language:
         head = nlp.get_pipe(component) if component in nlp.component_names else None
@@ -66,12 +72,21 @@ def make_contrastive(
             )
         config = nlp.config.interpolate()
         (corpus,) = resolve_dot_names(config, [config["training"]["train_corpus"]])
-        docs, labels = [], []
+        docs, labels, left_out = [], [], 0
         for example in corpus(nlp):
-            held = [label for label, value in example.reference.cats.items() if value == 1.0]
+            cats = {k: v for k, v in example.reference.cats.items() if k in head.labels}
+            held = [label for label, value in cats.items() if value > 0.5]
             if len(held) == 1 and len(example.predicted):
                 docs.append(example.predicted)
                 labels.append(held[0])
+            elif cats:
+                left_out += 1
+        if left_out:
+            warnings.warn(
+                f"contrastive.v1 leaves out {left_out:,} of {left_out + len(docs):,} texts, for "
+                f"which not exactly one category of {component} holds.",
+                stacklevel=2,
+            )
         pairs = make_pairs(labels, num_pairs, random.Random(seed))
         encoder = head._listeners()[0].encoder_for(docs)
         starts = range(0, len(pairs), batch_size)
@@ -84,7 +99,7 @@ def make_contrastive(
                 stacklevel=2,
             )
         optimizer = Adam(
-            learn_rate=cast(Any, warmup_linear(learn_rate, max(steps // 10, 1), steps)),
+            learn_rate=cast(Any, warmup_linear(learn_rate, steps // 10, steps)),
             L2=0.01,
             L2_is_weight_decay=True,
             grad_clip=1.0,
