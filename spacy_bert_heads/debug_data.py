@@ -42,6 +42,7 @@ from .heads.pair_head import BertPairHead
 from .heads.textcat import BertTextCat
 from .heads.unlabelled import UnlabelledHead
 from .init_config import read_config
+from .training.loop import check_settings
 
 
 @dataclass
@@ -83,6 +84,7 @@ def debug_data(config_path: Path, overrides: dict[str, Any] | None = None) -> Re
     ValueError or OSError if the config, a checkpoint or the data can't be read.
     """
     config = read_config(config_path, overrides)
+    check_settings(config)
     nlp = load_model_from_config(config, auto_fill=True)
     interpolated = nlp.config.interpolate()
     given = registry.resolve(interpolated["initialize"]["components"])

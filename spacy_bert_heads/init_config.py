@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,12 +69,14 @@ def init_config(
     settings for a GPU. `adapter` is "pfeiffer", "houlsby" or "lora", to train small modules instead
     of the encoder. `attr` is what `bert_tagger` learns, "tag" (None) or "pos". The number of steps
     depends on the size of the training data, `train`; it and `dev` are checked for annotation.
+    Warns if `train` has none for some head of a `source`.
 
     Every default is filled in. Only [training] max_steps has the number of steps; the learning rate
     refers to it. Raises ValueError if there is no such head or no head at all, if the data has no
     annotation for a head, with a `source` for none of its heads, or if a path has a "$".
     """
     check_storable(name, source, train, dev)
+    check_folder_of_checkpoint(name)
     if source is None:
         encoder = {"name": name or DEFAULT_NAME, **(ADAPTED if adapter else {})}
         encoder["adapter"] = adapter
@@ -89,8 +92,15 @@ def init_config(
         sourced = {pipe: {"source": str(source)} for pipe in nlp.component_names}
         tokenizer = _saved_tokenizer(nlp)
     for data in (train, dev):
-        if data is not None:
-            check_annotated(data, nlp, every=source is None)
+        lacking = [] if data is None else check_annotated(data, nlp, every=source is None)
+        if lacking and data is train:
+            warnings.warn(
+                f"{train} has no annotation for {', '.join(lacking)}, which the encoder may "
+                "unlearn. Add texts with it; or keep the encoder as it is: "
+                "--training.frozen_components '[\"bert_encoder\"]'; or first give such a head its "
+                "own encoder with nlp.replace_listeners.",
+                stacklevel=2,
+            )
     pipes = [pipe for _, pipe in nlp.components]
     reads_pairs = any(isinstance(pipe, BertHead) and pipe.input_name for pipe in pipes)
 
@@ -248,6 +258,20 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
         ) from error
 
 
+def check_folder_of_checkpoint(name: str | None) -> None:
+    """Raise ValueError if a name is that of a folder without a checkpoint. Warns if it can only be
+    that of a folder that doesn't exist, which may be on another machine."""
+    folder = Path(name or "").expanduser()
+    if name and folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"'{name}' is a folder, but not a checkpoint: it has no config.json. Check --name."
+        )
+    if not folder.is_dir() and (folder.is_absolute() or (name or "").startswith(".")):
+        warnings.warn(
+            f"There is no folder '{name}' here, from which the encoder will be read.", stacklevel=3
+        )
+
+
 def check_storable(*values: str | Path | None) -> None:
     """Raise ValueError for a name or path with a "$". spaCy reads configs without variables
     resolved, and then doubles each "$" whenever it copies or saves one."""
@@ -269,9 +293,9 @@ def make_learn_rate(rate: float, *, warmup_steps: int) -> dict[str, Any]:
     }
 
 
-def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
-    """Raise ValueError if the data has no annotation for some head of a pipeline, or without
-    `every`, for none of the heads. The error lists what is annotated."""
+def check_annotated(data: Path, nlp: Language, *, every: bool) -> list[str]:
+    """Return the heads of a pipeline for which the data has no annotation. Raises ValueError, which
+    lists what is annotated, if there are some, or without `every`, if it has none for any."""
     heads = {name: pipe for name, pipe in nlp.components if isinstance(pipe, BertHead)}
     lacking = dict(heads)
     docs: Counter[str] = Counter()
@@ -292,6 +316,7 @@ def check_annotated(data: Path, nlp: Language, *, every: bool) -> None:
             f"{data} has no {what} for {name}; it has {listed or 'no annotation'}. Use other data "
             "or other --heads."
         )
+    return [*lacking]
 
 
 def fit_steps(n_examples: int) -> tuple[int, int]:

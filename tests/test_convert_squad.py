@@ -197,3 +197,10 @@ def check_squad(tmp_path: Path, source: Path, *, lang: str) -> ConversionReport:
             for entry in paragraph["qas"]
         ]
     return report
+
+
+def test_answers_of_an_impossible_question_are_reported(tmp_path):
+    content = squad([qa("what", ("Ada", SECOND_ADA), is_impossible=True)])
+    (doc,), report = run(tmp_path, "a.json", content)
+    assert answered(doc) == [("what?", [])]
+    assert report.notes.counts == {"answers not read, because is_impossible is true": 1}

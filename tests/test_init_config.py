@@ -95,6 +95,22 @@ def test_a_source_needs_data_for_one_of_its_heads(joint, data, tmp_path):
         init_config(source=joint, train=tmp_path / "plain.spacy")
 
 
+def test_a_source_may_have_heads_without_data(joint, tmp_path):
+    doc = spacy.blank(LANG)("Anna left")
+    doc.ents = [doc[:1].char_span(0, 4, label="PERSON")]
+    DocBin(docs=[doc], store_user_data=True).to_disk(tmp_path / "ner.spacy")
+    lacking = "no annotation for bert_textcat, bert_nli, bert_qa, which the encoder may unlearn"
+    with pytest.warns(UserWarning, match=lacking):
+        init_config(source=joint, train=tmp_path / "ner.spacy")
+
+
+def test_folders_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, but not a checkpoint: it has no config.js"):
+        init_config(["ner"], name=str(tmp_path))
+    with pytest.warns(UserWarning, match="There is no folder '.*later' here, from which the enc"):
+        init_config(["ner"], name=str(tmp_path / "later"))
+
+
 def test_a_source_whose_heads_have_encoders_of_their_own(joint, data, tmp_path):
     nlp = spacy.load(joint)
     for head in ("bert_ner", "bert_textcat"):

@@ -81,6 +81,8 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
     unknown = {
         label: n for label, n in in_train.items() if head.labels and label not in head.labels
     }
+    forms = Counter(map(plain, in_train))
+    similar = {label: n for label, n in in_train.items() if forms[plain(label)] > 1}
     rows = [
         (
             ("few_examples", "train", few),
@@ -102,6 +104,11 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
             f"that the trained {head.name} doesn't have and won't learn",
             f"Add it: nlp.get_pipe('{head.name}').add_label(…), then save and train further",
         ),
+        (
+            ("similar_labels", "train", similar),
+            "that differ only in case or blanks",
+            "Write them in the same way, if they mean the same",
+        ),
     ]
     return [
         Finding(
@@ -111,11 +118,46 @@ def check_labels(head: BertHead, train: Split, dev: Split) -> list[Finding]:
             len(labels),
             f"{count_of(len(labels), 'label')} {reason}",
             fix,
-            [f"{label} ({labels[label]:,})" for label in sorted(labels, key=lambda x: labels[x])],
+            [
+                f"{label if label.isprintable() else repr(label)} ({labels[label]:,})"
+                for label in sorted(labels, key=lambda x: labels[x])
+            ],
         )
         for (check, where, labels), reason, fix in rows
         if labels
     ]
+
+
+def plain(label: str) -> str:
+    """Return a label without differences of case and blanks."""
+    return " ".join(label.casefold().split())
+
+
+def check_contradictions(head: BertTextCat, split: Split, reading: Reading | None) -> list[Finding]:
+    """Find texts that occur several times, with different categories."""
+    given: dict[str, list[dict[str, float]]] = {}
+    for example in split.examples:
+        if cats := own_categories(head, example):
+            given.setdefault(example.reference.text, []).append(cats)
+    texts = []
+    for text, rows in given.items():
+        held = {
+            label: {row[label] > 0.5 for row in rows if label in row}
+            for row in rows
+            for label in row
+        }
+        chosen = {label for row in rows for label, value in row.items() if value > 0.5}
+        several = len(chosen) > 1 and not head.multi_label
+        if len(rows) > 1 and (several or any(len(values) > 1 for values in held.values())):
+            texts.append(text)
+    return faults(
+        "contradiction",
+        "warning",
+        split.name,
+        texts,
+        f"{count_of(len(texts), 'text')} with different categories in several Docs",
+        "Keep the right one of them",
+    )
 
 
 def check_entity_borders(head: BertNER, split: Split, reading: Reading | None) -> list[Finding]:

@@ -307,10 +307,14 @@ def read_question(value: Any, text: str) -> Question:
     """
     match value:
         case {"question": question}:
-            answers = [] if value.get("is_impossible") is True else value.get("answers")
+            answers, is_impossible = value.get("answers"), value.get("is_impossible") is True
         case _:
-            question, answers = value, None
+            question, answers, is_impossible = value, None, False
     question, notes = check_text("question", question), Notes()
+    if is_impossible:
+        if answers:
+            notes.add("answers not read, because is_impossible is true", repr(question))
+        answers = []
     if answers is None:
         return Question(question, None, notes)
     places: dict[Place, None] = {}

@@ -327,9 +327,10 @@ class BertEncoder(ListenedTo, Imitating, TrainablePipe):
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """Save the encoder as a Hugging Face folder, `path/model`, and digests of its files. Only
-        files that such a save writes are replaced or deleted. Symbolic links at these paths are
-        replaced; their targets are not changed."""
+        files of such a save are replaced or deleted; symbolic links there are not followed."""
         self.close_step()
+        for listener in self._linked:
+            listener.warn_if_lost(self)
         folder = Path(path) / "model"
         if folder.is_symlink():
             folder.unlink()

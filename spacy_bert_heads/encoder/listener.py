@@ -162,6 +162,17 @@ class BertListener(Model[list[Doc] | PackedPairs, HiddenStates]):
             )
             self.trained_at = upstream.num_updates  # warn once
 
+    def warn_if_lost(self, upstream: "BertEncoder") -> None:
+        """Warn if the encoder on which the head was trained is not saved with it: the head will
+        read this one instead when it is loaded."""
+        if self.trained_on is not None and self.trained_on != upstream.id:
+            warnings.warn(
+                f"{self.component_name} was trained on another encoder than '{upstream.name}', "
+                "with which it is saved. It can't predict when the pipeline is loaded. Source its "
+                "encoder too, or call nlp.replace_listeners on its pipeline before you source it.",
+                stacklevel=3,
+            )
+
     def skip(self) -> None:
         """Tell the encoder that this head has nothing to learn from the batch of the open step."""
         for encoder in self.upstreams:

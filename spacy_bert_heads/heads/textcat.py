@@ -187,9 +187,13 @@ class BertTextCat(BertHead):
         return {label: int(value >= 0.5) for label, value in doc.cats.items()}
 
     def data_checks(self) -> list:
-        from ..checks.heads import check_category_values, check_exclusive
+        from ..checks.heads import check_category_values, check_contradictions, check_exclusive
 
-        checks = [*super().data_checks(), (check_category_values, "all values are 0 or 1")]
+        checks = [
+            *super().data_checks(),
+            (check_category_values, "all values are 0 or 1"),
+            (check_contradictions, "no text has different categories in several Docs"),
+        ]
         one = (check_exclusive, "each annotated Doc has one category")
         return checks if self.multi_label else [*checks, one]
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,6 +86,7 @@ def train(
     FloatingPointError if a loss is not finite, before anything is saved; ConnectionError if another
     process of the run has ended.
     """
+    check_settings(config)
     processes = Processes(gpu_id)
     if gpu_id >= 0:
         require_gpu(processes.gpu_id)
@@ -116,6 +118,19 @@ def train(
         run.save_pipeline()
         say(f"Saved pipeline to output directory: {output / 'model-last'}")
     return run.nlp
+
+
+def check_settings(config: Config) -> None:
+    """Raise ValueError if [training] has an unknown setting, which spaCy ignores."""
+    schema: Any = ConfigSchemaTraining
+    known = getattr(schema, "model_fields", None) or schema.__fields__  # pydantic 2, or 1
+    for key in config.get("training", {}):
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"[training] has no setting '{key}'.{hint} It has {', '.join(sorted(known))}."
+            )
 
 
 def begin(
