@@ -17,7 +17,14 @@ from transformers import AutoModelForMaskedLM
 from spacy_bert_heads.data.reader import split_pairs
 from spacy_bert_heads.init_config import fit_joint_steps, fit_steps, init_config
 from spacy_bert_heads.pairs import make_answer, make_verdict
-from spacy_bert_heads.pretraining.settings import Paths, Settings, Text, read_settings
+from spacy_bert_heads.pretraining.settings import (
+    Objective,
+    Paths,
+    Settings,
+    Text,
+    Training,
+    read_settings,
+)
 
 CONLL = "Anna\tB-VESSEL\nleft\tO\n\nHull\tFOO\n\nSkagen\tB-PLACE\n"
 
@@ -82,9 +89,14 @@ def test_a_config_for_pretraining(tmp_path):
     path = tmp_path / "new" / "a.cfg"
     result = run("init-config", path, "--pretrain", "--raw", "a.jsonl", "--name", "b", "-l", "de")
     assert result.output.endswith(f"python -m spacy bert pretrain {path} training/pretrained\n")
-    assert read_settings(path) == Settings(Paths(["a.jsonl"], "b"), text=Text("de"))
+    recipe = {"objective": Objective("full-sentences"), "training": Training(4000, None, 0, 2048)}
+    assert read_settings(path) == Settings(Paths(["a.jsonl"], "b"), text=Text("de"), **recipe)
     result = run("init-config", "-", "--pretrain")
     assert result.output.startswith("[paths]\nraw = null\nencoder = null\n")
+    for number, steps in ((1, 100), (400_000, 390), (10_000_000, 4000)):  # ten passes
+        (tmp_path / "texts.txt").write_text("a" * number)
+        run("init-config", path, "--pretrain", "--raw", tmp_path, "--name", "b", "--force")
+        assert read_settings(path).training.max_steps == steps
     for args in (("--pretrain", "--heads", "ner"), ("--raw", "a.jsonl")):
         result = run("init-config", "-", *args)
         assert result.exit_code == 1 and "--pretrain" in result.output

@@ -156,7 +156,7 @@ def init_config_command(
     components of a trained pipeline, or from another config; or a config for `bert pretrain`."""
     from ..files import replace_file
     from ..init_config import check_storable, init_config
-    from ..pretraining.settings import make_config
+    from ..pretraining.recipe import make_recipe
 
     check_file(output)
     if output.exists() and str(output) != "-" and not force:
@@ -171,7 +171,7 @@ def init_config_command(
                 "--pretrain can only be combined with --raw, --name, --lang and --force."
             )
         check_storable(raw, name)
-        config = make_config(raw=raw, encoder=name, lang=lang or "en")
+        config = make_recipe(raw=raw, encoder=name, lang=lang or "en")
         missing = "" if raw else " --paths.raw TEXTS"
         command = f"bert pretrain {quote(str(output))} training/pretrained{missing}"
     elif adapt is not None:
