@@ -12,6 +12,7 @@ from spacy.tokens import DocBin
 
 from spacy_bert_heads.annotate.records import Columns
 from spacy_bert_heads.calibration import run as calibration
+from spacy_bert_heads.evaluate import evaluate
 from spacy_bert_heads.files import DIGESTS, find_damage
 from spacy_bert_heads.heads.free_text import as_setting
 from spacy_bert_heads.pairs import make_answer, make_verdict
@@ -227,6 +228,21 @@ def test_thresholds_below_which_heads_abstain(joint, data, tmp_path):
     for name in HEADS:
         nlp.get_pipe(name).cfg.update(nlp.get_pipe(name).no_thresholds)
     assert nlp(docs[0])._.abstained == [] and docs[0].ents
+
+
+def test_a_threshold_for_all_entities_gives_way_to_those_of_labels(joint, data, tmp_path):
+    """Scores with the tuned pipeline are those of the table."""
+    careful, tuned = tmp_path / "careful", tmp_path / "tuned"
+    spacy.load(joint, config={"components.bert_ner.threshold": 1.0}).to_disk(careful)
+    assert evaluate(str(careful), data)["ents_r"] == 0.0
+    rows = calibration.tune_thresholds(str(careful), data, "recall", 1.0, tuned, names=["bert_ner"])
+    assert spacy.load(tuned).get_pipe("bert_ner").cfg["threshold"] == 0.0
+    found = evaluate(str(tuned), data)["ents_per_type"]
+    assert found == {
+        row.label: pytest.approx({"p": row.precision, "r": row.recall, "f": row.f})
+        for row in rows["bert_ner"]
+    }
+    assert {row.recall for row in rows["bert_ner"]} == {1.0}
 
 
 def test_settings_at_load_win_and_are_saved(joint, tmp_path):

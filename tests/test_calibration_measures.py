@@ -69,6 +69,13 @@ def test_what_a_perfect_head_would_show():
     assert simulated.high.tolist() == pytest.approx([0.7])
 
 
+def test_what_a_perfect_head_would_show_is_measured_in_the_same_way():
+    """Of claims of one probability the number of bins doesn't matter."""
+    one, many = (simulate_perfect(np.full(20, 0.5), num_bins=n) for n in (1, 5))
+    assert many.mean == pytest.approx(one.mean, abs=0.01)
+    assert many.upper == pytest.approx(one.upper, abs=0.01)
+
+
 def test_errors_against_coverage_by_hand():
     curve = risk_coverage(Judged.of(CLAIMS))
     assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
@@ -86,6 +93,25 @@ def test_equal_probabilities_come_in_any_order(rows, random):
     one, other = (risk_coverage(Judged.of(claims_of(each))) for each in (rows, mixed))
     np.testing.assert_allclose(one.errors, other.errors, atol=1e-9)
     assert (one.errors >= one.oracle - 1e-9).all()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.5, 0.8]), st.booleans()), min_size=4, max_size=30),
+    st.integers(2, 5),
+    st.randoms(use_true_random=False),
+)
+def test_the_calibration_error_is_that_of_claims_in_any_order(rows, num_bins, random):
+    mixed = random.sample(rows, len(rows))
+    one, other = (calibration_error(Judged.of(claims_of(each)), num_bins) for each in (rows, mixed))
+    assert one == pytest.approx(other, abs=1e-12)
+
+
+def test_bins_of_one_probability_share_the_right_claims():
+    bins = make_bins(Judged.of(claims_of([(0.8, True)] * 2 + [(0.8, False)] * 2)), 2)
+    assert bins.accuracy.tolist() == [0.5, 0.5]
+    judged = Judged.of(claims_of([(0.9, False)] + [(0.8, True)] * 2 + [(0.8, False)]))
+    # (0.8, 0.8) and (0.8, 0.9), with 2 / 3 and 1 / 3 of right ones.
+    assert calibration_error(judged, 2) == pytest.approx(((0.8 - 2 / 3) + (0.85 - 1 / 3)) / 2)
 
 
 def test_all_figures_and_the_picture():

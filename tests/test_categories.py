@@ -173,6 +173,17 @@ def test_scores_are_those_of_each_and_their_mean(checkpoint):
     assert "harm_cats_score" not in only_kind
 
 
+def test_an_unknown_category_is_wrong_for_the_classifier_of_its_doc(checkpoint):
+    nlp = build(checkpoint, [*KIND, *MOOD], *TWO)
+    made = examples(nlp, [*KIND, *MOOD, {"sea": 0.0, "fire": 0.0, "new": 1.0}])
+    for one in made:
+        set_cats(one.predicted, {"sea": 0.9, "fire": 0.1, "glad": 0.9, "sad": 0.1})
+    with pytest.warns(UserWarning, match=r"categories that kind does not have, .* new \(1\)"):
+        scores = nlp.get_pipe("kind").score(made)
+    assert scores["kind_cats_acc"] == pytest.approx(1 / 3)
+    assert nlp.get_pipe("mood").score(made)["mood_cats_acc"] == 0.5
+
+
 def test_one_text_classifier_is_scored_as_ever(checkpoint):
     nlp = build(checkpoint, list(KIND), TWO[0])
     made = examples(nlp, list(KIND))
@@ -334,7 +345,10 @@ def test_a_category_that_the_head_does_not_have_is_wrong():
     assert scores["cats_acc"] == 0.5
     assert scores["cats_f_per_type"]["B"] == {"p": 0.5, "r": 1.0, "f": pytest.approx(2 / 3)}
     assert scores["cats_score"] == pytest.approx(1 / 3)
-    assert head.tally(examples[1]) == {"B": {"tp": 0, "fp": 1, "fn": 0}}
+    assert head.tally(examples[1]) == {
+        "B": {"tp": 0, "fp": 1, "fn": 0},
+        "": {"tp": 0, "fp": 0, "fn": 0, "unknown": 1},
+    }
 
 
 @pytest.mark.parametrize(

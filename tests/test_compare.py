@@ -150,7 +150,7 @@ def test_counts_give_what_the_scorer_gives_for_every_resample(noisy, gold):
             np.testing.assert_allclose(values, expected[key], atol=1e-12)
             assert head == "qa" or len(set(values.round(6))) > 3
             seen += 1
-    assert seen == 8
+    assert seen == 9
 
 
 def test_intervals_are_those_of_paired_bootstrap(joint, noisy, gold):

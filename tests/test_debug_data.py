@@ -102,6 +102,51 @@ def test_values_of_categories(checkpoint, tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["textcat", "textcat_multilabel"])
+def test_a_category_that_never_holds_is_not_there(checkpoint, tmp_path, kind):
+    """Every Doc has a value for each category: calm never holds in dev, storm never in train."""
+    train, dev = make_splits()
+    train += [make_doc(i, ".") for i in range(10)]
+    for docs, extra, first in ((train, "calm", 20), (dev, "storm", 2)):
+        for i, doc in enumerate(docs):
+            own = doc.cats if i < first else dict.fromkeys(doc.cats, 0.0)
+            doc.cats = {**own, "calm": 0.0, "storm": 0.0}
+            if i >= first:
+                doc.cats = {**doc.cats, extra: 1.0}
+    report = check(tmp_path, checkpoint, kind, train, dev)
+    found = {f.check: f.examples for section in report.sections for f in section.findings}
+    assert found == {"label_only_in_dev": ["storm (2)"], "label_only_in_train": ["calm (10)"]}
+
+
+@pytest.mark.parametrize("kind, number", [("textcat", 2), ("textcat_multilabel", 1)])
+def test_texts_with_different_categories(checkpoint, tmp_path, kind, number):
+    train, dev = make_splits()
+    rows = [{"fire": 1.0}, {"fire": 0.0}, {"fire": 1.0}, {"voyage": 1.0}, {"fire": 1.0}]
+    for text, cats in zip("aabbc", rows, strict=True):
+        train.append(NLP.make_doc(f"Hull {word(ord(text))}"))
+        train[-1].cats = {"calm": 1.0, "fire": 0.0} if cats == {"fire": 0.0} else cats
+    train += [NLP.make_doc(f"calm {word(i)}") for i in range(10)]
+    for doc in train[-10:]:
+        doc.cats = {"calm": 1.0}
+    dev.append(NLP.make_doc("calm now"))
+    dev[-1].cats = {"calm": 1.0}
+    found = findings_of(check(tmp_path, checkpoint, kind, train, dev))
+    assert found == {("contradiction", "warning", "train"): number}
+
+
+def test_labels_that_look_alike(checkpoint, tmp_path):
+    train, dev = make_splits()
+    names = {"fire": "Fire", "voyage": "voyage\u00a0"}
+    for i, doc in enumerate((*train, *dev)):
+        if i % 4 < 2:
+            doc.cats = {names[label]: value for label, value in doc.cats.items()}
+    report = check(tmp_path, checkpoint, "textcat", train, dev)
+    found = {f.check: f.examples for section in report.sections for f in section.findings}
+    assert sorted(found["similar_labels"]) == [
+        "'voyage\\xa0' (5)", "Fire (5)", "fire (5)", "voyage (5)",
+    ]  # fmt: skip
+
+
 def test_several_categories_and_none(checkpoint, tmp_path):
     train, dev = make_splits()
     for i, cats in enumerate([(1.0, 1.0), (1.0, 1.0), (0.0, 0.0)]):
@@ -129,6 +174,12 @@ def test_two_text_classifiers_have_categories_of_their_own(checkpoint, tmp_path)
     assert [sorted(facts[name]["train"]["labels"]) for name in labels] == [
         sorted(own) for own in labels.values()
     ]
+
+
+def test_unknown_settings_of_the_training(checkpoint, tmp_path):
+    given = {"training.max_step": 2}
+    with pytest.raises(ValueError, match="no setting 'max_step'. Did you mean max_steps?"):
+        check(tmp_path, checkpoint, "textcat", *make_splits(), given)
 
 
 def test_gold_entries(checkpoint, tmp_path):

@@ -92,6 +92,16 @@ def test_what_convert_reads_is_scored(rules, tmp_path):
     assert (report["ents_p"], report["ents_r"], report["docs"]) == (1.0, pytest.approx(2 / 3), 1)
 
 
+def test_docs_without_tokens_are_counted(rules, tmp_path):
+    nlp = spacy.blank("en")
+    docs = [nlp.make_doc(text) for text in ("", "Anna Grete left.", "")]
+    docs[1].ents = [docs[1].char_span(0, 10, label="VESSEL")]
+    path = save(tmp_path / "a.spacy", docs)
+    with pytest.warns(UserWarning, match=r"2 Docs of '.*a\.spacy' have no tokens and are not"):
+        report = evaluate(str(rules), path)
+    assert (report["docs"], report["ents_f"]) == (1, 1.0)
+
+
 def test_scores_are_those_of_spacy(make_nlp, gold, tmp_path):
     nlp = make_nlp("ner", "tagger", "textcat")
     nlp.to_disk(tmp_path / "nlp")

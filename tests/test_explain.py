@@ -93,6 +93,19 @@ def test_a_long_text_and_several_layers(checkpoint):
     assert abs(found.error) < 1e-3 and np.count_nonzero(found.values) == len(doc)
 
 
+@pytest.mark.parametrize("kind", ["textcat", "textcat_multilabel"])
+def test_log_odds_are_those_of_the_calibrated_probability(checkpoint, kind):
+    nlp = build(checkpoint, kind, settings=None)
+    head = nlp.get_pipe(f"bert_{kind}")
+    head.cfg["temperature"] = 2.5
+    doc = nlp(TEXT)
+    (found, *_) = explain(nlp, doc, steps=2)
+    (p,) = [p for label, p in doc.cats.items() if found.title.startswith(f"category {label},")]
+    assert found.score == pytest.approx(np.log(p / (1 - p)), abs=1e-5)
+    head.cfg["temperature"] = 1.0
+    assert explain(nlp, nlp(TEXT), steps=2)[0].score == pytest.approx(2.5 * found.score, abs=1e-5)
+
+
 def test_nothing_is_changed_by_looking(nlp):
     before = annotated(nlp)
     explain(nlp, before, steps=2)

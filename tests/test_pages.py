@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joint import make_examples
 from spacy.tokens import DocBin
+from spacy.training import Example
 
 from spacy_bert_heads.data.reader import BertCorpus
 from spacy_bert_heads.evaluate import score
@@ -22,7 +23,8 @@ from spacy_bert_heads.pages.render import mark_answer, mark_entities
 from spacy_bert_heads.pages.results import (
     Entity,
     compare_categories,
-    compare_group,
+    judge_each,
+    judge_one,
     make_result,
     tasks_of,
 )
@@ -269,12 +271,23 @@ def test_what_is_right_is_what_is_scored(joint, gold):
 
 
 @pytest.mark.parametrize(
+    "scores, true, is_right, given",
+    [
+        ({"a": 0.6, "b": 0.4}, "a", True, ["a"]),
+        ({"a": 0.3, "b": 0.3, "c": 0.4}, "a", False, ["c"]),
+        ({"a": 0.6, "b": 0.4}, None, None, ["a"]),
+    ],
+)
+def test_of_exclusive_categories_the_most_probable_one_is_judged(scores, true, is_right, given):
+    judged = judge_one("head", scores, {}, true)
+    assert judged.is_right is is_right and judged.is_exclusive
+    assert [one.label for one in judged.categories if one.is_given] == given
+    assert [one.score for one in judged.categories] == sorted(scores.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
     "scores, gold, threshold, is_right, given",
     [
-        ({"a": 0.6, "b": 0.4}, {"a": 1.0, "b": 0.0}, None, True, ["a"]),
-        ({"a": 0.3, "b": 0.3, "c": 0.4}, {"a": 1.0}, None, False, ["c"]),
-        ({"a": 0.6, "b": 0.4}, {"a": 0.0, "b": 0.0}, None, None, ["a"]),
-        ({"a": 0.6, "b": 0.4}, {}, None, None, ["a"]),
         ({"a": 0.6, "b": 0.7}, {"a": 1.0, "b": 1.0}, 0.5, True, ["b", "a"]),
         ({"a": 0.6, "b": 0.7}, {"a": 1.0}, 0.5, True, ["b", "a"]),  # b is not annotated
         ({"a": 0.6, "b": 0.7}, {"b": 0.0}, 0.5, False, ["b", "a"]),
@@ -284,8 +297,8 @@ def test_what_is_right_is_what_is_scored(joint, gold):
     ],
 )
 def test_categories_are_judged_by_their_threshold(scores, gold, threshold, is_right, given):
-    judged = compare_group("head", scores, gold, threshold)
-    assert judged.is_right is is_right
+    judged = judge_each("head", scores, {}, gold, threshold)
+    assert judged.is_right is is_right and not judged.is_exclusive
     assert [one.label for one in judged.categories if one.is_given] == given
     assert [one.score for one in judged.categories] == sorted(scores.values(), reverse=True)
 
@@ -303,7 +316,7 @@ def test_each_component_has_its_own_categories():
     true, found = nlp.make_doc("Anna"), nlp.make_doc("Anna")
     found.cats = {"a": 0.6, "b": 0.4, "c": 0.35, "d": 0.4, "e": 0.45}
     true.cats = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0, "e": 0.0}
-    judged = compare_categories(nlp, true, found)
+    judged = compare_categories(nlp, Example(found, true))
     rows = [(j.title, j.is_right, [c.label for c in j.categories if c.is_given]) for j in judged]
     assert rows == [
         ("one", True, ["a"]),

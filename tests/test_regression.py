@@ -216,6 +216,29 @@ def test_only_annotated_docs_are_scored(trained):
     assert list(scores["regression_per_type"]) == ["length", "rating"]
 
 
+def test_heads_with_labels_of_their_own_share_one_score(checkpoint):
+    """Each Doc is annotated for one of two heads, and either gives the scores of both."""
+    nlp = build(checkpoint, labels=["rating"])
+    nlp.add_pipe("bert_regression", name="other").add_label("length")
+    rows = [({"rating": 1.0}, 2.0), ({"rating": 3.0}, 2.0), ({"length": 5.0}, 2.0)]
+    made = [
+        make_example(nlp, "a", gold, {"rating": guess, "length": guess}) for gold, guess in rows
+    ]
+    expected = {
+        "regression_pearson": None,
+        "regression_spearman": None,
+        "regression_mse": (1.0 + 9.0) / 2,
+        "regression_per_type": {
+            "length": {"mse": 9.0, "pearson": None, "spearman": None},
+            "rating": {"mse": 1.0, "pearson": None, "spearman": None},
+        },
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("bert_regression", "other"):
+            assert nlp.get_pipe(name).score(made) == expected
+
+
 # --- on Docs
 
 

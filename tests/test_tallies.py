@@ -116,6 +116,7 @@ def test_categories(pairs):
         examples.append(Example(predicted, gold))
     expected = Scorer.score_cats(examples, "cats", labels=LABELS, multi_label=False)
     counts = total([count_decisions([pair]) for pair in pairs], LABELS)
+    counts["occurs"] = np.isin(LABELS, pairs)
     assert same(BertTextCat.scores_of(counts), {"cats_score": expected["cats_macro_f"]})
 
 
@@ -158,4 +159,5 @@ def test_undefined_scores():
     nothing = {kind: np.zeros((2, 3)) for kind in ("tp", "fp", "fn")}
     assert np.isnan(BertNER.scores_of(nothing)["ents_f"]).all()
     assert np.isnan(BertNLI.scores_of(nothing)["nli_acc"]).all()
+    nothing["occurs"] = np.zeros(3, dtype=bool)
     assert BertTextCat.scores_of(nothing)["cats_score"].tolist() == [0, 0]  # as spaCy has it

@@ -56,12 +56,18 @@ def make_bins(judged: Judged, num_bins: int = NUM_BINS) -> Bins:
     order = np.argsort(judged.probability, kind="stable")
     edges = _edges(len(order), num_bins)
     counts = np.diff(edges).astype(np.float64)
-    p, right = judged.probability[order], judged.is_right[order].astype(np.float64)
-    begins = np.flatnonzero(np.append(True, p[1:] != p[:-1]))
-    equal = np.diff(np.append(begins, len(p)))
-    right = np.repeat(np.add.reduceat(right, begins) / equal, equal)
+    p = judged.probability[order]
+    right = _share_of_equal(p, judged.is_right[order])
     means = (np.add.reduceat(values, edges[:-1]) / counts for values in (p, right))
     return Bins(counts, *means)
+
+
+def _share_of_equal(p: Floats, is_right: NDArray[np.bool_]) -> Floats:
+    """Return for each of sorted claims the share of correct ones among those of equal
+    probability."""
+    begins = np.flatnonzero(np.append(True, p[1:] != p[:-1]))
+    equal = np.diff(np.append(begins, len(p)))
+    return np.repeat(np.add.reduceat(is_right.astype(np.float64), begins) / equal, equal)
 
 
 def _edges(n: int, num_bins: int) -> NDArray[np.int64]:
@@ -95,7 +101,7 @@ def simulate_perfect(
     means = np.add.reduceat(p, edges[:-1]) / counts
     rng = np.random.default_rng(seed)
     accuracies = np.asarray(
-        [np.add.reduceat(rng.random(len(p)) < p, edges[:-1], dtype=np.int64) / counts
+        [np.add.reduceat(_share_of_equal(p, rng.random(len(p)) < p), edges[:-1]) / counts
          for _ in range(times)]
     )  # fmt: skip
     errors = np.abs(accuracies - means) @ (counts / len(p))

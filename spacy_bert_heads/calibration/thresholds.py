@@ -51,7 +51,8 @@ def choose(
     """Choose the threshold of a label. `num_true` is the number of its gold annotations. Without
     claims there is nothing to choose from: the threshold is 0."""
     if not claims:
-        return Threshold(label, 0.0, False, 0, 0, None, 0.0 if num_true else None, None, None)
+        reached = goal != "recall" or not num_true
+        return Threshold(label, 0.0, reached, 0, 0, None, 0.0 if num_true else None, None, None)
     order = sorted(claims, key=lambda claim: -claim.probability)
     p = np.asarray([claim.probability for claim in order])
     right = np.cumsum([claim.is_right for claim in order])

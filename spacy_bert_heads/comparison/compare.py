@@ -42,7 +42,13 @@ class Comparison(NamedTuple):
 def _document(run: Run, i: int) -> dict[str, Any]:
     counted = {figure.counted.name: figure.counted.tallies[i] for figure in run.figures.values()}
     errors = {task: run.results[i].count_errors(task) for task in run.tasks}
-    return {"errors": errors, "counts": {name: tally for name, tally in counted.items() if tally}}
+    # Without what counts for no label.
+    counts = {
+        name: own
+        for name, tally in counted.items()
+        if (own := {label: row for label, row in tally.items() if label})
+    }
+    return {"errors": errors, "counts": counts}
 
 
 def compare(
@@ -160,13 +166,14 @@ def mcnemar_tests(contestants: dict[str, list[Figure]]) -> dict[str, Any]:
     (_, first), *others = contestants.items()
     rows = []
     for name, group in others:
+        known = [set(one[0].counted.labels) for one in (first, group)]
         pairs = [
             (one == true, two == true)
             for mine, theirs in zip(
                 first[0].counted.decisions, group[0].counted.decisions, strict=True
             )
             for (true, one), (also_true, two) in zip(mine, theirs, strict=False)
-            if true == also_true
+            if true == also_true and (true in known[0]) == (true in known[1])
         ]
         if len(first) > 1 or len(group) > 1 or not pairs:
             continue

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spacy.language import Language
 from spacy.scorer import PRFScore
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -18,10 +16,10 @@ from spacy.vocab import Vocab
 
 from .declared import Score
 from .pair_head import start_of
+from .pipelines import pipelines_of
 from .tallies import count_decisions
 
 if TYPE_CHECKING:
-    from .head import BertHead
     from .textcat import BertTextCat
 
 
@@ -41,19 +39,6 @@ SCORES = {
 }
 # Weight 0: shown in training, and used to select model-best if a config raises it.
 EXCLUSIVE_SCORES = SCORES | {"cats_acc": Score("categories, accuracy", 0.0)}
-
-
-class PipelineRef(weakref.ref):
-    """A weak reference to the pipeline that a component was made for. In copies and pickles of the
-    component it is empty."""
-
-    def __reduce__(self) -> tuple:
-        return nowhere, ()
-
-
-def nowhere() -> type[None]:
-    """Return an empty reference: a callable that returns None."""
-    return type(None)
 
 
 def check_values(doc: Doc, labels: Collection[str] | None, name: str, *, exclusive: bool) -> None:
@@ -174,26 +159,6 @@ def score_choices(
         **{f"cats_macro_{key}": value for key, value in macro.items()},
         "cats_f_per_type": by_label,
     }
-
-
-def pipelines_of(head: BertHead, vocab: Vocab | None = None) -> list[Language]:
-    """List the pipelines that contain a head: the one that it was made for, and those whose
-    encoders it reads. With a `vocab` only those whose Docs have it."""
-    encoders = (encoder for node in head._listeners() for encoder in node.upstreams)
-    refs: list[Callable] = [getattr(head, "nlp", type(None)), *(one.nlp for one in encoders)]
-    found = {id(nlp): nlp for ref in refs if (nlp := ref()) is not None}
-    return [
-        nlp
-        for nlp in found.values()
-        if vocab in (None, nlp.vocab) and any(pipe is head for _, pipe in nlp.components)
-    ]
-
-
-def labels_beside(head: BertHead) -> set[str]:
-    """Return the labels that other heads of this kind in the pipeline have, and this one not."""
-    pipes = (pipe for nlp in pipelines_of(head) for _, pipe in nlp.components)
-    heads = (pipe for pipe in pipes if isinstance(pipe, type(head)))
-    return {label for one in heads for label in one.labels} - {*head.labels}
 
 
 def classifiers(

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from ..encoder.model import shim_of
 from ..encoder.step import MeanLoss
 from ..text.doc_data import register_abstained
 from .calibrated import CalibratedHead, check_temperature, check_thresholds
-from .free_text import parse_labels
+from .free_text import parse_labels, read_text
 from .imitation import Imitating, StartedUpdate
 from .model import add_classes
 from .outputs import differentiate, map_tensors
+from .pipelines import PipelineRef, nowhere
 from .saved import SavedHead
 from .stream import group_docs
 
@@ -62,12 +63,30 @@ class BertHead(SavedHead, CalibratedHead, Imitating, TrainablePipe):
         self.vocab, self.model, self.name, self.scorer = vocab, model, name, scorer
         self._config = {"class_weights": class_weights, **settings}
         self.cfg: dict[str, Any] = {"labels": [], **self._config, "config": self._config}
+        self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
         self._unknown: set[str] = set()
         # Since the last update: the number of items that the head's gradients are a mean over.
         self.num_items = 0.0
         for node in model.walk():  # so that errors before the first link can name the component
             if hasattr(node, "component_name"):
                 node.component_name = name
+
+    @classmethod
+    def for_pipeline(
+        cls,
+        nlp: Language,
+        name: str,
+        model: Model,
+        *,
+        class_weights: Any,
+        thresholds: Any,
+        **settings: Any,
+    ) -> Self:
+        """Create the head of a pipeline from the settings of its config."""
+        weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
+        head = cls(nlp.vocab, model, name, class_weights=weights, thresholds=by_label, **settings)
+        head.nlp = PipelineRef(nlp)
+        return head
 
     # --- for subclasses to define
 

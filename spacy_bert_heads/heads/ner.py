@@ -21,14 +21,12 @@ from ..encoder.model import shim_of
 from ..text.doc_data import ENT_SCORES, get_ent_score, get_ent_scores, register_extension
 from ..text.user_data import set_value
 from .calibrated import check_probability
-from .categories import labels_beside
 from .claims import Claim, claim_entities
 from .crf import MAX_TAGS, allowed_transitions, crf_loss
 from .declared import HFClasses, Score, score_weights
 from .decoding import decode
 from .entities import split_by_threshold, write_entities
 from .find import register_extensions
-from .free_text import read_text
 from .gold import is_negated, make_warnings, negations, read_gold, tag_classes, without_negated
 from .head import BertHead
 from .imitation import distance, divergence
@@ -36,6 +34,7 @@ from .model import CRF, set_aggregation
 from .modules import AGGREGATIONS
 from .negations import check_label_smoothing, tag_loss
 from .outputs import TokenLogits, map_tensors
+from .pipelines import labels_beside
 from .tags import SCHEMES, STRICT_SCHEMES, read_tags
 from .tallies import Counts, Floats, Tally, count_decisions, match_entities, micro
 from .units import ALIGNMENT_MODES, Units, to_tokens
@@ -123,11 +122,10 @@ def make_bert_ner(
         of entities; 1 by default. Not with "crf".
     label_smoothing (float): As in torch's cross_entropy, 0 to 1. Not with "crf".
     """
-    weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
-    return BertNER(
-        nlp.vocab,
-        model,
+    return BertNER.for_pipeline(
+        nlp,
         name,
+        model,
         scheme=scheme,
         threshold=threshold,
         spans_key=spans_key,
@@ -135,10 +133,10 @@ def make_bert_ner(
         alignment_mode=alignment_mode,
         aggregation=aggregation,
         loss=loss,
-        class_weights=weights,
+        class_weights=class_weights,
         label_smoothing=label_smoothing,
         temperature=temperature,
-        thresholds=by_label,
+        thresholds=thresholds,
         scorer=scorer,
     )
 

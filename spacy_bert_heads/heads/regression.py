@@ -16,11 +16,11 @@ from ..encoder.model import shim_of
 from ..pipe_configs import pipe_configs_of
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_dict, get_dict, set_value
-from .categories import pipelines_of
 from .declared import Score, score_weights
 from .head import BertHead
 from .losses import mean_over
 from .pair_head import start_of
+from .pipelines import pipelines_of
 from .textcat import DEFAULT_MODEL
 
 SCORER = {"@scorers": "spacy_bert_heads.regression_scorer.v1"}

@@ -2,7 +2,7 @@
 number of them."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from ..encoder.listener import DEFAULT_LISTENER
 from .calibrated import check_probability
 from .categories import (
     EXCLUSIVE_SCORES,
-    PipelineRef,
     check_apart,
     check_positive,
     check_values,
@@ -27,14 +26,13 @@ from .categories import (
     decide,
     distribution_of,
     may_have,
-    nowhere,
     score_beside,
     score_exclusive,
 )
 from .claims import Claim, claim_category
 from .cloze import labels_with_words
 from .declared import HFClasses, check_softmax, score_weights
-from .free_text import parse_labels, read_text
+from .free_text import parse_labels
 from .head import BertHead
 from .imitation import binary_divergence, divergence
 from .layers import MAX_WINDOWS
@@ -137,24 +135,6 @@ class BertTextCat(BertHead):
             label_smoothing=check_label_smoothing(label_smoothing),
             **calibration,
         )
-        self.nlp: Callable[[], Language | None] = nowhere()  # the pipeline, held weakly
-
-    @classmethod
-    def for_pipeline(
-        cls,
-        nlp: Language,
-        name: str,
-        model: Model,
-        *,
-        class_weights: Any,
-        thresholds: Any,
-        **settings: Any,
-    ) -> Self:
-        """Create the head of a pipeline from the settings of its config."""
-        weights, by_label = read_text(nlp, name, class_weights=class_weights, thresholds=thresholds)
-        head = cls(nlp.vocab, model, name, class_weights=weights, thresholds=by_label, **settings)
-        head.nlp = PipelineRef(nlp)
-        return head
 
     def has_gold(self, example: Example) -> bool:
         """Return whether one of this head's categories is annotated, if they are exclusive whether

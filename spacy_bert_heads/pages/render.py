@@ -190,11 +190,12 @@ def render_bar(category: Category) -> str:
     """Return the bar of a probability; the predicted label is bold, the gold label is marked."""
     kind = ' class="given"' if category.is_given else ""
     gold = ' <span class="right">gold</span>' if category.is_gold else ""
-    width = 100 * min(max(category.score, 0.0), 1.0)
+    is_known = category.score == category.score
+    width = 100 * min(max(category.score, 0.0), 1.0) if is_known else 0.0
     return (
         f"<dt{kind}>{escape(category.label)}{gold}</dt>"
         f'<dd class="bar" aria-hidden="true"><span style="width:{width:.1f}%"></span></dd>'
-        f'<dd class="value">{category.score:.2f}</dd>'
+        f'<dd class="value">{f"{category.score:.2f}" if is_known else "–"}</dd>'
     )
 
 

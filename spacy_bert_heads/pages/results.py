@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, NamedTuple
 
+import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
@@ -48,7 +50,7 @@ class Category(NamedTuple):
     """Hold a category, a label of a verdict, or an option."""
 
     label: str
-    score: float
+    score: float  # NaN if it is not known, because a threshold left the prediction out
     is_given: bool
     is_gold: bool | None  # None if it is not annotated
 
@@ -269,10 +271,10 @@ def judge_one(
     given = max(scores, key=scores.__getitem__, default=None)
     shown = {**left_out, **scores}
     if true is not None:
-        shown.setdefault(true, 0.0)
+        shown.setdefault(true, nan if left_out else 0.0)  # the component gives it no probability
     categories = [
         Category(label, p, label == given, None if true is None else label == true)
-        for label, p in sorted(shown.items(), key=lambda item: -item[1])
+        for label, p in sorted(shown.items(), key=lambda item: -np.nan_to_num(item[1]))
     ]
     return Judged(title, categories, None if true is None else given == true)
 
@@ -326,10 +328,12 @@ def compare_choice(choice: dict[str, Any], gold: Any, found: Any, left_out: Any)
     scores = dict(enumerate(found["scores"])) if found is not None else {}
     if left_out is not None:
         scores = {left_out["answer"]: left_out["score"]}
+        if gold is not None:
+            scores.setdefault(gold["answer"], nan)
     given = None if found is None else found["answer"]
     categories = [
         Category(choice["options"][i], p, i == given, None if gold is None else i == gold["answer"])
-        for i, p in sorted(scores.items(), key=lambda item: -item[1])
+        for i, p in sorted(scores.items(), key=lambda item: -np.nan_to_num(item[1]))
     ]
     is_right = None if gold is None else found is not None and given == gold["answer"]
     return Judged(title, categories, is_right)
