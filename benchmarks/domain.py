@@ -250,33 +250,33 @@ def half_width(gain: list[float]) -> float:
 
 
 def draw(bench: Bench, done: dict[str, dict]) -> None:
-    """The gain over wordpieces, with its interval for five seeds."""
+    """The gain over wordpieces, with its interval for five seeds, in a panel for each share."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    texts = {"base": "the domain", "task": "the task", "task-head-first": "the task, head first"}
-    texts["wrong"] = "Wikipedia"
-    for (recipe, name), style in zip(texts.items(), ("-", "--", ":", "-."), strict=True):
-        for color, share in enumerate(EPOCHS):
-            points = {0.0: [0.0]}
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    shares = [share for share in EPOCHS if find(done, "base", SCREEN, share, SEEDS, 3)]
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    texts = {"base": "the domain", "task": "the task", "wrong": "Wikipedia"}
+    for share, axes in zip(shares, panels, strict=True):
+        for shift, (recipe, name) in zip((1.0, 0.95, 1.05), texts.items(), strict=True):
+            points = {}
             for own, millions, adapted in TESTED:
                 gain = gains(done, find(done, own, millions, share, SEEDS, adapted), "test")
                 if own == recipe and gain:
-                    points[done[name_of(recipe, millions, 0)]["tokens"] / 1e6] = gain
-            runs = points.values()
-            if len(points) > 1:
-                axes.errorbar(
-                    list(points),
-                    list(map(statistics.mean, runs)),
-                    [half_width(gain) if len(gain) == len(SEEDS) else 0 for gain in runs],
-                    label=f"{name}, {share} % of the labels",
-                    marker="o", linestyle=style, color=f"C{color}", capsize=3,
-                )  # fmt: skip
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("million wordpieces read")
-    axes.set_ylabel("points of entity F1 gained, test")
-    figure.legend(loc="outside upper center", ncols=2)
+                    points[done[name_of(recipe, millions, 0)]["tokens"] / 1e6 * shift] = gain
+            axes.errorbar(
+                list(points),
+                list(map(statistics.mean, points.values())),
+                [half_width(gain) if len(gain) == len(SEEDS) else 0 for gain in points.values()],
+                label=name, marker="o", capsize=3,
+            )  # fmt: skip
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.set_title(f"{SENTENCES * share // 100:,} labelled sentences", loc="left", size=10)
+        axes.set_xlabel("million wordpieces read")
+    panels[0].set_ylabel("points of entity F1 gained, test")
+    panels[0].legend(frameon=False, loc="upper left")
     figure.savefig(bench.out / "domain.png", dpi=120)
 
 
