@@ -156,7 +156,7 @@ def test_masks(documents, rate, max_ngram, objective, seed):
                 parts += [set(range(*cut)) for cut in zip(cuts, cuts[1:], strict=False)]
             assert all(part <= masked or not part & masked for part in parts)
             longest = max(map(len, parts))
-            assert min(max(1, budget - longest), n_pieces) <= len(masked) < budget + longest
+            assert budget - longest < len(masked) < budget + longest
 
 
 def test_masks_are_fresh_in_each_epoch():
@@ -199,7 +199,7 @@ def test_long_words_are_predicted_as_often_as_short_ones():
     place = (batch.targets - A) % 15
     shares = np.bincount(place, minlength=15) / 4000
     assert shares[8] == shares[9] and len({*shares[10:]}) == 1  # words of two and five wordpieces
-    assert shares[[0, 8, 10]] == pytest.approx([0.21, 0.21, 0.21], abs=0.02)
+    assert shares[[0, 8, 10]] == pytest.approx([0.2, 0.2, 0.2], abs=0.02)
 
 
 def test_unknown_wordpieces_are_never_predicted():

@@ -160,7 +160,14 @@ def forward(
     """
     if is_train and not isinstance(inputs, PackedPairs):
         inputs = DocSample(inputs, model.attrs.get("max_windows"))
-    vectors, backprop_tok2vec = read_tok2vec(model.layers[0], inputs, is_train)
+    tok2vec = model.layers[0]
+    vectors: Any
+    backprop_tok2vec: Callable[[Any], Any]
+    if lacks_tokens(tok2vec, inputs):
+        vectors = [tok2vec.ops.alloc2f(0, tok2vec.get_dim("nO")) for _ in inputs]
+        backprop_tok2vec = lambda gradient: inputs  # noqa: E731
+    else:
+        vectors, backprop_tok2vec = tok2vec(inputs, is_train)
     foreign, shim = not isinstance(vectors, HiddenStates), shim_of(model)
     hidden = pack_vectors(vectors, shim.device) if foreign else vectors
     how = {AGGREGATION: model.attrs[AGGREGATION]} if AGGREGATION in model.attrs else {}
@@ -188,14 +195,11 @@ def forward(
     return map_tensors(output, torch.Tensor.detach), backprop
 
 
-def read_tok2vec(tok2vec: Model, inputs: Any, is_train: bool) -> tuple[Any, Callable]:
-    """Run a listener or another tok2vec layer. Those of spaCy with static vectors can't read Docs
-    without any token."""
+def lacks_tokens(tok2vec: Model, inputs: Any) -> bool:
+    """Return whether Docs have no token at all, which layers of spaCy with static vectors can't
+    read."""
     is_foreign = isinstance(inputs, list) and not isinstance(tok2vec, BertListener)
-    if is_foreign and not any(map(len, inputs)):
-        empty = tok2vec.ops.alloc2f(0, tok2vec.get_dim("nO"))
-        return [empty for _ in inputs], lambda gradient: inputs
-    return tok2vec(inputs, is_train)
+    return is_foreign and not any(map(len, inputs))
 
 
 def pack_vectors(vectors: list[Floats2d], device: torch.device) -> HiddenStates:

@@ -60,10 +60,11 @@ def choose(
 
     `starts` (n_positions,) marks the first position of each unit, `maskable` (n_positions,) the
     positions that may be predicted; all others (special tokens) end units and n-grams. The rate is
-    a share of the maskable positions; at least one is chosen.
+    a share of the maskable positions, at least one of them.
 
     Units are lined up in random order, and those that begin in a random stretch of the line are
-    chosen. So each has the same probability, the rate, and the last one may exceed it.
+    chosen. So each has the same probability, the rate. The last one may exceed the rate, and an
+    example of long units may have none.
     `create_masked_lm_predictions` in google-research/bert skips a unit that would exceed it, so in
     a short example long words are hardly ever predicted. n-grams are those of
     google-research/albert; there one that overlaps a chosen unit is dropped, here it ends before
@@ -82,7 +83,7 @@ def choose(
     while at > 0:
         at -= sizes[order[first]]
         first += 1
-    room = max(room + at, 1)  # without the rest of the unit in which the stretch begins
+    room += at  # without the rest of the unit in which the stretch begins
     chosen: list[int] = []
     for unit in order[first:] + order[:first]:
         n = 1 if len(shares) == 1 else 1 + bisect_right(shares, random.random() * shares[-1])
