@@ -57,17 +57,22 @@ def make_bins(judged: Judged, num_bins: int = NUM_BINS) -> Bins:
     edges = _edges(len(order), num_bins)
     counts = np.diff(edges).astype(np.float64)
     p = judged.probability[order]
-    right = _share_of_equal(p, judged.is_right[order])
+    right = _pool(judged.is_right[order], *_equal(p))
     means = (np.add.reduceat(values, edges[:-1]) / counts for values in (p, right))
     return Bins(counts, *means)
 
 
-def _share_of_equal(p: Floats, is_right: NDArray[np.bool_]) -> Floats:
-    """Return for each of sorted claims the share of correct ones among those of equal
-    probability."""
+def _equal(p: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the groups of equal values begin in sorted ones, and their sizes."""
     begins = np.flatnonzero(np.append(True, p[1:] != p[:-1]))
-    equal = np.diff(np.append(begins, len(p)))
-    return np.repeat(np.add.reduceat(is_right.astype(np.float64), begins) / equal, equal)
+    return begins, np.diff(np.append(begins, len(p)))
+
+
+def _pool(
+    is_right: NDArray[np.bool_], begins: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> Floats:
+    """Return for each claim the share of correct ones in its group."""
+    return np.repeat(np.add.reduceat(is_right.astype(np.float64), begins) / sizes, sizes)
 
 
 def _edges(n: int, num_bins: int) -> NDArray[np.int64]:
@@ -99,9 +104,9 @@ def simulate_perfect(
     edges = _edges(len(p), num_bins)
     counts = np.diff(edges)
     means = np.add.reduceat(p, edges[:-1]) / counts
-    rng = np.random.default_rng(seed)
+    rng, groups = np.random.default_rng(seed), _equal(p)
     accuracies = np.asarray(
-        [np.add.reduceat(_share_of_equal(p, rng.random(len(p)) < p), edges[:-1]) / counts
+        [np.add.reduceat(_pool(rng.random(len(p)) < p, *groups), edges[:-1]) / counts
          for _ in range(times)]
     )  # fmt: skip
     errors = np.abs(accuracies - means) @ (counts / len(p))

@@ -141,14 +141,10 @@ def check_contradictions(head: BertTextCat, split: Split, reading: Reading | Non
             given.setdefault(example.reference.text, []).append(cats)
     texts = []
     for text, rows in given.items():
-        held = {
-            label: {row[label] > 0.5 for row in rows if label in row}
-            for row in rows
-            for label in row
-        }
-        chosen = {label for row in rows for label, value in row.items() if value > 0.5}
-        several = len(chosen) > 1 and not head.multi_label
-        if len(rows) > 1 and (several or any(len(values) > 1 for values in held.values())):
+        held = {label for row in rows for label, value in row.items() if value > 0.5}
+        differs = any(row.get(label, 1.0) <= 0.5 for label in held for row in rows)
+        several = len(held) > 1 and not head.multi_label
+        if len(rows) > 1 and (several or differs):
             texts.append(text)
     return faults(
         "contradiction",

@@ -39,8 +39,12 @@ def pipelines_of(head: BertHead, vocab: Vocab | None = None) -> list[Language]:
     ]
 
 
+def heads_alike(head: BertHead) -> list[BertHead]:
+    """List the heads of this kind in the pipelines of a head, itself included."""
+    pipes = (pipe for nlp in pipelines_of(head) for _, pipe in nlp.components)
+    return [pipe for pipe in pipes if isinstance(pipe, type(head))]
+
+
 def labels_beside(head: BertHead) -> set[str]:
     """Return the labels that other heads of this kind in the pipeline have, and this one not."""
-    pipes = (pipe for nlp in pipelines_of(head) for _, pipe in nlp.components)
-    heads = (pipe for pipe in pipes if isinstance(pipe, type(head)))
-    return {label for one in heads for label in one.labels} - {*head.labels}
+    return {label for one in heads_alike(head) for label in one.labels} - {*head.labels}

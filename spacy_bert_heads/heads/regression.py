@@ -20,7 +20,7 @@ from .declared import Score, score_weights
 from .head import BertHead
 from .losses import mean_over
 from .pair_head import start_of
-from .pipelines import pipelines_of
+from .pipelines import heads_alike
 from .textcat import DEFAULT_MODEL
 
 SCORER = {"@scorers": "spacy_bert_heads.regression_scorer.v1"}
@@ -128,9 +128,7 @@ class NumbersHead(BertHead):
     def warn_unknown(self, label: str) -> None:
         """Warn once about a label that no head of this kind in the pipeline has, or may get when it
         is initialized."""
-        pipes = (pipe for nlp in pipelines_of(self) for _, pipe in nlp.components)
-        heads = [pipe for pipe in pipes if isinstance(pipe, type(self))]
-        if not any(label in head.labels or not head.labels for head in heads):
+        if not any(label in head.labels or not head.labels for head in heads_alike(self)):
             super().warn_unknown(label)
 
     def start_from_data(self, examples: Iterable[Example]) -> None:

@@ -23,7 +23,7 @@ from ..encoder.model import shim_of
 from ..text.arrays import Ints1d
 from ..text.doc_data import register_extension
 from ..text.user_data import copy_of_list, get_list, get_value, set_value
-from .answers import WITHOUT_SPACES
+from .answers import WITHOUT_SPACES, answer_words
 from .declared import Score, score_weights
 from .decoder import MAX_WINDOWS, Decoder, Sources, TargetLogits
 from .losses import cross_entropy, mean_over, summed_cross_entropy
@@ -126,7 +126,7 @@ def score_seq2seq(
     texts, references = map(list, zip(*pairs, strict=True))
     most = max(map(len, references))
     columns: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    split = {"zh": "zh", "ja": "char", "th": "char"}.get(lang)
+    split = "zh" if lang == "zh" else "char" if lang in WITHOUT_SPACES else None
     bleu = BLEU(lowercase=lowercase, tokenize=split).corpus_score(texts, columns)
     # Its own tokenizer, which drops all letters but a to z, is for English.
     words = None if lang == "en" else Words(lang)
@@ -143,9 +143,10 @@ class Words(NamedTuple):
 
     def tokenize(self, text: str) -> list[str]:
         """List the words, or the characters of languages without spaces."""
+        if self.lang in WITHOUT_SPACES:
+            return answer_words(text, self.lang)
         kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
-        words = "".join(kept).split()
-        return list("".join(words)) if self.lang in WITHOUT_SPACES else words
+        return "".join(kept).split()
 
 
 def require_scorers() -> None:
